@@ -1,0 +1,1 @@
+"""Configuration: strict models, YAML with overrides and `extends`, and the recipe's identity."""

@@ -1,0 +1,56 @@
+"""What a stage's configuration is made of, and which part of it is identity.
+
+Every setting has a role (see "Identity" in the README). Unmarked settings are recipe:
+
+    class Training(Config):
+        learning_rate: PositiveFloat                       # recipe: what is computed
+        num_processes: Annotated[int, Role.TOPOLOGY] = 1   # changes bits, not the intent
+        output_dir: Annotated[Path, Role.PLACEMENT]        # where things go
+        path: Annotated[Path, Role.INPUT]                  # counts by its content, not its name
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Role(Enum):
+    RECIPE = "recipe"
+    TOPOLOGY = "topology"
+    PLACEMENT = "placement"
+    INPUT = "input"
+
+
+class Config(BaseModel):
+    """Base of every configuration model: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def settings_by_role(config: Config) -> dict[Role, dict[str, Any]]:
+    """{role: {dotted key: JSON value}} of every leaf setting; list items are `key[0]`.
+
+    A marked field gives its role to everything below it.
+    """
+    settings: dict[Role, dict[str, Any]] = {role: {} for role in Role}
+    for key, value, role in _walk(config, "", None):
+        settings[role][key] = value
+    return settings
+
+
+def _walk(config: Config, prefix: str, inherited: Role | None) -> Iterator[tuple[str, Any, Role]]:
+    dumped = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        marked = next((mark for mark in field.metadata if isinstance(mark, Role)), None)
+        role = inherited or marked
+        key = f"{prefix}{name}"
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from _walk(value, f"{key}.", role)
+        elif isinstance(value, list | tuple) and any(isinstance(item, Config) for item in value):
+            for index, item in enumerate(value):
+                yield from _walk(item, f"{key}[{index}].", role)
+        else:
+            yield key, dumped[name], role or Role.RECIPE

@@ -1,0 +1,1 @@
+"""Errors, hashing, atomic files and YAML with line numbers. Standard library and PyYAML only."""

@@ -1,0 +1,79 @@
+"""One tree of errors, and the one way they are shown.
+
+Everything a user can cause is a PostTrainingError: it says what is wrong, where, and what to do.
+Any other exception is a bug of ours and keeps its traceback.
+"""
+
+import errno
+import sys
+from typing import TextIO
+
+
+class PostTrainingError(Exception):
+    """A failure with one clear message. `exit_code` 1: the work failed.
+
+    problem: what is wrong, lower case, with the offending value and the limit.
+    where: file, `file:line`, key or digest it concerns.
+    hint: the one thing to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, where: str | None = None, hint: str | None = None):
+        super().__init__(problem)
+        self.problem = problem
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.problem}" if self.where else self.problem
+        return f"{text}\nhint: {self.hint}" if self.hint else text
+
+
+class UsageError(PostTrainingError):
+    """The command or its configuration is wrong; nothing was started. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """Every fault of a configuration at once, one line each."""
+
+    def __init__(self, faults: list[str], *, hint: str | None = None):
+        super().__init__("\n".join(faults), hint=hint)
+        self.faults = faults
+
+
+class Interrupted(PostTrainingError):
+    """A signal ended the work; exit code 128 + the signal's number, as a shell reports it."""
+
+    def __init__(self, signal_name: str, signal_number: int):
+        super().__init__(f"stopped by {signal_name}")
+        self.signal_name = signal_name
+        self.exit_code = 128 + signal_number
+
+
+def report(error: BaseException, stream: TextIO | None = None) -> int:
+    """Print `error` for a person and return the exit code. A bug of ours is re-raised."""
+    stream = stream or sys.stderr
+    if isinstance(error, KeyboardInterrupt):
+        print("error: interrupted", file=stream)
+        return 130
+    if isinstance(error, OSError) and not isinstance(error, PostTrainingError):
+        error = _from_os_error(error)
+    if not isinstance(error, PostTrainingError):
+        raise error
+    faults = error.faults if isinstance(error, ConfigError) else [str(error).split("\nhint: ")[0]]
+    for fault in faults:
+        print(f"error: {fault}", file=stream)
+    if error.hint:
+        print(f"hint: {error.hint}", file=stream)
+    return error.exit_code
+
+
+def _from_os_error(error: OSError) -> PostTrainingError:
+    hint = None
+    if error.errno == errno.ENOSPC:
+        hint = "free some space there or choose another folder; nothing half-written was kept"
+    problem = (error.strerror or str(error)).lower()
+    return PostTrainingError(problem, where=error.filename and str(error.filename), hint=hint)

@@ -1,0 +1,46 @@
+"""sha256 of texts, values, files and folders: the only identity used anywhere."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ARTIFACT_RECORD = "artifact.json"
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_value(value: Any) -> str:
+    """Hash of a JSON value; key order and whitespace don't count."""
+    return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """{relative path: sha256} of every file below `folder` but its artifact record, sorted."""
+    paths = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() != ARTIFACT_RECORD
+    )
+    # hashlib releases the GIL, so threads hash at the speed of the disk.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(lambda path: sha256_file(folder / path), paths), strict=True))
+
+
+def fingerprint_files(hashes: dict[str, str]) -> str:
+    """Fingerprint of a folder from `hash_files`: sha256 over its sorted (path, sha256) pairs."""
+    return sha256_value(sorted(hashes.items()))
+
+
+def fingerprint(path: Path) -> str:
+    """Fingerprint of an input: a file's sha256, or that of a folder's files (hidden ones too)."""
+    return fingerprint_files(hash_files(path)) if path.is_dir() else sha256_file(path)
