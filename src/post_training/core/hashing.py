@@ -33,7 +33,9 @@ def hash_files(folder: Path) -> dict[str, str]:
     )
     # hashlib releases the GIL, so threads hash at the speed of the disk.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(paths, pool.map(lambda path: sha256_file(folder / path), paths), strict=True))
+        return dict(
+            zip(paths, pool.map(lambda path: sha256_file(folder / path), paths), strict=True)
+        )
 
 
 def fingerprint_files(hashes: dict[str, str]) -> str:

@@ -1,0 +1,140 @@
+"""The command line on the host: `post-training …`. Every import of weight is inside its command."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+
+def main() -> None:
+    """Errors become one clear line and the exit code."""
+    from post_training.core.errors import report
+
+    arguments = sys.argv[1:]
+    if arguments[:2] in (["edf", "run"], ["edf", "resolve"]):
+        from post_training.images import edf_command
+
+        sys.exit(edf_command.main(arguments[1:]))
+    try:
+        build_app()()
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error))
+
+
+def build_app() -> Any:
+    """The typer application; its `--help` imports neither pydantic nor anything of the stack."""
+    import typer
+
+    settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False}
+    app = typer.Typer(
+        help="Reproducible post-training of language models, one image digest a run.",
+        pretty_exceptions_enable=False,
+        **settings,
+    )
+    image = typer.Typer(help="Build images and keep the image store.", **settings)
+    edf = typer.Typer(help="Render, check and run EDF files.", **settings)
+    runs = typer.Typer(help="Look at runs.", **settings)
+    app.add_typer(image, name="image")
+    app.add_typer(edf, name="edf")
+    app.add_typer(runs, name="runs")
+
+    Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]
+    Repository = Annotated[Path, typer.Option(help="The checkout of post-training.")]
+    Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+    @image.command("build")
+    def image_build(
+        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+        store: Store = None,
+        repository: Repository = Path("."),
+        force: Annotated[bool, typer.Option(help="Build even if the store has it.")] = False,
+    ) -> None:
+        """Build containers/NAME into an OCI image, unless its input hash is built already."""
+        from post_training.images import commands
+
+        commands.build(name, store, repository, force=force)
+
+    @image.command("push-sqsh")
+    def image_push_sqsh(
+        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+        site: Annotated[str, typer.Option(help="The site file of edf/ to render from.")] = "laptop",
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Put the built image into the store as a squashfs, and render edf/post-training.toml."""
+        from post_training.images import commands
+
+        commands.push(name, site, store, repository)
+
+    @image.command("list")
+    def image_list(store: Store = None, as_json: Json = False) -> None:
+        """The images in the store, the last pushed first."""
+        from post_training.images import commands
+
+        commands.show_list(store, as_json=as_json)
+
+    Reference = Annotated[
+        str, typer.Argument(help="OCI digest, squashfs sha256 (8 digits are enough) or NAME.")
+    ]
+
+    @image.command("show")
+    def image_show(reference: Reference, store: Store = None) -> None:
+        """The whole record of an image, as JSON."""
+        from post_training.images import commands
+
+        print(json.dumps(commands.open_store(store).find(reference), indent=2))
+
+    @image.command("verify")
+    def image_verify(reference: Reference, store: Store = None) -> None:
+        """Hash an image again: ok, missing or corrupt."""
+        from post_training.images import commands
+
+        sys.exit(commands.verify(reference, store))
+
+    @edf.command("render")
+    def edf_render(
+        image: Annotated[
+            str, typer.Option(help="Digest or name of an image in the store.")
+        ] = "cpu",
+        site: Annotated[str, typer.Option(help="A site file of edf/.")] = "laptop",
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Print the EDF of an image for a site."""
+        from post_training.images import commands
+
+        print(commands.render(image, site, store, repository), end="")
+
+    @edf.command("run")
+    def edf_run() -> None:
+        """Run a command in an EDF's image: `edf run NAME -- COMMAND …`."""
+
+    @edf.command("resolve")
+    def edf_resolve() -> None:
+        """Check an EDF and print its path: `edf resolve NAME`."""
+
+    @runs.command("show")
+    def runs_show(
+        run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+    ) -> None:
+        """What a run was, in which image, from what, and what came out."""
+        from post_training.records import show
+
+        show.show_run(run, as_json=as_json)
+
+    @app.command("reproduce")
+    def reproduce_run(
+        run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+        run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
+        store: Store = None,
+    ) -> None:
+        """Run again from the recorded image digest and compare: exit 0 identical, 4 differs."""
+        from post_training.reproduce import command
+
+        sys.exit(command.reproduce(run, run_dir, store))
+
+    return app
+
+
+if __name__ == "__main__":
+    main()

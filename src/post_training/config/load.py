@@ -1,0 +1,189 @@
+"""A YAML file and overrides become a checked configuration; every fault is told at once.
+
+    defaults of the model < what the file extends, in order < the file < overrides, in order
+
+`extends: [shared.yaml, preset:apertus-8b]` may stand at the top of any file; paths are relative to
+that file. Mappings merge key by key; lists and scalars replace what was there.
+
+Values have the type YAML gave them: '3' and 3.0 are no integers, 1 is not true. An integer is a
+number, and text becomes a path or an enum.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from post_training.config.faults import explain, nearest
+from post_training.config.overrides import Override, parse_override, set_override
+from post_training.core import yaml
+from post_training.core.errors import ConfigError, UsageError
+from post_training.core.hashing import sha256_text
+from post_training.core.messages import KeyPath, shown
+from post_training.core.yaml import Document
+
+PRESETS_DIR = Path(__file__).parent / "presets"
+MAX_LEVELS = 10
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read, and the sha256 of its content."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[ConfigT]):
+    """The configuration, the merged data it was checked from, and the files that gave it."""
+
+    config: ConfigT
+    data: dict[str, Any]
+    sources: list[Source]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings, where each was written (path -> `file.yaml:12`), and the files they came from."""
+
+    data: dict[str, Any]
+    origins: dict[KeyPath, str]
+    sources: list[Source]
+
+    def under(self, top: "Layer") -> "Layer":
+        """Both, with the values of `top` where both have one."""
+        sources = [*self.sources, *(new for new in top.sources if new not in self.sources)]
+        return Layer(merge(self.data, top.data), self.origins | top.origins, sources)
+
+    def set(self, override: Override) -> None:
+        """Set the value in place; whatever is below it now comes from the override."""
+        set_override(self.data, override)
+        length = len(override.path)
+        for path in [path for path in self.origins if path[:length] == override.path]:
+            del self.origins[path]
+        for depth in range(1, length + 1):
+            self.origins.setdefault(override.path[:depth], override.where)
+
+    def origin(self, path: KeyPath) -> str:
+        """Where the value at `path`, or else the nearest one above it, was written."""
+        while path not in self.origins:
+            path = path[:-1]
+        return self.origins[path]
+
+
+def load_config(
+    model: type[ConfigT],
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    presets_dir: Path = PRESETS_DIR,
+) -> Loaded[ConfigT]:
+    """Read `path` with what it extends, apply the overrides and check the result.
+
+    Errors: ConfigError with every fault, each as `file.yaml:12: key: what is wrong`.
+    """
+    try:
+        layer = _read(str(path), path, presets_dir, {})
+    except UsageError as error:
+        raise ConfigError([str(error)]) from None
+    layer.origins[()] = str(path)
+    _apply(layer, overrides)
+    try:
+        # From JSON, strict still takes text for paths and enums, and lists for tuples.
+        config = model.model_validate_json(json.dumps(layer.data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(explain(model, error, layer.data, layer.origin)) from None
+    return Loaded(config, layer.data, layer.sources)
+
+
+def resolved_yaml(config: BaseModel) -> str:
+    """The whole configuration, defaults written out; loading it gives an equal one."""
+    return yaml.dump(config.model_dump(mode="json", by_alias=True))
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` over `base`: mappings key by key, anything else replaced. Neither is changed."""
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, dict):
+            below = base.get(key)
+            merged[key] = merge(below if isinstance(below, dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply(layer: Layer, overrides: Sequence[str]) -> None:
+    faults = []
+    for text in overrides:
+        try:
+            layer.set(parse_override(text))
+        except UsageError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _read(name: str, path: Path, presets_dir: Path, above: dict[Path, str]) -> Layer:
+    """The file over everything it extends. `above`: the files that led here, with their names."""
+    content = _content(path, name)
+    document = yaml.load(content, name)
+    if not isinstance(document.data, dict):
+        raise UsageError("must be a mapping at the top level", where=name)
+    above = {**above, path.resolve(): name}
+    layer = Layer({}, {}, [])
+    for reference, where in _references(document):
+        found, found_name = _find(reference, where, path.parent, presets_dir)
+        chain = " -> ".join([*above.values(), found_name])
+        if found.resolve() in above:
+            raise UsageError(f"extends: goes in a circle: {chain}", where=where)
+        if len(above) > MAX_LEVELS:
+            raise UsageError(f"extends: more than {MAX_LEVELS} levels: {chain}", where=where)
+        layer = layer.under(_read(found_name, found, presets_dir, above))
+    own = {key: value for key, value in document.data.items() if key != "extends"}
+    origins = {key: document.where(key) for key in document.lines}
+    return layer.under(Layer(own, origins, [Source(path, sha256_text(content))]))
+
+
+def _content(path: Path, name: str) -> str:
+    try:
+        return yaml.decode(path.read_bytes(), name)
+    except FileNotFoundError:
+        raise UsageError("no such file", where=name) from None
+    except IsADirectoryError:
+        raise UsageError("is a folder, not a file", where=name) from None
+
+
+def _references(document: Document) -> list[tuple[str, str]]:
+    """(file or preset, where it is named) of everything the document extends, in order."""
+    extends = document.data.get("extends", [])
+    items = extends if isinstance(extends, list) else [extends]
+    references = []
+    for index, reference in enumerate(items):
+        where = document.where(("extends", index) if items is extends else ("extends",))
+        if not isinstance(reference, str) or not reference:
+            problem = f"extends: must be a file or preset:name (got {shown(reference)})"
+            raise UsageError(problem, where=where)
+        references.append((reference, where))
+    return references
+
+
+def _find(reference: str, where: str, folder: Path, presets_dir: Path) -> tuple[Path, str]:
+    """The path of what is extended, and its name in messages."""
+    if reference.startswith("preset:"):
+        preset = reference.removeprefix("preset:")
+        known = sorted(path.stem for path in presets_dir.glob("*.yaml"))
+        if preset not in known:
+            problem = f"extends: no preset '{preset}'{nearest(preset, known)}"
+            raise UsageError(problem, where=where)
+        return presets_dir / f"{preset}.yaml", reference
+    path = folder / reference
+    if not path.exists():
+        raise UsageError(f"extends: no such file: {path}", where=where)
+    return path, str(path)

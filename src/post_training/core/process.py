@@ -1,0 +1,62 @@
+"""External programs: run one for its output, or tie one's life to ours."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from post_training.core.errors import PostTrainingError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def dies_with(parent: int) -> Callable[[], None]:
+    """A `preexec_fn` that has the child killed when process `parent` ends, however it ends.
+
+    Linux only (prctl(2)); the child survives an exec of the parent, which keeps its pid.
+    """
+    libc = ctypes.CDLL(None)
+
+    def arrange() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # It ended before we asked.
+            os._exit(1)
+
+    return arrange
+
+
+def run_tool(
+    argv: Sequence[str | Path],
+    *,
+    hint: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    show: bool = False,
+) -> str:
+    """Run `argv` and return its stdout, stripped.
+
+    show: pass the program's own progress through to stderr while it runs.
+    Errors: PostTrainingError when the program is missing or fails, with the end of its output.
+    """
+    program = str(argv[0])
+    if shutil.which(program) is None:
+        raise PostTrainingError(
+            f"{program}: not installed", hint=hint or "installation/laptop.md lists what is needed"
+        )
+    done = subprocess.run(
+        [str(word) for word in argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=None if show else subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=cwd,
+    )
+    if done.returncode != 0:
+        lines = f"{done.stdout or ''}\n{done.stderr or ''}".strip().splitlines()[-12:]
+        problem = f"{program} failed with exit code {done.returncode}"
+        raise PostTrainingError("\n".join([problem, *(f"  {line}" for line in lines)]), hint=hint)
+    return (done.stdout or "").strip()

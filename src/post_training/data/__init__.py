@@ -1,0 +1,1 @@
+"""From files of conversations to token ids and labels. Nothing here imports torch."""

@@ -1,0 +1,111 @@
+"""Build a recipe into an OCI image, with buildah and no network.
+
+Everything that could make two builds differ is fixed: the context holds only hashed files, times
+are SOURCE_DATE_EPOCH, wheels come by hash, and the builder leaves no label of its own.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.files import write_json
+from post_training.core.hashing import sha256_file
+from post_training.core.process import run_tool
+from post_training.images.base import ensure_base, ensure_wheels
+from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
+from post_training.images.store import ImageStore
+
+LABEL_PREFIX = "org.post-training"
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image in buildah's storage. oci_digest: `sha256:<hex>` of the OCI config."""
+
+    tag: str
+    oci_digest: str
+    identity: dict[str, Any]
+    base: dict[str, Any]
+
+    @property
+    def input_hash(self) -> str:
+        return self.identity["input_hash"]
+
+
+def image_identity(recipe: Recipe, base: dict[str, Any]) -> dict[str, Any]:
+    """What the image says of itself in /etc/post-training/image.json: no time, path or commit."""
+    return {
+        "name": recipe.name,
+        "version": recipe.version,
+        "input_hash": recipe.input_hash(base["sha256"]),
+        "base_sha256": base["sha256"],
+        "lock_sha256": {name: sha256_file(path) for name, path in recipe.locks.items()},
+        "platform": "linux/amd64",
+    }
+
+
+def image_tag(identity: dict[str, Any]) -> str:
+    return f"localhost/post-training/{identity['name']}:{identity['version']}-{identity['input_hash'][:16]}"
+
+
+def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
+    """Build, unless an image of the same input hash is there; (image, whether it was built)."""
+    with store.lock():
+        base = ensure_base(recipe, store)
+        identity = image_identity(recipe, base)
+        if built := find_built(identity, base):
+            return built, False
+        wheels = ensure_wheels(recipe, store)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
+            context = Path(temporary) / "context"
+            context.mkdir()
+            if recipe.stage(context, base["sha256"]) != identity["input_hash"]:
+                raise PostTrainingError("the sources changed while the build started", hint="again")
+            write_json(context / "image.json", identity)
+            os.link(store.folder / base["file"], context / "base.tar")
+            _buildah_build(context, wheels, identity)
+    built = find_built(identity, base)
+    if built is None:
+        raise PostTrainingError("buildah finished, but the image is not in its storage")
+    return built, True
+
+
+def find_built(identity: dict[str, Any], base: dict[str, Any]) -> BuiltImage | None:
+    """The image with this identity in buildah's storage, or None."""
+    tag = image_tag(identity)
+    listed = json.loads(run_tool(["buildah", "images", "--json"]) or "[]") or []
+    if not any(tag in (image.get("names") or []) for image in listed):
+        return None
+    inspected = json.loads(run_tool(["buildah", "inspect", "--type", "image", tag]))
+    labels = inspected["OCIv1"]["config"].get("Labels") or {}
+    if labels.get(f"{LABEL_PREFIX}.input-hash") != identity["input_hash"]:
+        return None
+    return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity, base)
+
+
+def _buildah_build(context: Path, wheels: Path, identity: dict[str, Any]) -> None:
+    labels = {
+        "org.opencontainers.image.title": f"post-training/{identity['name']}",
+        "org.opencontainers.image.version": identity["version"],
+        f"{LABEL_PREFIX}.input-hash": identity["input_hash"],
+        f"{LABEL_PREFIX}.base-sha256": identity["base_sha256"],
+        **{
+            f"{LABEL_PREFIX}.lock-sha256.{name}": digest
+            for name, digest in identity["lock_sha256"].items()
+        },
+    }
+    run_tool(
+        [
+            "buildah", "bud", "--runtime=runc", "--network=none", "--format=oci", "--layers=true",
+            "--identity-label=false", f"--timestamp={SOURCE_DATE_EPOCH}",
+            f"--build-arg=SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH}",
+            f"--build-context=wheels={wheels}",
+            *(f"--label={key}={value}" for key, value in labels.items()),
+            f"--tag={image_tag(identity)}", context,
+        ],
+        show=True,
+    )  # fmt: skip

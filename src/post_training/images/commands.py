@@ -1,0 +1,89 @@
+"""What `post-training image …` and `edf render` do and print. stdout is data, stderr talks."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from post_training.core.errors import UsageError
+from post_training.images.base import ensure_base
+from post_training.images.build import build_image, find_built, image_identity
+from post_training.images.edf import edf_folders
+from post_training.images.push import push_sqsh
+from post_training.images.recipe import load_recipe
+from post_training.images.render import install_edf, render_edf, site_file
+from post_training.images.store import ImageStore, default_store
+
+
+def open_store(folder: Path | None) -> ImageStore:
+    return ImageStore(folder or default_store())
+
+
+def build(name: str, store_folder: Path | None, repository: Path, *, force: bool) -> None:
+    store, recipe = open_store(store_folder), load_recipe(name, repository.resolve())
+    if not force:
+        identity = image_identity(recipe, ensure_base(recipe, store))
+        if record := store.find_built(identity["input_hash"]):
+            _say(f"{name} {record['version']}: already in the store")
+            print(record["oci_digest"])
+            return
+    image, is_new = build_image(recipe, store)
+    _say(f"{name} {recipe.version}: {'built' if is_new else 'already built'} as {image.tag}")
+    print(image.oci_digest)
+
+
+def push(name: str, site: str, store_folder: Path | None, repository: Path) -> None:
+    repository = repository.resolve()
+    store, recipe = open_store(store_folder), load_recipe(name, repository)
+    site_path = site_file(site, repository)
+    base = ensure_base(recipe, store)
+    identity = image_identity(recipe, base)
+    record = store.find_built(identity["input_hash"])
+    if record is None:
+        image = find_built(identity, base)
+        if image is None:
+            raise UsageError(
+                f"{name} is not built for these sources (input hash {identity['input_hash'][:16]})",
+                hint="run `make image` first",
+            )
+        record = push_sqsh(image, recipe, store)
+        _say(f"pushed {record['size_bytes'] / 1e6:.0f} MB to {store.folder}")
+    else:
+        _say("already in the store")
+    rendered = install_edf(
+        render_edf(site_path, record, store), repository, edf_folders(os.environ)[0]
+    )
+    _say(f"EDF: {rendered}")
+    print(store.image_path(record["sqsh_sha256"]))
+
+
+def show_list(store_folder: Path | None, *, as_json: bool) -> None:
+    index = open_store(store_folder).index()
+    if as_json:
+        print(json.dumps(index, indent=2))
+        return
+    print(f"{'NAME':8} {'VERSION':9} {'OCI DIGEST':20} {'SQSH SHA256':13} {'MB':>5}  PUSHED")
+    for entry in index:
+        print(
+            f"{entry['name']:8} {entry['version']:9} {entry['oci_digest'][:19]:20} "
+            f"{entry['sqsh_sha256'][:12]:13} {entry['size_bytes'] / 1e6:5.0f}  {entry['pushed']}"
+        )
+
+
+def verify(reference: str, store_folder: Path | None) -> int:
+    """Exit code 0 when the image is what its name says, else 1."""
+    store = open_store(store_folder)
+    status, path, expected, found = store.verify(store.find(reference))
+    print(f"{status}: {path}")
+    if status == "corrupt":
+        _say(f"error: {path}: sha256 is {found}, expected {expected}")
+    return 0 if status == "ok" else 1
+
+
+def render(reference: str, site: str, store_folder: Path | None, repository: Path) -> str:
+    store = open_store(store_folder)
+    return render_edf(site_file(site, repository.resolve()), store.find(reference), store)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,284 @@
+"""EDF: the Environment Definition File of CSCS's Container Engine, read the way CE reads it.
+
+Source of the rules: https://docs.cscs.ch/software/container-engine/edf and the parser and schema
+of https://github.com/sarus-suite/raster. Where they differ we accept both; `entrypoint` defaults
+to false as documented. Standard library only: the runner starts with every process of a job.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import ConfigError, UsageError
+
+_MAX_LEVELS = 10
+_KEYS = {
+    "base_environment": (str, list),
+    "image": str,
+    "workdir": str,
+    "entrypoint": bool,
+    "writable": bool,
+    "mounts": list,
+    "devices": list,
+    "env": dict,
+    "annotations": dict,
+}
+_VARIABLE = re.compile(r"\$(\$?)\{([^}]*)\}")
+_BANNED = re.compile(r'\$\(|`|;|"')
+_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+_PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
+_FLAGS = {"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "sqsh", *_PROPAGATION}
+
+
+@dataclass(frozen=True)
+class Mount:
+    """`source:target[:flag+flag]`, both absolute; `sqsh`: the source is a squashfs to mount."""
+
+    source: Path
+    target: Path
+    flags: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        words = [str(self.source), str(self.target)]
+        return ":".join([*words, "+".join(sorted(self.flags))] if self.flags else words)
+
+
+@dataclass(frozen=True)
+class Edf:
+    """An EDF with its parents merged and its variables expanded. annotations: dotted keys."""
+
+    path: Path
+    image: str
+    workdir: str | None
+    entrypoint: bool
+    writable: bool
+    mounts: tuple[Mount, ...]
+    devices: tuple[str, ...]
+    env: dict[str, str]
+    annotations: dict[str, str]
+
+
+def find_edf(name: str, env: Mapping[str, str], cwd: Path) -> Path:
+    """The file that `--environment=NAME` means.
+
+    A path (absolute, or relative to `cwd`) is taken as it is; NAME is NAME.toml in a folder of
+    EDF_PATH (default ~/.edf); a bare NAME.toml is looked for in `cwd`, then in EDF_PATH.
+    """
+    if "/" in name:
+        path = cwd / name
+        if path.is_file():
+            return path
+        raise UsageError("no such EDF", where=str(path))
+    searched = edf_folders(env)
+    candidates = [
+        folder / (name if name.endswith(".toml") else f"{name}.toml") for folder in searched
+    ]
+    if name.endswith(".toml"):
+        candidates.insert(0, cwd / name)
+    for path in candidates:
+        if path.is_file():
+            return path
+    places = ", ".join(str(path.parent) for path in candidates) or "EDF_PATH, which is empty"
+    raise UsageError(
+        f"no EDF {name!r} in {places}",
+        hint="`make push-sqsh` writes post-training.toml and links it into ~/.edf",
+    )
+
+
+def edf_folders(env: Mapping[str, str]) -> list[Path]:
+    """The folders of EDF_PATH; without it, ~/.edf."""
+    if env.get("EDF_PATH"):
+        folders = [Path(word) for word in env["EDF_PATH"].split(":") if word]
+        if relative := [str(folder) for folder in folders if not folder.is_absolute()]:
+            raise UsageError(f"EDF_PATH: must hold absolute folders (got {', '.join(relative)})")
+        return folders
+    home = env.get("HOME") or os.path.expanduser("~")
+    return [Path(home) / ".edf"]
+
+
+def load_edf(path: Path, env: Mapping[str, str], cwd: Path) -> Edf:
+    """Read, merge with the parents, expand and check.
+
+    env: the host's environment, for `${VAR}`. cwd: what relative paths are relative to.
+    Errors: ConfigError with every fault found, each as `file: key: what`.
+    """
+    faults: list[str] = []
+    merged = _merge_parents(path, env, cwd, faults, chain=())
+    expanded = _expand(merged, env, str(path), faults)
+    mounts = []
+    for index, text in enumerate(expanded.get("mounts", [])):
+        try:
+            mount = parse_mount(text, cwd)
+        except ValueError as error:
+            faults.append(f"{path}: mounts[{index}]: {error}")
+            continue
+        if not mount.source.exists():
+            faults.append(f"{path}: mounts[{index}]: source does not exist: {mount.source}")
+        mounts.append(mount)
+    image = expanded.get("image", "")
+    if not image:
+        faults.append(f"{path}: image: missing")
+    if faults:
+        raise ConfigError(faults)
+    return Edf(
+        path=path,
+        image=image,
+        workdir=expanded.get("workdir"),
+        entrypoint=expanded.get("entrypoint", False),
+        writable=expanded.get("writable", True),
+        mounts=tuple(dict.fromkeys(mounts)),
+        devices=tuple(dict.fromkeys(expanded.get("devices", []))),
+        env=expanded.get("env", {}),
+        annotations=expanded.get("annotations", {}),
+    )
+
+
+def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
+    """The keys of an EDF and its parents, merged and not expanded; annotations flattened.
+
+    Errors: ConfigError with every fault found.
+    """
+    faults: list[str] = []
+    merged = _merge_parents(path, env, cwd, faults, chain=())
+    if faults:
+        raise ConfigError(faults)
+    return merged
+
+
+def parse_mount(text: str, cwd: Path) -> Mount:
+    """`SRC:DST[:FLAGS]`, or a bare path that stands for both. Errors: ValueError."""
+    source, *rest = text.split(":")
+    target, flags = (rest + [source, ""][len(rest) :])[:2] if len(rest) <= 2 else (None, None)
+    if target is None or not source or not target:
+        raise ValueError(f"must be SRC:DST[:FLAGS] (got {text!r})")
+    words = frozenset(word for word in flags.split("+") if word)
+    if unknown := sorted(words - _FLAGS):
+        raise ValueError(f"unknown flag {unknown[0]!r} (known: {', '.join(sorted(_FLAGS))})")
+    if "sqsh" in words and len(words) > 1:
+        raise ValueError("the flag sqsh stands alone")
+    if not target.startswith("/") or os.path.normpath(target) == "/":
+        raise ValueError(f"target must be an absolute path below / (got {target!r})")
+    return Mount(Path(os.path.normpath(cwd / source)), Path(os.path.normpath(target)), words)
+
+
+def expand(text: str, env: Mapping[str, str]) -> str:
+    """Expand `${VAR}` and `${VAR:-default}`; `$${VAR}` is a literal `${VAR}`. Errors: ValueError."""
+    if banned := _BANNED.search(text):
+        raise ValueError(f"{banned[0]!r} is not allowed in an EDF (got {text!r})")
+
+    def value(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[0][1:]
+        name = _NAME.fullmatch(match[2])
+        if name is None:
+            raise ValueError(f"cannot expand {match[0]!r}")
+        # As in a shell, `:-` also stands in for an empty value.
+        found = env.get(name[1])
+        if name[2] is not None:
+            return found or name[2]
+        if found is None:
+            raise ValueError(f"undefined variable {name[1]}")
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def _merge_parents(
+    path: Path, env: Mapping[str, str], cwd: Path, faults: list[str], chain: tuple[Path, ...]
+) -> dict[str, Any]:
+    """The file's keys over those of its parents: scalars and table entries replace, lists append."""
+    resolved = path.resolve()
+    if resolved in chain:
+        cycle = " -> ".join(link.name for link in (*chain, resolved))
+        raise UsageError(f"base_environment goes in a circle: {cycle}", where=str(path))
+    if len(chain) > _MAX_LEVELS:
+        raise UsageError(f"base_environment: more than {_MAX_LEVELS} levels", where=str(path))
+    own = _read(path, faults)
+    parents = own.pop("base_environment", [])
+    merged: dict[str, Any] = {}
+    for name in [parents] if isinstance(parents, str) else parents:
+        parent = find_edf(expand(name, env), env, cwd)
+        _overlay(merged, _merge_parents(parent, env, cwd, faults, (*chain, resolved)))
+    _overlay(merged, own)
+    return merged
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict):
+            below[key] = {**below.get(key, {}), **value}
+        elif isinstance(value, list):
+            below[key] = [*below.get(key, []), *value]
+        else:
+            below[key] = value
+
+
+def _read(path: Path, faults: list[str]) -> dict[str, Any]:
+    """One file's known keys, with annotations flattened; what is wrong goes to `faults`."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such EDF", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(path)) from None
+    known: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in _KEYS:
+            faults.append(f"{path}: {key}: unknown key{_nearest(key)}")
+        elif not isinstance(value, _KEYS[key]):
+            faults.append(f"{path}: {key}: must be a {_type_name(key)} (got {value!r})")
+        elif isinstance(value, list) and (wrong := [v for v in value if not isinstance(v, str)]):
+            faults.append(f"{path}: {key}: every item must be a string (got {wrong[0]!r})")
+        else:
+            known[key] = value
+    if "annotations" in known:
+        known["annotations"] = _flatten(known["annotations"])
+    for name, value in known.get("env", {}).items():
+        if not isinstance(value, str):
+            faults.append(f"{path}: env.{name}: must be a string (got {value!r})")
+    return known
+
+
+def _nearest(key: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(key, _KEYS, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _type_name(key: str) -> str:
+    kind = _KEYS[key]
+    names = {str: "string", list: "list", bool: "boolean", dict: "table"}
+    return names[kind] if isinstance(kind, type) else " or ".join(names[k] for k in kind)
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
+
+
+def _expand(data: Any, env: Mapping[str, str], where: str, faults: list[str], key: str = "") -> Any:
+    """`data` with every string expanded; a string that cannot be is a fault and left as it is."""
+    if isinstance(data, dict):
+        return {
+            name: _expand(value, env, where, faults, f"{key}.{name}" if key else name)
+            for name, value in data.items()
+        }
+    if isinstance(data, list):
+        return [_expand(v, env, where, faults, f"{key}[{i}]") for i, v in enumerate(data)]
+    if not isinstance(data, str):
+        return data
+    try:
+        return expand(data, env)
+    except ValueError as error:
+        faults.append(f"{where}: {key}: {error}")
+        return data

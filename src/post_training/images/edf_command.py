@@ -1,0 +1,65 @@
+"""`post-training edf resolve|run`: kept apart from the CLI, since every process of a job starts
+through it, and importing typer would cost more than starting the container.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from post_training.core.errors import UsageError, report
+from post_training.images.checkout import describe_changes
+from post_training.images.edf import Edf, Mount, find_edf, load_edf, parse_mount
+from post_training.images.runner import FINDINGS, run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code; `run` does not come back when the command could be started."""
+    parser = argparse.ArgumentParser(prog="post-training edf", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    resolving = verbs.add_parser("resolve", help="check an EDF and print its path")
+    resolving.add_argument("environment", help="NAME, NAME.toml or a path, as for srun")
+    running = verbs.add_parser("run", help="run a command in an EDF's image")
+    running.add_argument("environment", help="NAME, NAME.toml or a path, as for srun")
+    running.add_argument("--mount", action="append", default=[], metavar="SRC:DST[:FLAGS]",
+                         help="one more mount; may be repeated")  # fmt: skip
+    running.add_argument("--dev", type=Path, metavar="CHECKOUT",
+                         help="use the sources of this checkout instead of the image's; the record "
+                         "keeps the commit and the changes")  # fmt: skip
+    running.add_argument("command", nargs="+", metavar="-- COMMAND")
+    options = parser.parse_args(arguments)
+    try:
+        cwd = Path.cwd()
+        # `${PWD}` is where we are, whatever the variable inherited from elsewhere says.
+        env = {**os.environ, "PWD": str(cwd)}
+        path = find_edf(options.environment, env, cwd)
+        edf = load_edf(path, env, cwd)
+        if options.verb == "resolve":
+            print(path.absolute())
+            return 0
+        edf = replace(edf, mounts=(*edf.mounts, *(_extra_mount(m, cwd) for m in options.mount)))
+        findings = {}
+        if options.dev:
+            edf, findings["dev"] = _with_checkout(edf, options.dev.absolute())
+        run(edf, options.command, env, findings)
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def _extra_mount(text: str, cwd: Path) -> Mount:
+    try:
+        mount = parse_mount(text, cwd)
+    except ValueError as error:
+        raise UsageError(f"--mount: {error}") from None
+    if not mount.source.exists():
+        raise UsageError(f"--mount: source does not exist: {mount.source}")
+    return mount
+
+
+def _with_checkout(edf: Edf, checkout: Path) -> tuple[Edf, dict]:
+    """The EDF with the checkout mounted where the image's `entrypoint` looks, and what it is."""
+    if not (checkout / "src/post_training").is_dir():
+        raise UsageError("--dev: not a checkout of this project", where=str(checkout))
+    target = Mount(checkout, FINDINGS / "dev", frozenset({"ro"}))
+    return replace(edf, mounts=(*edf.mounts, target)), describe_changes(checkout)

@@ -1,0 +1,166 @@
+"""The few Linux calls that a container is made of, with errors that name what failed.
+
+libc is called directly: a mount(8) process per mount would cost more than the rest of a start.
+Sources: mount(2), pivot_root(2), unshare(2), loop(4), prctl(2).
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.process import dies_with
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC = 32, 4096, 16384
+PROPAGATION = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20}
+MNT_DETACH = 2
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_LOOP_CTL_GET_FREE, _LOOP_SET_FD, _LOOP_CLR_FD, _LOOP_SET_STATUS64 = 0x4C82, 0x4C00, 0x4C01, 0x4C04
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+_ST_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+_MOUNT_TIMEOUT_S = 30
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(
+    source: str, target: str | Path, kind: str | None = None, flags: int = 0, data: str = ""
+) -> None:
+    _call(
+        f"mount {source or kind or 'propagation'} on {target}",
+        _libc.mount, source.encode(), os.fsencode(target), kind and kind.encode(),
+        ctypes.c_ulong(flags), data.encode(),
+    )  # fmt: skip
+
+
+def bind(
+    source: str | Path, target: str | Path, *, read_only: bool = False, flags: int = 0
+) -> None:
+    """Bind `source` with everything mounted below it. Its own restrictions stay in force."""
+    mount(str(source), target, flags=MS_BIND | MS_REC)
+    wanted = flags | (MS_RDONLY if read_only else 0)
+    if wanted:
+        # In a user namespace the flags that the mount has already may not be dropped.
+        kept = os.statvfs(target).f_flag & _ST_FLAGS
+        mount("", target, flags=MS_REMOUNT | MS_BIND | kept | wanted)
+
+
+def detach(target: str | Path) -> None:
+    _call(f"unmount {target}", _libc.umount2, os.fsencode(target), MNT_DETACH)
+
+
+def pivot_root(new_root: str | Path, put_old: str | Path) -> None:
+    _call("pivot_root", _libc.pivot_root, os.fsencode(new_root), os.fsencode(put_old))
+
+
+def enter_mount_namespace() -> None:
+    """Leave the host's mounts: what is mounted here is seen by this process and its children only.
+
+    An ordinary user becomes root of a new user namespace; `become_user` undoes that.
+    """
+    if os.geteuid() == 0:
+        _call("unshare", _libc.unshare, _CLONE_NEWNS)
+    else:
+        uid, gid = os.geteuid(), os.getegid()
+        _call("unshare (are user namespaces allowed here?)",
+              _libc.unshare, _CLONE_NEWUSER | _CLONE_NEWNS)  # fmt: skip
+        _map_ids(inner=(0, 0), outer=(uid, gid))
+    # Unmounts on the host still reach us; ours never reach the host.
+    mount("", "/", flags=MS_REC | PROPAGATION["slave"])
+
+
+def become_user(uid: int, gid: int) -> None:
+    """Back to the ids we came with, without the rights of the namespace's root."""
+    _call("unshare", _libc.unshare, _CLONE_NEWUSER)
+    _map_ids(inner=(uid, gid), outer=(0, 0))
+
+
+def _map_ids(inner: tuple[int, int], outer: tuple[int, int]) -> None:
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{inner[0]} {outer[0]} 1")
+    Path("/proc/self/gid_map").write_text(f"{inner[1]} {outer[1]} 1")
+
+
+def mount_squashfs(file: int, name: Path, target: Path) -> None:
+    """Mount the squashfs open as descriptor `file`: the kernel's as root, squashfuse otherwise."""
+    target.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0 and _initial_user_namespace():
+        _mount_squashfs_loop(file, name, target)
+    else:
+        _mount_squashfs_fuse(file, name, target)
+
+
+def _initial_user_namespace() -> bool:
+    return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
+def _mount_squashfs_loop(file: int, name: Path, target: Path) -> None:
+    # loop_info64: five u64, three u32, then u32 flags (offset 52); 232 bytes in all.
+    info = bytearray(232)
+    struct.pack_into("=I", info, 52, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    while True:
+        device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+        loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(loop, _LOOP_SET_FD, file)
+        except OSError as error:
+            os.close(loop)
+            if error.errno == errno.EBUSY:  # Another process took this device first.
+                continue
+            raise
+        break
+    os.close(control)
+    try:
+        fcntl.ioctl(loop, _LOOP_SET_STATUS64, bytes(info))
+        mount(device, target, "squashfs", MS_RDONLY | MS_NODEV)
+    except BaseException as error:
+        fcntl.ioctl(loop, _LOOP_CLR_FD)
+        if isinstance(error, PostTrainingError):
+            raise PostTrainingError(f"cannot mount it: {error.problem}", where=str(name),
+                                    hint="is it a squashfs? `file` tells") from None  # fmt: skip
+        raise
+    finally:
+        os.close(loop)  # The mount holds the device; it is freed with the last mount.
+
+
+def _mount_squashfs_fuse(file: int, name: Path, target: Path) -> None:
+    before = target.stat().st_dev
+    try:
+        process = subprocess.Popen(
+            ["squashfuse_ll", "-f", f"/proc/self/fd/{file}", str(target)],
+            pass_fds=[file], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, preexec_fn=dies_with(os.getpid()),
+            # A daemon would keep the namespace alive for ever; this one ends with the command.
+            # Ctrl-C is for the command, so it gets a session of its own.
+            start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise PostTrainingError(
+            "squashfuse_ll: not installed; an ordinary user needs it to mount an image",
+            hint="apt-get install squashfuse",
+        ) from None
+    deadline = time.monotonic() + _MOUNT_TIMEOUT_S
+    while target.stat().st_dev == before:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            said = process.stderr.read().decode(errors="replace").strip().splitlines()
+            raise PostTrainingError(
+                f"squashfuse cannot mount it: {said[-1] if said else 'it said nothing'}",
+                where=str(name),
+                hint="an ordinary user needs /dev/fuse open for reading and writing",
+            )
+        time.sleep(0.002)
+    process.returncode = 0  # It outlives this Popen on purpose; nobody waits for it.
+
+
+def _call(what: str, function, *arguments) -> None:
+    if function(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise PostTrainingError(f"{what}: {os.strerror(number).lower()}")

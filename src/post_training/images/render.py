@@ -1,0 +1,100 @@
+"""From a site's EDF and an image's record to one flat EDF that pins the image.
+
+    edf/laptop.toml  +  store/sha256-….json   ->   edf/post-training.toml
+
+The rendered file stands alone: no base_environment, the image by path and digest, the store
+mounted read-only so that whoever runs the EDF can check the digest from inside.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import write_atomic
+from post_training.images.edf import merge_edf
+from post_training.images.store import ImageStore
+
+RENDERED_NAME = "post-training.toml"
+
+
+def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
+    """The variables by which everything downstream knows, and checks, which image it is in."""
+    return {
+        "POST_TRAINING_IMAGE_PATH": str(image),
+        "POST_TRAINING_IMAGE_OCI_DIGEST": record["oci_digest"],
+        "POST_TRAINING_IMAGE_SQSH_SHA256": record["sqsh_sha256"],
+        "POST_TRAINING_IMAGE_INPUT_HASH": record["input_hash"],
+    }
+
+
+def render_edf(site_file: Path, record: Mapping[str, Any], store: ImageStore) -> str:
+    """The EDF's text. Variables of the site file stay: they are expanded where it runs."""
+    site = merge_edf(site_file, os.environ, Path.cwd())
+    image = store.image_path(record["sqsh_sha256"])
+    environment = {**site.get("env", {}), **image_environment(record, image)}
+    keys: dict[str, Any] = {
+        "image": str(image),
+        "workdir": site.get("workdir"),
+        "entrypoint": site.get("entrypoint", False),
+        "writable": site.get("writable", True),
+        "mounts": [*site.get("mounts", []), f"{store.folder}:{store.folder}:ro"],
+        "devices": site.get("devices"),
+    }
+    header = (
+        f"# {record['name']} {record['version']} for the site {site_file.stem!r}.\n"
+        "# Rendered: edit the site's file in edf/ and push the image again instead.\n"
+    )
+    return header + edf_text(keys, {"env": environment, "annotations": site.get("annotations", {})})
+
+
+def edf_text(keys: Mapping[str, Any], tables: Mapping[str, Mapping[str, str]]) -> str:
+    """TOML of an EDF's keys and tables; None and empty tables are left out."""
+    lines = [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
+    for table, values in tables.items():
+        if values:
+            lines += ["", f"[{table}]", *(f"{_key(k)} = {_toml(v)}" for k, v in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def install_edf(text: str, repository: Path, edf_folder: Path) -> Path:
+    """Write edf/post-training.toml and link it into the user's EDF folder; its path.
+
+    Errors: PostTrainingError when a file that is not our link is in the way there.
+    """
+    rendered = repository / "edf" / RENDERED_NAME
+    write_atomic(rendered, text)
+    link = edf_folder / RENDERED_NAME
+    if link.exists() and not link.is_symlink():
+        raise PostTrainingError(
+            "a file of this name is in the way of the link to the rendered EDF",
+            where=str(link),
+            hint="move it away and push again",
+        )
+    if not link.is_symlink() or os.readlink(link) != str(rendered):
+        edf_folder.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{RENDERED_NAME}.{os.getpid()}")
+        temporary.symlink_to(rendered)
+        temporary.replace(link)
+    return rendered
+
+
+def site_file(site: str, repository: Path) -> Path:
+    path = repository / "edf" / f"{site}.toml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.toml") if p.name != RENDERED_NAME)
+        raise UsageError(
+            f"no site {site!r}", where=str(path.parent), hint=f"there are: {', '.join(known)}"
+        )
+    return path
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, booleans and lists of strings are TOML's too.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() else json.dumps(name)

@@ -1,0 +1,215 @@
+"""Run a command in the squashfs of an EDF: `post-training edf run FILE -- COMMAND`.
+
+The image is mounted below a throw-away overlay, the EDF's mounts on top, and the command takes
+this process's place: same pid, so signals, exit codes and Slurm's bookkeeping need no help.
+Works as root and as an ordinary user; on any Linux that has overlay and user namespaces.
+
+Before anything starts, the image's sha256 is compared with the one the EDF pins. What was found
+is left for the entrypoint in /run/post-training/image.json.
+"""
+
+import grp
+import json
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.images.edf import Edf, Mount
+from post_training.images.namespaces import (
+    MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT, PROPAGATION,
+    become_user, bind, detach, enter_mount_namespace, mount, mount_squashfs, pivot_root,
+)  # fmt: skip
+from post_training.images.verify import check_image_digest
+
+PINNED_DIGEST = "POST_TRAINING_IMAGE_SQSH_SHA256"
+# Inside the container.
+FINDINGS = Path("/run/post-training")
+# On the host: a place that every machine has; the namespace hides what is mounted there.
+_STAGE = Path("/tmp")
+_OLD_ROOT = Path("/.old-root")
+_PACKED = Path("/.packed")
+_HOST_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+_IMAGE_ENTRYPOINT = ("/bin/sh", "/etc/rc")
+_MOUNT_FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+
+
+def run(
+    edf: Edf,
+    command: Sequence[str],
+    host_env: Mapping[str, str],
+    findings: Mapping[str, Any] | None = None,
+) -> NoReturn:
+    """Replace this process by `command`, inside the EDF's image.
+
+    findings: further {name: JSON value} to leave in /run/post-training (a development mount).
+    Errors: PostTrainingError before anything was started.
+    """
+    image = image_file(edf)
+    findings = dict(findings or {})
+    if pinned := edf.env.get(PINNED_DIGEST):
+        digest = check_image_digest(image, pinned)
+        findings["image"] = {"path": str(image), **digest._asdict()}
+    findings["mounts"] = [str(wanted) for wanted in edf.mounts]
+    uid, gid = os.geteuid(), os.getegid()
+    account = _account_lines(uid, gid)
+    # Opened and resolved now: the host's paths are out of sight once the stage is mounted.
+    image_descriptor = os.open(image, os.O_RDONLY)
+    packed = [
+        (os.open(wanted.source, os.O_RDONLY) if "sqsh" in wanted.flags else None)
+        for wanted in edf.mounts
+    ]
+    sources = [os.path.realpath(wanted.source).lstrip("/") for wanted in edf.mounts]
+
+    enter_mount_namespace()
+    mount("tmpfs", _STAGE, "tmpfs", data="mode=0755")
+    root = _prepare_root(image_descriptor, image)
+    for index, descriptor in enumerate(packed):
+        if descriptor is not None:
+            mount_squashfs(descriptor, edf.mounts[index].source, root / f".packed/{index}")
+    (root / ".old-root").mkdir()
+    pivot_root(root, root / ".old-root")
+    os.chdir("/")
+    detach(_OLD_ROOT / "tmp")  # Our stage; below it the host's /tmp is visible again.
+
+    _mount_system()
+    for index, wanted in enumerate(edf.mounts):
+        if packed[index] is None:
+            _mount_into(_OLD_ROOT / sources[index], wanted)
+        else:
+            _mount_into(_PACKED / str(index), wanted)
+            detach(_PACKED / str(index))
+            (_PACKED / str(index)).rmdir()
+    if _PACKED.exists():
+        _PACKED.rmdir()
+    _add_account(account)
+    for name, value in findings.items():
+        FINDINGS.mkdir(parents=True, exist_ok=True)
+        (FINDINGS / f"{name}.json").write_text(json.dumps(value))
+    # Precedence: EDF over image over host.
+    environment = {**host_env, **_image_environment(), **edf.env}
+    words = [*_IMAGE_ENTRYPOINT, *command] if edf.entrypoint else list(command)
+    detach(_OLD_ROOT)
+    _OLD_ROOT.rmdir()
+    if not edf.writable:
+        mount("", "/", flags=MS_REMOUNT | MS_RDONLY)
+    _enter_workdir(edf)
+    if uid != 0:
+        become_user(uid, gid)
+    _execute(words, environment)
+
+
+def image_file(edf: Edf) -> Path:
+    """The EDF's image as a file on this machine. Errors: UsageError for a registry reference."""
+    if "#" in edf.image or not (edf.image.endswith(".sqsh") or Path(edf.image).exists()):
+        raise UsageError(
+            f"image: must be a squashfs file here (got {edf.image!r})",
+            where=str(edf.path),
+            hint="a registry image is run by the site's own engine; `make push-sqsh` makes a file",
+        )
+    return Path(edf.image).absolute()
+
+
+def _prepare_root(image_descriptor: int, image: Path) -> Path:
+    """The image below a throw-away overlay: mount points and /run can be made on any image."""
+    for name in ("image", "upper", "work", "root"):
+        (_STAGE / name).mkdir()
+    mount_squashfs(image_descriptor, image, _STAGE / "image")
+    options = f"lowerdir={_STAGE}/image,upperdir={_STAGE}/upper,workdir={_STAGE}/work"
+    mount("overlay", _STAGE / "root", "overlay", data=options)
+    return _STAGE / "root"
+
+
+def _mount_system() -> None:
+    """What every program expects of a machine: /proc, /sys, /dev, a /tmp of its own, names."""
+    for name in ("proc", "sys", "dev"):
+        Path("/", name).mkdir(exist_ok=True)
+        bind(_OLD_ROOT / name, f"/{name}")
+    Path("/tmp").mkdir(exist_ok=True)
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    for name in _HOST_FILES:
+        source = _OLD_ROOT / os.path.realpath(_OLD_ROOT / name.lstrip("/")).lstrip("/")
+        if source.is_file():
+            _make_mount_point(Path(name), is_folder=False)
+            bind(source, name, read_only=True)
+
+
+def _mount_into(source: Path, wanted: Mount) -> None:
+    _make_mount_point(wanted.target, is_folder=source.is_dir())
+    flags = 0
+    for name in wanted.flags & _MOUNT_FLAGS.keys():
+        flags |= _MOUNT_FLAGS[name]
+    bind(source, wanted.target, read_only="ro" in wanted.flags, flags=flags)
+    for name, flag in PROPAGATION.items():
+        if name in wanted.flags:
+            mount("", wanted.target, flags=flag)
+        elif f"r{name}" in wanted.flags:
+            mount("", wanted.target, flags=flag | MS_REC)
+
+
+def _make_mount_point(target: Path, *, is_folder: bool) -> None:
+    # Links in the image (/var/run -> /run) are followed: we stand in the image's own root.
+    try:
+        if is_folder:
+            target.mkdir(parents=True, exist_ok=True)
+        elif not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+    except OSError as error:
+        raise PostTrainingError(
+            f"cannot make the mount point: {(error.strerror or '').lower()}", where=str(target)
+        ) from None
+
+
+def _account_lines(uid: int, gid: int) -> dict[str, str]:
+    """This user's lines for the image's account files, from the host (which may use LDAP)."""
+    lines = {}
+    try:
+        lines["/etc/passwd"] = ":".join(str(field) for field in pwd.getpwuid(uid))
+    except KeyError:
+        lines["/etc/passwd"] = f"user:x:{uid}:{gid}::/:/bin/sh"
+    try:
+        lines["/etc/group"] = f"{grp.getgrgid(gid).gr_name}:x:{gid}:"
+    except KeyError:
+        lines["/etc/group"] = f"group{gid}:x:{gid}:"
+    return lines
+
+
+def _add_account(lines: Mapping[str, str]) -> None:
+    """Give the user a name inside: libraries ask for it and fail on a bare number."""
+    for name, line in lines.items():
+        path = Path(name)
+        present = path.read_text() if path.exists() else ""
+        number = line.split(":")[2]
+        if not any(entry.split(":")[2:3] == [number] for entry in present.splitlines()):
+            path.write_text(f"{present.rstrip()}\n{line}\n".lstrip())
+
+
+def _image_environment() -> dict[str, str]:
+    """/etc/environment of the image: where enroot, and our Dockerfiles, keep the OCI ENV."""
+    path = Path("/etc/environment")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def _enter_workdir(edf: Edf) -> None:
+    try:
+        os.chdir(edf.workdir or "/")
+    except OSError as error:
+        raise UsageError(
+            f"workdir: {(error.strerror or '').lower()} inside the image (got {edf.workdir!r})",
+            where=str(edf.path),
+            hint="mount it, or choose a folder that the image has",
+        ) from None
+
+
+def _execute(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    os.environ["PATH"] = environment.get("PATH", os.defpath)  # What execvpe searches.
+    try:
+        os.execvpe(words[0], words, dict(environment))
+    except OSError as error:
+        raise PostTrainingError(
+            f"cannot run it: {(error.strerror or '').lower()}", where=words[0]
+        ) from None

@@ -1,0 +1,75 @@
+"""Start one process per local device when no launcher did, and end together."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+
+from post_training.core.process import dies_with
+from post_training.launch.ranks import Launch
+
+_GRACE_S = 20
+
+
+def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
+    """Run `command` once per rank; 0, or the exit code of the first process that failed.
+
+    When one fails the others get SIGTERM, and SIGKILL after 20 s: no rank waits for a dead one.
+    SIGTERM and SIGINT to this process go to every rank.
+    """
+    rendezvous = f"127.0.0.1:{_free_port()}"
+    processes: list[subprocess.Popen] = []
+    stopping = False
+
+    def stop(number: int, _frame: object = None) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+        signal.alarm(_GRACE_S)
+
+    def kill(_number: int, _frame: object) -> None:
+        for process in processes:
+            process.kill()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, lambda *_: stop(signal.SIGTERM))
+    signal.signal(signal.SIGALRM, kill)
+    for rank in range(num_processes):
+        launch = Launch(rank, num_processes, rank, num_processes, rendezvous)
+        processes.append(
+            # A session of its own: Ctrl-C reaches the ranks once, through us.
+            subprocess.Popen(
+                command,
+                env={**os.environ, **launch.variables()},
+                start_new_session=True,
+                preexec_fn=dies_with(os.getpid()),
+            )
+        )
+    first_failure = 0
+    for _ in processes:
+        code = _wait_any(processes)
+        if code != 0 and first_failure == 0:
+            first_failure = 128 - code if code < 0 else code
+            if not stopping:
+                stop(signal.SIGTERM)
+    signal.alarm(0)
+    return first_failure
+
+
+def _wait_any(processes: list[subprocess.Popen]) -> int:
+    """The return code of the next of our processes that ends."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        for process in processes:
+            if process.pid == pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,92 @@
+"""A model and its tokenizer from a folder on disk. Nothing is downloaded, no code of it is run."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from post_training.core.errors import PostTrainingError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model folder `path`; always a fast one, which knows offsets."""
+    _check_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        problem = f"no tokenizer can be loaded from this folder: {_first_line(error)}"
+        raise PostTrainingError(problem, where=str(path)) from None
+    if not tokenizer.is_fast:
+        problem = "its tokenizer has no tokenizer.json and can't be converted to one"
+        raise PostTrainingError(problem, where=str(path))
+    return tokenizer
+
+
+def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTrainedModel:
+    """A causal language model with its weights in `dtype` (a key of DTYPES), on the CPU.
+
+    Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
+    """
+    _check_folder(path)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # its own error tells nothing; _check_complete's does
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise PostTrainingError(
+            f"the model can't be loaded: {_first_line(error)}", where=str(path)
+        ) from None
+    _check_complete(path, info)
+    return model
+
+
+def _check_complete(path: Path, info: dict[str, set]) -> None:
+    """transformers draws missing weights at random, and only warns."""
+    if missing := sorted(info["missing_keys"]):
+        raise PostTrainingError(
+            f"{len(missing)} weights are missing: {missing[0]}, …", where=str(path)
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise PostTrainingError(
+            f"weights of another size than config.json says: {name} is {list(found)}, "
+            f"must be {list(expected)}",
+            where=str(path),
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A token beyond the embedding would be an index error (on a GPU, an unreadable one)."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_embeddings:
+        raise PostTrainingError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {num_embeddings}"
+        )
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        problem = "no such model folder" if not path.exists() else "is a file, not a model folder"
+        raise PostTrainingError(problem, where=str(path))
+    try:
+        json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise PostTrainingError("not a model: it has no config.json", where=str(path)) from None
+    except ValueError as error:
+        problem = f"malformed JSON: {error}"
+        raise PostTrainingError(problem, where=str(path / "config.json")) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,42 @@
+"""A model folder that plain transformers loads, and whose bytes tell nothing but the model."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from post_training.core.files import atomic_directory, write_json
+
+# Where a tokenizer or model was loaded from: different bytes for the same model elsewhere.
+_PLACES = ("_name_or_path", "name_or_path", "local_files_only", "is_local")
+
+
+def save_model_folder(
+    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write weights (safetensors), configs, tokenizer and chat template; replaces `path` whole."""
+    shutil.rmtree(path, ignore_errors=True)
+    with atomic_directory(path) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for file in temporary.iterdir():
+            if file.suffix == ".json":
+                _remove_places(file)
+            file.chmod(0o644)  # safetensors writes 0600
+
+
+def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: str) -> None:
+    """Let generation stop at `end_of_turn` too: it often isn't the tokenizer's eos token."""
+    ids = tokenizer.encode(end_of_turn, add_special_tokens=False)
+    known = model.generation_config.eos_token_id
+    known = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if len(ids) == 1 and ids[0] not in known:
+        model.generation_config.eos_token_id = [*known, ids[0]]
+
+
+def _remove_places(file: Path) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and any(key in content for key in _PLACES):
+        write_json(file, {key: value for key, value in content.items() if key not in _PLACES})

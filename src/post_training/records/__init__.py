@@ -1,0 +1,1 @@
+"""What a run leaves: its record, the artifacts it made, and the comparison of two runs."""

@@ -1,0 +1,76 @@
+"""The machine and environment of a run, as far as they may matter to its bits.
+
+The environment is recorded by an allow-list: what is not named here never reaches a record.
+"""
+
+import importlib.metadata
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_NAMES = {
+    "CUBLAS_WORKSPACE_CONFIG", "CUDA_CACHE_DISABLE", "CUDA_DEVICE_MAX_CONNECTIONS",
+    "HF_HUB_OFFLINE", "LANG", "LC_ALL", "PYTHONHASHSEED", "TOKENIZERS_PARALLELISM",
+    "HSA_FORCE_FINE_GRAIN_PCIE", "MPICH_GPU_SUPPORT_ENABLED",
+    "POST_TRAINING_SITE", "POST_TRAINING_NETWORK_PROFILE",
+    # Where it ran; never used to run it again.
+    "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
+    "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION",
+    "SLURM_RESTART_COUNT",
+}  # fmt: skip
+_PREFIXES = ("NCCL_", "RCCL_", "FI_", "OMP_", "MKL_", "MIOPEN_", "TORCH_NCCL_")
+_PLACE = ("CUDA_VISIBLE", "ROCR_VISIBLE", "HIP_VISIBLE", "SLURM_")
+
+
+def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The allow-listed variables, sorted."""
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if name in _NAMES or name.startswith(_PREFIXES)
+    }
+
+
+def portable_environment(recorded: Mapping[str, str]) -> dict[str, str]:
+    """Of a recorded environment, what a reproduction sets again: not where the run took place."""
+    return {name: value for name, value in recorded.items() if not name.startswith(_PLACE)}
+
+
+def machine() -> dict[str, Any]:
+    """Host, kernel, architecture and processor."""
+    return {
+        "host": socket.gethostname(),
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+
+
+def packages() -> dict[str, str]:
+    """{name: version} of every installed Python distribution."""
+    found = importlib.metadata.distributions()
+    return dict(sorted({(d.name or "?").lower(): d.version for d in found}.items()))
+
+
+def scheduler_job(environment: Mapping[str, str]) -> str | None:
+    """`JOB.STEP` when Slurm started this process."""
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    return f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_STEP_ID', 'batch')}"
+
+
+def _processor() -> str:
+    """The model name on x86, implementer and part on arm64."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    fields = dict(
+        (word.strip() for word in line.split(":", 1))
+        for line in cpuinfo.splitlines()
+        if ":" in line
+    )
+    return fields.get("model name") or (
+        f"implementer {fields.get('CPU implementer')} part {fields.get('CPU part')}"
+    )

@@ -1,0 +1,233 @@
+"""run.json: what a run is, opened before it starts and closed at its end, whatever the end.
+
+Rank 0 is the one writer. It holds a lock on the run folder for as long as it lives, so a folder
+is live exactly while somebody works in it, even when that somebody was killed without a word.
+
+    RunFolder(path)          .claim()   live -> refused
+    .start(description)      new, or another attempt of the same run; else refused, naming the key
+    .close(status, reason)   finished | failed | interrupted
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from post_training.config.recipe import changed_settings
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import write_json
+from post_training.core.hashing import sha256_value
+
+SCHEMA = "post-training/run-record/1"
+RECORD_NAME = "run.json"
+CONFIG_NAME = "config.yaml"
+_LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a run is, before it starts.
+
+    recipe, topology, inputs: {dotted key: JSON value}; inputs: {key: {"path", "fingerprint"}}.
+    image: its identity, or None in an unpinned run. facts: what else the record says.
+    """
+
+    stage: str
+    recipe: dict[str, Any]
+    topology: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    image: dict[str, Any] | None
+    facts: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Equal for two runs that must have equal results: sha256 over what determines them."""
+        return sha256_value(
+            {
+                "stage": self.stage,
+                "recipe": self.recipe,
+                "topology": self.topology,
+                "inputs": _fingerprints(self.inputs),
+                "image": self.image and self.image["oci_digest"],
+            }
+        )
+
+
+class RunFolder:
+    def __init__(self, path: Path):
+        self.path = path
+        self.record: dict[str, Any] = {}
+        self._lock: IO[str] | None = None
+
+    def claim(self) -> None:
+        """Create the folder and lock it. Errors: UsageError while another run works in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path / _LOCK_NAME, "a+")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise UsageError(
+                f"a run is live in this folder ({_last_attempt(self.path)})",
+                where=str(self.path),
+                hint="wait for it, or choose another run_dir",
+            ) from None
+        self._lock = lock
+
+    def start(self, description: RunDescription, *, allow_topology: bool = False) -> bool:
+        """Write the record with status running; True when an earlier attempt is continued.
+
+        allow_topology: continue although the topology changed; the attempt says so.
+        Errors: UsageError when the folder holds a finished run, another run, or something else.
+        """
+        earlier = self._read_earlier()
+        changed: list[str] = []
+        if earlier is None:
+            self.record = {
+                "schema": SCHEMA,
+                "run_id": _new_run_id(description.stage),
+                "status": "running",
+                "reason": None,
+                "stage": description.stage,
+                "identity": description.identity,
+                "recipe": description.recipe,
+                "topology": description.topology,
+                "inputs": description.inputs,
+                "image": description.image,
+                **description.facts,
+                "attempts": [],
+                "outputs": None,
+                "metrics": {},
+            }
+        else:
+            changed = self._check_same_run(earlier, description, allow_topology)
+            self.record = {**earlier, "status": "running", "reason": None, **description.facts}
+        self.record["attempts"].append(
+            {
+                "process": os.getpid(),
+                **{key: description.facts[key] for key in ("machine", "scheduler_job")},
+                "started": _now(),
+                "ended": None,
+                "status": "running",
+                "reason": None,
+                **({"changed_topology": changed} if changed else {}),
+            }
+        )
+        self._write()
+        return earlier is not None
+
+    def close(
+        self,
+        status: str,
+        reason: str | None = None,
+        *,
+        outputs: dict[str, Any] | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Write the end: status "finished", "failed" or "interrupted", and why."""
+        end = {"status": status, "reason": reason}
+        self.record |= {**end, "outputs": outputs, "metrics": metrics or {}}
+        self.record["attempts"][-1] |= {**end, "ended": _now()}
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path / RECORD_NAME, self.record)
+
+    def _read_earlier(self) -> dict[str, Any] | None:
+        if (self.path / RECORD_NAME).exists():
+            return read_record(self.path)
+        if foreign := sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")):
+            raise UsageError(
+                f"the folder is not empty and holds no run (found {foreign[0]!r})",
+                where=str(self.path),
+                hint="choose another run_dir",
+            )
+        return None
+
+    def _check_same_run(
+        self, earlier: dict[str, Any], now: RunDescription, allow_topology: bool
+    ) -> list[str]:
+        """The changed topology settings, when that is allowed. Errors: UsageError."""
+        changed = {
+            "stage": []
+            if earlier["stage"] == now.stage
+            else [f"{earlier['stage']} -> {now.stage}"],
+            "recipe": changed_settings(earlier["recipe"], now.recipe),
+            "input": changed_settings(_fingerprints(earlier["inputs"]), _fingerprints(now.inputs)),
+            "image": changed_settings(_image(earlier["image"]), _image(now.image)),
+            "topology": changed_settings(earlier["topology"], now.topology),
+        }
+        for kind, lines in changed.items():
+            if lines and not (kind == "topology" and allow_topology):
+                hint = "choose another run_dir, or undo the change"
+                if kind == "topology":
+                    hint += "; --allow-topology-change continues all the same"
+                raise UsageError(
+                    f"the folder holds another run: {kind}: {'; '.join(lines)}",
+                    where=str(self.path),
+                    hint=hint,
+                )
+        if earlier["status"] == "finished":
+            raise UsageError(
+                f"this run is finished (run {earlier['run_id']})",
+                where=str(self.path),
+                hint="choose another run_dir to run it again; "
+                "`post-training reproduce` compares the two",
+            )
+        return changed["topology"]
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """The record of a run folder (or of a run.json). Errors: UsageError."""
+    path = run_dir if run_dir.name == RECORD_NAME else run_dir / RECORD_NAME
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError("no run here: there is no run.json", where=str(run_dir)) from None
+    except ValueError as error:
+        raise UsageError(f"not a JSON record: {error}", where=str(path)) from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise UsageError(f"schema is not {SCHEMA!r}", where=str(path))
+    return record
+
+
+def is_live(run_dir: Path) -> bool:
+    """Whether a process holds the folder. A record that says running and is not live was killed."""
+    try:
+        with open(run_dir / _LOCK_NAME, "r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _fingerprints(inputs: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {key: value["fingerprint"] for key, value in inputs.items()}
+
+
+def _image(image: dict[str, Any] | None) -> dict[str, str]:
+    return {"oci_digest": image["oci_digest"] if image else "unpinned"}
+
+
+def _last_attempt(run_dir: Path) -> str:
+    try:
+        attempt = read_record(run_dir)["attempts"][-1]
+    except (PostTrainingError, LookupError):
+        return "just started"
+    job = attempt["scheduler_job"]
+    place = f"job {job}" if job else f"process {attempt['process']}"
+    return f"{place} on {attempt['machine']['host']}, since {attempt['started']}"
+
+
+def _new_run_id(stage: str) -> str:
+    return f"{stage}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

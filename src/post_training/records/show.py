@@ -1,0 +1,69 @@
+"""`post-training runs show`: a run's record, for a person."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from post_training.records.run_record import is_live, read_record
+
+
+def show_run(run_dir: Path, *, as_json: bool) -> None:
+    record = read_record(run_dir)
+    if as_json:
+        print(json.dumps(record, indent=2))
+        return
+    for label, value in _lines(record, run_dir):
+        print(f"{label:12} {value}")
+
+
+def _lines(record: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
+    lines = [
+        ("run", record["run_id"]),
+        ("status", _status(record, run_dir)),
+        ("command", " ".join(record["command"])),
+        ("image", _image(record["image"])),
+        ("code", _code(record)),
+        ("topology", ", ".join(f"{key}={value}" for key, value in record["topology"].items())),
+        ("machine", f"{record['machine']['host']}, {record['machine']['processor']}"),
+    ]
+    lines += [
+        ("input", f"{key}: {value['path']} ({value['fingerprint'][:12]})")
+        for key, value in record["inputs"].items()
+    ]
+    for number, attempt in enumerate(record["attempts"], 1):
+        job = f", Slurm job {attempt['scheduler_job']}" if attempt["scheduler_job"] else ""
+        reason = f" ({attempt['reason']})" if attempt["reason"] else ""
+        times = f"{attempt['started']} to {attempt['ended'] or '?'}"
+        lines.append((f"attempt {number}", f"{attempt['status']}{reason}, {times}{job}"))
+    outputs = record["outputs"] or {"artifacts": {}}
+    lines += [
+        ("output", f"{kind}: {run_dir / made['path']} ({made['fingerprint'][:12]})")
+        for kind, made in outputs["artifacts"].items()
+    ]
+    if record["metrics"]:
+        figures = ", ".join(f"{key}={value:.6g}" for key, value in record["metrics"].items())
+        lines.append(("metrics", figures))
+    return lines
+
+
+def _status(record: dict[str, Any], run_dir: Path) -> str:
+    if record["status"] == "running" and not is_live(run_dir):
+        return "killed (its record was never closed); the same command continues it"
+    return f"{record['status']}: {record['reason']}" if record["reason"] else record["status"]
+
+
+def _image(image: dict[str, Any] | None) -> str:
+    if image is None:
+        return "unpinned: not reproducible by digest"
+    return (
+        f"{image['name']} {image['version']}, {image['oci_digest']}, "
+        f"verified by {image['verified_by']}"
+    )
+
+
+def _code(record: dict[str, Any]) -> str:
+    code = record["code"]
+    if "commit" not in code:
+        return f"from the {code['from']}"
+    changed = " with changes" if code.get("dirty") or code.get("diff") else ""
+    return f"from the {code['from']}, commit {(code['commit'] or 'unknown')[:12]}{changed}"

@@ -1,0 +1,45 @@
+"""`entrypoint STAGE cfg.yaml [key=value …]`, inside the image."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from post_training.core.errors import report
+from post_training.stages.context import PeerFailed
+from post_training.stages.execute import Request, execute
+from post_training.stages.registry import STAGES
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="entrypoint",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run one stage of post-training.",
+        epilog="stages:\n" + "\n".join(f"  {s.name:12} {s.summary}" for s in STAGES.values()),
+    )
+    parser.add_argument("stage", metavar="STAGE")
+    parser.add_argument("config", type=Path, metavar="cfg.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="dotted keys, with list indices: data.datasets[0].path=x")  # fmt: skip
+    parser.add_argument("--unpinned", action="store_true",
+                        help="run although no image digest is pinned; the record says so")  # fmt: skip
+    parser.add_argument("--allow-topology-change", action="store_true",
+                        help="continue a run with another world size or micro-batch; its bits will "
+                        "differ, and the record says so")  # fmt: skip
+    options = parser.parse_intermixed_args(arguments)
+    request = Request(
+        options.stage, options.config, options.overrides, options.unpinned,
+        options.allow_topology_change, tuple(arguments),
+    )  # fmt: skip
+    try:
+        return execute(request)
+    except PeerFailed:
+        return 1  # Rank 0 says why.
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

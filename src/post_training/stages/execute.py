@@ -1,0 +1,231 @@
+"""The life of a stage run, the same for every stage.
+
+    configuration -> ranks -> image checked -> inputs fingerprinted -> run.json opened
+                  -> the stage -> outputs fingerprinted -> run.json closed
+
+Rank 0 alone touches the record. Whatever ends the run (an error, SIGTERM, a full disk) is written
+there as its reason; only SIGKILL leaves a record that says running, which the next look notices.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from post_training.config.load import load_config, resolved_yaml
+from post_training.config.model import Role, settings_by_role
+from post_training.config.recipe import recipe_hash
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.files import write_atomic
+from post_training.core.hashing import fingerprint, sha256_file, sha256_value
+from post_training.images.inside import development_mount, identify_image, mounts
+from post_training.launch.local import run_local_ranks
+from post_training.launch.ranks import Launch, detect_launch
+from post_training.records import machine
+from post_training.records.artifact import seal_artifact
+from post_training.records.run_record import CONFIG_NAME, RunDescription, RunFolder
+from post_training.stages.config import StageConfig
+from post_training.stages.context import Ranks, Result, StageContext
+from post_training.stages.registry import Stage, find_stage
+
+# Rank 0 may read terabytes of inputs before the first collective.
+_COLLECTIVE_TIMEOUT = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked on the command line."""
+
+    stage: str
+    config_path: Path
+    overrides: Sequence[str] = ()
+    unpinned: bool = False
+    allow_topology_change: bool = False
+    command: Sequence[str] = ()
+
+
+def execute(request: Request) -> int:
+    """Run the stage in this process, or in one process per device; the exit code."""
+    stage = find_stage(request.stage)
+    config = load_config(stage.load_config_class(), request.config_path, request.overrides).config
+    launch = detect_launch(os.environ)
+    if launch is None:
+        num_processes = config.num_processes or _num_local_devices()
+        if num_processes > 1:
+            command = [sys.executable, "-m", "post_training.stages", *request.command]
+            return run_local_ranks(command, num_processes)
+        launch = Launch(0, 1, 0, 1, "127.0.0.1:0")
+    elif config.num_processes not in (None, launch.local_world_size):
+        raise UsageError(
+            f"num_processes is {config.num_processes}, but the launcher started "
+            f"{launch.local_world_size} here",
+            where=str(request.config_path),
+            hint="leave num_processes out under a launcher",
+        )
+    _raise_on_sigterm()
+    num_threads = config.num_threads or _share_of_cores(launch.local_world_size)
+    # Read by torch when it is imported; the recorded number, not the machine's.
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    ranks = Ranks(launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
+    if ranks.world_size > 1:
+        _join_ranks(launch)
+    _run_recorded(request, stage, config.model_copy(update={"num_threads": num_threads}), ranks)
+    return 0
+
+
+def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> None:
+    folder: RunFolder | None = None
+
+    def open_run() -> tuple[Path, bool]:
+        nonlocal folder
+        description = _describe(request, stage, config, ranks)
+        opening = RunFolder(config.run_dir or _default_run_dir(description))
+        opening.claim()
+        resuming = opening.start(description, allow_topology=request.allow_topology_change)
+        folder = opening
+        if not resuming:
+            write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
+        return folder.path, resuming
+
+    # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
+    run_dir, resuming = StageContext(Path(), ranks).on_writer(open_run)
+    context = StageContext(run_dir.absolute(), ranks, resuming)
+    try:
+        if folder:
+            context.log(_headline(folder.record, resuming, run_dir))
+        result = stage.load_run()(config, context)
+        context.on_writer(lambda: _close_finished(folder, result))
+    except BaseException as error:
+        if folder:
+            _close_unfinished(folder, error)
+        raise
+    context.log(f"finished: {run_dir}")
+    if ranks.world_size > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> RunDescription:
+    """All that is known before the run: the image is checked and the inputs are hashed here."""
+    image = None if request.unpinned else identify_image(os.environ)
+    development = development_mount()
+    settings = settings_by_role(config)
+    topology = {k: v for k, v in settings[Role.TOPOLOGY].items() if k != "num_processes"}
+    return RunDescription(
+        stage=stage.name,
+        recipe=settings[Role.RECIPE],
+        topology={"world_size": ranks.world_size, **topology},
+        inputs=_fingerprint_inputs(settings[Role.INPUT]),
+        image=image,
+        facts={
+            "command": ["entrypoint", *request.command],
+            "working_dir": str(Path.cwd()),
+            "recipe_hash": recipe_hash(stage.name, config),
+            "placement": settings[Role.PLACEMENT],
+            "code": {
+                "from": "development mount" if development else "image",
+                **(development or (image and image["checkout"]) or {}),
+            },
+            "reproducible_by_digest": image is not None and development is None,
+            "mounts": mounts(),
+            "environment": machine.recorded_environment(os.environ),
+            "machine": machine.machine(),
+            "scheduler_job": machine.scheduler_job(os.environ),
+            "packages": machine.packages(),
+        },
+    )
+
+
+def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """{key: {"path", "fingerprint"}}; a list of paths is `key[0]`, `key[1]`, …"""
+    paths: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, list):
+            paths |= {f"{key}[{index}]": item for index, item in enumerate(value)}
+        elif value is not None:
+            paths[key] = value
+    if missing := [
+        f"{key}: no such file or folder: {p}" for key, p in paths.items() if not Path(p).exists()
+    ]:
+        raise UsageError("\n".join(missing))
+    return {
+        key: {"path": str(Path(path).absolute()), "fingerprint": fingerprint(Path(path))}
+        for key, path in paths.items()
+    }
+
+
+def _default_run_dir(description: RunDescription) -> Path:
+    """runs/STAGE-xxxxxxxxxxxx: the same recipe on the same inputs finds its own folder again."""
+    inputs = {key: value["fingerprint"] for key, value in description.inputs.items()}
+    name = sha256_value({"recipe": description.recipe, "inputs": inputs})[:12]
+    return Path("runs") / f"{description.stage}-{name}"
+
+
+def _close_finished(folder: RunFolder, result: Result) -> None:
+    unstable = set(result.unstable_files)
+    outputs: dict[str, Any] = {"artifacts": {}, "files": {}, "unstable_files": sorted(unstable)}
+    for kind, name in result.artifacts.items():
+        artifact = seal_artifact(folder.path / name, kind, folder.record)
+        outputs["artifacts"][kind] = {"path": name, "fingerprint": artifact["fingerprint"]}
+        outputs["files"] |= {f"{name}/{file}": digest for file, digest in artifact["files"].items()}
+    outputs["files"] |= {name: sha256_file(folder.path / name) for name in result.state_files}
+    folder.close("finished", outputs=outputs, metrics=result.metrics)
+
+
+def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
+    is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+    known = isinstance(error, PostTrainingError | OSError)
+    reason = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+    try:
+        folder.close("interrupted" if is_interrupted else "failed", reason)
+    except OSError as failed:
+        # A full disk: the record still says running, and the lock is released with this process.
+        print(f"warning: cannot close {folder.path}/run.json: {failed.strerror}", file=sys.stderr)
+
+
+def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:
+    image = record["image"]
+    where = (
+        f"image {image['name']} {image['version']} {image['oci_digest'][:19]}, "
+        f"verified by {image['verified_by']}"
+        if image
+        else "UNPINNED: not reproducible by digest"
+    )
+    verb = "continuing" if resuming else "starting"
+    return f"{verb} {record['run_id']} in {run_dir} ({where})"
+
+
+def _join_ranks(launch: Launch) -> None:
+    os.environ |= launch.variables()
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+    # gloo beside nccl: what rank 0 has to say to the others is said on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+
+
+def _num_local_devices() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _share_of_cores(num_processes: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)
+
+
+def _raise_on_sigterm() -> None:
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # Once: the record is being closed now.
+        raise Interrupted(signal.Signals(number).name, number)
+
+    signal.signal(signal.SIGTERM, interrupt)

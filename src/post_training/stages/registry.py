@@ -1,0 +1,41 @@
+"""The stages by name. A stage's configuration is light; its `run` brings torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from post_training.core.errors import UsageError
+from post_training.stages.config import StageConfig
+from post_training.stages.context import Result, StageContext
+
+
+@dataclass(frozen=True)
+class Stage:
+    """package: a folder of stages/ with config.py (`config_class`) and run.py (`run`)."""
+
+    name: str
+    package: str
+    config_class: str
+    summary: str
+
+    def load_config_class(self) -> type[StageConfig]:
+        module = import_module(f"post_training.stages.{self.package}.config")
+        return getattr(module, self.config_class)
+
+    def load_run(self) -> Callable[[StageConfig, StageContext], Result]:
+        return import_module(f"post_training.stages.{self.package}.run").run
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("init-model", "init_model", "InitModelConfig", "make a tiny model and a tokenizer"),
+        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data"),
+    )
+}
+
+
+def find_stage(name: str) -> Stage:
+    if name not in STAGES:
+        raise UsageError(f"no stage {name!r}", hint=f"there are: {', '.join(STAGES)}")
+    return STAGES[name]

@@ -1,0 +1,68 @@
+"""Checkpoints that are complete or absent.
+
+All ranks write into `.saving`; when the last one is done, rank 0 renames the folder to
+`checkpoint-N`. So a run killed at any moment finds only complete checkpoints, and resumes from the
+newest. `trainer_state.json` must be in each: one copied here by hand in part is left out too.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+MARKER = "trainer_state.json"
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run. Its methods are for rank 0 alone."""
+
+    def __init__(self, folder: Path, limit: int | None):
+        self.folder = folder
+        self.limit = limit
+        self.staging = folder / ".saving"
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(
+            int(marker.parent.name.removeprefix("checkpoint-"))
+            for marker in self.folder.glob(f"checkpoint-*/{MARKER}")
+        )
+
+    def tidy(self) -> int | None:
+        """Remove what a killed run left half-done; return the step to resume from."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        steps = self.steps()
+        complete = {self.path(step) for step in steps}
+        for folder in self.folder.glob("checkpoint-*"):
+            if folder not in complete:
+                shutil.rmtree(folder)
+        self._rotate()
+        return steps[-1] if steps else None
+
+    def publish(self, step: int) -> None:
+        """Make the staged checkpoint of `step` a complete one, then drop the oldest."""
+        staged = self.staging / f"checkpoint-{step}"
+        for path in [staged, *staged.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            _sync(path)
+        staged.rename(self.path(step))
+        _sync(self.folder)
+        shutil.rmtree(self.staging)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        if self.limit is not None:
+            for step in self.steps()[: -self.limit]:
+                # The marker first: a removal cut short must not look complete.
+                (self.path(step) / MARKER).unlink()
+                shutil.rmtree(self.path(step))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

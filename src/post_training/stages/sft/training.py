@@ -1,0 +1,155 @@
+"""From prepared rows to a model folder: the model in, the Trainer's settings, the result out."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from post_training.core.errors import PostTrainingError
+from post_training.data.chat_templates import ChatTemplate
+from post_training.data.prepared import ROWS, Counts
+from post_training.models.load import check_vocabulary, load_model
+from post_training.models.save import save_model_folder, stop_at
+from post_training.stages.context import Result, StageContext
+from post_training.stages.sft.checkpoints import Checkpoints
+from post_training.stages.sft.config import SftConfig
+from post_training.stages.sft.metrics import Metrics
+from post_training.stages.sft.progress import Progress
+from post_training.stages.sft.trainer import Trainer, read_totals
+
+
+def train(
+    config: SftConfig,
+    context: StageContext,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    counts: Counts,
+    num_accumulated: int,
+    num_threads: int,
+) -> Result:
+    """Train to the end, from the newest checkpoint where there is one."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at a price
+    model = _load(config, tokenizer)
+    use_cache = model.config.use_cache
+    tokenizer.chat_template = template.text
+    num_steps = config.training.num_steps(counts.num_rows)
+    checkpoints = Checkpoints(
+        context.run_dir / "checkpoints", config.checkpointing.save_total_limit
+    )
+    resume_step = context.on_writer(checkpoints.tidy)
+    metrics_path = context.run_dir / "metrics.jsonl" if context.ranks.is_writer else None
+    metrics = Metrics(metrics_path, config.logging.logging_steps)
+    metrics.resume(resume_step or 0, read_totals(checkpoints, resume_step))
+    if resume_step is not None:
+        context.log(f"resuming from step {resume_step} of {num_steps}")
+
+    with Progress(num_steps, shown=context.ranks.is_writer) as progress:
+        trainer = Trainer(
+            model=model,
+            args=_arguments(config, checkpoints.staging, num_steps, num_accumulated),
+            tokenizer=tokenizer,
+            rows=Dataset.from_file(str(context.run_dir / "data" / ROWS)),
+            context=context,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            progress=progress,
+        )
+        torch.set_num_threads(num_threads)
+        resume_from = None if resume_step is None else str(checkpoints.path(resume_step))
+        trainer.train(resume_from_checkpoint=resume_from)
+
+    model.config.use_cache = use_cache  # the Trainer turns it off for training
+    stop_at(model, tokenizer, template.end_of_turn)
+    context.on_writer(lambda: save_model_folder(context.run_dir / "model", model, tokenizer))
+    return _result(context, checkpoints.path(num_steps), metrics, counts, num_steps)
+
+
+def _load(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    model = load_model(
+        config.model.path,
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+    )
+    check_vocabulary(model, tokenizer)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and config.sft.max_seq_length > limit:
+        raise PostTrainingError(
+            f"must be ≤ {limit}, the positions of the model (got {config.sft.max_seq_length})",
+            where="sft.max_seq_length",
+        )
+    return model
+
+
+def _arguments(
+    config: SftConfig, output_dir: Path, num_steps: int, num_accumulated: int
+) -> SFTConfig:
+    training = config.training
+    on_cpu = not torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(output_dir),
+        max_steps=num_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=num_accumulated,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=training.mixed_precision == "bf16",
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
+        warmup_steps=training.num_warmup_steps(num_steps),
+        optim="adamw_torch_fused",
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=on_cpu,
+        # Prepared rows: token ids and labels, cut to their length. TRL has nothing to do.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+        # Every checkpoint is whole: optimizer, schedule and random states too.
+        save_strategy="steps",
+        save_steps=config.checkpointing.save_steps,
+        save_total_limit=None,  # checkpoints.py does it
+        # A bad step is to stop the run, not to be left out of a mean.
+        logging_nan_inf_filter=False,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _result(
+    context: StageContext, checkpoint: Path, metrics: Metrics, counts: Counts, num_steps: int
+) -> Result:
+    def relative(path: Path) -> str:
+        return path.relative_to(context.run_dir).as_posix()
+
+    def unstable(path: Path) -> bool:
+        return path.name == "trainer_state.json"  # it names the placement: save_steps
+
+    files = [*(context.run_dir / "data").iterdir(), *checkpoint.iterdir()]
+    figures = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
+    return Result(
+        artifacts={"model": "model"},
+        metrics={
+            "num_steps": num_steps,
+            "num_rows": counts.num_rows,
+            "num_truncated_rows": counts.num_truncated_rows,
+            "num_tokens": metrics.totals.num_tokens,
+            "num_trained_tokens": metrics.totals.num_trained_tokens,
+            **figures,
+        },
+        state_files=sorted(relative(file) for file in files if not unstable(file)),
+        unstable_files=[
+            "metrics.jsonl",  # times
+            *sorted(relative(file) for file in files if unstable(file)),
+        ],
+    )

@@ -1,0 +1,163 @@
+"""Stages run in processes of their own: on several ranks, or to be killed at a chosen point.
+
+The processes are forked from a server that has imported the training stack once.
+"""
+
+import functools
+import hashlib
+import multiprocessing
+import os
+import signal
+import traceback
+from pathlib import Path
+from typing import Any
+
+from post_training.stages.context import Ranks, StageContext
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["post_training.stages.sft.training"])
+
+# Where a run can be killed: (module, class, method, at which call, before or after it).
+KILL_POINTS = {
+    "while preparing data": ("data.prepared", "Counts", "add", 20, "before"),
+    "between two micro-batches": ("stages.sft.trainer", "Trainer", "training_step", 15, "after"),
+    "before the optimizer state is saved": (
+        "stages.sft.trainer",
+        "Trainer",
+        "_save_optimizer_and_scheduler",
+        2,
+        "before",
+    ),
+    "before the random state is saved": (
+        "stages.sft.trainer",
+        "Trainer",
+        "_save_rng_state",
+        2,
+        "before",
+    ),
+    "before a checkpoint is published": (
+        "stages.sft.checkpoints",
+        "Checkpoints",
+        "publish",
+        2,
+        "before",
+    ),
+    "before an old checkpoint is dropped": (
+        "stages.sft.checkpoints",
+        "Checkpoints",
+        "_rotate",
+        3,
+        "before",
+    ),
+    "before the model is saved": ("stages.sft.trainer", "Trainer", "train", 1, "after"),
+}
+
+
+def run_sft(
+    config: dict[str, Any],
+    run_dir: Path,
+    *,
+    world_size: int = 1,
+    resuming: bool = False,
+    kill_at: str | None = None,
+) -> list[int]:
+    """Run the stage on `world_size` ranks; their exit codes (-9: killed).
+
+    A rank's error is in `run_dir/../<name>.rank<r>.error`, the sha256 of the weights it trained in
+    `….weights`.
+    """
+    run_dir.mkdir(exist_ok=True)
+    meeting_place = run_dir.parent / f"{run_dir.name}.meeting"
+    meeting_place.unlink(missing_ok=True)
+    processes = [
+        _CONTEXT.Process(
+            target=_run_rank,
+            args=(config, run_dir, rank, world_size, meeting_place, resuming, kill_at),
+        )
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def rank_file(run_dir: Path, rank: int, kind: str) -> Path:
+    return run_dir.parent / f"{run_dir.name}.rank{rank}.{kind}"
+
+
+def _run_rank(
+    config: dict[str, Any],
+    run_dir: Path,
+    rank: int,
+    world_size: int,
+    meeting_place: Path,
+    resuming: bool,
+    kill_at: str | None,
+) -> None:
+    import torch.distributed as dist
+
+    from post_training.stages.sft.config import SftConfig
+    from post_training.stages.sft.run import run
+
+    try:
+        if world_size > 1:
+            ranks = {"RANK": rank, "LOCAL_RANK": rank}
+            sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+            for name, value in {**ranks, **sizes}.items():
+                os.environ[name] = str(value)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=world_size
+            )
+        _record_weights(rank_file(run_dir, rank, "weights"))
+        if kill_at is not None:
+            _kill_at(*KILL_POINTS[kill_at])
+        context = StageContext(run_dir, Ranks(rank, rank, world_size, world_size), resuming)
+        run(SftConfig.model_validate(config), context)
+        if world_size > 1:
+            dist.destroy_process_group()
+    except BaseException:
+        rank_file(run_dir, rank, "error").write_text(traceback.format_exc())
+        os._exit(1)
+
+
+def _kill_at(module: str, class_name: str, method: str, nth: int, when: str) -> None:
+    """Have the process killed before or after the nth call of a method."""
+    owner = getattr(__import__(f"post_training.{module}", fromlist=["_"]), class_name)
+    original = getattr(owner, method)
+    calls = 0
+
+    @functools.wraps(original)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, method, counted)
+
+
+def _record_weights(path: Path) -> None:
+    from post_training.stages.sft.trainer import Trainer
+
+    original = Trainer.train
+
+    @functools.wraps(original)
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        digest = hashlib.sha256()
+        for _, weights in sorted(self.model.state_dict().items()):
+            digest.update(weights.contiguous().numpy().tobytes())
+        path.write_text(digest.hexdigest())
+        return result
+
+    Trainer.train = train

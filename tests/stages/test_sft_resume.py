@@ -1,0 +1,69 @@
+"""Killed anywhere and started again, a run ends in the bytes of the run that was not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import changed, metrics, sft, stable_files
+from stage_process import KILL_POINTS, run_sft
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert run_sft(config, run_dir) == [0]
+    return run_dir
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_sft_killed_and_resumed_ends_in_the_same_bytes(
+    point: str, config: dict[str, Any], whole: Path, tmp_path: Path
+):
+    killed = tmp_path / "run"
+    assert run_sft(config, killed, kill_at=point) == [-9]
+    assert not (killed / "model").exists()
+    assert run_sft(config, killed, resuming=True) == [0]
+    assert stable_files(killed) == stable_files(whole)
+    assert metrics(killed) == metrics(whole)
+
+
+def test_sft_two_ranks_killed_while_saving_and_resumed_end_in_the_same_bytes(
+    config: dict[str, Any], tmp_path: Path
+):
+    run_sft(config, tmp_path / "whole", world_size=2)
+    point = "before the random state is saved"
+    assert -9 in run_sft(config, tmp_path / "killed", world_size=2, kill_at=point)
+    assert run_sft(config, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
+    assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_sft_resumed_with_a_half_written_last_metrics_line_rewrites_it(
+    config: dict[str, Any], whole: Path, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    run_sft(config, run_dir, kill_at="before the random state is saved")
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 12, "epo')
+    sft(config, run_dir, resuming=True)
+    assert metrics(run_dir) == metrics(whole)
+
+
+def test_sft_resumed_after_its_last_step_only_saves_the_model_again(
+    config: dict[str, Any], tmp_path: Path
+):
+    first = sft(config, tmp_path / "run")
+    before = stable_files(tmp_path / "run")
+    assert sft(config, tmp_path / "run", resuming=True) == first
+    assert stable_files(tmp_path / "run") == before
+
+
+def test_sft_resumed_with_another_logging_interval_continues_from_the_checkpoint(
+    config: dict[str, Any], tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    run_sft(config, run_dir, kill_at="before the random state is saved")
+    sft(changed(config, **{"logging.logging_steps": 2}), run_dir, resuming=True)
+    assert [line["step"] for line in metrics(run_dir)] == [3, 6, 8, 10, 12]

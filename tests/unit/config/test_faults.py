@@ -1,0 +1,228 @@
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from post_training.config.load import load_config
+from post_training.config.model import Config
+from post_training.core import yaml
+from post_training.core.errors import ConfigError
+
+
+class Size(Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+class Filter(Config):
+    kind: Literal["filter"]
+    column: str
+
+
+class Sample(Config):
+    kind: Literal["sample"]
+    num_rows: PositiveInt
+
+
+class Inner(Config):
+    weight: PositiveFloat = 1.0
+    warmup: float = Field(0.1, ge=0, le=1)
+
+    @field_validator("weight")
+    @classmethod
+    def refuse_large(cls, weight: float) -> float:
+        if weight > 5:
+            raise ValueError(f"weights above 5 drown the rest (got {weight})")
+        return weight
+
+    @model_validator(mode="after")
+    def compare(self) -> "Inner":
+        if self.warmup > self.weight:
+            raise ValueError("warmup must not exceed weight")
+        return self
+
+
+class Settings(Config):
+    number: float = 0.0
+    count: Annotated[int, Field(ge=2, lt=10, multiple_of=2)] = 2
+    flag: bool = False
+    text: Annotated[str, Field(pattern="^a+$", min_length=2, max_length=4)] = "aa"
+    path: Path = Path("x")
+    size: Size = Size.SMALL
+    pair: tuple[int, int] = (1, 2)
+    names: list[str] = Field(["a"], min_length=1, max_length=2)
+    unique: set[int] = Field(default_factory=set)
+    table: dict[str, float] = Field(default_factory=dict)
+    steps: PositiveInt | Literal["auto"] = "auto"
+    source: Inner | str | None = None
+    one_or_more: str | list[str] = "a"
+    transforms: list[Annotated[Filter | Sample, Field(discriminator="kind")]] = Field(
+        default_factory=list
+    )
+    either: Filter | Sample | None = None
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def faults_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def faults(model, text):
+        Path("f.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_config(model, Path("f.yaml"))
+        return caught.value.faults
+
+    return faults
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("number: abc", "number: must be a number (got 'abc')"),
+        ("number: true", "number: must be a number (got true)"),
+        ("number: .nan", "number: must be finite (got nan)"),
+        ("number: 1e999", "number: must be finite (got inf)"),
+        ("count: 0", "count: must be >= 2 (got 0)"),
+        ("count: 10", "count: must be < 10 (got 10)"),
+        ("count: 3", "count: must be a multiple of 2 (got 3)"),
+        ("count: 1e1", "count: must be an integer (got 10.0; write 10)"),
+        ("flag: no", "flag: must be true or false (got 'no')"),
+        ("flag: 1", "flag: must be true or false (got 1)"),
+        ("text: 3", "text: must be a string (got 3)"),
+        ("text: ab", "text: must be text that matches ^a+$ (got 'ab')"),
+        ("text: a", "text: must have at least 2 characters (has 1)"),
+        ("text: aaaaa", "text: must have at most 4 characters (has 5)"),
+        ("path: 3", "path: must be a string (got 3)"),
+        ("size: smal", "size: must be 'small' or 'large' (got 'smal'), did you mean 'small'?"),
+        ("size: 7", "size: must be 'small' or 'large' (got 7)"),
+        ("pair: [1]", "pair[1]: missing"),
+        ("pair: [1, a]", "pair[1]: must be an integer (got 'a')"),
+        ("pair: [1, 2, 3]", "pair: must have at most 2 items (has 3)"),
+        ("pair: 3", "pair: must be a list (got 3)"),
+        ("names: []", "names: must have at least 1 items (has 0)"),
+        ("names: [a, b, c]", "names: must have at most 2 items (has 3)"),
+        ("names: a", "names: must be a list (got 'a')"),
+        ("unique: a", "unique: must be a list (got 'a')"),
+        ("table: [1, 2]", "table: must be a mapping (got [1, 2])"),
+        ("table: {a: b}", "table.a: must be a number (got 'b')"),
+        ("inner: 3", "inner: must be a mapping (got 3)"),
+        ("inner: {weight: 0}", "inner.weight: must be > 0 (got 0)"),
+        ("inner: {warmup: 2}", "inner.warmup: must be <= 1 (got 2)"),
+        ("inner: {weight: 6}", "inner.weight: weights above 5 drown the rest (got 6.0)"),
+        ("inner: {weight: 0.05}", "inner: warmup must not exceed weight"),
+        # unions: what the member that was meant says, else all kinds there are
+        ("steps: -1", "steps: must be > 0 (got -1)"),
+        ("steps: aut", "steps: must be an integer or 'auto' (got 'aut')"),
+        ("source: 3", "source: must be a mapping or a string (got 3)"),
+        ("source: {weight: 0}", "source.weight: must be > 0 (got 0)"),
+        ("one_or_more: 3", "one_or_more: must be a string or a list (got 3)"),
+        ("one_or_more: [3]", "one_or_more[0]: must be a string (got 3)"),
+        ("either: {kind: sample, num_rows: a}", "either.num_rows: must be an integer (got 'a')"),
+        # members told apart by `kind`
+        ("transforms: [{kind: sample}]", "transforms[0].num_rows: missing (an integer > 0)"),
+        ("transforms: [{}]", "transforms[0].kind: missing (one of 'filter', 'sample')"),
+        (
+            "transforms: [{kind: sampel}]",
+            "transforms[0].kind: must be one of 'filter', 'sample' (got 'sampel'),"
+            " did you mean 'sample'?",
+        ),
+        ("transforms: [3]", "transforms[0]: must be a mapping (got 3)"),
+        (
+            "transforms: [{kind: sample, num_rows: 1, num_row: 2}]",
+            "transforms[0]: unknown key 'num_row', did you mean 'num_rows'?",
+        ),
+        (
+            "transforms: [{kind: sample, num_rows: 1, zzz: 2}]",
+            "transforms[0]: unknown key 'zzz' (known: kind, num_rows)",
+        ),
+        (
+            "transforms: [{kind: sample, num_rows: 1, colum: 2}]",
+            "transforms[0]: unknown key 'colum', did you mean 'transforms[].column'?",
+        ),
+    ],
+)
+def test_fault_is_told_in_plain_words(faults_of, text, fault):
+    assert faults_of(Settings, text) == [f"f.yaml:1: {fault}"]
+
+
+def test_long_value_is_cut(faults_of):
+    assert faults_of(Settings, "number: " + "a" * 100) == [
+        "f.yaml:1: number: must be a number (got '" + "a" * 59 + "...)"
+    ]
+
+
+class Section(Config):
+    learning_rate: float = 0.1
+    max_steps: Annotated[PositiveInt, Field(description="optimizer steps")]
+
+
+class Other(Config):
+    seed: int = 0
+    learning_rate: float = 0.1
+
+
+class Sections(Config):
+    training: Section
+    sampling: Other = Other()
+
+
+def test_missing_key_is_named_with_type_and_description(faults_of):
+    assert faults_of(Sections, "training: {}") == [
+        "f.yaml: training.max_steps: missing (an integer > 0: optimizer steps)"
+    ]
+    assert faults_of(Sections, "sampling: {}") == [
+        "f.yaml: training: missing (a mapping with max_steps)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_step: 1", "unknown key 'max_step', did you mean 'training.max_steps'?"),
+        ("seed: 1", "unknown key 'seed', did you mean 'sampling.seed'?"),
+        (
+            "learning_rate: 1",
+            "unknown key 'learning_rate',"
+            " did you mean 'training.learning_rate' or 'sampling.learning_rate'?",
+        ),
+        ("sample: 1", "unknown key 'sample', did you mean 'sampling'?"),
+        ("zzz: 1", "unknown key 'zzz' (known: training, sampling)"),
+    ],
+)
+def test_unknown_key_offers_the_key_that_was_meant(faults_of, text, words):
+    assert faults_of(Sections, f"training: {{max_steps: 1}}\n{text}") == [f"f.yaml:2: {words}"]
+
+
+def test_known_keys_are_listed_only_when_they_are_few(faults_of):
+    assert faults_of(Settings, "zzz: 1") == ["f.yaml:1: unknown key 'zzz'"]
+
+
+class Fixed(Config):
+    value: int
+
+    @model_validator(mode="after")
+    def refuse(self) -> "Fixed":
+        raise ValueError("value and the rest contradict each other")
+
+
+def test_fault_of_the_whole_names_the_file_alone(faults_of):
+    assert faults_of(Fixed, "value: 1") == ["f.yaml: value and the rest contradict each other"]
+
+
+class Unusual(Config):
+    number: complex = 1j
+
+
+def test_error_without_words_of_ours_keeps_those_of_pydantic(faults_of):
+    (fault,) = faults_of(Unusual, "number: [1]")
+    assert fault.startswith("f.yaml:1: number: input should be a valid python complex object")
+    assert fault.endswith("(got [1])")
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-300, 5e-324, 1.7976931348623157e308, 0.1 + 0.2])
+def test_number_passes_the_check_bit_by_bit(tmp_path, value):
+    (tmp_path / "f.yaml").write_text(yaml.dump({"number": value}))
+    assert load_config(Settings, tmp_path / "f.yaml").config.number == value

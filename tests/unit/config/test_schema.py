@@ -1,0 +1,103 @@
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BaseModel, Field, NonNegativeFloat
+
+from post_training.config.schema import choices_at, describe, fields_at, paths_of_keys
+
+
+class Precision(Enum):
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Local(BaseModel):
+    kind: Literal["local"]
+    path: Path
+
+
+class Hub(BaseModel):
+    kind: Literal["hub", "mirror"]
+    revision: str
+
+
+class Node(BaseModel):
+    name: str = ""
+    children: "list[Node]" = Field(default_factory=list)
+
+
+class Model(BaseModel):
+    source: Annotated[Local | Hub, Field(discriminator="kind")]
+    sources: list[Local | Hub] = Field(default_factory=list)
+    by_name: dict[str, Local] = Field(default_factory=dict)
+    pair: tuple[Local, Hub] | None = None
+    tree: Node = Node()
+    precision: Precision = Precision.BF16
+    ratio: Annotated[float, Field(gt=0, le=1, description="share of rows")] = 1.0
+    floor: NonNegativeFloat | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+    names: list[str] = Field(default_factory=list)
+    optional: Node | None = None
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        (("source",), ["kind", "path", "revision"]),
+        (("sources", 3), ["kind", "path", "revision"]),
+        (("by_name", "x"), ["kind", "path"]),
+        (("pair", 0), ["kind", "path"]),
+        (("pair", 1), ["kind", "revision"]),
+        (("tree", "children", 0, "children", 1), ["name", "children"]),
+        (("precision",), []),
+        (("counts", "x"), []),
+        (("nowhere", "x"), []),
+    ],
+)
+def test_fields_at_path_are_those_of_the_model_there(path, keys):
+    assert list(fields_at(Model, path, {})) == keys
+
+
+def test_fields_at_union_are_those_of_the_member_the_data_names():
+    data = {"sources": [{"kind": "local"}, {"kind": "mirror"}, {"kind": "other"}]}
+    assert list(fields_at(Model, ("sources", 0), data)) == ["kind", "path"]
+    assert list(fields_at(Model, ("sources", 1), data)) == ["kind", "revision"]
+    assert list(fields_at(Model, ("sources", 2), data)) == ["kind", "path", "revision"]
+
+
+def test_choices_at_discriminator_are_those_of_all_members():
+    assert choices_at(Model, ("source", "kind")) == ["local", "hub", "mirror"]
+
+
+def test_paths_of_keys_find_every_place_and_end_where_a_model_holds_itself():
+    paths = paths_of_keys(Model, but="source.path")
+    assert paths["path"] == ["sources[].path", "by_name[].path", "pair[].path"]
+    assert paths["name"] == ["tree.name", "optional.name"]
+    assert paths["ratio"] == ["ratio"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("source", "a mapping with kind, path or a mapping with kind, revision"),
+        ("sources", "a list"),
+        ("counts", "a mapping"),
+        ("tree", "a mapping"),
+        ("precision", "one of 'bf16', 'fp32'"),
+        ("ratio", "a number > 0 <= 1: share of rows"),
+        ("optional", "a mapping or null"),
+    ],
+)
+def test_describe_field_says_type_limits_and_purpose(key, words):
+    assert describe(Model.model_fields[key]) == words
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [(int, "an integer"), (bool, "true or false"), (str, "a string"), (Path, "a path")],
+)
+def test_describe_plain_type_uses_plain_words(annotation, words):
+    model = type("Plain", (BaseModel,), {"__annotations__": {"x": annotation}})
+    assert describe(model.model_fields["x"]) == words
