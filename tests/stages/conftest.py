@@ -1,28 +1,15 @@
-"""A tiny model, a small dataset, and stages run on them with a context built by hand."""
+"""A tiny model, a small dataset, and a configuration that trains the one on the other."""
 
-import copy
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sft_runs import TINY
 
-from post_training.core.hashing import hash_files
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import StageContext
-
-TINY = {
-    "architecture": "llama",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-    "vocab_size": 320,
-}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,9 +50,10 @@ def model(init_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def dropout_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dropout") / "model"
-    shutil.copytree(model, folder)
+def dropout_model(
+    init_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = init_model(tmp_path_factory.mktemp("dropout"), tie_word_embeddings=True)
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.2}))
     return folder
@@ -101,37 +89,3 @@ def config(dropout_model: Path, dataset: Path) -> dict[str, Any]:
         "num_threads": 1,
         "seed": 7,
     }
-
-
-def changed(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """A copy with dotted keys changed: changed(config, **{"training.max_steps": 3})."""
-    config = copy.deepcopy(config)
-    for key, value in settings.items():
-        *parents, last = key.split(".")
-        block = config
-        for parent in parents:
-            block = block.setdefault(parent, {})
-        block[last] = value
-    return config
-
-
-def sft(config: dict[str, Any], run_dir: Path, *, resuming: bool = False) -> Any:
-    """Run the stage in this process; its Result."""
-    from post_training.stages.sft.config import SftConfig
-    from post_training.stages.sft.run import run
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run(SftConfig.model_validate(config), StageContext(run_dir, resuming=resuming))
-
-
-def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without their timing."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name != "timing"} for line in lines]
-
-
-def stable_files(run_dir: Path) -> dict[str, str]:
-    """{path: sha256} of everything a run leaves but its metrics, which hold times."""
-    hashes = hash_files(run_dir)
-    del hashes["metrics.jsonl"]
-    return hashes

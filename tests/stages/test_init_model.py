@@ -73,7 +73,7 @@ def test_init_model_vocabulary_without_room_for_the_bytes_is_refused(
     ],
 )
 def test_init_model_sizes_that_do_not_fit_are_refused(settings: dict[str, int], problem: str):
-    from conftest import TINY
+    from sft_runs import TINY
 
     with pytest.raises(ValueError, match="multiple of") as refusal:
         InitModelConfig.model_validate({**TINY, "corpus": ["x.jsonl"], **settings})

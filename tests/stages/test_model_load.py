@@ -72,6 +72,13 @@ def test_load_model_with_weights_of_another_size_is_refused(copy: Path):
     )
 
 
+def test_load_model_with_generation_settings_that_cannot_be_saved_is_refused(copy: Path):
+    (copy / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert refusal(copy).startswith(
+        f"{copy}/generation_config.json: contradicting settings: `temperature`: `do_sample` is not"
+    )
+
+
 def test_load_tokenizer_from_a_model_without_one_is_refused(copy: Path):
     from post_training.models.load import load_tokenizer
 

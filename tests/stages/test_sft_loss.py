@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import changed, metrics, sft
+from sft_runs import changed, metrics, sft
 
 pytestmark = pytest.mark.stack
 

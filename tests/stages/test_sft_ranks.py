@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import changed, metrics, sft, stable_files
+from sft_runs import changed, metrics, sft, stable_files
 from stage_process import rank_file, run_sft
 
 pytestmark = pytest.mark.stack

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import changed, metrics, sft, stable_files
+from sft_runs import changed, metrics, sft, stable_files
 from stage_process import KILL_POINTS, run_sft
 
 pytestmark = pytest.mark.stack
@@ -27,6 +27,30 @@ def test_sft_killed_and_resumed_ends_in_the_same_bytes(
     assert run_sft(config, killed, resuming=True) == [0]
     assert stable_files(killed) == stable_files(whole)
     assert metrics(killed) == metrics(whole)
+
+
+def test_sft_killed_in_mixed_precision_and_resumed_ends_in_the_same_bytes(
+    config: dict[str, Any], tmp_path: Path
+):
+    settings = {"training.mixed_precision": "bf16", "training.gradient_checkpointing": True}
+    mixed = changed(config, **settings)
+    run_sft(mixed, tmp_path / "whole")
+    run_sft(mixed, tmp_path / "killed", kill_at="before the random state is saved")
+    assert run_sft(mixed, tmp_path / "killed", resuming=True) == [0]
+    assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
+    assert stable_files(tmp_path / "killed")
+
+
+def test_sft_resumed_among_incomplete_checkpoints_uses_the_newest_complete_one(
+    config: dict[str, Any], whole: Path, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    run_sft(config, run_dir, kill_at="before the random state is saved")
+    for name in ("checkpoint-11", ".saving/checkpoint-11"):
+        (run_dir / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+        (run_dir / "checkpoints" / name / "model.safetensors").write_bytes(b"half")
+    sft(config, run_dir, resuming=True)
+    assert stable_files(run_dir) == stable_files(whole)
 
 
 def test_sft_two_ranks_killed_while_saving_and_resumed_end_in_the_same_bytes(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import changed, metrics, sft, stable_files
 from pydantic import ValidationError
+from sft_runs import changed, metrics, sft, stable_files
 
 from post_training.core.errors import PostTrainingError
 from post_training.stages.sft.config import SftConfig
@@ -31,7 +31,9 @@ def test_sft_twice_in_different_folders_gives_the_same_bytes(
     assert metrics(again) == metrics(run_dir)
     compared = {*result.state_files, *result.unstable_files}
     compared |= {f"model/{file.name}" for file in (again / "model").iterdir()}
-    last = {name for name in stable_files(again) if not name.startswith("checkpoints/checkpoint-10")}
+    last = {
+        name for name in stable_files(again) if not name.startswith("checkpoints/checkpoint-10")
+    }
     assert compared == {*last, "metrics.jsonl"}
 
 
@@ -71,9 +73,7 @@ def test_sft_metrics_count_every_token_once(config: dict[str, Any], tmp_path: Pa
     counts = json.loads((tmp_path / "run" / "data" / "counts.json").read_text())
     assert result.metrics["num_steps"] == 25
     assert metrics(tmp_path / "run")[-1]["num_tokens"] == 4 * counts["num_tokens"]
-    assert (
-        metrics(tmp_path / "run")[-1]["num_trained_tokens"] == 4 * counts["num_trained_tokens"]
-    )
+    assert metrics(tmp_path / "run")[-1]["num_trained_tokens"] == 4 * counts["num_trained_tokens"]
 
 
 def test_sft_keeps_the_newest_checkpoints_readable_by_all(run_dir: Path):
@@ -119,10 +119,10 @@ def test_sft_model_loads_in_transformers_and_answers_as_trained(
 def test_sft_loss_that_is_not_finite_stops_before_the_update(
     config: dict[str, Any], model: Path, tmp_path: Path
 ):
+    import shutil
+
     import torch
     from safetensors.torch import load_file, save_file
-
-    import shutil
 
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)

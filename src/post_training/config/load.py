@@ -104,7 +104,7 @@ def load_config(
 
 def resolved_yaml(config: BaseModel) -> str:
     """The whole configuration, defaults written out; loading it gives an equal one."""
-    return yaml.dump(config.model_dump(mode="json", by_alias=True))
+    return yaml.dump(config.model_dump(mode="json"))
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

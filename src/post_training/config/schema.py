@@ -28,12 +28,12 @@ def fields_at(model: type[BaseModel], path: KeyPath, data: Any) -> dict[str, Fie
     for part in path:
         data = data[part] if isinstance(data, dict | list) and _has(data, part) else None
     meant = [member for member in models if _fits(member, data)] or models
-    return {key: field for member in meant for key, field in _fields(member).items()}
+    return {key: field for member in meant for key, field in member.model_fields.items()}
 
 
 def choices_at(model: type[BaseModel], path: KeyPath) -> list[Any]:
     """The values a discriminator may have: the literals of every member of the union."""
-    fields = [_fields(member).get(path[-1]) for member in _models_at(model, path[:-1])]
+    fields = [member.model_fields.get(path[-1]) for member in _models_at(model, path[:-1])]
     return [choice for field in fields if field for choice in _literals(field)]
 
 
@@ -59,7 +59,7 @@ def describe(field: FieldInfo) -> str:
 
 def _kind(member: Any) -> str:
     if _is_model(member):
-        needed = [key for key, field in _fields(member).items() if field.is_required()]
+        needed = [key for key, field in member.model_fields.items() if field.is_required()]
         return f"a mapping with {', '.join(needed)}" if needed else "a mapping"
     if get_origin(member) is Literal:
         return f"one of {', '.join(map(repr, get_args(member)))}"
@@ -86,8 +86,8 @@ def _inside(member: Any, part: str | int) -> Iterator[Any]:
     """The types of what stands at `part` in a value of type `member`."""
     arguments = [argument for argument in get_args(member) if argument is not ...]
     if _is_model(member):
-        if part in (fields := _fields(member)):
-            yield from _members(fields[part].annotation)
+        if part in member.model_fields:
+            yield from _members(member.model_fields[part].annotation)
     elif not arguments or get_origin(member) is Literal:
         return
     elif _is_mapping(member):
@@ -108,7 +108,7 @@ def _fits(member: type[BaseModel], data: Any) -> bool:
     values = data if isinstance(data, dict) else {}
     return all(
         key not in values or not (literals := _literals(field)) or values[key] in literals
-        for key, field in _fields(member).items()
+        for key, field in member.model_fields.items()
     )
 
 
@@ -128,11 +128,11 @@ def _walk(
         if _is_model(member):
             if member in above:  # a model may hold itself
                 continue
-            for key, field in _fields(member).items():
+            for key, field in member.model_fields.items():
                 here = f"{path}.{key}" if path else key
                 yield key, here
                 yield from _walk(field.annotation, here, (*above, member))
-        elif get_origin(member) is not Literal:
+        else:
             for argument in get_args(member):
                 yield from _walk(argument, f"{path}[]", above)
 
@@ -144,7 +144,3 @@ def _is_model(member: Any) -> bool:
 def _is_mapping(member: Any) -> bool:
     kind = get_origin(member) or member
     return isinstance(kind, type) and issubclass(kind, Mapping)
-
-
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in model.model_fields.items()}

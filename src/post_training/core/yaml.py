@@ -82,7 +82,7 @@ def dump(data: Any) -> str:
 
     Errors: TypeError for what is not dict with text keys, list, str, int, float, bool or None.
     """
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return yaml.dump(data, Dumper=_Dumper, allow_unicode=True, width=math.inf)
 
 
 class _Builder:
@@ -181,7 +181,7 @@ class _Dumper(yaml.SafeDumper):
         for key in mapping:
             if not isinstance(key, str):
                 raise TypeError(f"a key must be text, not {key!r}")
-        return self.represent_dict(mapping.items())
+        return self.represent_dict(mapping.items())  # items are not sorted, a dict would be
 
     def refuse(self, data: Any) -> yaml.Node:
         raise TypeError(f"not plain data: {data!r}")

@@ -29,7 +29,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
             if not line.strip():
                 continue
             empty = False
-            yield number, _parse(line, f"{path}:{number}")
+            yield number, _parse(line.rstrip(b"\r\n"), f"{path}:{number}")
     if empty:
         raise PostTrainingError("no rows", where=str(path))
 

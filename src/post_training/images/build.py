@@ -49,7 +49,8 @@ def image_identity(recipe: Recipe, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def image_tag(identity: dict[str, Any]) -> str:
-    return f"localhost/post-training/{identity['name']}:{identity['version']}-{identity['input_hash'][:16]}"
+    version = f"{identity['version']}-{identity['input_hash'][:16]}"
+    return f"localhost/post-training/{identity['name']}:{version}"
 
 
 def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:

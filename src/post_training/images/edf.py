@@ -166,7 +166,10 @@ def parse_mount(text: str, cwd: Path) -> Mount:
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
-    """Expand `${VAR}` and `${VAR:-default}`; `$${VAR}` is a literal `${VAR}`. Errors: ValueError."""
+    """Expand `${VAR}` and `${VAR:-default}`; `$${VAR}` is a literal `${VAR}`.
+
+    Errors: ValueError.
+    """
     if banned := _BANNED.search(text):
         raise ValueError(f"{banned[0]!r} is not allowed in an EDF (got {text!r})")
 
@@ -190,7 +193,7 @@ def expand(text: str, env: Mapping[str, str]) -> str:
 def _merge_parents(
     path: Path, env: Mapping[str, str], cwd: Path, faults: list[str], chain: tuple[Path, ...]
 ) -> dict[str, Any]:
-    """The file's keys over those of its parents: scalars and table entries replace, lists append."""
+    """The file's keys over its parents': scalars and table entries replace, lists append."""
     resolved = path.resolve()
     if resolved in chain:
         cycle = " -> ".join(link.name for link in (*chain, resolved))

@@ -20,15 +20,32 @@ def main(arguments: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     resolving = verbs.add_parser("resolve", help="check an EDF and print its path")
     resolving.add_argument("environment", help="NAME, NAME.toml or a path, as for srun")
-    running = verbs.add_parser("run", help="run a command in an EDF's image")
+    running = verbs.add_parser(
+        "run",
+        help="run a command in an EDF's image",
+        usage="post-training edf run [options] ENVIRONMENT -- COMMAND …",
+    )
     running.add_argument("environment", help="NAME, NAME.toml or a path, as for srun")
-    running.add_argument("--mount", action="append", default=[], metavar="SRC:DST[:FLAGS]",
-                         help="one more mount; may be repeated")  # fmt: skip
-    running.add_argument("--dev", type=Path, metavar="CHECKOUT",
-                         help="use the sources of this checkout instead of the image's; the record "
-                         "keeps the commit and the changes")  # fmt: skip
-    running.add_argument("command", nargs="+", metavar="-- COMMAND")
-    options = parser.parse_args(arguments)
+    running.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="SRC:DST[:FLAGS]",
+        help="one more mount; may be repeated",
+    )
+    running.add_argument(
+        "--dev",
+        type=Path,
+        metavar="CHECKOUT",
+        help="use the sources of this checkout instead of the image's; the record "
+        "keeps the commit and the changes",
+    )
+    # Split by hand: argparse takes a later `--` out of the command.
+    words = list(arguments)
+    split = words.index("--") if "--" in words else len(words)
+    options, command = parser.parse_args(words[:split]), words[split + 1 :]
+    if options.verb == "run" and not command:
+        running.error("give the command after `--`")
     try:
         cwd = Path.cwd()
         # `${PWD}` is where we are, whatever the variable inherited from elsewhere says.
@@ -42,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         findings = {}
         if options.dev:
             edf, findings["dev"] = _with_checkout(edf, options.dev.absolute())
-        run(edf, options.command, env, findings)
+        run(edf, command, env, findings)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
 

@@ -74,7 +74,8 @@ def _verify(path: Path, pinned: str) -> tuple[str, str | None]:
         # of the variables.
         if found["sha256"] != pinned:
             raise PostTrainingError(
-                f"the runner verified {found['sha256']}, POST_TRAINING_IMAGE_SQSH_SHA256 is {pinned}"
+                f"the runner verified {found['sha256']}, but "
+                f"POST_TRAINING_IMAGE_SQSH_SHA256 is {pinned}"
             )
         return "runner", found["check"]
     if path.exists():

@@ -1,6 +1,7 @@
 """push-sqsh: from the built OCI image to a squashfs in the store, its record and the EDF."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,18 @@ from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 # Level 3 packs almost as well as 15 and five times faster; reading is equally fast.
 COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
+_TEMPORARY = ".push-"
 _SITE_PACKAGES = "opt/post-training/venv/lib/python3.11/site-packages"
 
 
 def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
     """Add the image to the store and return its record; what is there already is left alone."""
     with store.lock():
+        for leftover in store.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)  # Of a push that was killed; nobody else pushes now.
         with _mounted(image.tag) as root:
             # Inside the store, so that the rename into place is one step on one file system.
-            with tempfile.TemporaryDirectory(prefix=".push-", dir=store.folder) as temporary:
+            with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
                 squashfs = Path(temporary) / "image.sqsh"
                 make_squashfs(root, squashfs)
                 digest = sha256_file(squashfs)
@@ -36,7 +40,9 @@ def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str,
                 squashfs.chmod(0o644)
                 sync(squashfs)
                 squashfs.replace(store.image_path(digest))
-            record = _record(image, recipe, digest, size_bytes, root)
+            record = image_record(
+                image, root, digest, size_bytes, describe_checkout(recipe.repository), _builder()
+            )
         store.add(record)
     return record
 
@@ -63,9 +69,18 @@ def _mounted(tag: str) -> Iterator[Path]:
         run_tool(["buildah", "rm", container])
 
 
-def _record(
-    image: BuiltImage, recipe: Recipe, sqsh_sha256: str, size_bytes: int, root: Path
+def image_record(
+    image: BuiltImage,
+    root: Path,
+    sqsh_sha256: str,
+    size_bytes: int,
+    checkout: dict[str, Any] | None,
+    builder: dict[str, str],
 ) -> dict[str, Any]:
+    """The record beside an image: what is in it, what it was made from and with, and when.
+
+    root: the image's root file system, from which the package lists are read.
+    """
     distributions = metadata.distributions(path=[str(root / _SITE_PACKAGES)])
     return {
         "schema": RECORD_SCHEMA,
@@ -73,15 +88,19 @@ def _record(
         "oci_digest": image.oci_digest,
         "sqsh_sha256": sqsh_sha256,
         "size_bytes": size_bytes,
-        "checkout": describe_checkout(recipe.repository),
+        "checkout": checkout,
         "pushed": datetime.now(UTC).isoformat(timespec="seconds"),
         "compression": " ".join(COMPRESSION),
-        "builder": {
-            "buildah": run_tool(["buildah", "--version"]),
-            "mksquashfs": run_tool(["mksquashfs", "-version"]).splitlines()[0],
-        },
+        "builder": builder,
         "packages": {
             "debian": parse_dpkg_status((root / "var/lib/dpkg/status").read_text()),
             "python": dict(sorted((d.name, d.version) for d in distributions)),
         },
+    }
+
+
+def _builder() -> dict[str, str]:
+    return {
+        "buildah": run_tool(["buildah", "--version"]),
+        "mksquashfs": run_tool(["mksquashfs", "-version"]).splitlines()[0],
     }

@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount
-from post_training.images.namespaces import (
-    MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT, PROPAGATION,
-    become_user, bind, detach, enter_mount_namespace, mount, mount_squashfs, pivot_root,
-)  # fmt: skip
 from post_training.images.verify import check_image_digest
 
 PINNED_DIGEST = "POST_TRAINING_IMAGE_SQSH_SHA256"
@@ -33,7 +30,7 @@ _OLD_ROOT = Path("/.old-root")
 _PACKED = Path("/.packed")
 _HOST_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 _IMAGE_ENTRYPOINT = ("/bin/sh", "/etc/rc")
-_MOUNT_FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+_MOUNT_FLAGS = {"nosuid": linux.MS_NOSUID, "nodev": linux.MS_NODEV, "noexec": linux.MS_NOEXEC}
 
 
 def run(
@@ -63,16 +60,16 @@ def run(
     ]
     sources = [os.path.realpath(wanted.source).lstrip("/") for wanted in edf.mounts]
 
-    enter_mount_namespace()
-    mount("tmpfs", _STAGE, "tmpfs", data="mode=0755")
+    linux.enter_mount_namespace()
+    linux.mount("tmpfs", _STAGE, "tmpfs", data="mode=0755")
     root = _prepare_root(image_descriptor, image)
     for index, descriptor in enumerate(packed):
         if descriptor is not None:
-            mount_squashfs(descriptor, edf.mounts[index].source, root / f".packed/{index}")
+            linux.mount_squashfs(descriptor, edf.mounts[index].source, root / f".packed/{index}")
     (root / ".old-root").mkdir()
-    pivot_root(root, root / ".old-root")
+    linux.pivot_root(root, root / ".old-root")
     os.chdir("/")
-    detach(_OLD_ROOT / "tmp")  # Our stage; below it the host's /tmp is visible again.
+    linux.detach(_OLD_ROOT / "tmp")  # Our stage; below it the host's /tmp is visible again.
 
     _mount_system()
     for index, wanted in enumerate(edf.mounts):
@@ -80,7 +77,7 @@ def run(
             _mount_into(_OLD_ROOT / sources[index], wanted)
         else:
             _mount_into(_PACKED / str(index), wanted)
-            detach(_PACKED / str(index))
+            linux.detach(_PACKED / str(index))
             (_PACKED / str(index)).rmdir()
     if _PACKED.exists():
         _PACKED.rmdir()
@@ -91,13 +88,13 @@ def run(
     # Precedence: EDF over image over host.
     environment = {**host_env, **_image_environment(), **edf.env}
     words = [*_IMAGE_ENTRYPOINT, *command] if edf.entrypoint else list(command)
-    detach(_OLD_ROOT)
+    linux.detach(_OLD_ROOT)
     _OLD_ROOT.rmdir()
     if not edf.writable:
-        mount("", "/", flags=MS_REMOUNT | MS_RDONLY)
+        linux.mount("", "/", flags=linux.MS_REMOUNT | linux.MS_RDONLY)
     _enter_workdir(edf)
     if uid != 0:
-        become_user(uid, gid)
+        linux.become_user(uid, gid)
     _execute(words, environment)
 
 
@@ -116,9 +113,9 @@ def _prepare_root(image_descriptor: int, image: Path) -> Path:
     """The image below a throw-away overlay: mount points and /run can be made on any image."""
     for name in ("image", "upper", "work", "root"):
         (_STAGE / name).mkdir()
-    mount_squashfs(image_descriptor, image, _STAGE / "image")
+    linux.mount_squashfs(image_descriptor, image, _STAGE / "image")
     options = f"lowerdir={_STAGE}/image,upperdir={_STAGE}/upper,workdir={_STAGE}/work"
-    mount("overlay", _STAGE / "root", "overlay", data=options)
+    linux.mount("overlay", _STAGE / "root", "overlay", data=options)
     return _STAGE / "root"
 
 
@@ -126,14 +123,14 @@ def _mount_system() -> None:
     """What every program expects of a machine: /proc, /sys, /dev, a /tmp of its own, names."""
     for name in ("proc", "sys", "dev"):
         Path("/", name).mkdir(exist_ok=True)
-        bind(_OLD_ROOT / name, f"/{name}")
+        linux.bind(_OLD_ROOT / name, f"/{name}")
     Path("/tmp").mkdir(exist_ok=True)
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
     for name in _HOST_FILES:
         source = _OLD_ROOT / os.path.realpath(_OLD_ROOT / name.lstrip("/")).lstrip("/")
         if source.is_file():
             _make_mount_point(Path(name), is_folder=False)
-            bind(source, name, read_only=True)
+            linux.bind(source, name, read_only=True)
 
 
 def _mount_into(source: Path, wanted: Mount) -> None:
@@ -141,12 +138,12 @@ def _mount_into(source: Path, wanted: Mount) -> None:
     flags = 0
     for name in wanted.flags & _MOUNT_FLAGS.keys():
         flags |= _MOUNT_FLAGS[name]
-    bind(source, wanted.target, read_only="ro" in wanted.flags, flags=flags)
-    for name, flag in PROPAGATION.items():
+    linux.bind(source, wanted.target, read_only="ro" in wanted.flags, flags=flags)
+    for name, flag in linux.PROPAGATION.items():
         if name in wanted.flags:
-            mount("", wanted.target, flags=flag)
+            linux.mount("", wanted.target, flags=flag)
         elif f"r{name}" in wanted.flags:
-            mount("", wanted.target, flags=flag | MS_REC)
+            linux.mount("", wanted.target, flags=flag | linux.MS_REC)
 
 
 def _make_mount_point(target: Path, *, is_folder: bool) -> None:

@@ -7,9 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 CONFIGURATION = Path("/etc/post-training")
-IMPORTS = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "sentencepiece",
-           "vllm", "vllm._C", "pydantic", "yaml", "post_training.cli", "post_training.stages.sft.run",
-           "post_training.stages.init_model.run")  # fmt: skip
+IMPORTS = (
+    *("torch", "transformers", "trl", "accelerate", "datasets", "peft", "sentencepiece"),
+    *("vllm", "vllm._C", "pydantic", "yaml", "post_training.cli"),
+    *("post_training.stages.sft.run", "post_training.stages.init_model.run"),
+)
 
 
 def locked_versions(lock: str) -> dict[str, str]:

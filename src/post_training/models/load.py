@@ -48,6 +48,7 @@ def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTraine
             f"the model can't be loaded: {_first_line(error)}", where=str(path)
         ) from None
     _check_complete(path, info)
+    _check_generation(path, model)
     return model
 
 
@@ -64,6 +65,19 @@ def _check_complete(path: Path, info: dict[str, set]) -> None:
             f"must be {list(expected)}",
             where=str(path),
         )
+
+
+def _check_generation(path: Path, model: PreTrainedModel) -> None:
+    """transformers loads contradicting generation settings, and refuses to save them: now is
+    better than at the first checkpoint."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        lines = [line for line in str(error).splitlines() if line.startswith("- ")]
+        raise PostTrainingError(
+            f"contradicting settings: {(lines or [str(error)])[0].removeprefix('- ')}",
+            where=str(path / "generation_config.json"),
+        ) from None
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -21,18 +21,32 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("config", type=Path, metavar="cfg.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="dotted keys, with list indices: data.datasets[0].path=x")  # fmt: skip
-    parser.add_argument("--unpinned", action="store_true",
-                        help="run although no image digest is pinned; the record says so")  # fmt: skip
-    parser.add_argument("--allow-topology-change", action="store_true",
-                        help="continue a run with another world size or micro-batch; its bits will "
-                        "differ, and the record says so")  # fmt: skip
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted keys, with list indices: data.datasets[0].path=x",
+    )
+    parser.add_argument(
+        "--unpinned",
+        action="store_true",
+        help="run although no image digest is pinned; the record says so",
+    )
+    parser.add_argument(
+        "--allow-topology-change",
+        action="store_true",
+        help="continue a run with another world size or micro-batch; its bits will "
+        "differ, and the record says so",
+    )
     options = parser.parse_intermixed_args(arguments)
     request = Request(
-        options.stage, options.config, options.overrides, options.unpinned,
-        options.allow_topology_change, tuple(arguments),
-    )  # fmt: skip
+        options.stage,
+        options.config,
+        options.overrides,
+        options.unpinned,
+        options.allow_topology_change,
+        tuple(arguments),
+    )
     try:
         return execute(request)
     except PeerFailed:

@@ -68,6 +68,7 @@ def test_long_override_is_cut_in_messages():
         ("new.deep.x=1", {"a": {"b": 1, "c": 0}, "items": [{"n": 1}], "new": {"deep": {"x": 1}}}),
         ("items[0].n=2", {"a": {"b": 1, "c": 0}, "items": [{"n": 2}]}),
         ("items[1].n=2", {"a": {"b": 1, "c": 0}, "items": [{"n": 1}, {"n": 2}]}),
+        ("items[0]=x", {"a": {"b": 1, "c": 0}, "items": ["x"]}),
         ("items[1]=x", {"a": {"b": 1, "c": 0}, "items": [{"n": 1}, "x"]}),
         ("new[0][0].n=2", {"a": {"b": 1, "c": 0}, "items": [{"n": 1}], "new": [[{"n": 2}]]}),
     ],

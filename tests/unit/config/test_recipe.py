@@ -50,5 +50,11 @@ def test_changed_long_setting_is_shown_around_its_first_difference():
     assert line == f"template: ...{'x' * 20}old' -> ...{'x' * 20}new'"
 
 
+def test_changed_long_setting_is_cut_on_both_sides_and_a_short_one_is_not():
+    old, new = "a" * 30 + "b" * 100, "a" * 30
+    (line,) = changed_settings({"template": old}, {"template": new})
+    assert line == f"template: ...{'a' * 20}{'b' * 40}... -> '{'a' * 30}'"
+
+
 def test_changed_settings_of_equal_runs_are_none():
     assert changed_settings({"x": {"a": 1, "b": [2]}}, {"x": {"b": [2], "a": 1}}) == []

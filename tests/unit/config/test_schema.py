@@ -51,6 +51,7 @@ class Model(BaseModel):
         (("pair", 0), ["kind", "path"]),
         (("pair", 1), ["kind", "revision"]),
         (("tree", "children", 0, "children", 1), ["name", "children"]),
+        (("sources", "kind"), []),
         (("precision",), []),
         (("counts", "x"), []),
         (("nowhere", "x"), []),
@@ -65,6 +66,7 @@ def test_fields_at_union_are_those_of_the_member_the_data_names():
     assert list(fields_at(Model, ("sources", 0), data)) == ["kind", "path"]
     assert list(fields_at(Model, ("sources", 1), data)) == ["kind", "revision"]
     assert list(fields_at(Model, ("sources", 2), data)) == ["kind", "path", "revision"]
+    assert list(fields_at(Model, ("sources", 3), data)) == ["kind", "path", "revision"]
 
 
 def test_choices_at_discriminator_are_those_of_all_members():
@@ -76,6 +78,10 @@ def test_paths_of_keys_find_every_place_and_end_where_a_model_holds_itself():
     assert paths["path"] == ["sources[].path", "by_name[].path", "pair[].path"]
     assert paths["name"] == ["tree.name", "optional.name"]
     assert paths["ratio"] == ["ratio"]
+
+
+def test_describe_choice_lists_the_values():
+    assert describe(Hub.model_fields["kind"]) == "one of 'hub', 'mirror'"
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def test_dump_is_readable_and_keeps_order():
         "seed": 1,
         "learning_rate": 5e-7,
         "name": "no",
+        "author": "Zoë",
         "empty": "",
         "none": None,
         "flag": True,
@@ -191,6 +192,7 @@ def test_dump_is_readable_and_keeps_order():
 seed: 1
 learning_rate: 5e-07
 name: no
+author: Zoë
 empty: ''
 none: null
 flag: true

@@ -1,20 +1,22 @@
-"""How far training is: a bar on a terminal, elsewhere a line now and then."""
+"""How far a piece of work is: a bar on a terminal, elsewhere a line now and then."""
 
 import sys
 import time
 from types import TracebackType
 
+_FIRST_LINE_S = 2.0
 _LINE_INTERVAL_S = 30.0
 
 
 class Progress:
-    """Shown only where `shown` is set (rank 0). The first and the last line are always written."""
+    """`total` pieces of `what`; None where their number isn't known. Silent unless `shown`."""
 
-    def __init__(self, total: int, *, shown: bool):
+    def __init__(self, what: str, total: int | None, *, shown: bool):
+        self.what = what
         self.total = total
         self._lines = shown and not sys.stderr.isatty()
-        self._next_line_at = 0.0
-        self._bar = _bar(total) if shown and not self._lines else None
+        self._next_line_at = time.monotonic() + _FIRST_LINE_S
+        self._bar = _bar(what, total) if shown and not self._lines else None
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -30,29 +32,30 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, loss: float, tokens_per_s: float) -> None:
-        figures = f"loss {loss:.4f} · {tokens_per_s:,.0f} tokens/s"
+    def update(self, done: int, figures: str = "") -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, figures=figures)
+            self._bar.update(self._bar.task_ids[0], completed=done, figures=figures)
         elif self._lines:
             now = time.monotonic()
-            if now >= self._next_line_at or step == self.total:
+            if now >= self._next_line_at or done == self.total:
                 self._next_line_at = now + _LINE_INTERVAL_S
-                print(f"step {step}/{self.total} · {figures}", file=sys.stderr, flush=True)
+                count = f"{done:,}" if self.total is None else f"{done}/{self.total}"
+                print(" · ".join(filter(None, (f"{self.what} {count}", figures))), file=sys.stderr)
+                sys.stderr.flush()
 
 
-def _bar(total: int):
+def _bar(what: str, total: int | None):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     bar = RichProgress(
-        TextColumn("step"),
+        TextColumn("{task.description}"),
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    bar.add_task("train", total=total, figures="")
+    bar.add_task(what, total=total, figures="")
     return bar

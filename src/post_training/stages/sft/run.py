@@ -9,16 +9,18 @@ RUN/model/         the result, loadable by plain transformers
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from post_training.core.errors import UsageError
 from post_training.data.chat_templates import ChatTemplate, choose_template
 from post_training.data.conversations import read_conversations
 from post_training.data.prepared import Counts, read_counts, write_prepared
-from post_training.data.tokenize import tokenize
+from post_training.data.tokenize import TokenizedRow, tokenize
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import Result, StageContext
 from post_training.stages.sft.config import SftConfig, accumulation_steps
+from post_training.stages.sft.progress import Progress
 
 
 def run(config: SftConfig, context: StageContext) -> Result:
@@ -26,9 +28,6 @@ def run(config: SftConfig, context: StageContext) -> Result:
         num_accumulated = accumulation_steps(config.training, context.ranks.world_size)
     except ValueError as error:
         raise UsageError(str(error), where="training") from None
-    num_threads = config.num_threads or _share_of_cores(context.ranks.local_world_size)
-    # Else accelerate sets a number of its own on CPU ranks.
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the reproducible one
     quiet_libraries(context.run_dir / "cache")
     from post_training.models.load import load_tokenizer
@@ -38,7 +37,7 @@ def run(config: SftConfig, context: StageContext) -> Result:
     tokenizer = load_tokenizer(config.model.path)
     template = choose_template(config.data.chat_template, tokenizer)
     counts = context.on_writer(lambda: _prepare(config, context, tokenizer, template))
-    return train(config, context, tokenizer, template, counts, num_accumulated, num_threads)
+    return train(config, context, tokenizer, template, counts, num_accumulated)
 
 
 def _prepare(
@@ -51,7 +50,8 @@ def _prepare(
     rows = tokenize(
         read_conversations(config.data.datasets), tokenizer, template, config.sft.max_seq_length
     )
-    counts = write_prepared(folder, rows)
+    with Progress("row", None, shown=True) as progress:
+        counts = write_prepared(folder, _counted(rows, progress))
     context.log(
         f"data: {counts.num_rows:,} rows, {counts.num_tokens:,} tokens, "
         f"{counts.num_trained_tokens:,} of them trained, "
@@ -59,6 +59,13 @@ def _prepare(
         f"({time.monotonic() - started_at:.1f} s)"
     )
     return counts
+
+
+def _counted(rows: Iterable[TokenizedRow], progress: Progress) -> Iterator[TokenizedRow]:
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % 500 == 0:
+            progress.update(number)
 
 
 def _remove_leftovers(run_dir: Path) -> None:
@@ -69,7 +76,3 @@ def _remove_leftovers(run_dir: Path) -> None:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
-
-
-def _share_of_cores(num_processes: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // num_processes)

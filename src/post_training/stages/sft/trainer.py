@@ -7,7 +7,6 @@ pinned transformers calls at known places; tests/stages compares what comes out 
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -146,7 +145,8 @@ class Trainer(SFTTrainer):
         self._stop_unless_finite(step)
         line = self._figures.add(step, last=number == self.args.max_steps)
         if line is not None:
-            self._progress.update(number, line["loss"], line["timing"]["tokens_per_s"])
+            speed = line["timing"]["tokens_per_s"]
+            self._progress.update(number, f"loss {line['loss']:.4f} · {speed:,.0f} tokens/s")
         self._start_step()
         self._metrics["train"].clear()  # TRL's own, which we don't log
 

@@ -28,7 +28,6 @@ def train(
     template: ChatTemplate,
     counts: Counts,
     num_accumulated: int,
-    num_threads: int,
 ) -> Result:
     """Train to the end, from the newest checkpoint where there is one."""
     torch.use_deterministic_algorithms(True)
@@ -47,7 +46,7 @@ def train(
     if resume_step is not None:
         context.log(f"resuming from step {resume_step} of {num_steps}")
 
-    with Progress(num_steps, shown=context.ranks.is_writer) as progress:
+    with Progress("step", num_steps, shown=context.ranks.is_writer) as progress:
         trainer = Trainer(
             model=model,
             args=_arguments(config, checkpoints.staging, num_steps, num_accumulated),
@@ -58,7 +57,8 @@ def train(
             metrics=metrics,
             progress=progress,
         )
-        torch.set_num_threads(num_threads)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)  # accelerate may have chosen another
         resume_from = None if resume_step is None else str(checkpoints.path(resume_step))
         trainer.train(resume_from_checkpoint=resume_from)
 
@@ -89,7 +89,7 @@ def _arguments(
 ) -> SFTConfig:
     training = config.training
     on_cpu = not torch.cuda.is_available()
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(output_dir),
         max_steps=num_steps,
         per_device_train_batch_size=training.per_device_train_batch_size,
@@ -124,6 +124,8 @@ def _arguments(
         log_level_replica="error",
         ddp_find_unused_parameters=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one device, however many it sees
+    return arguments
 
 
 def _result(

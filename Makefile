@@ -1,0 +1,55 @@
+# Every target calls the tools a person would; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Debian's own Python where it is new enough: ordinary users can read it, which Slurm tests need.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
+IMAGE ?= cpu
+SITE ?= laptop
+BIN := .venv/bin
+
+.PHONY: help setup image push-sqsh demo test test-long lint format golden lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/ready ## Install the tools this machine lacks (apt, as root) and the command line into .venv
+
+.venv/ready: pyproject.toml installation/laptop/install-tools
+	installation/laptop/install-tools
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+image: setup ## Build containers/$(IMAGE) into an OCI image (IMAGE=cpu)
+	$(BIN)/post-training image build $(IMAGE)
+
+push-sqsh: setup ## Put the built image into the image store and render edf/post-training.toml (SITE=laptop)
+	$(BIN)/post-training image push-sqsh $(IMAGE) --site $(SITE)
+
+demo: image push-sqsh ## The main job from nothing: build, train in Slurm, show, reproduce: identical
+	reproducibility/demo/demo
+
+test: lint image push-sqsh ## The whole test suite; stage tests run inside the image
+	$(BIN)/pytest -m 'not stack and not long'
+	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and not long'
+
+test-long: image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
+	$(BIN)/pytest -m 'long and not stack' --no-header
+	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and long'
+
+lint: setup ## ruff, shellcheck, hadolint, whitespace, large files, secrets (pre-commit)
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+format: setup ## Format the Python code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+golden: setup ## Write the golden files anew; read the diff before you commit it
+	$(BIN)/pytest tests/golden --write-golden
+
+lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes
+	containers/lock $(IMAGE)
+
+clean: ## Remove what this checkout made; the image store stays
+	rm -rf .venv build edf/post-training.toml

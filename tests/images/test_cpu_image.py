@@ -1,0 +1,93 @@
+"""The built cpu image, looked at from inside."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.image
+
+
+def test_image_identity_inside_is_the_pinned_one(inside):
+    done = inside("cat", "/etc/post-training/image.json")
+    said = json.loads(done.stdout)
+    pinned = inside("printenv", "POST_TRAINING_IMAGE_INPUT_HASH").stdout.strip()
+    assert said["input_hash"] == pinned
+    assert set(said) == {
+        "name",
+        "version",
+        "input_hash",
+        "base_sha256",
+        "lock_sha256",
+        "platform",
+    }
+
+
+def test_image_root_is_read_only_and_tmp_is_not(inside):
+    done = inside("sh", "-c", "touch /etc/x; touch /opt/post-training/x; touch /tmp/x && echo tmp")
+    assert done.stdout == "tmp\n"
+    assert done.stderr.count("Read-only file system") == 2
+
+
+def test_image_holds_nothing_of_the_build_machine(inside):
+    """No pip settings, no leftovers of the build, and none of this machine's package index."""
+    settings = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
+    places = re.findall(r"(?:https?|file)://[^\s']+", settings + str(dict(os.environ)))
+    names = ["pip.conf", ".netrc", "direct_url.json"]
+    left = " -o ".join(f"-xdev -name {name}" for name in names)
+    done = inside("sh", "-c", f"find / {left}; find /root /tmp /mnt /var/lib/apt/lists -xdev -type f")
+    assert set(done.stdout.split()) <= {
+        "/root/.bashrc",
+        "/root/.profile",
+        "/var/lib/apt/lists/lock",
+    }
+    assert "PIP_" not in inside("cat", "/etc/environment").stdout
+    for place in places:
+        hits = inside("grep", "-rlF", place, "/etc", "/root", "/var", "/opt/post-training/bin")
+        assert hits.stdout == ""
+
+
+def test_image_wheel_metadata_has_no_readme(inside):
+    script = "from importlib.metadata import metadata as m; print(m('post-training').get_payload())"
+    assert inside("python", "-c", script).stdout.strip() == ""
+
+
+def test_image_record_names_what_is_inside(inside, post_training):
+    digest = inside("printenv", "POST_TRAINING_IMAGE_OCI_DIGEST").stdout.strip()
+    record = json.loads(post_training("image", "show", digest).stdout)
+    assert record["oci_digest"] == digest
+    listing = inside("python", "-c", "import torch, trl; print(torch.__version__, trl.__version__)")
+    packages = record["packages"]["python"]
+    assert listing.stdout.split() == [packages["torch"], packages["trl"]]
+    assert packages["torch"] == "2.13.0+cpu"
+    assert record["packages"]["debian"]["python3"].startswith("3.11")
+
+
+def test_vllm_generates_inside(inside, tmp_path):
+    """The real engine, on a model made here, as an ordinary run would start it."""
+    script = """
+import json, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.manual_seed(0)
+sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
+LlamaForCausalLM(LlamaConfig(vocab_size=128, num_key_value_heads=2, **sizes)).save_pretrained("m")
+from vllm import LLM, SamplingParams
+if __name__ == "__main__":
+    engine = LLM("m", skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
+                 max_model_len=64, enable_chunked_prefill=False)
+    sampling = SamplingParams(temperature=1.0, seed=3, max_tokens=8, detokenize=False)
+    rounds = [engine.generate({"prompt_token_ids": [1, 2, 3]}, sampling) for _ in range(2)]
+    with open("out.json", "w") as file:
+        json.dump([list(r[0].outputs[0].token_ids) for r in rounds], file)
+"""
+    done = inside("sh", "-c", f"cat > go.py <<'EOF'\n{script}\nEOF\npython go.py",
+                  VLLM_CPU_KVCACHE_SPACE="1")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = json.loads((tmp_path / "out.json").read_text())
+    assert len(first) == 8
+    assert first == second

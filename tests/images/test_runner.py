@@ -1,0 +1,172 @@
+"""`post-training edf run` on the built image, as root and as an ordinary user."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from post_training.images.edf import load_edf
+from post_training.images.render import edf_text
+
+pytestmark = pytest.mark.image
+ORDINARY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--inh-caps=-all"]
+
+
+@pytest.fixture
+def edf(image_edf, tmp_path):
+    """Write an EDF with the image and other keys: edf(env={...}, mounts=[...])."""
+    image = load_edf(image_edf, os.environ, tmp_path).image
+
+    def write(env=None, name="test.toml", **keys) -> Path:
+        path = tmp_path / name
+        path.write_text(edf_text({"image": image, **keys}, {"env": env or {}}))
+        return path
+
+    return write
+
+
+def test_run_keeps_exit_code_and_arguments(edf, post_training):
+    script = 'printf "[%s]" "$@"; exit 7'
+    done = post_training(
+        "edf", "run", edf(), "--", "sh", "-c", script, "x", "a b", "$HOME", "--", "-x"
+    )
+    assert (done.returncode, done.stdout) == (7, "[a b][$HOME][--][-x]")
+
+
+def test_run_signals_reach_the_command_itself(edf, cli, tmp_path):
+    script = 'trap "echo got; exit 3" TERM; echo $$; while :; do sleep 0.01; done'
+    command = [cli, "edf", "run", edf(), "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert int(process.stdout.readline()) == process.pid
+        process.terminate()
+        assert process.stdout.read() == "got\n"
+    assert process.returncode == 3
+
+
+def test_run_environment_precedence_is_edf_image_host(edf, post_training):
+    path = edf(env={"LANG": "edf", "GREETING": "hello ${WHO}"})
+    script = 'echo "$LANG|$VIRTUAL_ENV|$GREETING|$ONLY_HOST"'
+    done = post_training(
+        "edf", "run", path, "--", "sh", "-c", script,
+        LANG="host", VIRTUAL_ENV="host", WHO="you", ONLY_HOST="host",
+    )  # fmt: skip
+    assert done.stdout == "edf|/opt/post-training/venv|hello you|host\n"
+
+
+def test_run_writable_is_thrown_away(edf, post_training):
+    path = edf(writable=True)
+    assert post_training("edf", "run", path, "--", "touch", "/etc/here").returncode == 0
+    assert post_training("edf", "run", path, "--", "test", "-e", "/etc/here").returncode == 1
+
+
+def test_run_mounts_have_their_flags_and_order(edf, post_training, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/file").write_text("content")
+    path = edf(
+        writable=False,
+        workdir="/new/place",
+        mounts=["data:/new/place:ro", "data/file:/var/run/other", "${HOST}:/rw"],
+    )
+    script = "cat file /run/other; touch file; touch /rw/made; pwd"
+    done = post_training("edf", "run", path, "--", "sh", "-c", script, HOST=str(tmp_path / "data"))
+    assert done.stdout == "contentcontent/new/place\n"
+    assert "Read-only" in done.stderr
+    assert (tmp_path / "data/made").exists()
+
+
+def test_run_squashfs_mount_shows_its_content(edf, post_training, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/inside.txt").write_text("packed")
+    subprocess.run(
+        ["mksquashfs", "tree", "tree.sqsh", "-quiet", "-no-progress"], cwd=tmp_path, check=True
+    )
+    path = edf(mounts=["tree.sqsh:/packed:sqsh"])
+    assert post_training("edf", "run", path, "--", "cat", "/packed/inside.txt").stdout == "packed"
+
+
+def test_run_leaves_no_mount_or_loop_device_behind(edf, post_training):
+    def state():
+        loops = subprocess.run(["losetup", "--list"], capture_output=True, text=True).stdout
+        return Path("/proc/self/mountinfo").read_text(), loops
+
+    before = state()
+    assert post_training("edf", "run", edf(), "--", "true").returncode == 0
+    assert state() == before
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_run_as_ordinary_user_has_name_tmp_and_read_only_root(
+    edf, image_edf, cli, tmp_path, writable
+):
+    # The store is below root's home here; an ordinary user is given the image by a descriptor's
+    # path no more than by name, so it is linked to a place that everybody can read.
+    image = Path(load_edf(image_edf, os.environ, tmp_path).image)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    os.link(image, tmp_path / "image.sqsh")
+    path = edf(writable=writable, workdir="/tmp")
+    path.write_text(path.read_text().replace(str(image), str(tmp_path / "image.sqsh")))
+    script = (
+        "id -u; touch /tmp/x && echo tmp; touch /etc/x 2>/dev/null && echo root; "
+        "python -c 'import getpass, torch; print(getpass.getuser(), torch.ones(2).sum().item())'"
+    )
+    done = subprocess.run(
+        [*ORDINARY, cli, "edf", "run", path, "--", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+    )
+    assert done.stderr == ""
+    expected = ["12345", "tmp", *(["root"] if writable else []), "user 2.0"]
+    assert done.stdout.splitlines() == expected
+
+
+def test_run_other_bytes_than_pinned_are_refused(edf, post_training):
+    path = edf(env={"POST_TRAINING_IMAGE_SQSH_SHA256": "0" * 64})
+    done = post_training("edf", "run", path, "--", "echo", "ran")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"the EDF pins {'0' * 64}" in done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('image = "/x.sqsh"\nimgae = 1\n', "imgae: unknown key, did you mean 'image'?"),
+        ('image = "/x.sqsh"\nworkdir = "${NO_SUCH}"\n', "workdir: undefined variable NO_SUCH"),
+        ('image = "/x.sqsh"\nmounts = ["/no:/a"]\n', "mounts[0]: source does not exist: /no"),
+        ('image = "/x.sqsh"\n', "/x.sqsh: no such"),
+        ('image = "nvcr.io#nvidia/x:1"\n', "image: must be a squashfs file here"),
+        ("image = 1\n", "image: must be a string (got 1)"),
+    ],
+)
+def test_run_bad_edf_is_one_clear_line(post_training, tmp_path, text, line):
+    (tmp_path / "bad.toml").write_text(text)
+    done = post_training("edf", "run", "bad.toml", "--", "echo", "ran")
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_file_that_is_no_squashfs_is_refused(post_training, tmp_path):
+    (tmp_path / "x.sqsh").write_bytes(b"not a squashfs" * 1000)
+    (tmp_path / "bad.toml").write_text(f'image = "{tmp_path}/x.sqsh"\n')
+    done = post_training("edf", "run", "bad.toml", "--", "true")
+    assert done.returncode == 1
+    assert f"error: {tmp_path}/x.sqsh: cannot mount it" in done.stderr
+    assert (
+        subprocess.run(["losetup", "-j", f"{tmp_path}/x.sqsh"], capture_output=True).stdout == b""
+    )
+
+
+def test_run_missing_command_and_workdir_are_named(edf, post_training):
+    done = post_training("edf", "run", edf(), "--", "no-such-command")
+    assert (done.returncode, done.stderr) == (
+        1, "error: no-such-command: cannot run it: no such file or directory\n",
+    )  # fmt: skip
+    done = post_training("edf", "run", edf(workdir="/no/where"), "--", "true")
+    assert "workdir: no such file or directory inside the image (got '/no/where')" in done.stderr

@@ -1,0 +1,92 @@
+"""The store and the commands on it, on small squashfs images of this test's own."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from post_training.core.hashing import sha256_file
+from post_training.images.store import RECORD_SCHEMA, ImageStore
+
+OCI = {"a": "sha256:" + "a1" * 32, "b": "sha256:" + "b2" * 32}
+
+
+@pytest.fixture
+def store(tmp_path) -> ImageStore:
+    """A store with the images `a` 1.0 and `b` 2.0; `b` was pushed last."""
+    store = ImageStore(tmp_path / "store")
+    for number, (name, oci_digest) in enumerate(OCI.items(), 1):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name * 5000)
+        packed = tmp_path / f"{name}.sqsh"
+        subprocess.run(
+            ["mksquashfs", tmp_path / name, packed, "-quiet", "-no-progress"], check=True
+        )
+        digest = sha256_file(packed)
+        with store.lock():
+            packed.rename(store.image_path(digest))
+            store.add(
+                {
+                    "schema": RECORD_SCHEMA,
+                    "name": name,
+                    "version": f"{number}.0",
+                    "input_hash": name * 64,
+                    "oci_digest": oci_digest,
+                    "sqsh_sha256": digest,
+                    "size_bytes": store.image_path(digest).stat().st_size,
+                    "pushed": f"2026-01-0{number}T00:00:00+00:00",
+                }
+            )
+    return store
+
+
+def image(store: ImageStore, name: str) -> Path:
+    return store.image_path(store.find(name)["sqsh_sha256"])
+
+
+def test_find_takes_either_digest_prefixes_and_names(store):
+    record = store.find("a")
+    digest = record["sqsh_sha256"]
+    for reference in ("a:1.0", digest, digest[:8], f"sha256:{digest}", f"sha256-{digest}.sqsh"):
+        assert store.find(reference) == record
+    for reference in (OCI["a"], "a1" * 32, "a1a1a1a1"):
+        assert store.find(reference) == record
+
+
+@pytest.mark.parametrize("reference", ["nope", "a1a1a1a", "a:2.0", "c" * 64])
+def test_image_show_unknown_reference_is_one_clear_line(store, post_training, reference):
+    done = post_training("image", "show", reference, "--store", store.folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {store.folder}: no image {reference!r} in the store\n")
+
+
+def test_image_list_is_the_index_last_pushed_first(store, post_training):
+    listed = json.loads(post_training("image", "list", "--store", store.folder, "--json").stdout)
+    assert [entry["name"] for entry in listed] == ["b", "a"]
+    (store.folder / "index.json").unlink()
+    again = json.loads(post_training("image", "list", "--store", store.folder, "--json").stdout)
+    assert again == listed
+
+
+def test_image_verify_flipped_byte_is_corrupt(store, post_training):
+    def verify(name):
+        done = post_training("image", "verify", name, "--store", store.folder)
+        return done.returncode, done.stdout.split(":")[0]
+
+    assert verify("a") == (0, "ok")
+    content = bytearray(image(store, "a").read_bytes())
+    content[200] ^= 1
+    image(store, "a").write_bytes(content)
+    assert verify("a") == (1, "corrupt")
+    assert verify("b") == (0, "ok")
+    image(store, "b").unlink()
+    assert verify("b") == (1, "missing")
+
+
+def test_image_list_damaged_record_is_one_clear_line(store, post_training):
+    path = store.record_path(store.find("a")["sqsh_sha256"])
+    path.write_text("{")
+    done = post_training("image", "show", "a", "--store", store.folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {path}: not a JSON record")

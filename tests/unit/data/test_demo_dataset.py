@@ -1,0 +1,33 @@
+"""The demo's data: what its script writes, and right."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).parents[3] / "reproducibility" / "demo"
+
+
+def test_demo_dataset_is_what_its_script_writes():
+    written = subprocess.run(
+        [sys.executable, DEMO / "make_arithmetic.py"], capture_output=True, check=True
+    ).stdout
+    assert written == (DEMO / "arithmetic.jsonl").read_bytes()
+
+
+def test_demo_dataset_answers_are_right():
+    operations = {
+        "+": lambda a, b: a + b,
+        "-": lambda a, b: a - b,
+        "*": lambda a, b: a * b,
+        "/": lambda a, b: a / b,
+    }
+    rows = [json.loads(line) for line in (DEMO / "arithmetic.jsonl").read_text().splitlines()]
+    assert len(rows) == 600
+    for row in rows:
+        equations = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", row["answer"])
+        assert equations
+        for a, operation, b, result in equations:
+            assert operations[operation](int(a), int(b)) == int(result), row
+        assert row["answer"].endswith(f"\n#### {equations[-1][3]}")

@@ -1,0 +1,79 @@
+"""The layers of the package, and what a command line may import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import post_training
+
+SOURCE = Path(post_training.__file__).parent
+# A layer imports from itself and from the layers before it.
+LAYERS = ["core", "config", "records", "images", "launch", "data", "models", "stages", "reproduce"]
+LAYERS += ["cli"]
+ALSO_FORBIDDEN = {
+    ("data", "images"),
+    ("data", "launch"),
+    ("models", "images"),
+    ("models", "launch"),
+}
+STACK = {"torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "numpy"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every absolute module name imported anywhere in the file, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def modules() -> list[Path]:
+    return sorted(
+        path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem == "cli"
+    )
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_layer_imports_nothing_from_above(path):
+    layer = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("post_training.")}
+    used = {name.removesuffix(".py") for name in used if name in LAYERS}
+    above = {other for other in used if LAYERS.index(other) > LAYERS.index(layer)}
+    assert not above
+    assert not {(layer, other) for other in used} & ALSO_FORBIDDEN
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_stack_is_imported_only_in_stages_models_and_data(path):
+    layer = path.relative_to(SOURCE).parts[0]
+    if layer not in {"stages", "models", "data"}:
+        assert not {name.split(".")[0] for name in imports_of(path)} & STACK
+
+
+def modules_loaded_by(*arguments: str) -> set[str]:
+    """Top-level modules that `post-training ARGUMENTS` has imported when it ends."""
+    script = (
+        f"import sys; sys.argv[1:] = {list(arguments)}\n"
+        "from post_training.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "print('MODULES', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return {name.split(".")[0] for name in done.stdout.split("MODULES")[1].split()}
+
+
+@pytest.mark.parametrize("group", [[], ["image"], ["edf"], ["runs"], ["reproduce"]])
+def test_help_imports_nothing_of_the_stack(group):
+    assert not modules_loaded_by(*group, "--help") & (STACK | {"yaml"})
+
+
+def test_edf_runner_imports_neither_typer_nor_pydantic():
+    assert not modules_loaded_by("edf", "run", "--help") & (STACK | {"typer", "pydantic", "yaml"})
