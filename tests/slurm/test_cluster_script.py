@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, run_script
+from slurm_cluster import Cluster, run_script
 
 pytestmark = pytest.mark.slurm
 
@@ -82,9 +82,8 @@ def test_down_two_nodes_and_a_running_job_leaves_nothing(
     ) as srun:
         assert srun.stdout is not None
         assert {srun.stdout.readline(), srun.stdout.readline()} == {"n1\n", "n2\n"}
-        assert open_below(path) == {"munged", "slurmctld", "slurmd", "slurmstepd"}
+        assert open_below(path) >= {"munged", "slurmctld", "slurmd", "slurmstepd"}
         assert run_script("down", str(path)).returncode == 0
-        srun.kill()
     assert open_below(path) == set()
     assert run_script("down", str(path)).returncode == 0
 

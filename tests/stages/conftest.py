@@ -1,15 +1,20 @@
 """A tiny model, a small dataset, and a configuration that trains the one on the other."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sft_runs import TINY
 
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import StageContext
+
+# The modules beside this one; the processes of stage_process.py import them by name too.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from sft_runs import TINY
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,6 +60,7 @@ def run_sft(
     world_size: int = 1,
     resuming: bool = False,
     kill_at: str | None = None,
+    kill_ranks: tuple[int, ...] = (0, 1),
 ) -> list[int]:
     """Run the stage on `world_size` ranks; their exit codes (-9: killed).
 
@@ -72,7 +73,14 @@ def run_sft(
     processes = [
         _CONTEXT.Process(
             target=_run_rank,
-            args=(config, run_dir, rank, world_size, meeting_place, resuming, kill_at),
+            args=(
+                config,
+                run_dir,
+                Ranks(rank, rank, world_size, world_size),
+                meeting_place,
+                resuming,
+                kill_at if rank in kill_ranks else None,
+            ),
         )
         for rank in range(world_size)
     ]
@@ -94,8 +102,7 @@ def rank_file(run_dir: Path, rank: int, kind: str) -> Path:
 def _run_rank(
     config: dict[str, Any],
     run_dir: Path,
-    rank: int,
-    world_size: int,
+    ranks: Ranks,
     meeting_place: Path,
     resuming: bool,
     kill_at: str | None,
@@ -105,19 +112,19 @@ def _run_rank(
     from post_training.stages.sft.config import SftConfig
     from post_training.stages.sft.run import run
 
+    rank, world_size = ranks.rank, ranks.world_size
     try:
         if world_size > 1:
-            ranks = {"RANK": rank, "LOCAL_RANK": rank}
+            places = {"RANK": rank, "LOCAL_RANK": rank}
             sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-            for name, value in {**ranks, **sizes}.items():
-                os.environ[name] = str(value)
+            os.environ |= {name: str(value) for name, value in {**places, **sizes}.items()}
             dist.init_process_group(
                 "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=world_size
             )
         _record_weights(rank_file(run_dir, rank, "weights"))
         if kill_at is not None:
             _kill_at(*KILL_POINTS[kill_at])
-        context = StageContext(run_dir, Ranks(rank, rank, world_size, world_size), resuming)
+        context = StageContext(run_dir, ranks, resuming)
         run(SftConfig.model_validate(config), context)
         if world_size > 1:
             dist.destroy_process_group()

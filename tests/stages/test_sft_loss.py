@@ -14,8 +14,8 @@ pytestmark = pytest.mark.stack
 def reference(run_dir: Path, model_path: Path, seed: int, num_rows: int) -> tuple[float, float]:
     """(loss, gradient norm) of the first step in float64, from the definition.
 
-    Σ over all rows and trained tokens t of -log softmax(logits_{t-1})[x_t], divided by the number of
-    those tokens in the whole batch; row by row, without padding.
+    Σ over all rows and trained tokens t of -log softmax(logits_{t-1})[x_t], divided by the number
+    of those tokens in the whole batch; row by row, without padding.
     """
     import torch
     from datasets import Dataset

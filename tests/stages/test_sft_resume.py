@@ -46,9 +46,9 @@ def test_sft_resumed_among_incomplete_checkpoints_uses_the_newest_complete_one(
 ):
     run_dir = tmp_path / "run"
     run_sft(config, run_dir, kill_at="before the random state is saved")
-    for name in ("checkpoint-11", ".saving/checkpoint-11"):
+    for name in ("checkpoint-11", ".saving/checkpoint-12"):
         (run_dir / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
-        (run_dir / "checkpoints" / name / "model.safetensors").write_bytes(b"half")
+        (run_dir / "checkpoints" / name / "half_written.pt").write_bytes(b"half")
     sft(config, run_dir, resuming=True)
     assert stable_files(run_dir) == stable_files(whole)
 
@@ -62,6 +62,27 @@ def test_sft_two_ranks_killed_while_saving_and_resumed_end_in_the_same_bytes(
     assert run_sft(config, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
     assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_sft_checkpoint_that_one_of_two_ranks_has_not_written_is_not_complete(
+    config: dict[str, Any], tmp_path: Path
+):
+    point = "before the random state is saved"
+    codes = run_sft(config, tmp_path / "run", world_size=2, kill_at=point, kill_ranks=(1,))
+    assert codes == [1, -9]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == [
+        "checkpoint-5"
+    ]
+
+
+def test_sft_killed_on_two_ranks_can_be_resumed_on_one(config: dict[str, Any], tmp_path: Path):
+    point = "before the random state is saved"
+    run_sft(config, tmp_path / "run", world_size=2, kill_at=point)
+    sft(config, tmp_path / "run", resuming=True)
+    run_sft(config, tmp_path / "whole", world_size=2)
+    # The bits may differ, the rows may not.
+    resumed, whole = metrics(tmp_path / "run"), metrics(tmp_path / "whole")
+    assert [line["num_tokens"] for line in resumed] == [line["num_tokens"] for line in whole]
 
 
 def test_sft_resumed_with_a_half_written_last_metrics_line_rewrites_it(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sft_runs import changed, metrics, sft, stable_files
 
 from post_training.core.errors import PostTrainingError
+from post_training.core.hashing import hash_files
 from post_training.stages.sft.config import SftConfig
 
 pytestmark = pytest.mark.stack
@@ -116,6 +117,12 @@ def test_sft_model_loads_in_transformers_and_answers_as_trained(
     assert trained.config.use_cache is True
 
 
+def test_sft_leaves_the_tokenizer_as_it_was(run_dir: Path, config: dict[str, Any]):
+    before, after = hash_files(Path(config["model"]["path"])), hash_files(run_dir / "model")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert after[file] == before[file]
+
+
 def test_sft_loss_that_is_not_finite_stops_before_the_update(
     config: dict[str, Any], model: Path, tmp_path: Path
 ):
@@ -129,7 +136,7 @@ def test_sft_loss_that_is_not_finite_stops_before_the_update(
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], float("inf"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PostTrainingError, match="loss is not finite at step 1 .got nan.; stopped"):
+    with pytest.raises(PostTrainingError, match=r"loss is not finite at step 1 \(got nan\); stop"):
         sft(changed(config, **{"model.path": str(broken)}), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))

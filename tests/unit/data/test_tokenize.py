@@ -134,6 +134,6 @@ def test_tokenize_token_across_the_start_of_an_answer_is_trained(tokenizer: Any)
 
     markers = ("<|im_start|>", "<|im_end|>")
     tokenizer = train_tokenizer(["\n\n"] * 9, 262, markers, chat_template="")
-    [row] = rows(tokenizer, conversation(("user", "ab", False), ("assistant", "\ncd", True)))
-    # The newline before the answer and its first character are one token.
-    assert trained(row, tokenizer).strip("·") == "\n\ncd<|im_end|>"
+    [row] = rows(tokenizer, conversation(("user", "ab", False), ("assistant", "\n\ncd", True)))
+    # Of the three newlines the first is the template's; it makes one token with the second.
+    assert trained(row, tokenizer).strip("·") == "\n\n\ncd<|im_end|>"

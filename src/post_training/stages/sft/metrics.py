@@ -3,9 +3,10 @@
     {"step": 10, "epoch": 0.5, "loss": 2.1, "grad_norm": 1.3, "learning_rate": 0.001,
      "num_tokens": 5120, "num_trained_tokens": 1830, "timing": {…}}
 
-loss: mean over the steps since the line before of each step's loss, which is the mean over all the
-trained tokens of its batch. grad_norm (before clipping) and learning_rate: this step's. num_…: since
-the beginning, over all ranks, padding left out. Times and speeds are under `timing` only.
+loss: mean over the steps since the line before of each step's loss, which is the mean over all
+the trained tokens of its batch. grad_norm (before clipping) and learning_rate: this step's.
+num_…: since the beginning, over all ranks, padding left out. Times and speeds are under `timing`
+only.
 """
 
 import json

@@ -86,7 +86,7 @@ class Trainer(SFTTrainer):
         """TRL would report the run to its makers."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL would write a README into each checkpoint, with paths in it."""
+        """TRL would write a README about itself with every checkpoint."""
 
     # The order of the rows
 

@@ -115,8 +115,6 @@ def _arguments(
         save_strategy="steps",
         save_steps=config.checkpointing.save_steps,
         save_total_limit=None,  # checkpoints.py does it
-        # A bad step is to stop the run, not to be left out of a mean.
-        logging_nan_inf_filter=False,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
