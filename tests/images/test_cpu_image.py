@@ -40,7 +40,9 @@ def test_image_holds_nothing_of_the_build_machine(inside):
     places = re.findall(r"(?:https?|file)://[^\s']+", settings + str(dict(os.environ)))
     names = ["pip.conf", ".netrc", "direct_url.json"]
     left = " -o ".join(f"-xdev -name {name}" for name in names)
-    done = inside("sh", "-c", f"find / {left}; find /root /tmp /mnt /var/lib/apt/lists -xdev -type f")
+    done = inside(
+        "sh", "-c", f"find / {left}; find /root /tmp /mnt /var/lib/apt/lists -xdev -type f"
+    )
     assert set(done.stdout.split()) <= {
         "/root/.bashrc",
         "/root/.profile",

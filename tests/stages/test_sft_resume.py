@@ -46,7 +46,7 @@ def test_sft_resumed_among_incomplete_checkpoints_uses_the_newest_complete_one(
 ):
     run_dir = tmp_path / "run"
     run_sft(config, run_dir, kill_at="before the random state is saved")
-    for name in ("checkpoint-11", ".saving/checkpoint-12"):
+    for name in ("checkpoint-11", ".saving/checkpoint-10"):
         (run_dir / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
         (run_dir / "checkpoints" / name / "half_written.pt").write_bytes(b"half")
     sft(config, run_dir, resuming=True)

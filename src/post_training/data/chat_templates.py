@@ -40,7 +40,7 @@ Spans = list[tuple[int, int]]
 def template_text(name: str) -> str:
     """The Jinja source of one of our templates."""
     folder = resources.files("post_training.data") / "templates"
-    return (folder / f"{name}.jinja").read_text(encoding="utf-8").strip()
+    return (folder / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def choose_template(name: str, tokenizer: Any) -> ChatTemplate:

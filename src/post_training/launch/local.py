@@ -43,7 +43,8 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
             # A session of its own: Ctrl-C reaches the ranks once, through us.
             subprocess.Popen(
                 command,
-                env={**os.environ, **launch.variables()},
+                # They are all here: gloo need not find out which address the host name has.
+                env={"GLOO_SOCKET_IFNAME": "lo", **os.environ, **launch.variables()},
                 start_new_session=True,
                 preexec_fn=dies_with(os.getpid()),
             )

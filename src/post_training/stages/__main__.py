@@ -1,6 +1,7 @@
 """`entrypoint STAGE cfg.yaml [key=value …]`, inside the image."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,4 +57,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if "RANK" in os.environ:
+        # gloo's threads outlive the process group, and at a normal exit they abort the process now
+        # and then ("terminate called without an active exception"): the exit code would be theirs.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -74,6 +74,8 @@ def execute(request: Request) -> int:
     if ranks.world_size > 1:
         _join_ranks(launch)
     _run_recorded(request, stage, config.model_copy(update={"num_threads": num_threads}), ranks)
+    if ranks.world_size > 1:
+        _leave_ranks()
     return 0
 
 
@@ -104,10 +106,6 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
             _close_unfinished(folder, error)
         raise
     context.log(f"finished: {run_dir}")
-    if ranks.world_size > 1:
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
 
 
 def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> RunDescription:
@@ -211,6 +209,13 @@ def _join_ranks(launch: Launch) -> None:
     # gloo beside nccl: what rank 0 has to say to the others is said on the CPU.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+
+
+def _leave_ranks() -> None:
+    import torch.distributed as dist
+
+    dist.barrier()  # Nobody closes a connection that another still reads.
+    dist.destroy_process_group()
 
 
 def _num_local_devices() -> int:

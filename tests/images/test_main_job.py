@@ -1,0 +1,349 @@
+"""`entrypoint` in the built image: record, refusals, signals, several processes, reproduction."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from post_training.core.hashing import fingerprint, sha256_file
+from post_training.records.run_record import is_live, read_record
+
+pytestmark = pytest.mark.image
+
+INIT = """
+architecture: llama
+hidden_size: 32
+num_hidden_layers: 1
+num_attention_heads: 2
+num_key_value_heads: 2
+intermediate_size: 64
+max_position_embeddings: 128
+vocab_size: 300
+corpus: [sums.jsonl]
+run_dir: init
+"""
+SFT = """
+model: {path: init/model}
+data:
+  chat_template: chatml
+  datasets: [{path: sums.jsonl, columns: {prompt: question, completion: answer}}]
+training:
+  {max_steps: 4, effective_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}
+sft: {max_seq_length: 64}
+logging: {logging_steps: 1}
+run_dir: run
+"""
+
+
+@pytest.fixture(scope="module")
+def job(image_edf, cli, tmp_path_factory) -> Path:
+    """A folder with data, configurations, and what init-model and sft left in `init` and `run`."""
+    folder = tmp_path_factory.mktemp("job")
+    rows = [{"question": f"{a} + {a}?", "answer": f"{2 * a}"} for a in range(40)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "init.yaml").write_text(INIT)
+    (folder / "sft.yaml").write_text(SFT)
+    for stage in ("init-model init.yaml", "sft sft.yaml"):
+        done = subprocess.run(
+            [cli, "edf", "run", image_edf, "--", "entrypoint", *stage.split()],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def entrypoint(inside, job):
+    """Run `entrypoint ARGUMENTS` in the job's folder."""
+    return lambda *arguments, **keywords: inside("entrypoint", *arguments, cwd=job, **keywords)
+
+
+@pytest.fixture
+def start(cli, image_edf, job):
+    """Start `entrypoint ARGUMENTS` and come back once `is_there()` holds."""
+
+    def begin(*arguments: str, is_there: Callable[[], bool]) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [cli, "edf", "run", image_edf, "--", "entrypoint", *arguments],
+            cwd=job,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not is_there():
+            assert process.poll() is None, process.stderr.read()
+        return process
+
+    return begin
+
+
+def test_record_of_a_finished_run_says_what_it_was(job, image_edf):
+    record = read_record(job / "run")
+    pinned = image_edf.read_text()
+    assert record["status"] == "finished"
+    assert record["image"]["verified_by"] == "runner"
+    for key in ("oci_digest", "sqsh_sha256", "input_hash"):
+        assert record["image"][key] in pinned
+    assert record["reproducible_by_digest"] is True
+    assert record["command"] == ["entrypoint", "sft", "sft.yaml"]
+    assert record["inputs"]["data.datasets[0].path"] == {
+        "path": str(job / "sums.jsonl"),
+        "fingerprint": sha256_file(job / "sums.jsonl"),
+    }
+    assert record["inputs"]["model.path"]["fingerprint"] == fingerprint(job / "init/model")
+    assert record["recipe"]["training.learning_rate"] == 1e-3
+    assert record["topology"]["world_size"] == 1
+    assert record["environment"]["POST_TRAINING_SITE"] == "laptop"
+    assert record["packages"]["torch"] == "2.13.0+cpu"
+    [attempt] = record["attempts"]
+    assert attempt["status"] == "finished"
+    model = record["outputs"]["artifacts"]["model"]
+    assert model["fingerprint"] == fingerprint(job / "run/model")
+    weights = job / "run/model/model.safetensors"
+    assert record["outputs"]["files"]["model/model.safetensors"] == sha256_file(weights)
+    artifact = json.loads((job / "run/model/artifact.json").read_text())
+    assert artifact["fingerprint"] == model["fingerprint"]
+    assert artifact["made_by"]["run_id"] == record["run_id"]
+    assert len((job / "run/metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_record_holds_only_allowed_variables(entrypoint, job):
+    done = entrypoint(
+        "init-model", "init.yaml", "run_dir=secret", HF_TOKEN="hf_planted", SLURM_JWT="j"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hf_planted" not in done.stdout + done.stderr
+    for path in (job / "secret").rglob("*"):
+        assert path.is_dir() or b"hf_planted" not in path.read_bytes()
+    assert "SLURM_JWT" not in read_record(job / "secret")["environment"]
+
+
+def test_runs_show_prints_identity_and_outcome(job, post_training):
+    shown = post_training("runs", "show", job / "run").stdout
+    record = read_record(job / "run")
+    for text in (record["run_id"], record["image"]["oci_digest"], "verified by runner", "finished"):
+        assert text in shown
+    assert json.loads(post_training("runs", "show", job / "run", "--json").stdout) == record
+    missing = post_training("runs", "show", job)
+    assert (missing.returncode, missing.stderr) == (
+        2, f"error: {job}: no run here: there is no run.json\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["sft", "sft.yaml", "training.lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
+        (["sft", "sft.yaml", "training.max_steps=many"], 2, "must be an integer (got 'many')"),
+        (["sft", "none.yaml"], 2, "none.yaml: no such file"),
+        (["sft", "sft.yaml", "model.path=none"], 2, "model.path: no such file or folder: none"),
+        (["sfd", "sft.yaml"], 2, "no stage 'sfd'"),
+        (["sft", "sft.yaml", "run_dir=bad1", "data.datasets[0].path=broken.jsonl"], 1,
+         "broken.jsonl:2: "),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line_and_no_model(entrypoint, job, arguments, code, line):
+    (job / "broken.jsonl").write_text('{"question": "1?", "answer": "1"}\n{"question": "2?", \n')
+    done = entrypoint(*arguments)
+    assert done.returncode == code, done.stderr
+    assert [text for text in done.stderr.splitlines() if line in text and "error: " in text]
+    assert "Traceback" not in done.stderr
+    assert not (job / "bad1/model").exists()
+
+
+def test_failed_run_is_closed_with_its_reason_and_can_be_repaired(entrypoint, job):
+    (job / "repair.jsonl").write_text("{\n")
+    arguments = ["sft", "sft.yaml", "run_dir=repair", "data.datasets[0].path=repair.jsonl"]
+    assert entrypoint(*arguments).returncode == 1
+    record = read_record(job / "repair")
+    assert record["status"] == "failed"
+    assert "repair.jsonl:1" in record["reason"]
+    assert record["attempts"][0]["ended"]
+    (job / "repair.jsonl").write_text((job / "sums.jsonl").read_text())
+    done = entrypoint(*arguments)
+    assert done.returncode == 2
+    assert "the folder holds another run: input: data.datasets[0].path" in done.stderr
+
+
+def test_without_a_pinned_image_it_refuses_and_unpinned_says_so(inside, job):
+    command = [
+        "env",
+        "-u",
+        "POST_TRAINING_IMAGE_OCI_DIGEST",
+        "entrypoint",
+        "init-model",
+        "init.yaml",
+    ]
+    refused = inside(*command, "run_dir=unpinned", cwd=job)
+    assert refused.returncode == 2
+    assert "no image digest is pinned" in refused.stderr
+    assert not (job / "unpinned").exists()
+    assert inside(*command, "run_dir=unpinned", "--unpinned", cwd=job).returncode == 0
+    record = read_record(job / "unpinned")
+    assert (record["image"], record["reproducible_by_digest"]) == (None, False)
+
+
+def test_wrong_input_hash_is_refused(inside, job):
+    command = ["env", f"POST_TRAINING_IMAGE_INPUT_HASH={'0' * 64}", "entrypoint"]
+    done = inside(*command, "init-model", "init.yaml", "run_dir=other", cwd=job)
+    assert done.returncode == 1
+    assert f"the EDF pins {'0' * 64}" in done.stderr
+
+
+def test_another_engine_makes_the_entrypoint_verify(inside, job):
+    """Without our runner's findings the entrypoint reads the image file itself."""
+    script = "mount -t tmpfs tmpfs /run && exec entrypoint init-model init.yaml run_dir=engine"
+    done = inside("sh", "-c", script, cwd=job)
+    assert done.returncode == 0, done.stderr
+    image = read_record(job / "engine")["image"]
+    assert (image["verified_by"], image["check"]) == ("entrypoint", "hashed")
+
+
+def test_second_run_into_a_finished_folder_is_refused(entrypoint, job):
+    before = {path: path.stat().st_mtime_ns for path in (job / "run").rglob("*")}
+    done = entrypoint("sft", "sft.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: run: this run is finished")
+    done = entrypoint("sft", "sft.yaml", "training.learning_rate=1e-4")
+    assert done.returncode == 2
+    assert "recipe: training.learning_rate: 0.001 -> 0.0001" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (job / "run").rglob("*")} == before
+
+
+def test_folder_with_other_files_is_refused_and_kept(entrypoint, job):
+    (job / "foreign").mkdir()
+    (job / "foreign/thesis.txt").write_text("years of work")
+    done = entrypoint("sft", "sft.yaml", "run_dir=foreign")
+    assert done.returncode == 2
+    assert "holds no run (found 'thesis.txt')" in done.stderr
+    assert [path.name for path in (job / "foreign").iterdir() if path.name != ".lock"] == [
+        "thesis.txt"
+    ]
+
+
+def test_sigterm_closes_the_record_and_the_same_command_continues(start, entrypoint, job):
+    arguments = ["sft", "sft.yaml", "run_dir=stopped", "training.max_steps=150",
+                 "checkpointing.save_steps=10"]  # fmt: skip
+    reference = entrypoint(*arguments[:2], "run_dir=whole", *arguments[3:])
+    assert reference.returncode == 0, reference.stderr
+    metrics = job / "stopped/metrics.jsonl"
+    process = start(
+        *arguments, is_there=lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 12
+    )
+    assert is_live(job / "stopped")
+    second = entrypoint(*arguments)
+    assert second.returncode == 2
+    assert "a run is live in this folder (process" in second.stderr
+    process.terminate()
+    said = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "error: stopped by SIGTERM"
+    record = read_record(job / "stopped")
+    assert (record["status"], record["reason"]) == ("interrupted", "stopped by SIGTERM")
+    assert not (job / "stopped/model").exists()
+    assert entrypoint(*arguments).returncode == 0
+    record = read_record(job / "stopped")
+    assert [attempt["status"] for attempt in record["attempts"]] == ["interrupted", "finished"]
+    assert record["outputs"] == read_record(job / "whole")["outputs"]
+
+
+def test_sigkill_leaves_a_record_that_show_tells_as_killed(start, job, post_training):
+    process = start("sft", "sft.yaml", "run_dir=killed", is_there=(job / "killed/run.json").exists)
+    process.kill()
+    process.wait()
+    assert read_record(job / "killed")["status"] == "running"
+    assert (
+        "killed (its record was never closed)"
+        in post_training("runs", "show", job / "killed").stdout
+    )
+
+
+def test_two_processes_share_one_record(entrypoint, job):
+    done = entrypoint("sft", "sft.yaml", "run_dir=two", "num_processes=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("starting sft-") == 1
+    record = read_record(job / "two")
+    assert record["topology"]["world_size"] == 2
+    assert len(record["attempts"]) == 1
+    other = entrypoint("sft", "sft.yaml", "run_dir=two")
+    assert "topology: num_threads: 1 -> 2; world_size: 2 -> 1" in other.stderr
+
+
+def test_two_processes_fail_together_with_one_line(entrypoint, job):
+    (job / "broken.jsonl").write_text("{\n")
+    done = entrypoint("sft", "sft.yaml", "run_dir=two-fail", "num_processes=2",
+                      "data.datasets[0].path=broken.jsonl")  # fmt: skip
+    assert done.returncode == 1
+    assert re.findall(r"^error: .*$", done.stderr, re.MULTILINE) == [
+        line for line in done.stderr.splitlines() if "broken.jsonl:1" in line
+    ]
+    assert read_record(job / "two-fail")["status"] == "failed"
+
+
+def test_reproduce_is_identical_for_two_processes(entrypoint, job, post_training):
+    done = entrypoint("sft", "sft.yaml", "run_dir=pair", "num_processes=2")
+    assert done.returncode == 0, done.stderr
+    done = post_training("reproduce", job / "pair")
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "identical"), done.stderr
+
+
+def test_reproduce_is_identical_from_any_folder(job, post_training):
+    done = post_training("reproduce", job / "run")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"identical: \d+ files and 4 lines of metrics\n", done.stdout)
+    verdict = json.loads((job / "run-reproduced-1/reproduction.json").read_text())
+    assert verdict["reproduces"] == read_record(job / "run")["run_id"]
+    again = read_record(job / "run-reproduced-1")
+    assert again["identity"] == read_record(job / "run")["identity"]
+
+
+def test_reproduce_names_the_first_difference(job, post_training, tmp_path):
+    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
+    record = read_record(tmp_path / "run")
+    record["outputs"]["files"]["model/model.safetensors"] = "0" * 64
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    done = post_training("reproduce", tmp_path / "run")
+    assert done.returncode == 4, done.stderr
+    assert done.stdout.startswith("differs: model/model.safetensors: sha256 is 000")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "loss": 1.5})
+    (tmp_path / "run/metrics.jsonl").write_text("\n".join(lines) + "\n")
+    done = post_training("reproduce", tmp_path / "run")
+    assert done.returncode == 4
+    assert done.stdout.startswith("differs: metrics.jsonl: step 3: loss is 1.5, then ")
+
+
+def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training, tmp_path):
+    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
+    record = read_record(tmp_path / "run")
+    record["inputs"]["model.path"]["fingerprint"] = "0" * 64
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    done = post_training("reproduce", tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: model.path: changed: {job}/init/model")
+    done = post_training("reproduce", job / "run", "--store", tmp_path / "empty")
+    assert done.returncode == 2
+    assert f"no image '{record['image']['oci_digest']}' in the store" in done.stderr
+    assert not (tmp_path / "run-reproduced-1").exists()
+
+
+def test_development_mount_is_recorded_and_not_reproducible(cli, image_edf, job, post_training):
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run(
+        [cli, "edf", "run", "--dev", checkout, image_edf, "--", "entrypoint", "init-model",
+         "init.yaml", "run_dir=dev"],
+        cwd=job, capture_output=True, text=True, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = read_record(job / "dev")
+    assert record["code"]["from"] == "development mount"
+    assert {"commit", "diff", "untracked"} <= set(record["code"])
+    refused = post_training("reproduce", job / "dev")
+    assert refused.returncode == 2
+    assert "development mount" in refused.stderr
