@@ -15,49 +15,6 @@ from post_training.records.run_record import is_live, read_record
 
 pytestmark = pytest.mark.image
 
-INIT = """
-architecture: llama
-hidden_size: 32
-num_hidden_layers: 1
-num_attention_heads: 2
-num_key_value_heads: 2
-intermediate_size: 64
-max_position_embeddings: 128
-vocab_size: 300
-corpus: [sums.jsonl]
-run_dir: init
-"""
-SFT = """
-model: {path: init/model}
-data:
-  chat_template: chatml
-  datasets: [{path: sums.jsonl, columns: {prompt: question, completion: answer}}]
-training:
-  {max_steps: 4, effective_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}
-sft: {max_seq_length: 64}
-logging: {logging_steps: 1}
-run_dir: run
-"""
-
-
-@pytest.fixture(scope="module")
-def job(image_edf, cli, tmp_path_factory) -> Path:
-    """A folder with data, configurations, and what init-model and sft left in `init` and `run`."""
-    folder = tmp_path_factory.mktemp("job")
-    rows = [{"question": f"{a} + {a}?", "answer": f"{2 * a}"} for a in range(40)]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "init.yaml").write_text(INIT)
-    (folder / "sft.yaml").write_text(SFT)
-    for stage in ("init-model init.yaml", "sft sft.yaml"):
-        done = subprocess.run(
-            [cli, "edf", "run", image_edf, "--", "entrypoint", *stage.split()],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-    return folder
-
 
 @pytest.fixture
 def entrypoint(inside, job):

@@ -5,8 +5,10 @@ runs a task's command with INSIDE=<the EDF's path> in its environment instead of
 """
 
 import os
+import select
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +92,10 @@ def run_script(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, **variables},
         timeout=60,
     )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {TIMEOUT_S} s"
+        select.select([], [], [], 0.01)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, run_script
+from slurm_cluster import Cluster, run_script, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -77,13 +77,11 @@ def test_down_two_nodes_and_a_running_job_leaves_nothing(
     up = run_script("up", str(path), POST_TRAINING_RUNNER=str(runner), NODES="2")
     assert up.returncode == 0, up.stderr
     cluster = Cluster(path / "slurm.conf", path, path)
-    with cluster.start(
-        "srun", "--nodes=2", "sh", "-c", 'trap "" TERM; echo $SLURMD_NODENAME; exec sleep 1000'
-    ) as srun:
-        assert srun.stdout is not None
-        assert {srun.stdout.readline(), srun.stdout.readline()} == {"n1\n", "n2\n"}
-        assert open_below(path) >= {"munged", "slurmctld", "slurmd", "slurmstepd"}
-        assert run_script("down", str(path)).returncode == 0
+    script = "srun sh -c 'trap \"\" TERM; touch running-$SLURMD_NODENAME; exec sleep 1000'"
+    assert cluster.run("sbatch", "--nodes=2", "--wrap", script).returncode == 0
+    wait_until(lambda: {"running-n1", "running-n2"} <= {file.name for file in path.iterdir()})
+    assert open_below(path) >= {"munged", "slurmctld", "slurmd", "slurmstepd"}
+    assert run_script("down", str(path)).returncode == 0
     assert open_below(path) == set()
     assert run_script("down", str(path)).returncode == 0
 

@@ -6,11 +6,10 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import TIMEOUT_S, Cluster
+from slurm_cluster import TIMEOUT_S, Cluster, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -237,13 +236,6 @@ def test_salloc_shell_on_the_host_and_its_srun_inside(cluster: Cluster) -> None:
     done = cluster.run("salloc", "--quiet", ENVIRONMENT, "sh", "-c", script)
     edf = cluster.work / "image.toml"
     assert done.stdout == (f"salloc outside\nsrun {edf}\nother {other}\ninteractive outside\n")
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {TIMEOUT_S} s"
-        select.select([], [], [], 0.01)
 
 
 def read_until_exit(terminal: int, process: subprocess.Popen[bytes]) -> int:

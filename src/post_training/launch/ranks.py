@@ -54,7 +54,9 @@ def detect_launch(environment: Mapping[str, str]) -> Launch | None:
     # Steps of one job may run side by side, so the port is of the step.
     job, step = _integers(environment, ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     port = _FIRST_PORT + (job * 16 + step) % _NUM_PORTS
-    host = first_host(environment["SLURM_STEP_NODELIST"])
+    # On one node its name need not resolve, as it does not in a test cluster.
+    is_alone = environment.get("SLURM_STEP_NUM_NODES") == "1"
+    host = "127.0.0.1" if is_alone else first_host(environment["SLURM_STEP_NODELIST"])
     return Launch(rank, world_size, local_rank, local_size, f"{host}:{port}")
 
 

@@ -152,7 +152,7 @@ def test_load_edf_eleven_levels_are_refused_and_ten_are_not(tmp_path):
 
 
 def test_load_edf_broken_toml_names_the_line(tmp_path):
-    with pytest.raises(UsageError, match="not valid TOML: .*line 2"):
+    with pytest.raises(UsageError, match=r"not valid TOML: .*line 2"):
         load(write(tmp_path, "x.toml", 'image = "/i"\nworkdir = \n'))
 
 

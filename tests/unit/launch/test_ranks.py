@@ -23,6 +23,12 @@ def test_detect_launch_slurm_step_gives_the_rank():
     assert detect_launch(STEP) == Launch(4, 5, 0, 1, f"nid003:{20000 + 7 * 16 + 2}")
 
 
+def test_detect_launch_step_on_one_node_meets_on_the_loopback_address():
+    step = {**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "5"}
+    launch = detect_launch({**step, "SLURM_NODEID": "0"})
+    assert launch == Launch(4, 5, 0, 5, f"127.0.0.1:{20000 + 7 * 16 + 2}")
+
+
 def test_detect_launch_batch_script_is_one_process():
     assert detect_launch({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
 
