@@ -43,9 +43,7 @@ def run_tool(
     """
     program = str(argv[0])
     if shutil.which(program) is None:
-        raise PostTrainingError(
-            f"{program}: not installed", hint=hint or "installation/laptop.md lists what is needed"
-        )
+        raise PostTrainingError(f"{program}: not installed", hint=hint or "see installation/laptop")
     done = subprocess.run(
         [str(word) for word in argv],
         stdin=subprocess.DEVNULL,
