@@ -139,7 +139,11 @@ def _edf(
     for value in record["inputs"].values():
         mounts.append(f"{value['path']}:{value['path']}:ro")
     mounts.append(f"{new_dir.parent}:{new_dir.parent}")
-    environment = portable_environment(record["environment"])
+    # Values were expanded when they were recorded; `$${` keeps what is left as it is.
+    environment = {
+        name: value.replace("${", "$${")
+        for name, value in portable_environment(record["environment"]).items()
+    }
     return edf_text(
         {
             "image": str(path),

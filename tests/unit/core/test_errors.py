@@ -1,0 +1,40 @@
+import errno
+import io
+
+import pytest
+
+from post_training.core.errors import (
+    ConfigError,
+    Interrupted,
+    PostTrainingError,
+    UsageError,
+    report,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (PostTrainingError("it broke"), 1, "error: it broke\n"),
+        (UsageError("no", where="x.toml", hint="yes"), 2, "error: x.toml: no\nhint: yes\n"),
+        (ConfigError(["a: 1", "b: 2"], hint="h"), 2, "error: a: 1\nerror: b: 2\nhint: h\n"),
+        (Interrupted("SIGTERM", 15), 143, "error: stopped by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), 1, "error: /x: no such file\n"),
+    ],
+)
+def test_report_prints_one_clear_text_and_returns_the_code(error, code, text):
+    stream = io.StringIO()
+    assert report(error, stream) == code
+    assert stream.getvalue() == text
+
+
+def test_report_full_disk_has_a_hint():
+    stream = io.StringIO()
+    report(OSError(errno.ENOSPC, "No space left on device", "/x"), stream)
+    assert stream.getvalue().startswith("error: /x: no space left on device\nhint: free some space")
+
+
+def test_report_raises_our_own_bugs():
+    with pytest.raises(ZeroDivisionError):
+        report(ZeroDivisionError(), io.StringIO())

@@ -1,0 +1,38 @@
+from post_training.records.machine import (
+    machine,
+    portable_environment,
+    recorded_environment,
+    scheduler_job,
+)
+
+
+def test_recorded_environment_is_an_allow_list():
+    environment = {
+        "NCCL_NET": "AWS Libfabric",
+        "FI_PROVIDER": "cxi",
+        "OMP_NUM_THREADS": "2",
+        "SLURM_JOB_ID": "7",
+        "HF_TOKEN": "x",
+        "WANDB_API_KEY": "x",
+        "SLURM_JWT": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "HOME": "/home/me",
+        "POST_TRAINING_SITE": "laptop",
+    }
+    recorded = recorded_environment(environment)
+    assert list(recorded) == [
+        "FI_PROVIDER", "NCCL_NET", "OMP_NUM_THREADS", "POST_TRAINING_SITE", "SLURM_JOB_ID",
+    ]  # fmt: skip
+    assert "SLURM_JOB_ID" not in portable_environment(recorded)
+    assert portable_environment(recorded)["NCCL_NET"] == "AWS Libfabric"
+
+
+def test_machine_names_the_processor():
+    assert machine()["processor"]
+    assert machine()["cpus"] >= 1
+
+
+def test_scheduler_job_is_job_and_step():
+    assert scheduler_job({}) is None
+    assert scheduler_job({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1"}) == "7.1"
+    assert scheduler_job({"SLURM_JOB_ID": "7"}) == "7.batch"

@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from post_training.core.errors import UsageError
+from post_training.records.run_record import (
+    RunDescription,
+    RunFolder,
+    is_live,
+    read_record,
+)
+
+DESCRIPTION = RunDescription(
+    stage="sft",
+    recipe={"lr": 1e-3},
+    topology={"world_size": 1},
+    inputs={"data": {"path": "/data", "fingerprint": "f" * 64}},
+    image={"oci_digest": "sha256:a"},
+    facts={"machine": {"host": "here"}, "scheduler_job": None, "command": ["entrypoint"]},
+)
+
+
+def start(path: Path, description: RunDescription = DESCRIPTION, **flags) -> RunFolder:
+    folder = RunFolder(path)
+    folder.claim()
+    folder.start(description, **flags)
+    return folder
+
+
+def release(folder: RunFolder) -> None:
+    """What the end of a process does."""
+    folder._lock.close()
+
+
+def test_start_writes_a_running_record_at_once(tmp_path):
+    folder = start(tmp_path / "run")
+    record = read_record(tmp_path / "run")
+    assert record["status"] == "running"
+    assert record["run_id"].startswith("sft-")
+    assert record["identity"] == DESCRIPTION.identity
+    assert [attempt["status"] for attempt in record["attempts"]] == ["running"]
+    release(folder)
+
+
+def test_close_writes_status_reason_outputs_and_end(tmp_path):
+    folder = start(tmp_path)
+    folder.close("finished", outputs={"files": {"x": "1"}}, metrics={"loss": 2.0})
+    record = read_record(tmp_path)
+    assert (record["status"], record["outputs"], record["metrics"]) == (
+        "finished",
+        {"files": {"x": "1"}},
+        {"loss": 2.0},
+    )
+    assert record["attempts"][0]["ended"] >= record["attempts"][0]["started"]
+    release(folder)
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
+def test_start_again_continues_an_unfinished_run(tmp_path, status):
+    folder = start(tmp_path)
+    if status != "running":
+        folder.close(status, "why")
+    first = folder.record["run_id"]
+    release(folder)
+    again = RunFolder(tmp_path)
+    again.claim()
+    assert again.start(DESCRIPTION) is True
+    record = read_record(tmp_path)
+    assert (record["run_id"], record["status"], record["reason"]) == (first, "running", None)
+    assert [attempt["status"] for attempt in record["attempts"]] == [status, "running"]
+    release(again)
+
+
+def test_start_into_a_finished_run_is_refused(tmp_path):
+    folder = start(tmp_path)
+    folder.close("finished")
+    release(folder)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UsageError, match="this run is finished"):
+        start(tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"stage": "dpo"}, "stage: sft -> dpo"),
+        ({"recipe": {"lr": 1e-4}}, "recipe: lr: 0.001 -> 0.0001"),
+        ({"topology": {"world_size": 2}}, "topology: world_size: 1 -> 2"),
+        ({"inputs": {"data": {"path": "/data", "fingerprint": "0" * 64}}}, "input: data: 'ffff"),
+        ({"image": {"oci_digest": "sha256:b"}}, "image: oci_digest: 'sha256:a' -> 'sha256:b'"),
+        ({"image": None}, "image: oci_digest: 'sha256:a' -> 'unpinned'"),
+    ],
+)
+def test_start_another_run_in_the_folder_is_refused_naming_the_key(tmp_path, changed, line):
+    release(start(tmp_path))
+    with pytest.raises(UsageError) as raised:
+        start(tmp_path, replace(DESCRIPTION, **changed))
+    assert f"the folder holds another run: {line}" in str(raised.value)
+
+
+def test_start_moved_input_with_the_same_content_continues(tmp_path):
+    release(start(tmp_path))
+    moved = {"data": {"path": "/elsewhere", "fingerprint": "f" * 64}}
+    release(start(tmp_path, replace(DESCRIPTION, inputs=moved)))
+    assert len(read_record(tmp_path)["attempts"]) == 2
+
+
+def test_start_other_topology_when_allowed_is_recorded(tmp_path):
+    release(start(tmp_path))
+    other = replace(DESCRIPTION, topology={"world_size": 2})
+    release(start(tmp_path, other, allow_topology=True))
+    assert read_record(tmp_path)["attempts"][1]["changed_topology"] == ["world_size: 1 -> 2"]
+
+
+def test_claim_live_folder_is_refused_and_a_dead_one_is_not(tmp_path):
+    release(start(tmp_path))
+    script = (
+        "import pathlib, signal, sys\n"
+        "from post_training.records.run_record import RunFolder\n"
+        "folder = RunFolder(pathlib.Path(sys.argv[1])); folder.claim()\n"
+        "print('held', flush=True); signal.pause()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert is_live(tmp_path)
+        with pytest.raises(UsageError, match=rf"a run is live .*process {os.getpid()} on here"):
+            RunFolder(tmp_path).claim()
+        holder.kill()
+    assert not is_live(tmp_path)
+    release(start(tmp_path))
+
+
+def test_claim_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"holds no run \(found 'thesis.txt'\)"):
+        start(tmp_path)
+
+
+def test_identity_counts_content_and_not_paths():
+    moved = {"data": {"path": "/elsewhere", "fingerprint": "f" * 64}}
+    changed = {"data": {"path": "/data", "fingerprint": "0" * 64}}
+    assert replace(DESCRIPTION, inputs=moved).identity == DESCRIPTION.identity
+    assert replace(DESCRIPTION, facts={}).identity == DESCRIPTION.identity
+    assert replace(DESCRIPTION, inputs=changed).identity != DESCRIPTION.identity
+    assert replace(DESCRIPTION, image=None).identity != DESCRIPTION.identity
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "other/1"}'])
+def test_read_record_damaged_is_one_clear_line(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UsageError, match=r"run.json: (not a JSON record|schema is not)"):
+        read_record(tmp_path)
+
+
+def test_record_survives_a_write_that_fails(tmp_path, monkeypatch):
+    folder = start(tmp_path)
+    before = json.loads((tmp_path / "run.json").read_text())
+    with pytest.raises(TypeError):
+        folder.close("finished", outputs={"not": object()})
+    assert json.loads((tmp_path / "run.json").read_text()) == before
+    release(folder)
