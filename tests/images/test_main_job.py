@@ -282,7 +282,7 @@ def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training,
     record["inputs"]["model.path"]["fingerprint"] = "0" * 64
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(f"error: model.path: changed: {job}/init/model")
     done = post_training("reproduce", job / "run", "--store", tmp_path / "empty")
     assert done.returncode == 2

@@ -19,7 +19,7 @@ from post_training.images.base import ensure_base, ensure_wheels
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import ImageStore
 
-LABEL_PREFIX = "org.post-training"
+_INPUT_HASH_LABEL = "org.post-training.input-hash"
 
 
 @dataclass(frozen=True)
@@ -83,29 +83,26 @@ def find_built(identity: dict[str, Any], base: dict[str, Any]) -> BuiltImage | N
         return None
     inspected = json.loads(run_tool(["buildah", "inspect", "--type", "image", tag]))
     labels = inspected["OCIv1"]["config"].get("Labels") or {}
-    if labels.get(f"{LABEL_PREFIX}.input-hash") != identity["input_hash"]:
+    if labels.get(_INPUT_HASH_LABEL) != identity["input_hash"]:
         return None
     return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity, base)
 
 
 def _buildah_build(context: Path, wheels: Path, identity: dict[str, Any]) -> None:
-    labels = {
-        "org.opencontainers.image.title": f"post-training/{identity['name']}",
-        "org.opencontainers.image.version": identity["version"],
-        f"{LABEL_PREFIX}.input-hash": identity["input_hash"],
-        f"{LABEL_PREFIX}.base-sha256": identity["base_sha256"],
-        **{
-            f"{LABEL_PREFIX}.lock-sha256.{name}": digest
-            for name, digest in identity["lock_sha256"].items()
-        },
+    # What the Dockerfile's labels are made of; declared there after everything that can be cached.
+    arguments = {
+        "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
+        "VERSION": identity["version"],
+        "INPUT_HASH": identity["input_hash"],
+        "BASE_SHA256": identity["base_sha256"],
+        "LOCK_SHA256": " ".join(f"{k}={v}" for k, v in identity["lock_sha256"].items()),
     }
     run_tool(
         [
             "buildah", "bud", "--runtime=runc", "--network=none", "--format=oci", "--layers=true",
             "--identity-label=false", f"--timestamp={SOURCE_DATE_EPOCH}",
-            f"--build-arg=SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH}",
+            *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             f"--build-context=wheels={wheels}",
-            *(f"--label={key}={value}" for key, value in labels.items()),
             f"--tag={image_tag(identity)}", context,
         ],
         show=True,

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import write_atomic, write_json
 from post_training.core.hashing import fingerprint
 from post_training.images.commands import open_store
@@ -84,7 +84,7 @@ def _check_inputs(inputs: dict[str, dict[str, str]]) -> None:
                 f"the run had {recorded['fingerprint'][:12]})"
             )
     if faults:
-        raise PostTrainingError("\n".join(faults), hint="restore the inputs of that run")
+        raise ConfigError(faults, hint="restore the inputs of that run")
 
 
 def _choose_new_dir(run_dir: Path, chosen: Path | None) -> Path:

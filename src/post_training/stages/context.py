@@ -36,11 +36,13 @@ class PeerFailed(PostTrainingError):
 @dataclass(frozen=True)
 class StageContext:
     """run_dir: the run folder, which exists. resuming: an earlier attempt of this run left its
-    files there (same recipe and topology)."""
+    files there (same recipe and topology). group: the torch.distributed group in which the other
+    ranks wait for rank 0; None is the default group."""
 
     run_dir: Path
     ranks: Ranks = field(default_factory=Ranks)
     resuming: bool = False
+    group: Any = None
 
     def on_writer(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 while the others wait; every rank gets its (picklable) result.
@@ -59,7 +61,7 @@ class StageContext:
             except BaseException as raised:
                 error = raised
                 outcome[0] = str(raised) or type(raised).__name__
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
         if error is not None:
             raise error
         if outcome[0] is not None:

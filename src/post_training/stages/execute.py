@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from post_training.config.load import load_config, resolved_yaml
 from post_training.config.model import Role, settings_by_role
 from post_training.config.recipe import recipe_hash
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.core.hashing import fingerprint, sha256_file, sha256_value
 from post_training.images.inside import development_mount, identify_image, mounts
@@ -32,8 +32,8 @@ from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.registry import Stage, find_stage
 
-# Rank 0 may read terabytes of inputs before the first collective.
-_COLLECTIVE_TIMEOUT = timedelta(hours=12)
+# Rank 0 may read terabytes of inputs while the others wait.
+_WRITER_TIMEOUT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,17 @@ def execute(request: Request) -> int:
     # Read by torch when it is imported; the recorded number, not the machine's.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     ranks = Ranks(launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
-    if ranks.world_size > 1:
-        _join_ranks(launch)
-    _run_recorded(request, stage, config.model_copy(update={"num_threads": num_threads}), ranks)
+    group = _join_ranks(launch) if ranks.world_size > 1 else None
+    config = config.model_copy(update={"num_threads": num_threads})
+    _run_recorded(request, stage, config, ranks, group)
     if ranks.world_size > 1:
         _leave_ranks()
     return 0
 
 
-def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> None:
+def _run_recorded(
+    request: Request, stage: Stage, config: StageConfig, ranks: Ranks, group: Any
+) -> None:
     folder: RunFolder | None = None
 
     def open_run() -> tuple[Path, bool]:
@@ -89,14 +91,14 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
         opening.claim()
         resuming = opening.start(description, allow_topology=request.allow_topology_change)
         folder = opening
-        if not resuming:
+        if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
         return folder.path, resuming
 
-    # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
-    run_dir, resuming = StageContext(Path(), ranks).on_writer(open_run)
-    context = StageContext(run_dir.absolute(), ranks, resuming)
     try:
+        # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
+        run_dir, resuming = StageContext(Path(), ranks, group=group).on_writer(open_run)
+        context = StageContext(run_dir.absolute(), ranks, resuming, group)
         if folder:
             context.log(_headline(folder.record, resuming, run_dir))
         result = stage.load_run()(config, context)
@@ -147,10 +149,8 @@ def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
             paths |= {f"{key}[{index}]": item for index, item in enumerate(value)}
         elif value is not None:
             paths[key] = value
-    if missing := [
-        f"{key}: no such file or folder: {p}" for key, p in paths.items() if not Path(p).exists()
-    ]:
-        raise UsageError("\n".join(missing))
+    if missing := [key for key, path in paths.items() if not Path(path).exists()]:
+        raise ConfigError([f"{key}: no such file or folder: {paths[key]}" for key in missing])
     return {
         key: {"path": str(Path(path).absolute()), "fingerprint": fingerprint(Path(path))}
         for key, path in paths.items()
@@ -198,17 +198,17 @@ def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:
     return f"{verb} {record['run_id']} in {run_dir} ({where})"
 
 
-def _join_ranks(launch: Launch) -> None:
+def _join_ranks(launch: Launch) -> Any:
+    """Initialise torch.distributed; the group in which the others wait for rank 0."""
     os.environ |= launch.variables()
     import torch
     import torch.distributed as dist
 
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if torch.cuda.is_available():
         torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
-    # gloo beside nccl: what rank 0 has to say to the others is said on the CPU.
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Apart from the training's group, whose own timeout has to notice a hung rank.
+    return dist.new_group(backend="gloo", timeout=_WRITER_TIMEOUT)
 
 
 def _leave_ranks() -> None:

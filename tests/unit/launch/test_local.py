@@ -37,7 +37,7 @@ def test_run_local_ranks_one_failure_ends_the_others(ending, code):
 import os, signal, sys
 if os.environ["RANK"] == "1":
     {ending}
-signal.signal(signal.SIGTERM, lambda *_: (print("told to stop", flush=True), sys.exit(143)))
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"told to stop\\n"), sys.exit(143)))
 signal.pause()
 """
     process = launch(script)
@@ -47,9 +47,9 @@ signal.pause()
 
 def test_run_local_ranks_sigterm_reaches_every_rank_and_is_the_exit_code():
     script = """
-import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: (print("stopped", flush=True), sys.exit(143)))
-print("ready", flush=True)
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"stopped\\n"), sys.exit(143)))
+os.write(1, b"ready\\n")
 signal.pause()
 """
     process = launch(script)

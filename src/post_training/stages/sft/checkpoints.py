@@ -5,9 +5,10 @@ All ranks write into `.saving`; when the last one is done, rank 0 renames the fo
 newest. `trainer_state.json` must be in each: one copied here by hand in part is left out too.
 """
 
-import os
 import shutil
 from pathlib import Path
+
+from post_training.core.files import sync
 
 MARKER = "trainer_state.json"
 
@@ -46,9 +47,9 @@ class Checkpoints:
         staged = self.staging / f"checkpoint-{step}"
         for path in [staged, *staged.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-            _sync(path)
+            sync(path)
         staged.rename(self.path(step))
-        _sync(self.folder)
+        sync(self.folder)
         shutil.rmtree(self.staging)
         self._rotate()
 
@@ -58,11 +59,3 @@ class Checkpoints:
                 # The marker first: a removal cut short must not look complete.
                 (self.path(step) / MARKER).unlink()
                 shutil.rmtree(self.path(step))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
