@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 
 # Where a tokenizer or model was loaded from: different bytes for the same model elsewhere.
@@ -18,13 +22,29 @@ def save_model_folder(
 ) -> None:
     """Write weights (safetensors), configs, tokenizer and chat template; replaces `path` whole."""
     shutil.rmtree(path, ignore_errors=True)
-    with atomic_directory(path) as temporary:
+    with explained(path.parent), atomic_directory(path) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for file in temporary.iterdir():
             if file.suffix == ".json":
                 _remove_places(file)
             file.chmod(0o644)  # safetensors writes 0600
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What torch and safetensors say when a disk is full names neither the file nor the reason."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].lower()
+        free_mb = shutil.disk_usage(folder).free / 1e6
+        raise PostTrainingError(
+            f"cannot write: {reason} ({free_mb:.1f} MB are free there)",
+            where=str(folder),
+            hint="make room, or choose another run_dir; the same command goes on from the last "
+            "checkpoint",
+        ) from error
 
 
 def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: str) -> None:

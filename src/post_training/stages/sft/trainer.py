@@ -24,6 +24,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_json
 from post_training.data.order import row_stream
 from post_training.data.tokenize import IGNORED
+from post_training.models.save import explained
 from post_training.stages.context import StageContext
 from post_training.stages.sft.checkpoints import Checkpoints
 from post_training.stages.sft.metrics import Metrics, Step, Totals
@@ -163,7 +164,8 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
-        super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
+        with explained(self._checkpoints.folder):
+            super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
         # Every rank's random state has to be there before the folder counts as complete.
         self.accelerator.wait_for_everyone()
         self._context.on_writer(lambda: self._publish(step))
