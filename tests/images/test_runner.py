@@ -163,6 +163,32 @@ def test_run_file_that_is_no_squashfs_is_refused(post_training, tmp_path):
     )
 
 
+def test_run_entrypoint_of_an_image_without_one_is_refused(edf, post_training):
+    done = post_training("edf", "run", edf(entrypoint=True), "--", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "entrypoint: the image has none" in done.stderr
+
+
+def test_run_entrypoint_of_the_image_runs_first(edf, post_training, tmp_path):
+    """An image as enroot imports it: /etc/rc, here mounted into ours."""
+    (tmp_path / "rc").write_text('echo "first $1"; exec "$@"\n')
+    path = edf(entrypoint=True, mounts=["rc:/etc/rc:ro"])
+    done = post_training("edf", "run", path, "--", "echo", "then")
+    assert done.stdout == "first echo\nthen\n"
+
+
+def test_run_hooks_and_devices_are_said_to_be_ignored(edf, post_training):
+    path = edf(devices=["nvidia.com/gpu=all"])
+    path.write_text(
+        path.read_text() + '[annotations.com.hooks]\ncxi.enabled = "true"\nssh.enabled = "false"\n'
+    )
+    done = post_training("edf", "run", path, "--", "true")
+    assert done.stderr == (
+        f"warning: {path}: ignored here: com.hooks.cxi.enabled, device nvidia.com/gpu=all\n"
+    )
+    assert post_training("edf", "run", path, "--", "true", SLURM_PROCID="1").stderr == ""
+
+
 def test_run_missing_command_and_workdir_are_named(edf, post_training):
     done = post_training("edf", "run", edf(), "--", "no-such-command")
     assert (done.returncode, done.stderr) == (

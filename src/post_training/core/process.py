@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def run_tool(
 ) -> str:
     """Run `argv` and return its stdout, stripped.
 
-    show: pass the program's own progress through to stderr while it runs.
+    show: pass the program's own words through to stderr while it runs, and return nothing.
     Errors: PostTrainingError when the program is missing or fails, with the end of its output.
     """
     program = str(argv[0])
@@ -47,7 +48,7 @@ def run_tool(
     done = subprocess.run(
         [str(word) for word in argv],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=sys.stderr if show else subprocess.PIPE,
         stderr=None if show else subprocess.PIPE,
         text=True,
         env=env,

@@ -70,7 +70,7 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> dict[str, Any]:
 def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
     """A folder with exactly the wheels of the recipe's locks, checked against their hashes."""
     key = sha256_text("".join(path.read_text() for path in recipe.locks.values()))
-    folder = store.folder / "wheels" / key
+    folder = store.folder / "wheels" / recipe.name / key
     if folder.exists():
         return folder
     for old in sorted(folder.parent.glob("*/")):

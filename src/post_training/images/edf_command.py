@@ -4,7 +4,8 @@ through it, and importing typer would cost more than starting the container.
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,9 +60,18 @@ def main(arguments: Sequence[str]) -> int:
         findings = {}
         if options.dev:
             edf, findings["dev"] = _with_checkout(edf, options.dev.absolute())
+        _tell_what_is_ignored(edf, env)
         run(edf, command, env, findings)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
+
+
+def _tell_what_is_ignored(edf: Edf, env: Mapping[str, str]) -> None:
+    """Hooks and devices are for a site's own engine; said once a job, not once a rank."""
+    hooks = [key for key, value in edf.annotations.items() if value not in ("false", "")]
+    ignored = [*hooks, *(f"device {name}" for name in edf.devices)]
+    if ignored and env.get("SLURM_PROCID", "0") == "0":
+        print(f"warning: {edf.path}: ignored here: {', '.join(ignored)}", file=sys.stderr)
 
 
 def _extra_mount(text: str, cwd: Path) -> Mount:

@@ -29,7 +29,6 @@ _STAGE = Path("/tmp")
 _OLD_ROOT = Path("/.old-root")
 _PACKED = Path("/.packed")
 _HOST_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
-_IMAGE_ENTRYPOINT = ("/bin/sh", "/etc/rc")
 _MOUNT_FLAGS = {"nosuid": linux.MS_NOSUID, "nodev": linux.MS_NODEV, "noexec": linux.MS_NOEXEC}
 
 
@@ -87,7 +86,7 @@ def run(
         (FINDINGS / f"{name}.json").write_text(json.dumps(value))
     # Precedence: EDF over image over host.
     environment = {**host_env, **_image_environment(), **edf.env}
-    words = [*_IMAGE_ENTRYPOINT, *command] if edf.entrypoint else list(command)
+    words = [*_image_entrypoint(edf), *command]
     linux.detach(_OLD_ROOT)
     _OLD_ROOT.rmdir()
     if not edf.writable:
@@ -189,6 +188,15 @@ def _image_environment() -> dict[str, str]:
     path = Path("/etc/environment")
     lines = path.read_text().splitlines() if path.exists() else []
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def _image_entrypoint(edf: Edf) -> list[str]:
+    """The script that enroot writes into the images it imports; it ends in `exec "$@"`."""
+    if not edf.entrypoint:
+        return []
+    if not Path("/etc/rc").exists():
+        raise UsageError("entrypoint: the image has none (no /etc/rc in it)", where=str(edf.path))
+    return ["/bin/sh", "/etc/rc"]
 
 
 def _enter_workdir(edf: Edf) -> None:

@@ -3,7 +3,7 @@
     sha256-<hex>.sqsh      the image; complete or absent
     sha256-<hex>.json      its record; written after the image, so its presence means complete
     index.json             the records in short; made anew from them at every push
-    bases/, wheels/        what builds are made of, by hash
+    bases/, wheels/NAME/   what builds are made of, by hash
 
 The record is the truth; the index is derived and may be deleted.
 """
