@@ -10,6 +10,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -132,11 +133,13 @@ def _mount_squashfs_loop(file: int, name: Path, target: Path) -> None:
 
 def _mount_squashfs_fuse(file: int, name: Path, target: Path) -> None:
     before = target.stat().st_dev
+    # A file and no pipe: nobody reads it once the command has taken our place.
+    said = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         process = subprocess.Popen(
             ["squashfuse_ll", "-f", f"/proc/self/fd/{file}", str(target)],
             pass_fds=[file], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, preexec_fn=dies_with(os.getpid()),
+            stderr=said, preexec_fn=dies_with(os.getpid()),
             # A daemon would keep the namespace alive for ever; this one ends with the command.
             # Ctrl-C is for the command, so it gets a session of its own.
             start_new_session=True,
@@ -150,9 +153,10 @@ def _mount_squashfs_fuse(file: int, name: Path, target: Path) -> None:
     while target.stat().st_dev == before:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            said = process.stderr.read().decode(errors="replace").strip().splitlines()
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
             raise PostTrainingError(
-                f"squashfuse cannot mount it: {said[-1] if said else 'it said nothing'}",
+                f"squashfuse cannot mount it: {lines[-1] if lines else 'it said nothing'}",
                 where=str(name),
                 hint="an ordinary user needs /dev/fuse open for reading and writing",
             )
