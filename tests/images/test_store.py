@@ -88,5 +88,5 @@ def test_image_list_damaged_record_is_one_clear_line(store, post_training):
     path = store.record_path(store.find("a")["sqsh_sha256"])
     path.write_text("{")
     done = post_training("image", "show", "a", "--store", store.folder)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(f"error: {path}: not a JSON record")

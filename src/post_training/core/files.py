@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from post_training.core.errors import UsageError
+
 
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `content` in one step; on any failure the old file stays as it was."""
@@ -57,6 +59,21 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Atomic, indented, keys in the order given: a person reads these files too."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, schema: str) -> dict[str, Any]:
+    """A record written by `write_json` with this `schema`.
+
+    Errors: UsageError for what is no such record; FileNotFoundError.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"not a JSON record: {error}", where=str(path)) from None
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != schema:
+        raise UsageError(f"schema is {found!r}, not {schema!r}", where=str(path))
+    return record
 
 
 def sync(path: Path) -> None:

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import write_json
+from post_training.core.errors import UsageError
+from post_training.core.files import read_json, write_json
 from post_training.core.hashing import sha256_file
 
 RECORD_SCHEMA = "post-training/image-record/1"
@@ -62,7 +62,7 @@ class ImageStore:
 
     def records(self) -> list[dict[str, Any]]:
         """Every image's record, the last pushed first."""
-        records = [_read_record(path) for path in self.folder.glob("sha256-*.json")]
+        records = [read_json(path, RECORD_SCHEMA) for path in self.folder.glob("sha256-*.json")]
         return sorted(records, key=lambda record: record["pushed"], reverse=True)
 
     def index(self) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ class ImageStore:
         return None
 
     def record(self, sqsh_sha256: str) -> dict[str, Any]:
-        return _read_record(self.record_path(sqsh_sha256))
+        return read_json(self.record_path(sqsh_sha256), RECORD_SCHEMA)
 
     def verify(self, record: dict[str, Any]) -> Verification:
         """Hash the image again, whole, and compare."""
@@ -134,20 +134,6 @@ class ImageStore:
             return Verification("missing", path, expected, None)
         found = sha256_file(path)
         return Verification("ok" if found == expected else "corrupt", path, expected, found)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PostTrainingError("no such image record", where=str(path)) from None
-    except ValueError as error:
-        raise PostTrainingError(f"not a JSON record: {error}", where=str(path)) from None
-    if record.get("schema") != RECORD_SCHEMA:
-        raise PostTrainingError(
-            f"schema {record.get('schema')!r} is not {RECORD_SCHEMA!r}", where=str(path)
-        )
-    return record
 
 
 def _short(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The fingerprint is over its files without artifact.json; the record inside is a 
 that made it, so lineage outlives the run folder.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,4 @@ def seal_artifact(folder: Path, kind: str, run_record: dict[str, Any]) -> dict[s
         "made_by": run_record,
     }
     write_json(folder / ARTIFACT_RECORD, artifact)
-    return artifact
-
-
-def read_artifact(folder: Path) -> dict[str, Any] | None:
-    """artifact.json of a folder, or None when it has none. Errors: PostTrainingError."""
-    path = folder / ARTIFACT_RECORD
-    if not path.is_file():
-        return None
-    try:
-        artifact = json.loads(path.read_text())
-    except ValueError as error:
-        raise PostTrainingError(f"not a JSON record: {error}", where=str(path)) from None
-    if artifact.get("schema") != SCHEMA:
-        raise PostTrainingError(f"schema is not {SCHEMA!r}", where=str(path))
     return artifact

@@ -9,7 +9,6 @@ is live exactly while somebody works in it, even when that somebody was killed w
 """
 
 import fcntl
-import json
 import os
 import secrets
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import IO, Any
 
 from post_training.config.recipe import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import write_json
+from post_training.core.files import read_json, write_json
 from post_training.core.hashing import sha256_value
 
 SCHEMA = "post-training/run-record/1"
@@ -182,17 +181,11 @@ class RunFolder:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """The record of a run folder (or of a run.json). Errors: UsageError."""
-    path = run_dir if run_dir.name == RECORD_NAME else run_dir / RECORD_NAME
+    """The record of a run folder. Errors: UsageError."""
     try:
-        record = json.loads(path.read_text())
+        return read_json(run_dir / RECORD_NAME, SCHEMA)
     except FileNotFoundError:
         raise UsageError("no run here: there is no run.json", where=str(run_dir)) from None
-    except ValueError as error:
-        raise UsageError(f"not a JSON record: {error}", where=str(path)) from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise UsageError(f"schema is not {SCHEMA!r}", where=str(path))
-    return record
 
 
 def is_live(run_dir: Path) -> bool:
