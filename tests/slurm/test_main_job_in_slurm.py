@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.records.run_record import read_record
+from post_training.records.run_record import is_live, read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
 
@@ -100,6 +100,7 @@ def test_scancel_closes_the_record(srun, job):
         assert process.poll() is None, process.stderr.read()
     subprocess.run(["scancel", "--name=to-cancel"], env=srun.environment, check=True)
     assert process.wait(60) != 0
-    while (record := read_record(job / "cancelled"))["status"] == "running":
+    while is_live(job / "cancelled"):
         pass  # Slurm lets srun go before the task has ended.
+    record = read_record(job / "cancelled")
     assert (record["status"], record["reason"]) == ("interrupted", "stopped by SIGTERM")
