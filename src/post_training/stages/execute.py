@@ -177,8 +177,12 @@ def _close_finished(folder: RunFolder, result: Result) -> None:
 
 def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
     is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-    known = isinstance(error, PostTrainingError | OSError)
-    reason = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        reason = "stopped from the keyboard"
+    elif isinstance(error, PostTrainingError | OSError):
+        reason = str(error)
+    else:
+        reason = f"{type(error).__name__}: {error}"
     try:
         folder.close("interrupted" if is_interrupted else "failed", reason)
     except OSError as failed:
