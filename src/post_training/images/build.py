@@ -29,11 +29,6 @@ class BuiltImage:
     tag: str
     oci_digest: str
     identity: dict[str, Any]
-    base: dict[str, Any]
-
-    @property
-    def input_hash(self) -> str:
-        return self.identity["input_hash"]
 
 
 def image_identity(recipe: Recipe, base: dict[str, Any]) -> dict[str, Any]:
@@ -58,24 +53,24 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
     with store.lock():
         base = ensure_base(recipe, store)
         identity = image_identity(recipe, base)
-        if built := find_built(identity, base):
+        if built := find_built(identity):
             return built, False
         wheels = ensure_wheels(recipe, store)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
             context.mkdir()
             if recipe.stage(context, base["sha256"]) != identity["input_hash"]:
-                raise PostTrainingError("the sources changed while the build started", hint="again")
+                raise PostTrainingError("the sources changed while the build started; run it again")
             write_json(context / "image.json", identity)
             os.link(store.folder / base["file"], context / "base.tar")
             _buildah_build(context, wheels, identity)
-    built = find_built(identity, base)
+    built = find_built(identity)
     if built is None:
         raise PostTrainingError("buildah finished, but the image is not in its storage")
     return built, True
 
 
-def find_built(identity: dict[str, Any], base: dict[str, Any]) -> BuiltImage | None:
+def find_built(identity: dict[str, Any]) -> BuiltImage | None:
     """The image with this identity in buildah's storage, or None."""
     tag = image_tag(identity)
     listed = json.loads(run_tool(["buildah", "images", "--json"]) or "[]") or []
@@ -85,7 +80,7 @@ def find_built(identity: dict[str, Any], base: dict[str, Any]) -> BuiltImage | N
     labels = inspected["OCIv1"]["config"].get("Labels") or {}
     if labels.get(_INPUT_HASH_LABEL) != identity["input_hash"]:
         return None
-    return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity, base)
+    return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity)
 
 
 def _buildah_build(context: Path, wheels: Path, identity: dict[str, Any]) -> None:

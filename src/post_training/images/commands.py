@@ -36,11 +36,10 @@ def push(name: str, site: str, store_folder: Path | None, repository: Path) -> N
     repository = repository.resolve()
     store, recipe = open_store(store_folder), load_recipe(name, repository)
     site_path = site_file(site, repository)
-    base = ensure_base(recipe, store)
-    identity = image_identity(recipe, base)
+    identity = image_identity(recipe, ensure_base(recipe, store))
     record = store.find_built(identity["input_hash"])
     if record is None:
-        image = find_built(identity, base)
+        image = find_built(identity)
         if image is None:
             raise UsageError(
                 f"{name} is not built for these sources (input hash {identity['input_hash'][:16]})",

@@ -12,7 +12,8 @@ from pathlib import Path
 from post_training.core.errors import UsageError, report
 from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf, Mount, find_edf, load_edf, parse_mount
-from post_training.images.runner import FINDINGS, run
+from post_training.images.inside import FINDINGS
+from post_training.images.runner import run
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images.verify import check_image_digest
 
 IMAGE_FILE = Path("/etc/post-training/image.json")
+# Where our runner leaves what it found and did, as NAME.json.
 FINDINGS = Path("/run/post-training")
 _PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
 

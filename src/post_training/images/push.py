@@ -19,7 +19,7 @@ from post_training.images.checkout import describe_checkout
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
-# Level 3 packs almost as well as 15 and five times faster; reading is equally fast.
+# On an image of 1.66 GB: level 3 makes 469 MiB in 9.5 s, level 15 makes 407 MiB in 65 s.
 COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
 _TEMPORARY = ".push-"
 _SITE_PACKAGES = "opt/post-training/venv/lib/python3.11/site-packages"

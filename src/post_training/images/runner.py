@@ -19,11 +19,10 @@ from typing import Any, NoReturn
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount
+from post_training.images.inside import FINDINGS
 from post_training.images.verify import check_image_digest
 
 PINNED_DIGEST = "POST_TRAINING_IMAGE_SQSH_SHA256"
-# Inside the container.
-FINDINGS = Path("/run/post-training")
 # On the host: a place that every machine has; the namespace hides what is mounted there.
 _STAGE = Path("/tmp")
 _OLD_ROOT = Path("/.old-root")

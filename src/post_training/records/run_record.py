@@ -43,6 +43,10 @@ class RunDescription:
     facts: dict[str, Any]
 
     @property
+    def input_fingerprints(self) -> dict[str, str]:
+        return _fingerprints(self.inputs)
+
+    @property
     def identity(self) -> str:
         """Equal for two runs that must have equal results: sha256 over what determines them."""
         return sha256_value(
@@ -50,7 +54,7 @@ class RunDescription:
                 "stage": self.stage,
                 "recipe": self.recipe,
                 "topology": self.topology,
-                "inputs": _fingerprints(self.inputs),
+                "inputs": self.input_fingerprints,
                 "image": self.image and self.image["oci_digest"],
             }
         )
@@ -156,7 +160,7 @@ class RunFolder:
             if earlier["stage"] == now.stage
             else [f"{earlier['stage']} -> {now.stage}"],
             "recipe": changed_settings(earlier["recipe"], now.recipe),
-            "input": changed_settings(_fingerprints(earlier["inputs"]), _fingerprints(now.inputs)),
+            "input": changed_settings(_fingerprints(earlier["inputs"]), now.input_fingerprints),
             "image": changed_settings(_image(earlier["image"]), _image(now.image)),
             "topology": changed_settings(earlier["topology"], now.topology),
         }

@@ -159,9 +159,8 @@ def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 def _default_run_dir(description: RunDescription) -> Path:
     """runs/STAGE-xxxxxxxxxxxx: the same recipe on the same inputs finds its own folder again."""
-    inputs = {key: value["fingerprint"] for key, value in description.inputs.items()}
-    name = sha256_value({"recipe": description.recipe, "inputs": inputs})[:12]
-    return Path("runs") / f"{description.stage}-{name}"
+    content = {"recipe": description.recipe, "inputs": description.input_fingerprints}
+    return Path("runs") / f"{description.stage}-{sha256_value(content)[:12]}"
 
 
 def _close_finished(folder: RunFolder, result: Result) -> None:
