@@ -32,13 +32,17 @@ def changed(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
     return config
 
 
-def sft(config: dict[str, Any], run_dir: Path, *, resuming: bool = False) -> Any:
-    """Run the stage in this process; its Result."""
+def sft(
+    config: dict[str, Any], run_dir: Path, *, resuming: bool = False, fingerprint: str = "a"
+) -> Any:
+    """Run the stage in this process; its Result. fingerprint: of the first dataset."""
     from post_training.stages.sft.config import SftConfig
     from post_training.stages.sft.run import run
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    return run(SftConfig.model_validate(config), StageContext(run_dir, resuming=resuming))
+    inputs = {"data.datasets[0].path": fingerprint}
+    context = StageContext(run_dir, resuming=resuming, input_fingerprints=inputs)
+    return run(SftConfig.model_validate(config), context)
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

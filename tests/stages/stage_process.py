@@ -19,7 +19,7 @@ _CONTEXT.set_forkserver_preload(["post_training.stages.sft.training"])
 
 # Where a run can be killed: (module, class, method, at which call, before or after it).
 KILL_POINTS = {
-    "while preparing data": ("data.prepared", "Counts", "add", 20, "before"),
+    "while preparing data": ("data.prepared.writer", "SequenceWriter", "append", 1, "after"),
     "between two micro-batches": ("stages.sft.trainer", "Trainer", "training_step", 15, "after"),
     "before the optimizer state is saved": (
         "stages.sft.trainer",

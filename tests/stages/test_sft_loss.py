@@ -14,28 +14,31 @@ pytestmark = pytest.mark.stack
 def reference(run_dir: Path, model_path: Path, seed: int, num_rows: int) -> tuple[float, float]:
     """(loss, gradient norm) of the first step in float64, from the definition.
 
-    Σ over all rows and trained tokens t of -log softmax(logits_{t-1})[x_t], divided by the number
-    of those tokens in the whole batch; row by row, without padding.
+    Σ over all sequences and trained tokens t of -log softmax(logits_{t-1})[x_t], divided by the
+    number of those tokens in the whole batch; one sequence after another, without padding.
     """
+    import numpy as np
     import torch
-    from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
     from post_training.data.order import row_stream
+    from post_training.data.prepared.dataset import PreparedDataset
+    from post_training.data.rows import COMPLETION
 
-    rows = Dataset.from_file(str(run_dir / "data" / "rows.arrow"))
+    rows = PreparedDataset.open(run_dir / "data")
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float64, attn_implementation="eager"
     )
     total, num_tokens = torch.zeros((), dtype=torch.float64), 0
     for index in islice(row_stream(len(rows), seed), num_rows):
-        ids, labels = rows[index]["input_ids"], rows[index]["labels"]
-        logprobs_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        for position in range(1, len(ids)):
-            if labels[position] != -100:
-                assert labels[position] == ids[position]
-                total = total - logprobs_TV[position - 1, ids[position]]
-                num_tokens += 1
+        row = rows.read(index)
+        ends = np.cumsum(row.lengths)[:-1]
+        for ids, kinds in zip(np.split(row.ids, ends), np.split(row.kinds, ends), strict=True):
+            logprobs_TV = model(torch.tensor(ids[None].astype(int))).logits[0].log_softmax(-1)
+            for position in range(1, len(ids)):
+                if kinds[position] == COMPLETION:
+                    total = total - logprobs_TV[position - 1, int(ids[position])]
+                    num_tokens += 1
     loss = total / num_tokens
     loss.backward()
     squares = sum(float((weights.grad**2).sum()) for weights in model.parameters())
@@ -57,6 +60,32 @@ def test_sft_first_step_has_the_loss_and_gradient_of_the_definition(
     [line] = metrics(tmp_path / "run")
     assert line["loss"] == pytest.approx(loss, rel=2e-6)
     assert line["grad_norm"] == pytest.approx(grad_norm, rel=2e-5)
+
+
+@pytest.mark.parametrize("packing", ["bfd", "k_bin_packed", "next_fit"])
+@pytest.mark.parametrize(
+    ("architecture", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("apertus", "sdpa")]
+)
+def test_sft_first_step_on_packed_rows_has_the_loss_of_their_sequences_alone(
+    packing: str,
+    architecture: str,
+    attention: str,
+    one_step: dict[str, Any],
+    init_model: Any,
+    tmp_path: Path,
+):
+    model = init_model(tmp_path / "init", architecture=architecture)
+    settings = {
+        "model.path": str(model),
+        "model.attn_implementation": attention,
+        "sft.packing": packing,
+        "training.effective_batch_size": 4,
+    }
+    sft(changed(one_step, **settings), tmp_path / "run")
+    loss, grad_norm = reference(tmp_path / "run", model, one_step["seed"], 4)
+    [line] = metrics(tmp_path / "run")
+    assert line["loss"] == pytest.approx(loss, rel=1e-5)
+    assert line["grad_norm"] == pytest.approx(grad_norm, rel=1e-4)
 
 
 def test_sft_first_step_of_an_apertus_model_has_the_loss_of_the_definition(

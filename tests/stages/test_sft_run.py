@@ -71,7 +71,7 @@ def test_sft_metrics_count_every_token_once(config: dict[str, Any], tmp_path: Pa
     # 25 steps of 8 rows are four epochs of the 50 rows.
     settings = {"training.max_steps": None, "training.num_train_epochs": 4}
     result = sft(changed(config, **settings), tmp_path / "run")
-    counts = json.loads((tmp_path / "run" / "data" / "counts.json").read_text())
+    counts = json.loads((tmp_path / "run" / "data" / "prepared.json").read_text())["counts"]
     assert result.metrics["num_steps"] == 25
     assert metrics(tmp_path / "run")[-1]["num_tokens"] == 4 * counts["num_tokens"]
     assert metrics(tmp_path / "run")[-1]["num_trained_tokens"] == 4 * counts["num_trained_tokens"]

@@ -1,5 +1,6 @@
 """sha256 of texts, values, files and folders: the only identity used anywhere."""
 
+import glob
 import hashlib
 import json
 import os
@@ -45,5 +46,15 @@ def fingerprint_files(hashes: dict[str, str]) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Fingerprint of an input: a file's sha256, or that of a folder's files (hidden ones too)."""
-    return fingerprint_files(hash_files(path)) if path.is_dir() else sha256_file(path)
+    """Fingerprint of an input: a file's sha256; that of a folder's files (hidden ones too); or that
+    of the indexed datasets PATH_*_document.{bin,idx} (Megatron's names), whose prefix it is.
+
+    Errors: FileNotFoundError.
+    """
+    if path.is_dir():
+        return fingerprint_files(hash_files(path))
+    if not path.exists():
+        files = sorted(path.parent.glob(f"{glob.escape(path.name)}_*_document.*"))
+        if files:
+            return fingerprint_files({file.name: sha256_file(file) for file in files})
+    return sha256_file(path)

@@ -1,42 +1,192 @@
-"""The `data` block of a training stage's configuration."""
+"""The `data` and `sft` blocks of a configuration: what is read, and how it becomes rows."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from post_training.config.model import Config, Role
 
+# The formats, and the columns that each is made of; those in brackets may be missing.
+FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ("system", "tools")),
+    "prompt_completion": (("prompt", "completion"), ("system", "tools")),
+    "alpaca": (("instruction", "output"), ("input", "system")),
+    "text": (("text",), ()),
+    "preference": (("chosen", "rejected"), ("prompt", "system", "tools")),
+    "swissai": (("initial_prompt", "conversation_branches"), ()),
+}
+TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain")
 
-class Columns(Config):
-    """Which of a file's own columns hold what: either `messages`, or `prompt` and `completion`."""
 
-    messages: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
+class MessageFields(Config):
+    """What a message's fields are called. By default role and content, or from and value."""
 
-    @model_validator(mode="after")
-    def _one_format(self) -> "Columns":
-        pair = (self.prompt is not None, self.completion is not None)
-        if self.messages is not None and any(pair):
-            raise ValueError("map either messages, or prompt and completion, not both")
-        if self.messages is None and not all(pair):
-            raise ValueError("map messages, or both prompt and completion")
-        return self
+    role: str | None = None
+    content: str | None = None
+    weight: str | None = None
 
 
 class DatasetConfig(Config):
-    """One JSONL file. Without `columns` its format is read off the first row's column names."""
+    """One source of rows: a file or saved dataset folder (`path`), or a hub dataset (`hub`).
 
-    path: Annotated[Path, Role.INPUT]
-    columns: Columns | None = None
-
-
-class DataConfig(Config):
-    """The files are read one after another, in this order.
-
-    chat_template: the name of one of ours (data/templates), or `model`: the tokenizer's own.
+    path: .jsonl (or .ndjson), .json, .parquet, or a folder that `datasets` saved.
+    revision: the hub dataset's commit; `post-training data fetch` says it and fills the cache.
+    format, columns: a format of FORMATS and {its column: the file's}; else both are recognised.
+    message_fields, roles: names inside a message; roles is {the file's: ours}.
+    transform: a registered function that each row goes through first.
+    subsample_factor: a share of the rows (0.5), or their number (500). duplication_factor: how
+    often each row is used (2.5: half of them a third time). max_rows, max_tokens: caps, after
+    those. weight: this dataset's share of the mixture's rows, relative to the others'.
     """
 
-    chat_template: Literal["chatml", "tulu", "model"]
-    datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
+    name: str | None = None
+    path: Annotated[Path | None, Role.INPUT] = None
+    hub: str | None = None
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    subset: str | None = None
+    split: str | None = None
+    format: Literal[tuple(FORMATS)] | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    message_fields: MessageFields = MessageFields()
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(
+        default_factory=dict
+    )
+    transform: str | None = None
+    subsample_factor: PositiveFloat | PositiveInt | None = None
+    duplication_factor: PositiveFloat | None = None
+    max_rows: PositiveInt | None = None
+    max_tokens: PositiveInt | None = None
+    weight: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DatasetConfig":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("set exactly one of path, hub")
+        if self.path is not None and (self.revision or self.subset):
+            raise ValueError("revision and subset belong to hub, not to path")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_of_one_format(self) -> "DatasetConfig":
+        if self.columns:
+            format_of_columns(self.columns, self.format)
+        return self
+
+    @model_validator(mode="after")
+    def _subsample(self) -> "DatasetConfig":
+        factor = self.subsample_factor
+        if factor == 1 and isinstance(factor, int):
+            raise ValueError("subsample_factor: 1 is one row; write 1.0 for all rows")
+        if isinstance(factor, float) and factor > 1:
+            raise ValueError(
+                f"subsample_factor: a share is at most 1.0, a number of rows an integer "
+                f"(got {factor})"
+            )
+        return self
+
+
+class SpecialTokens(Config):
+    """The tokenizer's special tokens, where they should be others than it says itself."""
+
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+
+
+class SourcesConfig(Config):
+    """The datasets, and what becomes of their bad rows.
+
+    transforms: Python files that register the transforms which the datasets name.
+    on_error: of a bad row: stop; leave it out; or also copy it to RUN/rejects.jsonl.
+    deduplicate: leave out a row that equals an earlier one: in its tokens, or (mix, split) in its
+    JSON. debug_subsample: use only the first rows of each dataset.
+    hub_dir: where `post-training data fetch` put the hub datasets.
+    num_workers: processes; by default one for each core, at most 16.
+    """
+
+    datasets: list[DatasetConfig] = Field(default_factory=list)
+    transforms: Annotated[list[Path], Role.INPUT] = Field(default_factory=list)
+    on_error: Literal["fail", "skip", "quarantine"] = "fail"
+    deduplicate: bool = False
+    debug_subsample: PositiveInt | None = None
+    hub_dir: Annotated[Path | None, Role.PLACEMENT] = None
+    num_workers: Annotated[PositiveInt | None, Role.PLACEMENT] = None
+
+    @model_validator(mode="after")
+    def _all_or_no_weights(self) -> "SourcesConfig":
+        weighed = [dataset.weight is not None for dataset in self.datasets]
+        if any(weighed) and not all(weighed):
+            raise ValueError("datasets: give each a weight, or none")
+        return self
+
+
+class DataConfig(SourcesConfig):
+    """Either `datasets` with their `chat_template`, or `prepared`: a dataset that `entrypoint
+    prepare` made, or `indexed`: a PREFIX of each PREFIX_text_document.{bin,idx}, with
+    PREFIX_kinds_document beside it, that `entrypoint tokenize` made.
+
+    chat_template: one of ours (data/chat/jinja), or `model`: the tokenizer's own.
+    train_on: the assistant's turns that are learned, of rows that don't say it themselves.
+    control_tokens: a row whose content holds a special token is bad, or the token is kept as such.
+    without_kinds: what to do with .bin/.idx that have no kinds of their tokens beside them.
+    debug_oom: the longest rows first.
+    cache_dir: prepared data is kept there, and found again by whatever has the same identity.
+    """
+
+    chat_template: Literal[(*TEMPLATES, "model")] | None = None
+    prepared: Annotated[Path | None, Role.INPUT] = None
+    indexed: Annotated[list[Path], Role.INPUT] = Field(default_factory=list)
+    special_tokens: SpecialTokens = SpecialTokens()
+    train_on: Literal["all_turns", "last_turn"] = "all_turns"
+    train_on_thoughts: bool = True
+    control_tokens: Literal["refuse", "keep"] = "refuse"
+    without_kinds: Literal["refuse", "train_all"] = "refuse"
+    debug_oom: bool = False
+    cache_dir: Annotated[Path | None, Role.PLACEMENT] = None
+
+    @field_validator("indexed")
+    @classmethod
+    def _prefixes(cls, paths: list[Path]) -> list[Path]:
+        # GPT-NeoX's settings name them with this ending.
+        return [path.with_name(path.name.removesuffix("_text_document")) for path in paths]
+
+    @model_validator(mode="after")
+    def _one_kind_of_source(self) -> "DataConfig":
+        given = [key for key in ("datasets", "prepared", "indexed") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError("set exactly one of datasets, prepared, indexed")
+        if (given == ["datasets"]) != (self.chat_template is not None):
+            raise ValueError("set chat_template with datasets, and only with them")
+        return self
+
+
+class SequenceConfig(Config):
+    """max_seq_length: of a row, in tokens. overlong: what becomes of a longer sequence; its end
+    is cut off, it is cut into several, left out, or an error.
+
+    packing: several sequences share a row, each seeing only itself. bfd: best-fit decreasing over
+    the whole dataset. k_bin_packed: best fit among 16 open rows, in the order of the data.
+    next_fit: only the last row is open.
+    """
+
+    max_seq_length: PositiveInt
+    overlong: Literal["truncate", "split", "drop", "fail"] = "truncate"
+    packing: Literal["none", "bfd", "k_bin_packed", "next_fit"] = "none"
+
+
+def format_of_columns(columns: dict[str, str], name: str | None = None) -> str:
+    """The format that has all these columns, and whose needed ones are all there.
+
+    Errors: ValueError when none fits, or the named one does not.
+    """
+    fitting = [
+        known
+        for known, (needed, optional) in FORMATS.items()
+        if set(needed) <= set(columns) <= {*needed, *optional} and name in (None, known)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = "; ".join(f"{key}: {', '.join(needed)}" for key, (needed, _) in FORMATS.items())
+    what = f"columns: {', '.join(columns)} don't make up "
+    raise ValueError(what + (f"format {name}" if name else f"one format ({known})"))

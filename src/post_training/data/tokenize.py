@@ -1,125 +1,176 @@
-"""Conversations to token ids and labels.
+"""Rows to token ids, and what a loss makes of each token.
 
-The labels are the ids on the tokens to be trained, and -100 on all others; a model predicts token
-t from those before it, so the label at position 0 counts for nothing. A token is trained when any
-of its characters lies in a trained turn, as in `apply_chat_template`'s own mask. A sequence longer
-than the limit loses its end.
+The ids are those of the whole text, as `tokenizer.apply_chat_template` gives them; never of pieces
+of it. A token is trained when any of its characters is (token_spans.py). A model predicts token t
+from those before it, so what is said of the token at position 0 counts for nothing.
 """
 
-from collections.abc import Iterable, Iterator
+import json
+import re
+from array import array
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import Tokenizer
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat_templates import PROBE, ChatTemplate, Spans, render
-from post_training.data.conversations import Conversation, Message
-
-IGNORED = -100
-_BATCH_SIZE = 1000
+from post_training.data.chat.layout import Layout, control_pattern, lay_out
+from post_training.data.chat.proof import PROBE
+from post_training.data.chat.rendering import Part, Spans
+from post_training.data.chat.templates import ChatTemplate
+from post_training.data.rows import COMPLETION, BadRow, Conversation, Text
+from post_training.data.token_spans import (
+    ByteLengths,
+    byte_lengths,
+    spans_by_bytes,
+    spans_by_offsets,
+)
 
 
 @dataclass(frozen=True)
-class TokenizedRow:
-    input_ids: list[int]
-    labels: list[int]
-    truncated: bool
+class Sequence:
+    """ids: int32 [T]. kinds: uint8 [T], PROMPT, COMPLETION or EXCLUDED. weights: float32 [T], of
+    each token in the loss, or None when each is 1."""
 
-    @property
-    def num_trained_tokens(self) -> int:
-        return sum(label != IGNORED for label in self.labels[1:])
+    ids: np.ndarray
+    kinds: np.ndarray
+    weights: np.ndarray | None = None
 
 
-def tokenize(
-    conversations: Iterable[Conversation],
-    tokenizer: Any,
-    template: ChatTemplate,
-    max_seq_length: int,
-) -> Iterator[TokenizedRow]:
-    """One row for each conversation, in order. `tokenizer` must be a fast one (it has offsets).
+@dataclass(frozen=True)
+class Encoder:
+    """Made once by `create`; picklable, so that worker processes can have it.
 
-    Errors: PostTrainingError naming the line of a conversation that would train nothing; or when
-    the tokenizer's offsets don't lead back to the text.
+    backend: the tokenizers library's part of the tokenizer. special_tokens: by the names that a
+    template has for them. control: finds what a content may not hold. bos_ids: what the tokenizer
+    itself puts before a text.
     """
-    _prove_offsets(tokenizer, template)
-    iterator = iter(conversations)
-    while batch := list(islice(iterator, _BATCH_SIZE)):
-        rendered = render([_as_dicts(item) for item in batch], template.text, tokenizer)
-        encoded = tokenizer(
-            [text for text, _ in rendered],
-            add_special_tokens=False,  # the template writes them
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,  # "longer than the maximum": the limit here is ours
+
+    template: ChatTemplate
+    backend: Tokenizer
+    special_tokens: dict[str, str]
+    control: re.Pattern[str] | None
+    bos_ids: tuple[int, ...]
+    eos_id: int | None
+    lengths: ByteLengths | None
+
+    @classmethod
+    def create(
+        cls, tokenizer: Any, template: ChatTemplate, *, control_tokens: Literal["refuse", "keep"]
+    ) -> "Encoder":
+        """Errors: PostTrainingError when the tokenizer is not one of the tokenizers library, or
+        draws tokens at random, or the masks of a probe don't spell what is to be trained."""
+        where = "the tokenizer"
+        if not tokenizer.is_fast:
+            raise PostTrainingError("is not a fast one, so it can't place its tokens", where=where)
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        if state["model"].get("dropout"):
+            raise PostTrainingError("has dropout, so its ids would be random", where=where)
+        # A limit is not ours to apply, and what a post-processor adds or trims would be in the way.
+        state["truncation"] = state["padding"] = state["post_processor"] = None
+        first_ids = tokenizer("a")["input_ids"][:1]
+        encoder = cls(
+            template=template,
+            backend=Tokenizer.from_str(json.dumps(state)),
+            special_tokens=dict(tokenizer.special_tokens_map),
+            control=control_pattern(state, template) if control_tokens == "refuse" else None,
+            bos_ids=tuple(first_ids) if first_ids == [tokenizer.bos_token_id] else (),
+            eos_id=tokenizer.eos_token_id,
+            lengths=byte_lengths(state),
         )
-        for conversation, (_, spans), ids, offsets in zip(
-            batch, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            trained = _trained_spans(conversation, spans, template)
-            yield _row(conversation, ids, offsets, trained, max_seq_length)
+        encoder._prove_masks()
+        return encoder
 
+    def encode(self, rows: SequenceOf[Conversation | Text]) -> list[Sequence | BadRow]:
+        """One result for each row, in order.
 
-def _as_dicts(conversation: Conversation) -> list[dict[str, str]]:
-    return [{"role": item.role, "content": item.content} for item in conversation.messages]
+        Errors: PostTrainingError for a text, when there is no eos token to end it with.
+        """
+        layouts: list[Layout | BadRow] = []
+        for row in rows:
+            try:
+                layouts.append(lay_out(row, self.template, self.special_tokens, self.control))
+            except BadRow as bad:
+                layouts.append(bad)
+        good = [layout for layout in layouts if isinstance(layout, Layout)]
+        encoded = zip(good, *self._ids_and_spans(good), strict=True)
+        results: list[Sequence | BadRow] = []
+        for row, layout in zip(rows, layouts, strict=True):
+            if isinstance(layout, BadRow):
+                results.append(layout)
+                continue
+            _, ids, spans = next(encoded)
+            if isinstance(row, Text):
+                results.append(self._document(ids))
+            else:
+                results.append(_sequence(ids, spans, layout.parts))
+        return results
 
-
-def _trained_spans(conversation: Conversation, spans: Spans, template: ChatTemplate) -> Spans:
-    """The spans of the turns to be trained: the template marks all of the assistant's."""
-    turns = [message for message in conversation.messages if message.role == "assistant"]
-    if len(turns) != len(spans):
-        raise PostTrainingError(
-            f"chat template {template.name!r} marks {len(spans)} of {len(turns)} assistant turns",
-            where=conversation.where,
+    def _ids_and_spans(self, layouts: list[Layout]) -> tuple[list[np.ndarray], list[Spans]]:
+        """The ids of each text, and its spans in tokens."""
+        texts = [layout.text for layout in layouts]
+        spans = [layout.spans for layout in layouts]
+        encode = (
+            self.backend.encode_batch if self.lengths is None else self.backend.encode_batch_fast
         )
-    return [span for turn, span in zip(turns, spans, strict=True) if turn.trained]
+        encodings = encode(texts, add_special_tokens=False)
+        flat = array("I")  # filled four times as fast as one of signed integers
+        ends = []
+        for encoding in encodings:
+            flat.fromlist(encoding.ids)
+            ends.append(len(flat))
+        ids = np.frombuffer(flat, np.int32) if flat else np.zeros(0, np.int32)
+        if self.lengths is None:
+            found = [spans_by_offsets(*each) for each in zip(encodings, spans, strict=True)]
+        else:
+            found = spans_by_bytes(self.lengths, ids, np.array(ends, np.int64), texts, spans)
+            for index, own in enumerate(found):
+                if own is None:
+                    encoding = self.backend.encode(texts[index], add_special_tokens=False)
+                    found[index] = spans_by_offsets(encoding, spans[index])
+        return [ids[start:end] for start, end in pairwise([0, *ends])], found
 
+    def _document(self, ids: np.ndarray) -> Sequence | BadRow:
+        if self.eos_id is None:
+            hint = "set data.special_tokens.eos_token"
+            raise PostTrainingError("the tokenizer has no eos token to end a text with", hint=hint)
+        ids = np.concatenate([self.bos_ids, ids, [self.eos_id]]).astype(np.int32)
+        if len(ids) < 2:
+            return BadRow("untrained", "no token to train on")
+        return Sequence(ids, np.full(len(ids), COMPLETION, np.uint8))
 
-def _prove_offsets(tokenizer: Any, template: ChatTemplate) -> None:
-    """Try the mask on the template's probe: the trained tokens must spell the trained turns."""
-    probe = Conversation(
-        tuple(Message(role, text, role == "assistant") for role, text in PROBE), "probe"
-    )
-    [(text, spans)] = render([_as_dicts(probe)], template.text, tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = encoded["input_ids"]
-    row = _row(probe, ids, encoded["offset_mapping"], spans, len(ids))
-    trained = [label for label in row.labels if label != IGNORED]
-    expected = "".join(text[start:end] for start, end in spans)
-    # Tokenizers differ in the spaces they put back between words.
-    if _letters(tokenizer.decode(trained)) != _letters(expected):
-        raise PostTrainingError(
-            f"the tokenizer's offsets don't mark the trained turns: {tokenizer.decode(trained)!r} "
-            f"instead of {expected!r}",
-            where=f"chat template {template.name!r}",
+    def _prove_masks(self) -> None:
+        """Try the mask on the template's probe: the trained tokens must spell the trained turns."""
+        layout = lay_out(PROBE, self.template, self.special_tokens, None)
+        [[ids], [spans]] = self._ids_and_spans([layout])
+        trained = "".join(
+            self.backend.decode(ids[start:end].tolist(), skip_special_tokens=False)
+            for start, end in spans
         )
+        expected = "".join(layout.text[start:end] for start, end in layout.spans)
+        # Tokenizers differ in the spaces they put back between words.
+        if "".join(trained.split()) != "".join(expected.split()):
+            raise PostTrainingError(
+                f"the tokenizer's offsets don't mark the trained turns: {trained!r} "
+                f"instead of {expected!r}",
+                where=f"chat template {self.template.name!r}",
+            )
 
 
-def _letters(text: str) -> str:
-    return "".join(text.split())
-
-
-def _row(
-    conversation: Conversation,
-    ids: list[int],
-    offsets: list[tuple[int, int]],
-    trained: Spans,
-    max_seq_length: int,
-) -> TokenizedRow:
-    labels = [IGNORED] * len(ids)
-    spans = iter(trained)
-    span = next(spans, None)
-    for index, (start, end) in enumerate(offsets):
-        while span is not None and start >= span[1]:
-            span = next(spans, None)
-        if span is None:
-            break
-        if end > span[0]:
-            labels[index] = ids[index]
-    row = TokenizedRow(ids[:max_seq_length], labels[:max_seq_length], len(ids) > max_seq_length)
-    if row.num_trained_tokens == 0:
-        raise PostTrainingError(
-            f"nothing to train on in the first {max_seq_length} of {len(ids)} tokens",
-            where=conversation.where,
-            hint="raise sft.max_seq_length, or leave the row out",
-        )
-    return row
+def _sequence(ids: np.ndarray, spans: Spans, parts: list[Part]) -> Sequence | BadRow:
+    kinds = np.zeros(len(ids), np.uint8)  # PROMPT
+    weights = None
+    trained = False
+    for (start, end), part in zip(spans, parts, strict=True):
+        kinds[start:end] = part.kind
+        if part.kind == COMPLETION:
+            trained = trained or (part.weight > 0 and end > max(start, 1))
+            if part.weight != 1:
+                weights = np.ones(len(ids), np.float32) if weights is None else weights
+                weights[start:end] = part.weight
+    if not trained:
+        return BadRow("untrained", "no token to train on")
+    return Sequence(ids, kinds, weights)

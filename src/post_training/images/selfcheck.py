@@ -10,13 +10,21 @@ CONFIGURATION = Path("/etc/post-training")
 IMPORTS = (
     *("torch", "transformers", "trl", "accelerate", "datasets", "peft", "sentencepiece"),
     *("vllm", "vllm._C", "pydantic", "yaml", "post_training.cli"),
-    *("post_training.stages.sft.run", "post_training.stages.init_model.run"),
+    *("post_training.stages.prepared_data", "post_training.stages.data_commands"),
 )
 
 
 def locked_versions(lock: str) -> dict[str, str]:
     """{name: version} of the `name==version` lines of a requirements file."""
     return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock, flags=re.MULTILINE))
+
+
+def stage_modules() -> list[str]:
+    """What each stage runs; by its file, since this layer knows nothing of the stages."""
+    stages = Path(__file__).parents[1] / "stages"
+    return [
+        f"post_training.stages.{run.parent.name}.run" for run in sorted(stages.glob("*/run.py"))
+    ]
 
 
 def main() -> int:
@@ -29,7 +37,7 @@ def main() -> int:
                 installed = "nothing"
             if installed != version:
                 wrong.append(f"{name}: {lock.name} has {version}, installed is {installed}")
-    for module in IMPORTS:
+    for module in (*IMPORTS, *stage_modules()):
         try:
             importlib.import_module(module)
         except Exception as error:

@@ -14,7 +14,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model folder `path`; always a fast one, which knows offsets."""
+    """The tokenizer of a model folder, or of one with a tokenizer alone; always a fast one, which
+    knows offsets."""
     _check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -32,7 +33,7 @@ def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTraine
 
     Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
     """
-    _check_folder(path)
+    _check_model_folder(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
@@ -93,6 +94,10 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         problem = "no such model folder" if not path.exists() else "is a file, not a model folder"
         raise PostTrainingError(problem, where=str(path))
+
+
+def _check_model_folder(path: Path) -> None:
+    _check_folder(path)
     try:
         json.loads((path / "config.json").read_text())
     except FileNotFoundError:

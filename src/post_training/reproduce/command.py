@@ -76,9 +76,12 @@ def _check_inputs(inputs: dict[str, dict[str, str]]) -> None:
     faults = []
     for key, recorded in inputs.items():
         path = Path(recorded["path"])
-        if not path.exists():
+        try:
+            found = fingerprint(path)
+        except FileNotFoundError:
             faults.append(f"{key}: gone: {path}")
-        elif (found := fingerprint(path)) != recorded["fingerprint"]:
+            continue
+        if found != recorded["fingerprint"]:
             faults.append(
                 f"{key}: changed: {path} (fingerprint is {found[:12]}, "
                 f"the run had {recorded['fingerprint'][:12]})"
@@ -120,10 +123,21 @@ def _overrides(record: dict[str, Any], new_dir: Path) -> list[str]:
         "run_dir": str(new_dir),
         "num_processes": record["topology"]["world_size"],
         "num_threads": record["topology"]["num_threads"],
+        **_data_folders(record),
         **{key: value["path"] for key, value in record["inputs"].items()},
     }
     # JSON is YAML: text stays text, whatever it looks like.
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def _data_folders(record: dict[str, Any]) -> dict[str, str | None]:
+    """The data is prepared anew, not found in a cache; fetched datasets are where they were."""
+    placement, folders = record["placement"], {}
+    if placement.get("data.cache_dir") is not None:
+        folders["data.cache_dir"] = None
+    if (hub_dir := placement.get("data.hub_dir")) is not None:
+        folders["data.hub_dir"] = str(Path(record["working_dir"]) / hub_dir)
+    return folders
 
 
 def _edf(
@@ -137,7 +151,9 @@ def _edf(
         if mount.source.exists():
             mounts.append(f"{mount.source}:{mount.target}:ro")
     for value in record["inputs"].values():
-        mounts.append(f"{value['path']}:{value['path']}:ro")
+        named = Path(value["path"])
+        mounted = named if named.exists() else named.parent  # a prefix of indexed datasets
+        mounts.append(f"{mounted}:{mounted}:ro")
     mounts.append(f"{new_dir.parent}:{new_dir.parent}")
     # Values were expanded when they were recorded; `$${` keeps what is left as it is.
     environment = {

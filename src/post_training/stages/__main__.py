@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run one stage of post-training.",
-        epilog="stages:\n" + "\n".join(f"  {s.name:12} {s.summary}" for s in STAGES.values()),
+        epilog="stages:\n" + "\n".join(f"  {s.name:18} {s.summary}" for s in STAGES.values()),
     )
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("config", type=Path, metavar="cfg.yaml")

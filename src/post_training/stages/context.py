@@ -37,12 +37,14 @@ class PeerFailed(PostTrainingError):
 class StageContext:
     """run_dir: the run folder, which exists. resuming: an earlier attempt of this run left its
     files there (same recipe and topology). group: the torch.distributed group in which the other
-    ranks wait for rank 0; None is the default group."""
+    ranks wait for rank 0; None is the default group. input_fingerprints: of each INPUT setting, by
+    its dotted key."""
 
     run_dir: Path
     ranks: Ranks = field(default_factory=Ranks)
     resuming: bool = False
     group: Any = None
+    input_fingerprints: dict[str, str] = field(default_factory=dict)
 
     def on_writer(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 while the others wait; every rank gets its (picklable) result.

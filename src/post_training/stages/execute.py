@@ -84,7 +84,7 @@ def _run_recorded(
 ) -> None:
     folder: RunFolder | None = None
 
-    def open_run() -> tuple[Path, bool]:
+    def open_run() -> tuple[Path, bool, dict[str, str]]:
         nonlocal folder
         description = _describe(request, stage, config, ranks)
         opening = RunFolder(config.run_dir or _default_run_dir(description))
@@ -93,12 +93,13 @@ def _run_recorded(
         folder = opening
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
-        return folder.path, resuming
+        return folder.path, resuming, description.input_fingerprints
 
     try:
         # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
-        run_dir, resuming = StageContext(Path(), ranks, group=group).on_writer(open_run)
-        context = StageContext(run_dir.absolute(), ranks, resuming, group)
+        opened = StageContext(Path(), ranks, group=group).on_writer(open_run)
+        run_dir, resuming, fingerprints = opened
+        context = StageContext(run_dir.absolute(), ranks, resuming, group, fingerprints)
         if folder:
             context.log(_headline(folder.record, resuming, run_dir))
         result = stage.load_run()(config, context)
@@ -149,12 +150,17 @@ def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
             paths |= {f"{key}[{index}]": item for index, item in enumerate(value)}
         elif value is not None:
             paths[key] = value
-    if missing := [key for key, path in paths.items() if not Path(path).exists()]:
-        raise ConfigError([f"{key}: no such file or folder: {paths[key]}" for key in missing])
-    return {
-        key: {"path": str(Path(path).absolute()), "fingerprint": fingerprint(Path(path))}
-        for key, path in paths.items()
-    }
+    inputs, missing = {}, []
+    for key, path in paths.items():
+        try:
+            found = fingerprint(Path(path))
+        except FileNotFoundError:
+            missing.append(f"{key}: no such file or folder: {path}")
+        else:
+            inputs[key] = {"path": str(Path(path).absolute()), "fingerprint": found}
+    if missing:
+        raise ConfigError(missing)
+    return inputs
 
 
 def _default_run_dir(description: RunDescription) -> Path:

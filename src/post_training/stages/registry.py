@@ -30,6 +30,16 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("init-model", "init_model", "InitModelConfig", "make a tiny model and a tokenizer"),
+        Stage("mix", "mix", "MixConfig", "one dataset from several, in the shares asked for"),
+        Stage("split", "split", "SplitConfig", "a dataset in two: training and evaluation"),
+        Stage("prepare", "prepare", "PrepareConfig", "token ids, masks and packed rows"),
+        Stage("tokenize", "tokenize", "TokenizeConfig", "documents with markers to .bin and .idx"),
+        Stage(
+            "convert-tokenizer",
+            "convert_tokenizer",
+            "ConvertTokenizerConfig",
+            "a SentencePiece model into a Hugging Face tokenizer",
+        ),
         Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data"),
     )
 }

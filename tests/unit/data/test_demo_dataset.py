@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from post_training.data.config import DatasetConfig
+from post_training.data.formats.parse import parse
+from post_training.data.formats.recognise import recognise
+from post_training.data.sources.open import read_objects
+
 DEMO = Path(__file__).parents[3] / "reproducibility" / "demo"
 
 
@@ -31,3 +36,12 @@ def test_demo_dataset_answers_are_right():
         for a, operation, b, result in equations:
             assert operations[operation](int(a), int(b)) == int(result), row
         assert row["answer"].endswith(f"\n#### {equations[-1][3]}")
+
+
+def test_demo_dataset_is_read_as_questions_and_answers():
+    path = DEMO / "arithmetic.jsonl"
+    rows = list(read_objects(path))
+    found = recognise(rows[0], DatasetConfig(path=path), "arithmetic.jsonl:1")
+    assert found.describe() == "prompt_completion (question, answer)"
+    read = [parse(row, found, train_on="all_turns", train_on_thoughts=True) for row in rows]
+    assert [each[0].messages[-1].content for each in read] == [row["answer"] for row in rows]

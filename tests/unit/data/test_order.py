@@ -1,5 +1,9 @@
 from itertools import islice
 
+import pytest
+
+pytest.importorskip("numpy")
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +20,8 @@ def test_row_stream_uses_every_row_once_an_epoch(num_rows: int, seed: int, num_e
 def test_row_stream_is_the_same_on_every_machine():
     # Written down once: a change here changes what every seed means.
     assert list(islice(row_stream(8, 0), 16)) == [
-        *(4, 1, 2, 0, 6, 3, 5, 7),
-        *(1, 2, 7, 0, 6, 5, 4, 3),
+        *(7, 5, 1, 3, 0, 4, 2, 6),
+        *(0, 6, 7, 2, 4, 3, 1, 5),
     ]
 
 

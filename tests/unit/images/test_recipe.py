@@ -62,7 +62,7 @@ def test_input_hash_ignores_what_does_not_go_in(checkout):
         "entrypoints/entrypoint",
         "pyproject.toml",
         "src/post_training/cli.py",
-        "src/post_training/data/templates/x.jinja",
+        "src/post_training/data/chat/jinja/x.jinja",
     ],
 )
 def test_input_hash_changes_with_every_input(checkout, name):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from post_training.config.model import Role
+from post_training.data.config import TEMPLATES
 from post_training.stages.config import StageConfig
 
 
@@ -22,7 +23,7 @@ class InitModelConfig(StageConfig):
     vocab_size: PositiveInt
     tie_word_embeddings: bool = False
     corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)]
-    chat_template: Literal["chatml", "tulu"] = "chatml"
+    chat_template: Literal[TEMPLATES] = "chatml"
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "InitModelConfig":

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from post_training.data.chat_templates import MARKERS, choose_template, template_text
-from post_training.data.jsonl import read_rows
+from post_training.data.chat.templates import MARKERS, choose_template, template_text
+from post_training.data.sources.open import read_objects
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import Result, StageContext
 from post_training.stages.init_model.config import InitModelConfig
@@ -52,7 +52,7 @@ def _create(config: InitModelConfig, context: StageContext) -> dict[str, float]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    for _, row in read_rows(path):
+    for row in read_objects(path):
         yield from _strings(row)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
-from post_training.data.config import DataConfig
+from post_training.data.config import DataConfig, SequenceConfig
 from post_training.stages.config import StageConfig
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
@@ -85,12 +85,6 @@ class TrainingConfig(Config):
         return int(self.warmup) if self.warmup >= 1 else ceil(self.warmup * num_steps)
 
 
-class SftSettings(Config):
-    """max_seq_length: in tokens; the end of a longer conversation is cut off."""
-
-    max_seq_length: PositiveInt
-
-
 class CheckpointingConfig(Config):
     """A checkpoint is written every `save_steps` and at the end; the newest are kept."""
 
@@ -106,7 +100,7 @@ class SftConfig(StageConfig):
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
-    sft: SftSettings
+    sft: SequenceConfig
     checkpointing: CheckpointingConfig = CheckpointingConfig()
     logging: LoggingConfig = LoggingConfig()
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -18,36 +18,37 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_json
 from post_training.data.order import row_stream
-from post_training.data.tokenize import IGNORED
 from post_training.models.save import explained
 from post_training.stages.context import StageContext
+from post_training.stages.progress import Progress
 from post_training.stages.sft.checkpoints import Checkpoints
+from post_training.stages.sft.collator import IGNORED, Collator
 from post_training.stages.sft.metrics import Metrics, Step, Totals
-from post_training.stages.sft.progress import Progress
 
 TOTALS = "totals.json"
 
 
 class RowOrder(Sampler[int]):
-    """The first `num_samples` of the endless shuffled stream over the rows."""
+    """The first `num_samples` of the endless stream over the rows; shuffled if there is a seed."""
 
-    def __init__(self, num_rows: int, num_samples: int, seed: int):
+    def __init__(self, num_rows: int, num_samples: int, seed: int | None):
         self.num_rows, self.num_samples, self.seed = num_rows, num_samples, seed
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
+        if self.seed is None:
+            return islice(cycle(range(self.num_rows)), self.num_samples)
         return islice(row_stream(self.num_rows, self.seed), self.num_samples)
 
 
 class Trainer(SFTTrainer):
-    """rows: input_ids and labels, as data/prepared.py writes them."""
+    """shuffled: rows come in an order that `args.data_seed` decides, else as they are stored."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class Trainer(SFTTrainer):
         model: PreTrainedModel,
         args: SFTConfig,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Dataset,
+        collator: Collator,
+        shuffled: bool,
         context: StageContext,
         checkpoints: Checkpoints,
         metrics: Metrics,
@@ -71,15 +73,14 @@ class Trainer(SFTTrainer):
             * context.ranks.world_size
         )
         self._start_step()
-        # With a collator of ours TRL leaves the tokenizer's pad token as it is. Padding is masked
-        # out of the attention and the loss, so any id will do.
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._shuffled = shuffled
         super().__init__(
             model=model,
             args=args,
-            train_dataset=rows,
+            # The rows' numbers; the collator reads the rows.
+            train_dataset=Dataset.from_dict({"row": range(len(collator.dataset))}),
             processing_class=tokenizer,
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=pad),
+            data_collator=collator,
         )
         self.remove_callback(PrinterCallback)
 
@@ -94,7 +95,8 @@ class Trainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
         # One pass over this is the whole run: to the Trainer it is a single epoch.
         num_samples = self.args.max_steps * self._effective_batch_size
-        return RowOrder(len(self.train_dataset), num_samples, self.args.data_seed)
+        seed = self.args.data_seed if self._shuffled else None
+        return RowOrder(len(self.train_dataset), num_samples, seed)
 
     # Figures of a step
 
@@ -107,7 +109,7 @@ class Trainer(SFTTrainer):
     def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor | int | None]:
         batches, num_trained_tokens = super().get_batch_samples(*args)
         for batch in batches:
-            self._step_tokens += int(batch["attention_mask"].sum())
+            self._step_tokens += batch.pop("num_tokens")
             self._step_trained_tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
         return batches, num_trained_tokens
 

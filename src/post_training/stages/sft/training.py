@@ -3,21 +3,20 @@
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat_templates import ChatTemplate
-from post_training.data.prepared import ROWS, Counts
+from post_training.data.prepared.dataset import PreparedDataset, figures
 from post_training.models.load import check_vocabulary, load_model
 from post_training.models.save import save_model_folder, stop_at
 from post_training.stages.context import Result, StageContext
+from post_training.stages.progress import Progress
 from post_training.stages.sft.checkpoints import Checkpoints
+from post_training.stages.sft.collator import Collator
 from post_training.stages.sft.config import SftConfig
 from post_training.stages.sft.metrics import Metrics
-from post_training.stages.sft.progress import Progress
 from post_training.stages.sft.trainer import Trainer, read_totals
 
 
@@ -25,8 +24,7 @@ def train(
     config: SftConfig,
     context: StageContext,
     tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate,
-    counts: Counts,
+    dataset: PreparedDataset,
     num_accumulated: int,
 ) -> Result:
     """Train to the end, from the newest checkpoint where there is one."""
@@ -34,8 +32,10 @@ def train(
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at a price
     model = _load(config, tokenizer)
     use_cache = model.config.use_cache
-    tokenizer.chat_template = template.text
-    num_steps = config.training.num_steps(counts.num_rows)
+    template = dataset.template
+    if template is not None:
+        tokenizer.chat_template = template.text
+    num_steps = config.training.num_steps(len(dataset))
     checkpoints = Checkpoints(
         context.run_dir / "checkpoints", config.checkpointing.save_total_limit
     )
@@ -51,7 +51,8 @@ def train(
             model=model,
             args=_arguments(config, checkpoints.staging, num_steps, num_accumulated),
             tokenizer=tokenizer,
-            rows=Dataset.from_file(str(context.run_dir / "data" / ROWS)),
+            collator=_collator(config, tokenizer, dataset),
+            shuffled=not config.data.debug_oom,
             context=context,
             checkpoints=checkpoints,
             metrics=metrics,
@@ -63,9 +64,23 @@ def train(
         trainer.train(resume_from_checkpoint=resume_from)
 
     model.config.use_cache = use_cache  # the Trainer turns it off for training
-    stop_at(model, tokenizer, template.end_of_turn)
+    if template is not None:
+        stop_at(model, tokenizer, template.end_of_turn)
     context.on_writer(lambda: save_model_folder(context.run_dir / "model", model, tokenizer))
-    return _result(context, checkpoints.path(num_steps), metrics, counts, num_steps)
+    return _result(context, checkpoints.path(num_steps), metrics, dataset, num_steps)
+
+
+def _collator(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, dataset: PreparedDataset
+) -> Collator:
+    if dataset.has_weights:
+        raise PostTrainingError(
+            "messages have weights other than 0 and 1, which the loss does not know yet",
+            where="data",
+        )
+    # Padding is no part of the attention or of the loss, so any id will do.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Collator(dataset, pad_token_id=pad, packed=config.sft.packing != "none")
 
 
 def _load(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -109,6 +124,7 @@ def _arguments(
         # Prepared rows: token ids and labels, cut to their length. TRL has nothing to do.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,  # the rows' numbers are no argument of the model
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,
         # Every checkpoint is whole: optimizer, schedule and random states too.
@@ -127,7 +143,11 @@ def _arguments(
 
 
 def _result(
-    context: StageContext, checkpoint: Path, metrics: Metrics, counts: Counts, num_steps: int
+    context: StageContext,
+    checkpoint: Path,
+    metrics: Metrics,
+    dataset: PreparedDataset,
+    num_steps: int,
 ) -> Result:
     def relative(path: Path) -> str:
         return path.relative_to(context.run_dir).as_posix()
@@ -135,17 +155,17 @@ def _result(
     def unstable(path: Path) -> bool:
         return path.name == "trainer_state.json"  # it names the placement: save_steps
 
-    files = [*(context.run_dir / "data").iterdir(), *checkpoint.iterdir()]
-    figures = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
+    data = context.run_dir / "data"  # not there when the data came prepared
+    files = [*(data.iterdir() if data.exists() else ()), *checkpoint.iterdir()]
+    last = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
     return Result(
         artifacts={"model": "model"},
         metrics={
             "num_steps": num_steps,
-            "num_rows": counts.num_rows,
-            "num_truncated_rows": counts.num_truncated_rows,
+            **figures(dataset.record),
             "num_tokens": metrics.totals.num_tokens,
             "num_trained_tokens": metrics.totals.num_trained_tokens,
-            **figures,
+            **last,
         },
         state_files=sorted(relative(file) for file in files if not unstable(file)),
         unstable_files=[

@@ -1,0 +1,140 @@
+"""A row as one text, and what a loss makes of its characters; or why it can't be one.
+
+What a template can't express is refused here, row by row: nothing of a row is left out silently.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from post_training.data.chat.proof import RENDERING_FAILURES
+from post_training.data.chat.rendering import MessageDicts, Part, Spans, message_dicts, render
+from post_training.data.chat.templates import MARKERS, ChatTemplate
+from post_training.data.rows import BadRow, Conversation, Text
+
+_TOOL_NEEDS = {"tools", "calls"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """parts[i]: what the loss makes of the characters spans[i]; of others, nothing."""
+
+    text: str
+    spans: Spans
+    parts: list[Part]
+
+
+def control_pattern(backend: dict[str, Any], template: ChatTemplate) -> re.Pattern[str] | None:
+    """Finds a token that a content may not hold, the longest where several begin.
+
+    backend: a tokenizer.json.
+    """
+    tokens = {token["content"] for token in backend["added_tokens"] if token["special"]}
+    tokens |= set(MARKERS.get(template.name, ()))
+    return re.compile(_any_of(sorted(tokens))) if tokens else None
+
+
+def _any_of(tokens: list[str]) -> str:
+    """A pattern that branches by character: with a thousand special tokens, one that tries them in
+    turn takes longer at each `<` of a text than tokenising it does."""
+    rest_by_first: dict[str, list[str]] = {}
+    for token in filter(None, tokens):
+        rest_by_first.setdefault(token[0], []).append(token[1:])
+    branches = [re.escape(first) + _any_of(rest) for first, rest in rest_by_first.items()]
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in tokens else "")
+
+
+def lay_out(
+    row: Conversation | Text,
+    template: ChatTemplate,
+    special_tokens: dict[str, str],
+    control: re.Pattern[str] | None,
+) -> Layout:
+    """A text has no spans. control: of control_pattern, or None to let them be.
+
+    Errors: BadRow.
+    """
+    if isinstance(row, Text):
+        _refuse_control_tokens(row.text, control)
+        layout = Layout(row.text, [], [])
+    else:
+        layout = _lay_out_conversation(row, template, special_tokens, control)
+    try:
+        layout.text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("malformed", "the text holds half a character (lone surrogate)") from None
+    return layout
+
+
+def _lay_out_conversation(
+    row: Conversation,
+    template: ChatTemplate,
+    special_tokens: dict[str, str],
+    control: re.Pattern[str] | None,
+) -> Layout:
+    dicts = message_dicts(row)
+    if missing := dicts.needs & template.lost:
+        raise _bad(missing, f"chat template {template.name!r} can't express: {_list(missing)}")
+    for message in dicts.messages:
+        _refuse_control_tokens(message["content"], control)
+        if len(message) > 2:  # a thought, or calls
+            _refuse_control_tokens(json.dumps(message, ensure_ascii=False), control)
+    if dicts.tools:
+        _refuse_control_tokens(json.dumps(dicts.tools, ensure_ascii=False), control)
+    trusted = template.name != "model"
+    try:
+        text, spans = render(template.text, dicts, special_tokens, trusted=trusted)
+    except RENDERING_FAILURES as error:
+        raise _bad(dicts.needs, f"chat template {template.name!r}: {error}") from None
+    if not trusted:
+        _check_contents(text, dicts)
+    return Layout(text, spans, _parts_of_spans(spans, dicts.parts, template))
+
+
+def _parts_of_spans(spans: Spans, messages: list[list[Part]], template: ChatTemplate) -> list[Part]:
+    """messages: the parts of each of the assistant's."""
+    if template.marks == "parts":
+        parts = [part for own in messages for part in own]
+    else:
+        parts = [own[0] for own in messages]
+        if any(_use(part) != _use(own[0]) for own in messages for part in own):
+            problem = f"chat template {template.name!r} can't train a part of a message alone"
+            raise BadRow("roles", problem)
+    if len(spans) != len(parts):
+        raise BadRow(
+            "roles",
+            f"chat template {template.name!r} marks {len(spans)} of {len(parts)} "
+            f"{template.marks} of the assistant",
+        )
+    return parts
+
+
+def _use(part: Part) -> tuple[int, float]:
+    return part.kind, part.weight
+
+
+def _refuse_control_tokens(content: str, control: re.Pattern[str] | None) -> None:
+    if control is not None and (found := control.search(content)):
+        raise BadRow("control-token", f"the content holds the token {found.group()}")
+
+
+def _check_contents(text: str, dicts: MessageDicts) -> None:
+    """A model's own template may leave out a content in some rows only (earlier thoughts)."""
+    for message in dicts.messages:
+        for key in ("content", "reasoning_content"):
+            content = message.get(key, "").strip()
+            # The output of a tool may be rendered as JSON.
+            if message["role"] != "tool" and content not in text:
+                problem = f"chat template 'model' leaves out a {key}: {content[:40]!r}"
+                raise BadRow("roles", problem)
+
+
+def _bad(needs: set[str], problem: str) -> BadRow:
+    return BadRow("tool-call" if needs & _TOOL_NEEDS else "roles", problem)
+
+
+def _list(needs: set[str]) -> str:
+    return ", ".join(sorted(needs))

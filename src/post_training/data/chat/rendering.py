@@ -1,0 +1,193 @@
+"""A row as the message dicts that a chat template gets, and its text.
+
+The dicts are those of transformers and of OpenAI's interface, so that a template saved with a
+model works at inference too:
+
+    {"role": "system" | "developer" | "user" | "tool", "content": "…"}
+    {"role": "assistant", "content": "…", "reasoning_content": "…",
+     "tool_calls": [{"type": "function", "function": {"name": "…", "arguments": {…}}}]}
+
+An assistant's dict has up to three *parts*, in this order: its thought, its text, its calls. Its
+messages in a row are joined into one dict as long as that order allows. A template may also look
+at `tools` and at `enable_thinking` (true where a row has thoughts).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from post_training.data.rows import BadRow, Conversation, Message
+
+THOUGHT, TEXT, CALLS = range(3)
+
+Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """what: THOUGHT, TEXT or CALLS. kind, weight: as in rows.Message."""
+
+    what: int
+    kind: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class MessageDicts:
+    """parts: of each assistant's dict. needs: what not every template can express: system,
+    developer, thought, tools, calls, and steps: two dicts of the assistant in a row."""
+
+    messages: list[dict[str, Any]]
+    parts: list[list[Part]]
+    tools: list[Any]
+    needs: set[str]
+
+    def variables(self) -> dict[str, Any]:
+        variables: dict[str, Any] = {"messages": self.messages, "tools": self.tools or None}
+        if "thought" in self.needs:
+            variables["enable_thinking"] = True
+        return variables
+
+
+def message_dicts(conversation: Conversation) -> MessageDicts:
+    """Errors: BadRow when a call's arguments or a tool are not JSON."""
+    messages: list[dict[str, Any]] = []
+    parts: list[list[Part]] = []
+    needs: set[str] = set()
+    for message in conversation.messages:
+        if message.role != "assistant":
+            messages.append({"role": message.role, "content": message.content})
+            if message.role != "user":
+                needs.add("calls" if message.role == "tool" else message.role)
+            continue
+        own = _parts_of(message)
+        if messages and messages[-1]["role"] == "assistant":
+            if parts[-1][-1].what < own[0].what:
+                parts[-1] += own
+                messages[-1] |= _contents(message, own, needs)
+                continue
+            needs.add("steps")
+        parts.append(own)
+        messages.append({"role": "assistant", "content": "", **_contents(message, own, needs)})
+    tools = [_json(tool, "tool") for tool in conversation.tools]
+    if tools:
+        needs.add("tools")
+    return MessageDicts(messages, parts, tools, needs)
+
+
+def _parts_of(message: Message) -> list[Part]:
+    parts = []
+    if message.thought:
+        parts.append(Part(THOUGHT, message.kind, message.weight))
+    if message.content or not (message.thought or message.tool_calls):
+        parts.append(Part(TEXT, message.kind, message.weight))
+    if message.tool_calls:
+        parts.append(Part(CALLS, message.kind, message.weight))
+    return parts
+
+
+def _contents(message: Message, parts: list[Part], needs: set[str]) -> dict[str, Any]:
+    contents: dict[str, Any] = {}
+    for part in parts:
+        if part.what == TEXT:
+            contents["content"] = message.content
+        elif part.what == THOUGHT:
+            contents["reasoning_content"] = message.thought
+            needs.add("thought")
+        else:
+            contents["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": _json(call.arguments, f"the arguments of {call.name}"),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+            needs.add("calls")
+    return contents
+
+
+def _json(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadRow("tool-call", f"{what}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRow("tool-call", f"{what}: must be a JSON object (got {text[:40]})")
+    return value
+
+
+def render(
+    template: str, dicts: MessageDicts, special_tokens: dict[str, str], *, trusted: bool = False
+) -> tuple[str, Spans]:
+    """The text, and the spans of characters that the template marks as the assistant's.
+
+    It is what `tokenizer.apply_chat_template` does, so that training and inference see one text.
+    trusted: a template of ours, which needs no sandbox (half the time of a longer template).
+    Errors: jinja2.TemplateError when the template refuses; TypeError and the like when it fails.
+    """
+    blocks: list[str] = []
+    spans: Spans = []
+    length = 0
+    for block in _compiled(template, trusted).generate(
+        **special_tokens, **dicts.variables(), documents=None, add_generation_prompt=False
+    ):
+        if type(block) is _Marked:
+            spans.append((length, length + len(block)))
+        blocks.append(block)
+        length += len(block)
+    return "".join(blocks), spans
+
+
+class _Marked(str):
+    """What stood between generation marks."""
+
+
+class _GenerationMarks(Extension):
+    """`{% generation %}…{% endgeneration %}`. As in transformers, but a marked text comes out as a
+    block of its own type: no state, and no joining of all text so far at each mark."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Any) -> str:
+        return _Marked(caller())
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str, trusted: bool) -> Template:
+    """The template, in an environment equal to transformers'; today's date is not offered."""
+    environment = (Environment if trusted else ImmutableSandboxedEnvironment)(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    return environment.from_string(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,101 @@
+"""Chat templates by name, and which rows one can express.
+
+A template renders messages (rendering.py says their form) to text and marks what the assistant
+wrote with `{% generation %}`. Ours mark each part that may be weighed differently on its own: a
+thought, the text, the calls; the last one with the end of the turn. Their texts are the public
+formats, but for what would change a row: no content is stripped, and there is no date.
+
+One without the marks yields no trained token at all, and a training run that does nothing
+(trl#5471), so a template is tried (proof.py) before any data is touched.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.data.chat.proof import Marks, prove
+
+# What has to be a single token each; a template without any writes its roles as ordinary text.
+MARKERS: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "tulu": (),
+    "zephyr": (),
+    "mistral": (
+        *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    ),
+    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "apertus": (
+        *("<|system_start|>", "<|system_end|>", "<|developer_start|>", "<|developer_end|>"),
+        *("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
+        *("<|inner_prefix|>", "<|inner_suffix|>", "<|tools_prefix|>", "<|tools_suffix|>"),
+    ),
+    "plain": ("<|user|>", "<|assistant|>"),
+}
+_OWN_HINT = f"use one of ours: data.chat_template: {' | '.join(MARKERS)}"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """name: as configured. text: the Jinja source. end_of_turn: what the model says when done.
+    marks: whether it marks the parts of an assistant's message, or whole messages.
+    lost: what a row may need (rendering.MessageDicts.needs) that it can't express."""
+
+    name: str
+    text: str
+    end_of_turn: str
+    marks: Marks
+    lost: frozenset[str]
+
+
+def template_text(name: str) -> str:
+    """The Jinja source of one of our templates."""
+    folder = resources.files("post_training.data.chat") / "jinja"
+    return (folder / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def choose_template(name: str, tokenizer: Any, *, train_on_thoughts: bool = True) -> ChatTemplate:
+    """The template `name` (`model`: the tokenizer's own), proved to work with `tokenizer`.
+
+    Errors: PostTrainingError when it can't be used with this tokenizer, or would train nothing,
+    or something else than the assistant's turns up to and including their end; or when thoughts
+    are not to be trained, and it doesn't mark them apart.
+    """
+    fail = partial(_fail, name)
+    if name == "model":
+        text = tokenizer.chat_template
+        if not isinstance(text, str):
+            raise fail("the tokenizer has no chat template", hint=_OWN_HINT)
+        if "strftime_now" in text:
+            raise fail("it writes today's date, so the data would differ by day", hint=_OWN_HINT)
+    else:
+        text = template_text(name)
+        _check_tokens(name, text, tokenizer)
+    proof = prove(text, tokenizer.special_tokens_map, partial(fail, hint=_OWN_HINT))
+    if not train_on_thoughts and proof.marks == "messages":
+        problem = "it marks a thought and its answer as one, so it can't leave out the thought"
+        raise fail(problem, hint=_OWN_HINT)
+    return ChatTemplate(name, text, proof.end_of_turn, proof.marks, proof.lost)
+
+
+def _fail(name: str, problem: str, *, hint: str | None = None) -> PostTrainingError:
+    return PostTrainingError(problem, where=f"chat template {name!r}", hint=hint)
+
+
+def _check_tokens(name: str, text: str, tokenizer: Any) -> None:
+    vocabulary = tokenizer.get_vocab()
+    missing = [marker for marker in MARKERS[name] if marker not in vocabulary]
+    if missing:
+        problem = f"the tokenizer has no token {', '.join(missing)}"
+        raise _fail(name, problem, hint="use a template without markers (tulu), or add the tokens")
+    for marker in MARKERS[name]:
+        ids = tokenizer.encode(marker, add_special_tokens=False)
+        if ids != [vocabulary[marker]]:
+            problem = f"the tokenizer splits {marker} into {len(ids)} tokens"
+            raise _fail(name, problem, hint="make it an added token of the tokenizer")
+    for token in ("bos_token", "eos_token"):
+        if token in text and getattr(tokenizer, token) is None:
+            hint = f"set data.special_tokens.{token}"
+            raise _fail(name, f"it writes the {token}, and the tokenizer has none", hint=hint)

@@ -1,0 +1,156 @@
+"""A SentencePiece model as a Hugging Face fast tokenizer that gives the same ids.
+
+    text -> normalise (character map, spaces, dummy prefix, ▁) -> cut into words -> BPE or unigram
+
+Two kinds of pieces are no words. User-defined ones are cut out of the text where they stand, as
+SentencePiece does. Control ones, and the user-defined ones that are used as control tokens, are
+special tokens: the text on either side is a span of its own, with its own dummy prefix. (A
+tokenizer whose prefix comes from Metaspace's `first` has none after a control token, and other
+ids there.) Not everything can be had (jamo and other marks that a character map composes; sums of
+scores that only tie in 32 bits), so ids are compared on real texts: tokenizer_gate.py.
+"""
+
+import re
+from collections.abc import Iterator
+
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from post_training.core.errors import PostTrainingError
+from post_training.data.control.span_tokenizers import Piece
+
+SPACE = "▁"
+_BPE, _UNIGRAM = ModelProto().trainer_spec.BPE, ModelProto().trainer_spec.UNIGRAM
+# A word: spaces and what follows them, up to the next space.
+_WORD = Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+_FIRST_PRIVATE_CHARACTER = 0xE000
+
+
+def to_fast_tokenizer(model: ModelProto, control_ids: frozenset[int] = frozenset()) -> Tokenizer:
+    """control_ids: user-defined pieces that are control tokens.
+
+    Errors: PostTrainingError for a model of a kind that has no counterpart.
+    """
+    _check_kind(model)
+    special = [
+        piece.piece
+        for key, piece in enumerate(model.pieces)
+        if piece.type == Piece.CONTROL or key in control_ids
+    ]
+    # The longest first: the longest that matches is taken.
+    user_defined = sorted(
+        (
+            piece.piece
+            for key, piece in enumerate(model.pieces)
+            if piece.type == Piece.USER_DEFINED and key not in control_ids
+        ),
+        key=len,
+        reverse=True,
+    )
+    is_bpe = model.trainer_spec.model_type == _BPE
+    tokenizer = Tokenizer(_bpe(model) if is_bpe else _unigram(model))
+    tokenizer.normalizer = normalizers.Sequence(list(_normalizers(model, user_defined)))
+    cutters = []
+    if user_defined:
+        any_of = Regex("|".join(re.escape(piece) for piece in user_defined))
+        cutters.append(pre_tokenizers.Split(any_of, "isolated"))
+    if not any(_spaces_inside(piece.piece) for piece in model.pieces):
+        cutters.append(pre_tokenizers.Split(_WORD, "isolated"))
+    if cutters:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cutters)
+    tokenizer.decoder = _decoder(model)
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, normalized=False, special=True) for piece in special]
+    )
+    return tokenizer
+
+
+def special_pieces(model: ModelProto) -> dict[str, str]:
+    """The pieces that transformers has names for: bos_token, eos_token, pad_token, unk_token."""
+    trainer = model.trainer_spec
+    ids = {"bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
+    named = {f"{name}_token": model.pieces[key].piece for name, key in ids.items() if key >= 0}
+    return {**named, "unk_token": model.pieces[_unknown_id(model)].piece}
+
+
+def _check_kind(model: ModelProto) -> None:
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    unsupported = {
+        f"model_type {trainer.ModelType.Name(trainer.model_type)}": trainer.model_type
+        not in (_BPE, _UNIGRAM),
+        "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        "escape_whitespaces: false": not normalizer.escape_whitespaces,
+    }
+    for what, is_so in unsupported.items():
+        if is_so:
+            raise PostTrainingError(f"a SentencePiece model with {what} can't be converted")
+
+
+def _normalizers(model: ModelProto, user_defined: list[str]) -> Iterator[normalizers.Normalizer]:
+    spec = model.normalizer_spec
+    if spec.precompiled_charsmap:
+        charsmap = normalizers.Precompiled(spec.precompiled_charsmap)
+        # SentencePiece keeps user-defined pieces as they are (often a line break, which the map
+        # makes a space of); here they are away under another name while the map is applied.
+        changed = [piece for piece in user_defined if charsmap.normalize_str(piece) != piece]
+        names = [chr(_FIRST_PRIVATE_CHARACTER + number) for number in range(len(changed))]
+        yield from map(normalizers.Replace, changed, names)
+        yield charsmap
+        yield from map(normalizers.Replace, names, changed)
+    if spec.remove_extra_whitespaces:
+        yield normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), "")
+        yield normalizers.Replace(Regex(" {2,}"), " ")
+    if spec.add_dummy_prefix:
+        yield normalizers.Prepend(SPACE)
+    yield normalizers.Replace(" ", SPACE)
+
+
+def _unigram(model: ModelProto) -> models.Unigram:
+    return models.Unigram(
+        [(piece.piece, piece.score) for piece in model.pieces],
+        _unknown_id(model),
+        model.trainer_spec.byte_fallback,
+    )
+
+
+def _bpe(model: ModelProto) -> models.BPE:
+    ids = {piece.piece: key for key, piece in enumerate(model.pieces)}
+    return models.BPE(
+        ids,
+        list(_merges(model)),
+        unk_token=model.pieces[_unknown_id(model)].piece,
+        fuse_unk=True,
+        byte_fallback=model.trainer_spec.byte_fallback,
+        # A user-defined piece is a word of its own that no merge leads to.
+        ignore_merges=True,
+    )
+
+
+def _merges(model: ModelProto) -> Iterator[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, best first.
+
+    SentencePiece merges what makes the piece of the highest score, of equal ones the leftmost; it
+    knows no pairs.
+    """
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == Piece.NORMAL}
+    for piece in sorted(scores, key=lambda piece: -scores[piece]):
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in scores and right in scores:
+                yield left, right
+
+
+def _unknown_id(model: ModelProto) -> int:
+    return next(key for key, piece in enumerate(model.pieces) if piece.type == Piece.UNKNOWN)
+
+
+def _decoder(model: ModelProto) -> decoders.Decoder:
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if model.normalizer_spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return decoders.Sequence(steps)
+
+
+def _spaces_inside(piece: str) -> bool:
+    """Whether a piece goes on after a space that follows something else."""
+    return SPACE in piece.lstrip(SPACE)

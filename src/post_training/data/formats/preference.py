@@ -1,0 +1,89 @@
+"""A chosen and a rejected answer to one prompt.
+
+Answers alone, as text or as messages, have their prompt in a column of its own. Where chosen and
+rejected are whole conversations, the prompt is what both begin with.
+"""
+
+import math
+from typing import Any
+
+from post_training.data.formats.columns import Format, read_side, read_system, read_tools_column
+from post_training.data.formats.messages import (
+    Entry,
+    as_context,
+    check_turns,
+    marked,
+    with_thoughts,
+)
+from post_training.data.rows import BadRow, Preference
+
+# The numbers that alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, …
+FIGURES = ("chosen_", "rejected_", "ref_")
+
+
+def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
+    chosen, declared = read_side(value, found, "chosen", "assistant")
+    rejected, _ = read_side(value, found, "rejected", "assistant")
+    if _is_answer(chosen) and _is_answer(rejected):
+        prompt, declared = read_side(value, found, "prompt", "user")
+    else:
+        prompt, chosen, rejected = _common_prompt(chosen, rejected)
+        _check_prompt_column(value, found, prompt)
+    prompt = read_system(value, found, prompt) + prompt
+    for answer in (chosen, rejected):
+        check_turns(prompt + answer)
+    return Preference(
+        with_thoughts(as_context(prompt), train_on_thoughts),
+        with_thoughts(marked(chosen, "all_turns"), train_on_thoughts),
+        with_thoughts(marked(rejected, "all_turns"), train_on_thoughts),
+        read_tools_column(value, found, declared),
+        _figures(value),
+    )
+
+
+def _is_answer(entries: list[Entry]) -> bool:
+    return bool(entries) and entries[0].messages[0].role == "assistant"
+
+
+def _common_prompt(
+    chosen: list[Entry], rejected: list[Entry]
+) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    length = 0
+    while length < min(len(chosen), len(rejected)) and (
+        chosen[length].messages == rejected[length].messages
+    ):
+        length += 1
+    for name, answer in (("chosen", chosen[length:]), ("rejected", rejected[length:])):
+        if not answer:
+            raise BadRow("untrained", f"{name}: is the beginning of the other, or the same")
+        if not _is_answer(answer):
+            raise BadRow("roles", f"{answer[0].key}: the prompts of chosen and rejected differ")
+    return chosen[:length], chosen[length:], rejected[length:]
+
+
+def _check_prompt_column(value: dict[str, Any], found: Format, prompt: list[Entry]) -> None:
+    """A prompt beside whole conversations says nothing new, or something else is wrong."""
+    column = found.column("prompt")
+    if column is None or value.get(column) is None:
+        return
+    said = [message.content for entry in prompt for message in entry.messages]
+    entries, _ = read_side(value, found, "prompt", "user")
+    for entry in entries:
+        if any(message.content not in said for message in entry.messages):
+            raise BadRow("columns", f"{entry.key}: is not what chosen and rejected begin with")
+
+
+def _figures(value: dict[str, Any]) -> dict[str, Any]:
+    figures = {}
+    for column, figure in value.items():
+        numbers = figure if isinstance(figure, list) else [figure]
+        if not column.startswith(FIGURES) or not numbers or not all(map(_is_numeric, numbers)):
+            continue
+        if not all(map(math.isfinite, numbers)):
+            raise BadRow("columns", f"{column}: must be finite (got {figure})")
+        figures[column] = figure
+    return figures
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,151 @@
+"""Which format a dataset's rows have: by its settings, else by the columns of its first good row.
+
+Nothing is guessed: columns of two formats, or of none, are refused with the setting that decides.
+"""
+
+from typing import Any
+
+from post_training.config.faults import nearest
+from post_training.core.errors import UsageError
+from post_training.data.config import FORMATS, DatasetConfig, format_of_columns
+from post_training.data.formats.columns import Format
+from post_training.data.formats.messages import MessageNames
+from post_training.data.rows import BadRow
+
+PAIRS = (
+    ("prompt", "completion"),
+    ("inputs", "targets"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "answer"),
+    ("query", "response"),
+    ("instruction", "response"),
+)
+# What is looked for where the settings name no columns: (format, {its column: the file's}).
+KNOWN: list[tuple[str, dict[str, str]]] = [
+    *(("messages", {"messages": column}) for column in ("messages", "conversations")),
+    *(
+        ("prompt_completion", {"prompt": prompt, "completion": completion})
+        for prompt, completion in PAIRS
+    ),
+    *(
+        (name, {column: column for column in FORMATS[name][0]})
+        for name in ("alpaca", "text", "preference", "swissai")
+    ),
+]
+OPTIONAL = {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
+# The columns that may hold a list of messages.
+_LISTS = ("messages", "prompt", "completion", "chosen", "rejected")
+_MESSAGE_FIELDS = (("role", "content"), ("from", "value"))
+
+
+def recognise(value: dict[str, Any], dataset: DatasetConfig, where: str) -> Format:
+    """The format of the file whose first row is `value`. where: the row's place.
+
+    Where the settings name columns, no others are read.
+    Errors: UsageError where the settings have to say more, or say what is not so; BadRow where
+    this row can't tell, so that the next has to.
+    """
+    if dataset.columns:
+        name, columns = format_of_columns(dataset.columns, dataset.format), dict(dataset.columns)
+        _check_there(columns, value, where)
+    else:
+        name, columns = _by_columns(value, dataset, where)
+        for column in FORMATS[name][1]:
+            there = [given for given in OPTIONAL.get(column, (column,)) if given in value]
+            columns |= {column: there[0]} if there else {}
+    messages = _message_list(
+        [value[columns[name]] for name in _LISTS if columns.get(name) in value]
+    )
+    if not messages and name == "messages":
+        raise BadRow("columns", f"{columns['messages']}: must be a list of messages")
+    names = _message_names(messages, dataset, where)
+    return Format(name, columns, names, not dataset.columns, has_messages=bool(messages))
+
+
+def _check_there(columns: dict[str, str], value: dict[str, Any], where: str) -> None:
+    for column, given in columns.items():
+        if given not in value:
+            raise UsageError(
+                f"columns.{column}: no column {given!r} in this row; it has: "
+                f"{_names(value)}{nearest(given, list(value))}",
+                where=where,
+            )
+
+
+def _by_columns(
+    value: dict[str, Any], dataset: DatasetConfig, where: str
+) -> tuple[str, dict[str, str]]:
+    choices = [
+        (name, columns)
+        for name, columns in KNOWN
+        if all(given in value for given in columns.values()) and dataset.format in (None, name)
+    ]
+    if len(choices) == 1:
+        name, columns = choices[0]
+        return name, dict(columns)
+    if choices:
+        said = "; ".join(f"{name}: {', '.join(given.values())}" for name, given in choices)
+        formats = [name for name, _ in choices]
+        line = f"format: {' | '.join(formats)}"
+        if len(set(formats)) < len(formats):
+            line = " | ".join(f"columns: {_mapping(given)}" for _, given in choices)
+        raise UsageError(
+            f"its columns make up several formats: {said}",
+            where=where,
+            hint=f"say which to read in the dataset's settings: {line}",
+        )
+    name = dataset.format or "prompt_completion"
+    example = dict.fromkeys(FORMATS[name][0], "…")
+    problem = f"unknown columns: {_names(value)}"
+    if dataset.format:
+        problem = f"no columns of format {dataset.format}; the row has: {_names(value)}"
+    known = "; ".join(
+        f"{name}: {', '.join(given.values())}"
+        for name, given in KNOWN
+        if dataset.format in (None, name)
+    )
+    raise UsageError(
+        f"{problem}; known: {known}",
+        where=where,
+        hint=f"map them in the dataset's settings: columns: {_mapping(example)}",
+    )
+
+
+def _message_list(values: list[Any]) -> list[dict[str, Any]]:
+    """The first list of objects among the columns."""
+    for value in values:
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            return [item for item in value if isinstance(item, dict)]
+    return []
+
+
+def _message_names(
+    messages: list[dict[str, Any]], dataset: DatasetConfig, where: str
+) -> MessageNames:
+    fields = dataset.message_fields
+    choices = dict.fromkeys(
+        (fields.role or role, fields.content or content) for role, content in _MESSAGE_FIELDS
+    )
+    fitting = [
+        names
+        for names in choices
+        if any(all(name in message for name in names) for message in messages)
+    ]
+    if messages and len(fitting) != 1:
+        what = "several names for the" if fitting else "unknown"
+        raise UsageError(
+            f"{what} fields of a message: {_names(messages[0])}; known: role, content; from, value",
+            where=where,
+            hint="name them in the dataset's settings: message_fields: {role: …, content: …}",
+        )
+    role, content = next(iter(fitting or choices))
+    return MessageNames(role, content, fields.weight, dict(dataset.roles))
+
+
+def _mapping(columns: dict[str, str]) -> str:
+    return f"{{{', '.join(f'{column}: {given}' for column, given in columns.items())}}}"
+
+
+def _names(value: dict[str, Any]) -> str:
+    return ", ".join(value) or "none"

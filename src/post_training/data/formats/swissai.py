@@ -1,0 +1,129 @@
+"""SwissAI's branch format: one prompt, and the conversations that go on from it.
+
+    system_prompt, initial_prompt, available_functions, conversation_branches[].messages[].parts[]
+
+Each branch is a conversation of its own, but for those that a model generated for reference
+(is_reference_completion), which are never trained on. A message has parts of type response,
+thought, function-call, function-output or verifiable-responses, or, in older data, a `content`.
+"""
+
+from typing import Any
+
+from post_training.data.formats.blocks import Step, assemble, one_text
+from post_training.data.formats.messages import Entry, MessageNames, read_role
+from post_training.data.formats.tools import Tools, arguments_text, read_tools
+from post_training.data.formats.values import (
+    filled_text,
+    json_text,
+    list_of,
+    object_of,
+    required,
+    text,
+)
+from post_training.data.rows import BadRow, Message, ToolCall
+
+# Answers that can be checked are given by a call, as SwissAI's own data preparation has it.
+_ANSWERS = {
+    "name": "display_answers",
+    "description": "Display the answers to the user",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "answers": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "The answers to the user",
+            }
+        },
+        "required": ["answers"],
+    },
+}
+_ANSWERS_OUTPUT = '"Answers displayed"'
+
+
+def read_branches(
+    row: dict[str, Any], columns: dict[str, str], names: MessageNames
+) -> list[tuple[list[Entry], Tools]]:
+    """(entries, tools) of each branch that is not for reference. Errors: BadRow."""
+    opening = _opening(row, columns["initial_prompt"], names)
+    tools = read_tools(row.get("available_functions"), "available_functions")
+    column = columns["conversation_branches"]
+    branches = []
+    for index, item in enumerate(list_of(required(row, column), column)):
+        key = f"{column}[{index}]"
+        branch = object_of(item, key)
+        key = f"{key}.messages"
+        messages = [
+            object_of(message, f"{key}[{number}]")
+            for number, message in enumerate(list_of(branch.get("messages"), key))
+        ]
+        if _is_reference(branch, messages):
+            continue
+        entries = [
+            _entry(message, f"{key}[{number}]", names) for number, message in enumerate(messages)
+        ]
+        calls = [call for entry in entries for each in entry.messages for call in each.tool_calls]
+        answers = any(call.name == _ANSWERS["name"] for call in calls)
+        branches.append((opening + entries, (*tools, json_text(_ANSWERS)) if answers else tools))
+    if not branches:
+        raise BadRow("untrained", f"{column}: no branch that is not for reference")
+    return branches
+
+
+def _opening(row: dict[str, Any], column: str, names: MessageNames) -> list[Entry]:
+    opening = []
+    if row.get("system_prompt") is not None:
+        system = row["system_prompt"]
+        content = system.get("content") if isinstance(system, dict) else system
+        if content is not None and text(content, "system_prompt").strip():
+            opening.append(Entry("system_prompt", (Message("system", content),)))
+    prompt = object_of(required(row, column), column)
+    return [*opening, _entry({"role": "user", **prompt}, column, names)]
+
+
+def _entry(message: dict[str, Any], key: str, names: MessageNames) -> Entry:
+    role = read_role(required(message, "role", key), f"{key}.role", names)
+    if message.get("parts") is None:
+        content = filled_text(required(message, "content", key), f"{key}.content")
+        return Entry(key, (Message(role, content),))
+    key = f"{key}.parts"
+    parts = [
+        object_of(part, f"{key}[{index}]")
+        for index, part in enumerate(list_of(message["parts"], key))
+    ]
+    steps = [step for index, part in enumerate(parts) for step in _steps(part, f"{key}[{index}]")]
+    if role == "assistant":
+        return Entry(key, assemble(steps, key))
+    texts = [value for kind, value in steps if kind == "response" and isinstance(value, str)]
+    if len(texts) < len(steps):
+        raise BadRow("roles", f"{key}: only an assistant thinks and calls (role {role})")
+    return Entry(key, (Message(role, one_text(texts, key)),))
+
+
+def _steps(part: dict[str, Any], key: str) -> list[Step]:
+    match part.get("type"):
+        case "response":
+            return [("response", filled_text(part.get("content"), f"{key}.content"))]
+        case "thought":
+            return [("thought", filled_text(part.get("content"), f"{key}.content"))]
+        case "function-call":
+            name = filled_text(part.get("name"), f"{key}.name")
+            arguments = arguments_text(part.get("args"), f"{key}.args")
+            return [("call", ToolCall(name, arguments))]
+        case "function-output":  # null, where the function gave nothing
+            return [("output", text(part.get("content") or "", f"{key}.content"))]
+        case "verifiable-responses":
+            answers = list_of(part.get("answers"), f"{key}.answers")
+            call = ToolCall("display_answers", json_text({"answers": answers}))
+            return [("call", call), ("output", _ANSWERS_OUTPUT)]
+    known = "response, thought, function-call, function-output, verifiable-responses"
+    raise BadRow("columns", f"{key}.type: must be one of {known} (got {part.get('type')!r})")
+
+
+def _is_reference(branch: dict[str, Any], messages: list[dict[str, Any]]) -> bool:
+    """Older data says it in the metadata of the last message's first part."""
+    if branch.get("is_reference_completion") is not None:
+        return bool(branch["is_reference_completion"])
+    parts = (messages[-1].get("parts") if messages else None) or [{}]
+    metadata = parts[0].get("metadata") if isinstance(parts[0], dict) else None
+    return isinstance(metadata, dict) and bool(metadata.get("is_reference_completion"))

@@ -1,0 +1,68 @@
+"""The first look at a JSON value of a row: is it there, and of the type it must have?
+
+`key` is where it stands: `messages[1].content`.
+"""
+
+import json
+import math
+from typing import Any
+
+from post_training.data.rows import BadRow
+
+_NAMES = {dict: "object", list: "list", str: "string", bool: "boolean"}
+
+
+def required(row: dict[str, Any], column: str, key: str = "") -> Any:
+    """row[column]. key: of the row, where it is not the file's own."""
+    if column not in row:
+        found = ", ".join(row) or "no column"
+        problem = f"no column {column!r}; the row has: {found}"
+        raise BadRow("columns", f"{key}: {problem}" if key else problem)
+    return row[column]
+
+
+def text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise wrong_type(key, "a string", value)
+    return value
+
+
+def filled_text(value: Any, key: str) -> str:
+    if not text(value, key).strip():
+        raise BadRow("empty", f"{key}: is empty")
+    return value
+
+
+def list_of(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise wrong_type(key, "a list", value)
+    return value
+
+
+def object_of(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong_type(key, "an object", value)
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Finite, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def from_json(value: str, key: str) -> Any:
+    """Of text that must hold JSON, as Arrow's columns keep what has no one type."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        problem = f"{key}: malformed JSON: {str(error).lower()}"
+        raise BadRow("tool-call", problem) from None
+
+
+def wrong_type(key: str, wanted: str, value: Any) -> BadRow:
+    got = "null" if value is None else _NAMES.get(type(value), type(value).__name__)
+    return BadRow("columns", f"{key}: must be {wanted} (got {got})")

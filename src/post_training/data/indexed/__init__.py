@@ -1,0 +1,1 @@
+"""Megatron's .bin/.idx files: reading and writing."""

@@ -1,0 +1,1 @@
+"""Prepared rows for a person to look at: in the terminal, or as one HTML page."""

@@ -1,0 +1,115 @@
+"""Rows of a prepared dataset as what can be shown of them.
+
+    Sample (a row) -> Part (a piece of a sequence) -> Run (tokens of one kind and weight)
+
+A token is shown as COMPLETION only if it is trained: the first of each part never is.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from post_training.data.inspection.vocabulary import Spelled, Vocabulary
+from post_training.data.lengths import source_starts
+from post_training.data.prepared.dataset import PreparedDataset, PreparedRow
+from post_training.data.rows import COMPLETION, PROMPT
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens of one kind (rows.py) and weight in the loss."""
+
+    kind: int
+    weight: float
+    tokens: tuple[Spelled, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """sequence: its number within the source, from 1. start: of the part in it. length: of all of
+    it, in tokens."""
+
+    source: str
+    sequence: int
+    start: int
+    length: int
+    runs: tuple[Run, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(run.tokens) for run in self.runs)
+
+    @property
+    def num_trained(self) -> int:
+        return sum(len(run.tokens) for run in self.runs if run.kind == COMPLETION)
+
+    def describe(self) -> str:
+        """`sequence 17 of sums.jsonl: 12 tokens, 5 trained`, and which of them where it was cut."""
+        text = f"sequence {self.sequence} of {self.source}: {self.num_tokens} tokens, "
+        text += f"{self.num_trained} trained"
+        if self.num_tokens == self.length:
+            return text
+        end = self.start + self.num_tokens
+        return f"{text} (tokens {self.start + 1} to {end} of {self.length})"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """row: its number, from 1."""
+
+    row: int
+    parts: tuple[Part, ...]
+
+    def describe(self) -> str:
+        num_tokens = sum(part.num_tokens for part in self.parts)
+        num_trained = sum(part.num_trained for part in self.parts)
+        what = f"{len(self.parts)} sequences: " if len(self.parts) > 1 else ""
+        return f"row {self.row}: {what}{num_tokens} tokens, {num_trained} trained"
+
+
+def read_samples(
+    dataset: PreparedDataset, vocabulary: Vocabulary, rows: Iterable[int]
+) -> Iterator[Sample]:
+    """rows: from 0. Errors: UsageError for an id that is not in the vocabulary."""
+    starts = source_starts(dataset)
+    names = [source["name"] for source in dataset.record["sources"]]
+    for index in rows:
+        row = dataset.read(index)
+        pieces = dataset.pieces[dataset.offsets[index] : dataset.offsets[index + 1]].tolist()
+        parts = []
+        end = 0
+        for number, start, length in pieces:
+            begin, end = end, end + length
+            source = int(np.searchsorted(starts, number, side="right")) - 1
+            parts.append(
+                Part(
+                    source=names[source],
+                    sequence=number - int(starts[source]) + 1,
+                    start=start,
+                    length=_whole_length(dataset, number),
+                    runs=tuple(_runs(row, begin, end, vocabulary)),
+                )
+            )
+        yield Sample(index + 1, tuple(parts))
+
+
+def _whole_length(dataset: PreparedDataset, number: int) -> int:
+    for store in dataset.stores:
+        if number < len(store):
+            return int(store.tokens.lengths[number])
+        number -= len(store)
+    raise IndexError(f"no sequence {number}")
+
+
+def _runs(row: PreparedRow, begin: int, end: int, vocabulary: Vocabulary) -> Iterator[Run]:
+    kinds = row.kinds[begin:end].tolist()
+    if kinds and kinds[0] == COMPLETION:
+        kinds[0] = PROMPT
+    weights = [1.0] * len(kinds) if row.weights is None else row.weights[begin:end].tolist()
+    # What isn't trained has no weight worth showing.
+    keys = [(k, w if k == COMPLETION else 1.0) for k, w in zip(kinds, weights, strict=True)]
+    tokens = vocabulary.spell(row.ids[begin:end].tolist())
+    for (kind, weight), group in groupby(zip(keys, tokens, strict=True), key=lambda pair: pair[0]):
+        yield Run(kind, weight, tuple(token for _, token in group))

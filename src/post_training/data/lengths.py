@@ -1,0 +1,203 @@
+"""How long the sequences of a prepared dataset are, by source, and how much of them is trained.
+
+A sequence has its whole length. What is trained on are its pieces (sequences.py): one that was cut
+counts with the tokens that are used, one that is used twice counts twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+import numpy as np
+
+from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
+from post_training.data.rows import COMPLETION
+
+_TOKENS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class PieceTable:
+    """Of every piece, in the order of the rows, int64 [N]: its row, source and sequence (from 0;
+    the sequence within its source); tokens and trained tokens of the piece; length and num_prompt
+    of the whole sequence, the latter its tokens before the first COMPLETION.
+
+    is_first: bool [N], of the pieces of one use of a sequence.
+    """
+
+    row: np.ndarray
+    source: np.ndarray
+    sequence: np.ndarray
+    num_tokens: np.ndarray
+    num_trained: np.ndarray
+    length: np.ndarray
+    num_prompt: np.ndarray
+    is_first: np.ndarray
+
+
+@dataclass(frozen=True)
+class Figures:
+    """num_sequences: a sequence that is used twice counts twice. num_tokens, num_trained_tokens: of
+    the pieces. mean to longest: of whole lengths. generation_ratio: completion tokens over prompt
+    tokens of whole sequences, as in prepared.json; None without any prompt."""
+
+    name: str
+    num_sequences: int
+    num_tokens: int
+    num_trained_tokens: int
+    mean: float
+    median: int
+    p95: int
+    p99: int
+    longest: int
+    generation_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Sequences of a length from `start` to before `end`."""
+
+    start: int
+    end: int
+    num_sequences: int
+
+
+def source_starts(dataset: PreparedDataset) -> np.ndarray:
+    """The first sequence of each source, numbered through all; then their number. int64 [S + 1]."""
+    sources = dataset.record["sources"]
+    if len(dataset.stores) == len(sources):
+        return np.cumsum([0, *(len(store) for store in dataset.stores)])
+    return np.cumsum([0, *(source["num_rows"] for source in sources)])
+
+
+def piece_table(dataset: PreparedDataset) -> PieceTable:
+    """Reads the kinds of every token, some megabytes at a time."""
+    pieces = np.asarray(dataset.pieces)
+    numbers, starts, num_tokens = pieces.T
+    num_trained, length, num_prompt = np.zeros((3, len(pieces)), np.int64)
+    order = np.argsort(numbers, kind="stable")
+    for block, own_numbers in _blocks(dataset, np.unique(numbers)):
+        bounds = np.searchsorted(numbers, [own_numbers[0], own_numbers[-1] + 1], sorter=order)
+        own = order[slice(*bounds)]
+        index = np.searchsorted(own_numbers, numbers[own])
+        num_trained[own] = block.num_trained(index, starts[own], num_tokens[own])
+        length[own] = np.diff(block.starts)[index]
+        num_prompt[own] = block.num_prompt()[index]
+    first_of_source = source_starts(dataset)
+    source = np.searchsorted(first_of_source, numbers, side="right") - 1
+    lowest = np.full(first_of_source[-1], np.iinfo(np.int64).max)
+    np.minimum.at(lowest, numbers, starts)
+    return PieceTable(
+        row=np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets)),
+        source=source,
+        sequence=numbers - first_of_source[source],
+        num_tokens=num_tokens,
+        num_trained=num_trained,
+        length=length,
+        num_prompt=num_prompt,
+        is_first=starts == lowest[numbers],
+    )
+
+
+def source_figures(table: PieceTable, names: Sequence[str]) -> list[Figures]:
+    """Of each source that is used, then of all when there are several."""
+    chosen = [(name, table.source == source) for source, name in enumerate(names)]
+    if len(names) > 1:
+        chosen.append(("all", np.ones(len(table.source), bool)))
+    return [_figures(table, own, name) for name, own in chosen if own.any()]
+
+
+def histogram(lengths: np.ndarray) -> list[Bin]:
+    """From the shortest to the longest, two bins for each doubling of the length."""
+    last = int(np.ceil(2 * np.log2(lengths.max() + 1)))
+    edges = np.unique(np.rint(2 ** (np.arange(last + 1) / 2)).astype(np.int64))
+    if lengths.min() == 0:  # documents of other tools may be empty
+        edges = np.concatenate([[0], edges])
+    counts, _ = np.histogram(lengths, edges)
+    used = np.flatnonzero(counts)
+    return [
+        Bin(int(edges[bin_]), int(edges[bin_ + 1]), int(counts[bin_]))
+        for bin_ in range(used[0], used[-1] + 1)
+    ]
+
+
+def write_per_sample(table: PieceTable, names: Sequence[str], file: TextIO) -> None:
+    """A line for each piece, separated by tabs; rows and sequences count from 1."""
+    columns = ("row", "source", "sequence", "length", "tokens", "trained")
+    print(*columns, sep="\t", file=file)
+    values = (
+        table.row + 1,
+        table.source,
+        table.sequence + 1,
+        table.length,
+        table.num_tokens,
+        table.num_trained,
+    )
+    for row, source, *others in zip(*(column.tolist() for column in values), strict=True):
+        print(row, names[source], *others, sep="\t", file=file)
+
+
+def _figures(table: PieceTable, own: np.ndarray, name: str) -> Figures:
+    once = own & table.is_first
+    lengths = table.length[once]
+    num_prompt = int(table.num_prompt[once].sum())
+    # Lengths that occur, not values between them.
+    median, p95, p99 = np.percentile(lengths, [50, 95, 99], method="inverted_cdf").tolist()
+    return Figures(
+        name=name,
+        num_sequences=len(lengths),
+        num_tokens=int(table.num_tokens[own].sum()),
+        num_trained_tokens=int(table.num_trained[own].sum()),
+        mean=round(float(lengths.mean()), 1),
+        median=int(median),
+        p95=int(p95),
+        p99=int(p99),
+        longest=int(lengths.max()),
+        generation_ratio=round(int(lengths.sum()) / num_prompt - 1, 4) if num_prompt else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Sequences one after another. starts: int64 [S + 1], of each, in tokens; then their end.
+    num_before: int64 [T + 1], COMPLETION tokens before each token, and before the end."""
+
+    starts: np.ndarray
+    num_before: np.ndarray
+
+    def num_trained(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Of pieces of sequences `index`; the first token of a piece is never predicted."""
+        first = self.starts[index] + start
+        end = first + length
+        return self.num_before[end] - self.num_before[np.minimum(first + 1, end)]
+
+    def num_prompt(self) -> np.ndarray:
+        """Of each sequence, the tokens before its first COMPLETION, or all."""
+        starts, ends = self.starts[:-1], self.starts[1:]
+        # The last position with as many before it as the sequence's first.
+        found = np.searchsorted(self.num_before, self.num_before[starts], side="right") - 1
+        return np.minimum(found, ends) - starts
+
+
+def _blocks(dataset: PreparedDataset, numbers: np.ndarray) -> Iterator[tuple[_Block, np.ndarray]]:
+    """The sequences of these numbers, ascending, in blocks of one store each; their numbers."""
+    first = 0
+    for store in dataset.stores:
+        own = numbers[(numbers >= first) & (numbers < first + len(store))]
+        num_tokens = np.cumsum(store.tokens.lengths[own - first], dtype=np.int64)
+        breaks = np.flatnonzero(np.diff(num_tokens // _TOKENS_AT_ONCE)) + 1
+        for part in np.split(own, breaks):
+            if len(part):
+                yield _read_block(store, part - first), part
+        first += len(store)
+
+
+def _read_block(store: SequenceStore, sequences: np.ndarray) -> _Block:
+    lengths = store.tokens.lengths[sequences]
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if store.kinds is None:
+        return _Block(starts, np.arange(starts[-1] + 1))
+    kinds = np.concatenate(store.kinds.read_many(sequences.tolist()))
+    num_before = np.zeros(len(kinds) + 1, np.int64)
+    np.cumsum(kinds == COMPLETION, out=num_before[1:])
+    return _Block(starts, num_before)

@@ -1,0 +1,1 @@
+"""Prepared datasets: from rows to token sequences on disk, mixed and packed into rows."""

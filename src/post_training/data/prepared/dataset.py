@@ -1,0 +1,184 @@
+"""A prepared dataset: token sequences on disk, and the rows that they make up.
+
+    tokens.{bin,idx}   the ids, in Megatron's format, a document for each row of the sources
+    kinds.{bin,idx}    PROMPT, COMPLETION or EXCLUDED for each id
+    weights.f32        the weight of each id in the loss; only there when some differ from 1
+    row_offsets.npy    int64 [R + 1]: row r is row_pieces[row_offsets[r] : row_offsets[r + 1]]
+    row_pieces.npy     int64 [N, 3]: sequence, first token, number of tokens
+    prepared.json      what it was made from, the chat template, and the counts
+
+The same settings and sources give the same bytes: no times, no paths. It is read from disk, row by
+row, so its size is bounded by the disk alone. Rows over .bin/.idx files that are elsewhere have
+only the rows and prepared.json.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from post_training.core.errors import UsageError
+from post_training.core.files import read_json
+from post_training.data.indexed.dataset import IndexedDataset, open_kinds
+from post_training.data.rows import COMPLETION
+
+SCHEMA = "post-training/prepared/1"
+RECORD = "prepared.json"
+TOKENS, KINDS, WEIGHTS = "tokens", "kinds", "weights.f32"
+OFFSETS, PIECES = "row_offsets.npy", "row_pieces.npy"
+
+
+@dataclass(frozen=True)
+class PreparedRow:
+    """ids int32 [T], kinds uint8 [T], weights float32 [T] or None when each is 1; lengths of the
+    pieces, whose sum is T."""
+
+    ids: np.ndarray
+    kinds: np.ndarray
+    weights: np.ndarray | None
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UsedTemplate:
+    """What the rows were rendered with. text: Jinja. end_of_turn: what the model says when done."""
+
+    name: str
+    text: str
+    end_of_turn: str
+
+
+class SequenceStore:
+    """The sequences of a pair of .bin/.idx files, and the kinds of their tokens from another.
+
+    kinds: None when every token is COMPLETION.
+    """
+
+    def __init__(self, tokens: Path, kinds: Path | None, weights: Path | None = None):
+        self.tokens = IndexedDataset(tokens)
+        self.kinds = None if kinds is None else open_kinds(kinds, self.tokens)
+        self.weights = weights if weights is not None and weights.exists() else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, index: int, start: int, length: int) -> PreparedRow:
+        """One piece of one sequence."""
+        ids = self.tokens.read(index, start, length).astype(np.int32, copy=False)
+        if self.kinds is None:
+            kinds = np.full(length, COMPLETION, np.uint8)
+        else:
+            kinds = self.kinds.read(index, start, length)
+        return PreparedRow(ids, kinds, self._read_weights(index, start, length), (length,))
+
+    def _read_weights(self, index: int, start: int, length: int) -> np.ndarray | None:
+        if self.weights is None:
+            return None
+        offset = 4 * (self.tokens.token_offset(index) + start)
+        with open(self.weights, "rb") as file:
+            return np.frombuffer(os.pread(file.fileno(), 4 * length, offset), "<f4")
+
+
+class PreparedDataset:
+    """Rows, read one at a time. stores: their sequences are numbered through all of them."""
+
+    def __init__(
+        self,
+        stores: Sequence[SequenceStore],
+        offsets: np.ndarray,
+        pieces: np.ndarray,
+        record: dict[str, Any],
+    ):
+        self.stores = stores
+        self.offsets = offsets
+        self.pieces = pieces
+        self.record = record
+        self._first = np.cumsum([0, *(len(store) for store in stores)])
+
+    @classmethod
+    def open(cls, folder: Path, stores: Sequence[SequenceStore] = ()) -> "PreparedDataset":
+        """stores: where the folder has only the rows.
+
+        Errors: UsageError for what is no prepared dataset.
+        """
+        if not (folder / RECORD).exists():
+            raise UsageError(
+                f"not a prepared dataset: it has no {RECORD}",
+                where=str(folder),
+                hint="give the RUN/dataset folder of `entrypoint prepare`",
+            )
+        record = read_json(folder / RECORD, SCHEMA)
+        # Mapped, not read: a million rows are 24 MB.
+        pieces = np.load(folder / PIECES, mmap_mode="r")
+        return cls(stores or [own_store(folder)], np.load(folder / OFFSETS), pieces, record)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def template(self) -> UsedTemplate | None:
+        """None where the rows were tokens to begin with."""
+        settings = self.record["template"]
+        return settings and UsedTemplate(**settings)
+
+    @property
+    def has_weights(self) -> bool:
+        return any(store.weights is not None for store in self.stores)
+
+    def read(self, row: int) -> PreparedRow:
+        pieces = self.pieces[self.offsets[row] : self.offsets[row + 1]].tolist()
+        parts = [self._read_piece(*piece) for piece in pieces]
+        if len(parts) == 1:
+            return parts[0]
+        weights = None
+        if any(part.weights is not None for part in parts):
+            weights = np.concatenate(
+                [np.ones(len(p.ids), np.float32) if p.weights is None else p.weights for p in parts]
+            )
+        return PreparedRow(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.kinds for part in parts]),
+            weights,
+            tuple(len(part.ids) for part in parts),
+        )
+
+    def _read_piece(self, sequence: int, start: int, length: int) -> PreparedRow:
+        store = int(np.searchsorted(self._first, sequence, side="right")) - 1
+        return self.stores[store].read(sequence - int(self._first[store]), start, length)
+
+
+def figures(record: dict[str, Any]) -> dict[str, float]:
+    """The counts of prepared.json as metrics of a run."""
+    rejected = {f"num_rejected_{name}": number for name, number in record["rejected"].items()}
+    return {**record["counts"], **rejected}
+
+
+def described(record: dict[str, Any]) -> Iterator[str]:
+    """The record's figures, in a few lines for a person."""
+    counts, rejected = record["counts"], record["rejected"]
+    for source in record["sources"]:
+        ratio = source["generation_ratio"]
+        yield (
+            f"{source['name']}: {source['num_used']:,} of {source['num_rows']:,} rows, "
+            f"{source['num_tokens']:,} tokens, generation ratio {'-' if ratio is None else ratio}"
+        )
+    if rejected:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
+        yield f"left out: {reasons}"
+    yield (
+        f"{counts['num_rows']:,} rows of {counts['num_sequences']:,} sequences, "
+        f"{counts['num_tokens']:,} tokens, {counts['num_trained_tokens']:,} of them trained"
+    )
+    overlong = "split" if "num_split" in counts else "truncated"
+    yield (
+        f"{counts[f'num_{overlong}']:,} {overlong}; the longest row has {counts['longest_row']:,} "
+        f"tokens; rows are {counts['utilisation']:.1%} full"
+    )
+
+
+def own_store(folder: Path) -> SequenceStore:
+    """The sequences in the prepared folder itself."""
+    return SequenceStore(folder / TOKENS, folder / KINDS, folder / WEIGHTS)

@@ -1,0 +1,117 @@
+"""The row types: what every format is read into, and everything after works on.
+
+    file -> Record (a place, and a JSON object or a fault) -> Row -> tokens
+
+A row that can't be used is raised as BadRow, with one of the REASONS; verdicts.py decides what
+becomes of it. Rows travel between processes: everything here is small and picklable.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+# What the loss makes of a token. Only a loss that weighs prompts looks at PROMPT tokens; EXCLUDED
+# ones (a thought that is not to be learned, a message of weight 0) are never more than context.
+PROMPT, COMPLETION, EXCLUDED = 0, 1, 2
+
+REASONS = {
+    "malformed": "not one JSON object in UTF-8, with each key once",
+    "columns": "a column is missing or of the wrong type",
+    "empty": "nothing in a prompt, an answer or a text",
+    "roles": "an unknown role, or roles that don't alternate",
+    "control-token": "the content holds a token that only the template may write",
+    "markers": "control markers that don't pair up, or text outside them",
+    "tool-call": "an output without a call, or a call that can't be rendered",
+    "transform": "the transform raised an error",
+    "filtered": "the transform left it out",
+    "too-long": "longer than the limit, with overlong: drop or fail",
+    "untrained": "no token to train on within the limit",
+    "duplicate": "the same tokens as an earlier row",
+}
+
+
+class BadRow(Exception):
+    """Why a row can't be used. reason: a key of REASONS. problem: one line, lower case."""
+
+    def __init__(self, reason: str, problem: str):
+        super().__init__(reason, problem)
+        self.reason = reason
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands. number: line of a JSONL file, else row, from 1. byte: offset of the
+    line's first byte, where the file has lines."""
+
+    path: str
+    number: int
+    byte: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """value: the JSON object, or why there is none. raw: its bytes, for the rejects file."""
+
+    place: Place
+    value: dict[str, Any] | BadRow
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """arguments: JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn, or one part of an assistant's turn: what it thought, then said or called.
+
+    kind: PROMPT, COMPLETION or EXCLUDED, of what the assistant wrote (other roles are PROMPT).
+    weight: of its tokens in the loss, where the kind is COMPLETION.
+    An assistant's messages and the tool messages between them make up one turn.
+    """
+
+    role: Role
+    content: str
+    kind: int = PROMPT
+    weight: float = 1.0
+    thought: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """tools: JSON text of each function that may be called."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document without turns; every token of it is COMPLETION."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """prompt: ends before the answers. chosen, rejected: messages of the assistant's turn(s).
+    figures: the numbers that stand beside them (reference logprobs, rewards, …), by column."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+Row = Conversation | Text | Preference

@@ -1,0 +1,62 @@
+"""Datasets of the hub, as `post-training data fetch` left them in `data.hub_dir`.
+
+    HUB_DIR/<owner>--<name>/<commit>/<subset or default>/<split>/{rows.parquet,fetched.json}
+
+A run never touches the network: what is not there is refused with the command that fetches it.
+"""
+
+from pathlib import Path
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import read_json
+from post_training.core.hashing import sha256_file
+from post_training.data.config import DatasetConfig
+from post_training.data.sources import Source
+
+ROWS = "rows.parquet"
+RECORD = "fetched.json"
+RECORD_SCHEMA = "post-training/fetched-dataset/1"
+
+
+def fetched_dir(hub_dir: Path, hub: str, commit: str, subset: str | None, split: str) -> Path:
+    return hub_dir / hub.replace("/", "--") / commit / (subset or "default") / split
+
+
+def open_fetched(dataset: DatasetConfig, hub_dir: Path | None) -> Source:
+    """Errors: UsageError with what to set or to run; PostTrainingError when the file there is not
+    what was fetched."""
+    assert dataset.hub is not None
+    if dataset.split is None:
+        hint = "set split: train, or the one that is meant"
+        raise UsageError("split: missing", where=f"hub: {dataset.hub}", hint=hint)
+    if dataset.revision is None:
+        problem = "revision: missing, and a branch may change"
+        hint = f"set the commit that this prints: {_command(dataset, hub_dir)}"
+        raise UsageError(problem, where=f"hub: {dataset.hub}", hint=hint)
+    if hub_dir is None:
+        hint = "set data.hub_dir to the folder that `post-training data fetch` fills"
+        raise UsageError("data.hub_dir: missing", where=f"hub: {dataset.hub}", hint=hint)
+    folder = fetched_dir(hub_dir, dataset.hub, dataset.revision, dataset.subset, dataset.split)
+    if not (folder / RECORD).is_file():
+        problem = f"not fetched: no {folder / RECORD}"
+        hint = f"where there is a network, run: {_command(dataset, hub_dir)}"
+        raise UsageError(problem, where=f"hub: {dataset.hub}", hint=hint)
+    record = read_json(folder / RECORD, RECORD_SCHEMA)
+    if sha256_file(folder / ROWS) != record["sha256"]:
+        problem = f"its bytes are not those of {RECORD}"
+        hint = f"remove the folder and run: {_command(dataset, hub_dir)}"
+        raise PostTrainingError(problem, where=str(folder / ROWS), hint=hint)
+    from post_training.data.sources.arrow import ParquetSource
+
+    return ParquetSource(folder / ROWS, dataset.name or f"{dataset.hub}, {dataset.split}")
+
+
+def _command(dataset: DatasetConfig, hub_dir: Path | None) -> str:
+    options = {
+        "revision": dataset.revision,
+        "subset": dataset.subset,
+        "split": dataset.split,
+        "hub-dir": hub_dir or "HUB_DIR",
+    }
+    words = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join(["post-training data fetch", str(dataset.hub), *words])

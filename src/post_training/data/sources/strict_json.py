@@ -1,0 +1,90 @@
+"""One JSON object, or what is wrong with the text that should have been one.
+
+Stricter than `json.loads`: a key that stands twice, NaN and Infinity, half of a surrogate pair and
+very deep nesting are faults too, since the row would not mean the same to the next reader.
+"""
+
+import json
+import re
+from typing import Any, NoReturn
+
+from post_training.data.rows import BadRow
+
+# Far below the interpreter's own limit, which depends on the caller: the verdict must not.
+MAX_DEPTH = 100
+
+# Of the escapes in a text, the first that is half of a surrogate pair.
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def parse_object(data: bytes) -> dict[str, Any] | BadRow:
+    """The object that `data` holds; columns and bytes in a fault's text count from 1."""
+    try:
+        text = data.decode("utf-8")
+        value = _DECODER.decode(text)
+    except UnicodeDecodeError as error:
+        return _malformed(f"not UTF-8: byte 0x{data[error.start]:02x} at byte {error.start + 1}")
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and isinstance(_first_value(text), dict):
+            return _malformed(f"more after the object, at column {error.colno}")
+        problem = error.msg.lower().removesuffix(" at")
+        return _malformed(f"malformed JSON: {problem} at column {error.colno}")
+    except RecursionError:
+        return _malformed(f"nested more than {MAX_DEPTH} levels deep")
+    except ValueError as error:  # our own hooks, and integers of thousands of digits
+        return _malformed(f"malformed JSON: {error}")
+    if not isinstance(value, dict):
+        return _malformed(f"must be a JSON object (got {_JSON_NAMES[type(value)]})")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        return _malformed(f"nested more than {MAX_DEPTH} levels deep")
+    if "\\u" in text and ("\\ud" in text or "\\uD" in text):
+        for escape in _ESCAPE.finditer(text):
+            if escape["half"]:
+                column = escape.start() + 1
+                return _malformed(f"half of a surrogate pair at column {column}")
+    return value
+
+
+def _malformed(problem: str) -> BadRow:
+    return BadRow("malformed", problem)
+
+
+def _first_value(text: str) -> Any:
+    return _DECODER.raw_decode(text, len(text) - len(text.lstrip()))[0]
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if limit == 0:
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return any(_deeper_than(item, limit - 1) for item in items)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} stands twice in an object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+_JSON_NAMES = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)

@@ -1,0 +1,130 @@
+"""Functions of the user's that each row of a dataset goes through before it is parsed.
+
+    # filters.py, named in data.transforms; `transform: short` in the dataset's settings
+    from post_training.data.transforms import register_transform
+
+    @register_transform("short")
+    def short(row):
+        return row if len(row["answer"]) < 500 else None
+
+A function gets the row's JSON object and returns one, a list of them, or None: leave it out. The
+file's content is part of the recipe, so it can't import files beside it. It is executed anew in
+every process that asks for one of its functions.
+"""
+
+import types
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from post_training.config.faults import nearest
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.data.rows import BadRow
+
+Object = dict[str, Any]
+Function = Callable[[Object], Object | list[Object] | None]
+
+# Of the file that is being executed.
+_registered: dict[str, Function] = {}
+
+
+def register_transform(name: str) -> Callable[[Function], Function]:
+    def register(function: Function) -> Function:
+        if name in _registered:
+            raise UsageError(f"transform {name!r} is registered twice")
+        _registered[name] = function
+        return function
+
+    return register
+
+
+class Transform:
+    """One of the functions, with its faults told apart from the row's."""
+
+    def __init__(self, name: str, path: Path, function: Function):
+        self.name = name
+        self.path = path
+        self._function = function
+
+    def __call__(self, value: Object) -> list[Object]:
+        """Errors: BadRow when the function raises; PostTrainingError when it returns no row."""
+        try:
+            result = self._function(value)
+        except Exception as error:
+            problem = f"transform {self.name}: {type(error).__name__}: {error}"
+            raise BadRow("transform", " ".join(problem.split())) from error
+        if result is None:
+            return []
+        results = result if isinstance(result, list) else [result]
+        for item in results:
+            if not isinstance(item, dict):
+                raise PostTrainingError(
+                    f"transform {self.name!r} must return a dict, a list of dicts or None "
+                    f"(got {type(item).__name__})",
+                    where=str(self.path),
+                )
+        return results
+
+
+def find_transform(name: str, paths: Sequence[Path]) -> Transform:
+    """The function registered as `name` in one of the files.
+
+    Errors: UsageError when there is none; as of `load_transforms`.
+    """
+    transforms = load_transforms(tuple(paths))
+    if name not in transforms:
+        known = f"known: {', '.join(transforms)}" if transforms else "data.transforms names no file"
+        raise UsageError(
+            f"transform: unknown name {name!r}{nearest(name, list(transforms))}; {known}"
+        )
+    return transforms[name]
+
+
+@cache
+def load_transforms(paths: tuple[Path, ...]) -> dict[str, Transform]:
+    """Execute the files; every function that they register, by name. Once in a process.
+
+    Errors: UsageError for a file that fails or registers nothing, and for a name used twice.
+    """
+    transforms: dict[str, Transform] = {}
+    for path in paths:
+        for name, function in _functions_of(path).items():
+            if name in transforms:
+                problem = f"transform {name!r} is registered by {transforms[name].path} too"
+                raise UsageError(problem, where=str(path))
+            transforms[name] = Transform(name, path, function)
+    return transforms
+
+
+def _functions_of(path: Path) -> dict[str, Function]:
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    _registered.clear()
+    try:
+        code = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't be read: {error.strerror}".lower(), where=str(path)) from None
+    try:
+        # Not by import, which would leave a __pycache__ beside it and could take a stale one.
+        exec(compile(code, path, "exec"), module.__dict__)
+    except UsageError as error:
+        raise UsageError(error.problem, where=str(path)) from None
+    except Exception as error:
+        problem = f"can't be loaded: {type(error).__name__}: {error}"
+        raise UsageError(" ".join(problem.split()), where=_place(path, error)) from error
+    if not _registered:
+        hint = "mark its functions with @register_transform"
+        raise UsageError("registers no transform", where=str(path), hint=hint)
+    return dict(_registered)
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """`file.py:LINE`: the last line of the file that the error passed through."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{path}:{line}" if line else str(path)

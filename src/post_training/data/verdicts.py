@@ -1,0 +1,76 @@
+"""What becomes of a bad row, and how many there were.
+
+    fail: the first one ends the work · skip: it is left out · quarantine: and kept in a file
+
+The rejects file has a JSON object a line: file, line, byte, reason, problem, and the row itself as
+`raw` (`raw_base64` where it is not UTF-8), so that it can be mended and read again.
+"""
+
+import base64
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from post_training.core.errors import PostTrainingError
+from post_training.data.rows import REASONS, BadRow, Place
+
+# Asked for by a setting: overlong: drop, a transform that returns None.
+_MEANT = ("too-long", "filtered")
+
+
+class Verdicts:
+    """A context manager that counts bad rows by reason; rejects_path: for quarantine only."""
+
+    def __init__(self, on_error: Literal["fail", "skip", "quarantine"], rejects_path: Path):
+        self.on_error = on_error
+        self.counts: dict[str, int] = {}
+        self._path = rejects_path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "Verdicts":
+        if self.on_error == "quarantine":
+            self._file = open(self._path, "w", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def reject(self, place: Place, bad: BadRow, raw: bytes) -> None:
+        """Errors: PostTrainingError under `fail`, unless the row was meant to be left out."""
+        if self.on_error == "fail" and bad.reason not in _MEANT:
+            raise PostTrainingError(
+                bad.problem,
+                where=str(place),
+                hint="mend the row, or leave bad rows out: on_error: skip, or quarantine",
+            )
+        self.count(bad.reason)
+        if self._file is not None:
+            self._file.write(json.dumps(_entry(place, bad, raw), ensure_ascii=False) + "\n")
+
+    def count(self, reason: str, number: int = 1) -> None:
+        assert reason in REASONS
+        self.counts[reason] = self.counts.get(reason, 0) + number
+
+    def summary(self) -> str:
+        """`3 rows left out: 2 malformed, 1 empty`, or nothing."""
+        if not self.counts:
+            return ""
+        total = sum(self.counts.values())
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.counts.items())
+        return f"{total:,} row{'s' if total > 1 else ''} left out: {reasons}"
+
+
+def _entry(place: Place, bad: BadRow, raw: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"file": place.path, "line": place.number, "byte": place.byte}
+    entry |= {"reason": bad.reason, "problem": bad.problem}
+    try:
+        return entry | {"raw": raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return entry | {"raw_base64": base64.b64encode(raw).decode()}

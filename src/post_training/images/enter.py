@@ -1,0 +1,29 @@
+"""Host commands that need the training stack run themselves again inside the image."""
+
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from post_training.core.errors import UsageError
+from post_training.images import edf_command
+from post_training.images.inside import IMAGE_FILE
+
+
+def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> None:
+    """Replace this process by the same command in an EDF's image, by default post-training's. Come
+    back where it can run already: in an image, or where the stack is installed and no EDF is named.
+
+    written: by option, what the command writes.
+    Errors: UsageError for what would be lost with the container.
+    """
+    if IMAGE_FILE.exists() or (environment is None and find_spec("transformers")):
+        return
+    for option, path in written.items():
+        if path is not None and not path.resolve().is_relative_to(Path.cwd().resolve()):
+            raise UsageError(
+                f"{option}: must be below the working directory, which the image sees (got {path})"
+            )
+    # What the host's Python should find does not belong before the image's.
+    command = ["env", "-u", "PYTHONPATH", "post-training", *sys.argv[1:]]
+    sys.exit(edf_command.main(["run", environment or "post-training", "--", *command]))

@@ -1,0 +1,1 @@
+"""`entrypoint mix`: one dataset from several, in the shares that were asked for."""

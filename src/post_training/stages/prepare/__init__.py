@@ -1,0 +1,1 @@
+"""`entrypoint prepare`: conversations and documents become token ids, masks and packed rows."""

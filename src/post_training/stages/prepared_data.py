@@ -1,0 +1,176 @@
+"""The prepared dataset that a run reads: given, found in the cache, or made now.
+
+    data.prepared   is read where it is, if it was made with the same tokenizer and limits
+    data.cache_dir  holds a folder for each identity; RUN/data is a link to it
+    else            RUN/data is made
+
+The identity is of what the bytes come from: settings, inputs, tokenizer, template, and the VERSION
+of the code. Jobs that want the same folder wait for one another; a killed one leaves none.
+"""
+
+import errno
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from post_training.config.model import Role, settings_by_role
+from post_training.config.recipe import changed_settings
+from post_training.core.errors import UsageError
+from post_training.core.hashing import sha256_text, sha256_value
+from post_training.data.chat.templates import ChatTemplate, choose_template
+from post_training.data.config import DataConfig, SequenceConfig
+from post_training.data.prepared.dataset import PreparedDataset, described
+from post_training.data.prepared.encode import ChunkEncoder
+from post_training.data.prepared.indexed_rows import open_stores, prepare_indexed
+from post_training.data.prepared.prepare import VERSION, prepare
+from post_training.data.reading import Reader, name_of, open_sources
+from post_training.data.tokenize import Encoder
+from post_training.models.fingerprint import tokenizer_fingerprint
+from post_training.stages.context import StageContext
+from post_training.stages.progress import Progress
+
+
+@dataclass(frozen=True)
+class DataPreparation:
+    """tokenizer: with the special tokens that the settings ask for."""
+
+    context: StageContext
+    data: DataConfig
+    limits: SequenceConfig
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+
+    def dataset(self) -> PreparedDataset:
+        """What to train on; every rank calls this. Errors: those of the data; UsageError when
+        prepared data was made otherwise."""
+        if self.data.prepared is not None:
+            dataset = PreparedDataset.open(self.data.prepared)
+            self._check_fits(dataset)
+            return dataset
+        folder = self.context.run_dir / "data"
+        self.context.on_writer(lambda: self._ensure(folder))
+        return PreparedDataset.open(folder, open_stores(self.data))
+
+    def make(self, folder: Path) -> dict[str, Any]:
+        """Prepare the data into `folder`, unless an earlier attempt did; its record."""
+        if folder.exists():  # complete, or it wouldn't be there
+            return PreparedDataset.open(folder).record
+        return self._make(folder, *self._identity())
+
+    def _ensure(self, folder: Path) -> None:
+        """Make `folder`, or link it to the cache's; it may be there from an earlier attempt."""
+        if folder.exists():  # complete, or it wouldn't be there
+            return
+        template, identity = self._identity()
+        if self.data.cache_dir is None:
+            self._make(folder, template, identity)
+            return
+        cached = self.data.cache_dir.absolute() / sha256_value(identity)
+        with _locked(cached.with_suffix(".lock"), self.context):
+            if cached.exists():
+                self.context.log(f"data: found in the cache: {cached}")
+            else:
+                self._make(cached, template, identity)
+        folder.unlink(missing_ok=True)  # a link into a cache that was cleared
+        folder.symlink_to(cached)
+
+    def _identity(self) -> tuple[ChatTemplate | None, dict[str, Any]]:
+        """The template, and what decides the bytes; the libraries' versions are the image's."""
+        inputs = self.context.input_fingerprints
+        template = None
+        if self.data.chat_template is not None:
+            template = choose_template(
+                self.data.chat_template,
+                self.tokenizer,
+                train_on_thoughts=self.data.train_on_thoughts,
+            )
+        return template, {
+            "version": VERSION,
+            "data": settings_by_role(self.data)[Role.RECIPE],
+            "sft": self.limits.model_dump(mode="json"),
+            "inputs": {key: inputs[key] for key in sorted(inputs) if key.startswith("data.")},
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": template and sha256_text(template.text),
+            "seed": self.seed,
+        }
+
+    def _make(
+        self, folder: Path, template: ChatTemplate | None, identity: dict[str, Any]
+    ) -> dict[str, Any]:
+        log, started_at = self.context.log, time.monotonic()
+        if template is None:
+            record = prepare_indexed(
+                folder,
+                self.data,
+                self.limits,
+                seed=self.seed,
+                vocab_size=len(self.tokenizer),
+                identity=identity,
+                rejects_path=self._rejects_path,
+            )
+        else:
+            record = self._prepare(folder, template, identity)
+        for line in described(record):
+            log(f"data: {line}")
+        log(f"data: prepared in {time.monotonic() - started_at:.1f} s")
+        return record
+
+    def _prepare(
+        self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
+    ) -> dict[str, Any]:
+        sources, formats = open_sources(self.data)
+        for dataset, found in zip(self.data.datasets, formats, strict=True):
+            self.context.log(f"data: {name_of(dataset)} is read as {found.describe()}")
+        encoder = ChunkEncoder(
+            Reader(self.data, formats, self.data.train_on, self.data.train_on_thoughts),
+            Encoder.create(self.tokenizer, template, control_tokens=self.data.control_tokens),
+            self.limits,
+        )
+        with Progress("row", None, shown=True) as progress:
+            return prepare(
+                folder,
+                encoder,
+                sources,
+                seed=self.seed,
+                vocab_size=len(self.tokenizer),
+                identity=identity,
+                rejects_path=self._rejects_path,
+                on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
+            )
+
+    @property
+    def _rejects_path(self) -> Path:
+        return self.context.run_dir / "rejects.jsonl"
+
+    def _check_fits(self, dataset: PreparedDataset) -> None:
+        where = str(self.data.prepared)
+        made_with = dataset.record["identity"]
+        if made_with["tokenizer"] != tokenizer_fingerprint(self.tokenizer):
+            raise UsageError(
+                "the data was prepared with another tokenizer than the model's", where=where
+            )
+        limits = self.limits.model_dump(mode="json")
+        if changed := changed_settings(made_with["sft"], limits):
+            problem = f"the data was prepared with other settings: sft.{'; sft.'.join(changed)}"
+            raise UsageError(problem, where=where)
+
+
+@contextmanager
+def _locked(path: Path, context: StageContext) -> Iterator[None]:
+    """Hold the lock file, which is left there: a removed one would not keep the next out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            context.log(f"data: waiting for the job that prepares the same data ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""`entrypoint split`: a dataset in two, for training and evaluation, stratified."""

@@ -1,0 +1,1 @@
+"""Documents with control markers into an indexed dataset (.bin and .idx), with what is trained."""

@@ -1,0 +1,291 @@
+"""The texts of our templates against texts written by hand, against transformers, and against
+independent implementations where the image holds one."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from post_training.data.rows import Conversation, Message, ToolCall
+
+pytest.importorskip("jinja2")
+
+from post_training.data.chat.rendering import message_dicts, render
+from post_training.data.chat.templates import MARKERS, choose_template, template_text
+
+pytestmark = pytest.mark.stack
+
+DIALOGUE = (
+    Message("user", "1 + 1?"),
+    Message("assistant", "2"),
+    Message("user", "  And\n1 + 2? "),
+    Message("assistant", "\n3 "),
+)
+SYSTEM = Message("system", "Be brief.")
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "a": {"type": "integer", "description": "The first."},
+                "how": {"type": "string", "enum": ["fast", "slow"], "default": "fast"},
+                "more": {"type": "array", "items": {"type": "number"}, "nullable": True},
+                "options": {
+                    "type": "object",
+                    "properties": {"x": {"type": "boolean"}, "y": {"type": ["string", "null"]}},
+                    "required": ["x"],
+                },
+            },
+            "required": ["a"],
+        },
+    },
+}
+CALL = Message("assistant", "", tool_calls=(ToolCall("add", '{"a":1}'),))
+TWO_CALLS = Message(
+    "assistant", "", tool_calls=(ToolCall("add", '{"a": 1}'), ToolCall("sub", "{}"))
+)
+WITH_CALL = (
+    *(SYSTEM, Message("user", "1 + 1?"), CALL, Message("tool", '{"sum": 2}')),
+    *(Message("assistant", "2"), Message("user", "Sure?"), Message("assistant", "Yes")),
+)
+
+CHATML = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n"
+    "<|im_start|>user\n1 + 1?<|im_end|>\n"
+    "<|im_start|>assistant\n«2<|im_end|>»\n"
+    "<|im_start|>user\n  And\n1 + 2? <|im_end|>\n"
+    "<|im_start|>assistant\n«\n3 <|im_end|>»\n"
+)
+TULU = (
+    "<|system|>\nBe brief.\n"
+    "<|user|>\n1 + 1?\n"
+    "<|assistant|>\n«2</s>»\n"
+    "<|user|>\n  And\n1 + 2? \n"
+    "<|assistant|>\n«\n3 </s>»"
+)
+ZEPHYR = (
+    "<|system|>\nBe brief.</s>\n"
+    "<|user|>\n1 + 1?</s>\n"
+    "<|assistant|>\n«2</s>»\n"
+    "<|user|>\n  And\n1 + 2? </s>\n"
+    "<|assistant|>\n«\n3 </s>»\n"
+)
+MISTRAL = "<s>[INST] 1 + 1?[/INST]« 2</s>»[INST] Be brief.\n\n  And\n1 + 2? [/INST]« \n3 </s>»"
+LLAMA_3 = (
+    "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n1 + 1?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n«2<|eot_id|>»"
+    "<|start_header_id|>user<|end_header_id|>\n\n  And\n1 + 2? <|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n«\n3 <|eot_id|>»"
+)
+APERTUS_HEAD = (
+    "<s><|system_start|>Be brief.<|system_end|>"
+    "<|developer_start|>Deliberation: disabled\nTool Capabilities: disabled<|developer_end|>"
+)
+APERTUS = (
+    f"{APERTUS_HEAD}<|user_start|>1 + 1?<|user_end|><|assistant_start|>«2<|assistant_end|>»"
+    "<|user_start|>  And\n1 + 2? <|user_end|><|assistant_start|>«\n3 <|assistant_end|>»"
+)
+PLAIN = (
+    "<|user|>1 + 1?<|user|><|assistant|>«2<|assistant|>»"
+    "<|user|>  And\n1 + 2? <|user|><|assistant|>«\n3 <|assistant|></s>»"
+)
+WRITTEN = {
+    "chatml": CHATML,
+    "tulu": TULU,
+    "zephyr": ZEPHYR,
+    "mistral": MISTRAL,
+    "llama-3": LLAMA_3,
+    "apertus": APERTUS,
+    "plain": PLAIN,
+}
+
+
+def dialogue(name: str) -> Conversation:
+    return Conversation(DIALOGUE if name == "plain" else (SYSTEM, *DIALOGUE))
+
+
+def marked(conversation: Conversation, name: str, tokenizer: Any) -> str:
+    """The rendered text, with «» around what is trained."""
+    template = choose_template(name, tokenizer)
+    text, spans = render(
+        template.text, message_dicts(conversation), tokenizer.special_tokens_map, trusted=True
+    )
+    for start, end in reversed(spans):
+        text = f"{text[:start]}«{text[start:end]}»{text[end:]}"
+    return text
+
+
+@pytest.fixture
+def wide(tokenizers: Any) -> Any:
+    return tokenizers["byte-level"]
+
+
+@pytest.mark.parametrize("name", MARKERS)
+def test_template_renders_and_marks_as_written_by_hand(name: str, wide: Any):
+    assert marked(dialogue(name), name, wide) == WRITTEN[name]
+
+
+@pytest.mark.parametrize("name", MARKERS)
+def test_template_asks_with_what_it_was_trained_to_continue(name: str, wide: Any):
+    messages = message_dicts(dialogue(name)).messages
+    asked = wide.apply_chat_template(
+        messages[:-1],
+        chat_template=template_text(name),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    before_answer = WRITTEN[name].rpartition("«")[0]
+    assert asked == before_answer.replace("«", "").replace("»", "")
+
+
+def test_mistral_renders_calls_and_tools_as_written_by_hand(wide: Any):
+    conversation = Conversation(WITH_CALL, (json.dumps(TOOL),))
+    assert marked(conversation, "mistral", wide) == (
+        "<s>[INST] 1 + 1?[/INST]"
+        '«[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}, "id": "000000000"}]</s>»'
+        '[TOOL_RESULTS] {"content": {"sum": 2}, "call_id": "000000000"}[/TOOL_RESULTS]'
+        f"« 2</s>»[AVAILABLE_TOOLS] [{json.dumps(TOOL)}][/AVAILABLE_TOOLS]"
+        "[INST] Be brief.\n\nSure?[/INST]« Yes</s>»"
+    )
+
+
+def test_llama_3_renders_calls_and_tools_as_written_by_hand(wide: Any):
+    def head(role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    assert marked(Conversation(WITH_CALL, (json.dumps(TOOL),)), "llama-3", wide) == (
+        f"<s>{head('system')}Be brief.<|eot_id|>{head('user')}"
+        "Given the following functions, please respond with a JSON for a function call with its "
+        "proper arguments that best answers the given prompt.\n\nRespond in the format "
+        '{"name": function name, "parameters": dictionary of argument name and its value}.'
+        f"Do not use variables.\n\n{json.dumps(TOOL, indent=4)}\n\n1 + 1?<|eot_id|>"
+        f'{head("assistant")}«{{"name": "add", "parameters": {{"a": 1}}}}<|eot_id|>»'
+        f'{head("ipython")}{{"sum": 2}}<|eot_id|>{head("assistant")}«2<|eot_id|>»'
+        f"{head('user')}Sure?<|eot_id|>{head('assistant')}«Yes<|eot_id|>»"
+    )
+
+
+def test_apertus_renders_thoughts_calls_and_tools_in_one_turn(wide: Any):
+    messages = (
+        Message("user", "1 + 1?"),
+        Message("assistant", "", thought="Add."),
+        TWO_CALLS,
+        *(Message("tool", "2"), Message("tool", "0")),
+        Message("assistant", "", thought="Easy."),
+        Message("assistant", "It is 2."),
+        *(Message("user", "Sure?"), Message("assistant", "Yes", thought="Hm.")),
+    )
+    assert marked(Conversation(messages, (json.dumps(TOOL),)), "apertus", wide) == (
+        "<s><|developer_start|>Deliberation: enabled\nTool Capabilities:\n"
+        "// Adds.\ntype add = (_: {\n// The first.\na: number,\n"
+        'how?: "fast" | "slow", // default: fast,\nmore?: number[] | null,\n'
+        "options?: {\nx: boolean, y?: string | null}\n}) => any;<|developer_end|>"
+        "<|user_start|>1 + 1?<|user_end|><|assistant_start|>"
+        '«<|inner_prefix|>Add.»«<|tools_prefix|>[{"add": {"a": 1}}, {"sub": {}}]<|tools_suffix|>»'
+        "[2, 0]«Easy.»«<|inner_suffix|>It is 2.<|assistant_end|>»"
+        "<|user_start|>Sure?<|user_end|><|assistant_start|>"
+        "«<|inner_prefix|>Hm.»«<|inner_suffix|>Yes<|assistant_end|>»"
+    )
+
+
+def test_apertus_turn_goes_on_after_a_tool_output(wide: Any):
+    messages = message_dicts(Conversation(WITH_CALL[:4])).messages
+    asked = wide.apply_chat_template(
+        messages,
+        chat_template=template_text("apertus"),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert asked == (
+        f"{APERTUS_HEAD}<|user_start|>1 + 1?<|user_end|><|assistant_start|>"
+        '<|tools_prefix|>[{"add": {"a": 1}}]<|tools_suffix|>[{"sum": 2}]'
+    )
+
+
+def test_apertus_developer_message_stands_in_place_of_its_own(wide: Any):
+    conversation = Conversation((Message("developer", "Use no tools."), *DIALOGUE[:2]))
+    assert marked(conversation, "apertus", wide) == (
+        "<s><|developer_start|>Use no tools.<|developer_end|>"
+        "<|user_start|>1 + 1?<|user_end|><|assistant_start|>«2<|assistant_end|>»"
+    )
+
+
+def test_mistral_equals_mistral_common(wide: Any):
+    pytest.importorskip("mistral_common")
+    import mistral_common
+    from mistral_common.protocol.instruct.messages import (
+        AssistantMessage,
+        ToolMessage,
+        UserMessage,
+    )
+    from mistral_common.protocol.instruct.request import InstructRequest
+    from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool
+    from mistral_common.protocol.instruct.tool_calls import ToolCall as TheirCall
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    folder = Path(mistral_common.__file__).parent / "data"
+    theirs = MistralTokenizer.from_file(folder / "mistral_instruct_tokenizer_240323.model.v3")
+    function = FunctionCall(name="add", arguments='{"a": 1}')
+    request = InstructRequest(
+        messages=[
+            UserMessage(content="1 + 1?"),
+            AssistantMessage(tool_calls=[TheirCall(id="000000000", function=function)]),
+            ToolMessage(content='{"sum": 2}', tool_call_id="000000000"),
+            AssistantMessage(content="2"),
+            UserMessage(content="Sure?"),
+            AssistantMessage(content="Yes"),
+        ],
+        system_prompt="Be brief.",
+        available_tools=[
+            Tool.model_validate({**TOOL, "function": {**TOOL["function"], "strict": False}})
+        ],
+    )
+    tokens = theirs.instruct_tokenizer.encode_instruct(request).tokens
+    pieces = theirs.instruct_tokenizer.tokenizer
+    text = "".join(pieces.id_to_piece(token) for token in tokens).replace("▁", " ")
+    tool = text.partition("[AVAILABLE_TOOLS] [")[2].partition("][/AVAILABLE_TOOLS]")[0]
+    dicts = message_dicts(Conversation(WITH_CALL, (tool,)))
+    ours, _ = render(template_text("mistral"), dicts, wide.special_tokens_map)
+    assert ours == text.replace("<0x0A>", "\n")
+
+
+def test_llama_3_equals_the_template_that_trl_ships(wide: Any):
+    found = importlib.util.find_spec("trl")
+    if found is None:
+        pytest.skip("no trl here")
+    theirs = Path(found.origin).parent / "chat_templates" / "llama3.jinja"
+    # Theirs strips contents.
+    contents = [message.content.strip() for message in (SYSTEM, *DIALOGUE)]
+    roles = [message.role for message in (SYSTEM, *DIALOGUE)]
+    messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+    texts = [
+        wide.apply_chat_template(messages, chat_template=template, tokenize=False)
+        for template in (theirs.read_text(), template_text("llama-3"))
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("name", MARKERS)
+def test_render_equals_transformers(name: str, trusted: bool, wide: Any):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    tools = (json.dumps(TOOL),) if name in ("mistral", "llama-3", "apertus") else ()
+    dicts = message_dicts(Conversation(WITH_CALL if tools else dialogue(name).messages, tools))
+    special = wide.special_tokens_map
+    text, spans = render(template_text(name), dicts, special, trusted=trusted)
+    [expected], [expected_spans] = render_jinja_template(
+        conversations=[dicts.messages],
+        tools=dicts.tools or None,
+        chat_template=template_text(name),
+        return_assistant_tokens_mask=True,
+        **special,
+    )
+    assert text == expected
+    assert spans == expected_spans

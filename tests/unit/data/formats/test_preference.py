@@ -1,0 +1,73 @@
+"""Two answers to one prompt, and the figures beside them."""
+
+from typing import Any
+
+import pytest
+
+from post_training.data.config import DatasetConfig
+from post_training.data.formats.parse import parse
+from post_training.data.formats.recognise import recognise
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Message, Preference
+
+USER = {"role": "user", "content": "1 + 1?"}
+ASSISTANT = {"role": "assistant", "content": "2"}
+OTHER = {"role": "assistant", "content": "3"}
+ASKED = Message("user", "1 + 1?")
+ANSWERED = Message("assistant", "2", COMPLETION)
+OTHERWISE = Message("assistant", "3", COMPLETION)
+
+
+def preference_of(row: dict[str, Any], *, train_on_thoughts: bool = True) -> Preference:
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    [row] = parse(row, found, train_on="all_turns", train_on_thoughts=train_on_thoughts)
+    assert isinstance(row, Preference)
+    return row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"},
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [OTHER]},
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, OTHER]},
+        {"prompt": "1 + 1?", "chosen": [USER, ASSISTANT], "rejected": [USER, OTHER]},
+    ],
+)
+def test_preference_prompt_is_given_or_common(row: dict[str, Any]):
+    assert preference_of(row) == Preference((ASKED,), (ANSWERED,), (OTHERWISE,))
+
+
+def test_preference_common_prompt_may_hold_whole_turns():
+    start = [{"role": "system", "content": "be brief"}, USER, ASSISTANT, USER]
+    row = {"chosen": [*start, ASSISTANT], "rejected": [*start, OTHER]}
+    preference = preference_of(row)
+    assert preference.prompt == (
+        Message("system", "be brief"),
+        ASKED,
+        Message("assistant", "2", PROMPT),
+        ASKED,
+    )
+    assert preference.chosen == (ANSWERED,)
+
+
+def test_preference_keeps_the_figures_beside_it():
+    figures = {
+        "ref_chosen_logprob": -3.5,
+        "chosen_reward": 1,
+        "rejected_rewards": [0.5, 1],
+        "ref_rewards": [],
+    }
+    row = {"prompt": "?", "chosen": "2", "rejected": "3", "chosen_model": "m", "score": 1}
+    preference = preference_of(row | figures)
+    del figures["ref_rewards"]
+    assert preference.figures == figures
+
+
+def test_preference_thoughts_can_be_left_untrained():
+    thinking = {**ASSISTANT, "thinking": "easy"}
+    row = {"prompt": [USER], "chosen": [thinking], "rejected": [OTHER]}
+    assert preference_of(row).chosen == (Message("assistant", "2", COMPLETION, thought="easy"),)
+    assert preference_of(row, train_on_thoughts=False).chosen == (
+        Message("assistant", "", EXCLUDED, thought="easy"),
+        ANSWERED,
+    )

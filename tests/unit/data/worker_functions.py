@@ -1,0 +1,33 @@
+"""What the tests have done in worker processes, which find it by this module's name."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.data.transforms import find_transform
+
+
+def power(exponent: int, base: int) -> int:
+    return base**exponent
+
+
+def fail_at(limit: int, item: int) -> int:
+    if item == limit:
+        raise PostTrainingError(f"item {item} is bad")
+    return item
+
+
+def die_at(limit: int, item: int) -> int:
+    if item == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def leave(code: int, item: int) -> int:
+    os._exit(code)
+
+
+def twice(paths: list[Path], answer: str) -> list[dict[str, Any]]:
+    return find_transform("twice", paths)({"answer": answer})
