@@ -193,11 +193,13 @@ def test_sigterm_closes_the_record_and_the_same_command_continues(start, entrypo
     process = start(
         *arguments, is_there=lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 12
     )
+    process.send_signal(signal.SIGSTOP)  # Its last step must not come before ours.
     assert is_live(job / "stopped")
     second = entrypoint(*arguments)
     assert second.returncode == 2
     assert "a run is live in this folder (process" in second.stderr
     process.terminate()
+    process.send_signal(signal.SIGCONT)
     said = process.stderr.read()
     assert process.wait() == 128 + signal.SIGTERM
     assert said.splitlines()[-1] == "error: stopped by SIGTERM"
