@@ -36,14 +36,14 @@ KILL_POINTS = {
         "before",
     ),
     "before a checkpoint is published": (
-        "stages.sft.checkpoints",
+        "stages.training.checkpoints",
         "Checkpoints",
         "publish",
         2,
         "before",
     ),
     "before an old checkpoint is dropped": (
-        "stages.sft.checkpoints",
+        "stages.training.checkpoints",
         "Checkpoints",
         "_rotate",
         3,

@@ -12,7 +12,8 @@ from post_training.core.errors import UsageError
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import Result, StageContext
 from post_training.stages.leftovers import remove_leftovers
-from post_training.stages.sft.config import SftConfig, accumulation_steps
+from post_training.stages.sft.config import SftConfig
+from post_training.stages.training.config import accumulation_steps
 
 
 def run(config: SftConfig, context: StageContext) -> Result:

@@ -25,9 +25,9 @@ from post_training.data.order import row_stream
 from post_training.models.save import explained
 from post_training.stages.context import StageContext
 from post_training.stages.progress import Progress
-from post_training.stages.sft.checkpoints import Checkpoints
 from post_training.stages.sft.collator import IGNORED, Collator
-from post_training.stages.sft.metrics import Metrics, Step, Totals
+from post_training.stages.training.checkpoints import Checkpoints
+from post_training.stages.training.metrics import Metrics, Step, Totals
 
 TOTALS = "totals.json"
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from trl import SFTConfig
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.prepared.dataset import PreparedDataset, figures
@@ -13,11 +12,12 @@ from post_training.models.load import check_vocabulary, load_model
 from post_training.models.save import save_model_folder, stop_at
 from post_training.stages.context import Result, StageContext
 from post_training.stages.progress import Progress
-from post_training.stages.sft.checkpoints import Checkpoints
 from post_training.stages.sft.collator import Collator
 from post_training.stages.sft.config import SftConfig
-from post_training.stages.sft.metrics import Metrics
 from post_training.stages.sft.trainer import Trainer, read_totals
+from post_training.stages.training.arguments import training_arguments
+from post_training.stages.training.checkpoints import Checkpoints
+from post_training.stages.training.metrics import Metrics
 
 
 def train(
@@ -49,7 +49,7 @@ def train(
     with Progress("step", num_steps, shown=context.ranks.is_writer) as progress:
         trainer = Trainer(
             model=model,
-            args=_arguments(config, checkpoints.staging, num_steps, num_accumulated),
+            args=training_arguments(config, checkpoints.staging, num_steps, num_accumulated),
             tokenizer=tokenizer,
             collator=_collator(config, tokenizer, dataset),
             shuffled=not config.data.debug_oom,
@@ -97,49 +97,6 @@ def _load(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMo
             where="sft.max_seq_length",
         )
     return model
-
-
-def _arguments(
-    config: SftConfig, output_dir: Path, num_steps: int, num_accumulated: int
-) -> SFTConfig:
-    training = config.training
-    on_cpu = not torch.cuda.is_available()
-    arguments = SFTConfig(
-        output_dir=str(output_dir),
-        max_steps=num_steps,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=num_accumulated,
-        gradient_checkpointing=training.gradient_checkpointing,
-        bf16=training.mixed_precision == "bf16",
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
-        warmup_steps=training.num_warmup_steps(num_steps),
-        optim="adamw_torch_fused",
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=on_cpu,
-        # Prepared rows: token ids and labels, cut to their length. TRL has nothing to do.
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,  # the rows' numbers are no argument of the model
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not on_cpu,
-        # Every checkpoint is whole: optimizer, schedule and random states too.
-        save_strategy="steps",
-        save_steps=config.checkpointing.save_steps,
-        save_total_limit=None,  # checkpoints.py does it
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        ddp_find_unused_parameters=False,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one device, however many it sees
-    return arguments
 
 
 def _result(

@@ -1,0 +1,1 @@
+"""What every training stage shares: settings, the Trainer, checkpoints, metrics."""

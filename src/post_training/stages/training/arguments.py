@@ -1,0 +1,51 @@
+"""The Trainer's arguments from our settings."""
+
+from pathlib import Path
+
+import torch
+from trl import SFTConfig
+
+from post_training.stages.training.config import TrainingStageConfig
+
+
+def training_arguments(
+    config: TrainingStageConfig, output_dir: Path, num_steps: int, num_accumulated: int
+) -> SFTConfig:
+    training = config.training
+    on_cpu = not torch.cuda.is_available()
+    arguments = SFTConfig(
+        output_dir=str(output_dir),
+        max_steps=num_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=num_accumulated,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=training.mixed_precision == "bf16",
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
+        warmup_steps=training.num_warmup_steps(num_steps),
+        optim="adamw_torch_fused",
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=on_cpu,
+        # Prepared rows: token ids and labels, cut to their length. TRL has nothing to do.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,  # the rows' numbers are no argument of the model
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+        # Every checkpoint is whole: optimizer, schedule and random states too.
+        save_strategy="steps",
+        save_steps=config.checkpointing.save_steps,
+        save_total_limit=None,  # checkpoints.py does it
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        ddp_find_unused_parameters=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one device, however many it sees
+    return arguments
