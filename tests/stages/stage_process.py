@@ -17,19 +17,28 @@ from post_training.stages.context import Ranks, StageContext
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["post_training.stages.sft.training"])
 
-# Where a run can be killed: (module, class, method, at which call, before or after it).
+# Where a run can be hit: (module, class, method, at which call, before or after it).
 KILL_POINTS = {
     "while preparing data": ("data.prepared.writer", "SequenceWriter", "append", 1, "after"),
-    "between two micro-batches": ("stages.sft.trainer", "Trainer", "training_step", 15, "after"),
+    "before a forward pass": ("models.chunked_head", "ChunkedHead", "scoring", 14, "before"),
+    "between two micro-batches": (
+        "stages.training.trainer",
+        "Trainer",
+        "training_step",
+        15,
+        "after",
+    ),
+    "in an evaluation": ("stages.sft.evaluation", "Evaluation", "sums", 2, "after"),
+    "after an evaluation": ("stages.training.metrics", "Metrics", "add_evaluation", 2, "after"),
     "before the optimizer state is saved": (
-        "stages.sft.trainer",
+        "stages.training.trainer",
         "Trainer",
         "_save_optimizer_and_scheduler",
         2,
         "before",
     ),
     "before the random state is saved": (
-        "stages.sft.trainer",
+        "stages.training.trainer",
         "Trainer",
         "_save_rng_state",
         2,
@@ -49,7 +58,7 @@ KILL_POINTS = {
         3,
         "before",
     ),
-    "before the model is saved": ("stages.sft.trainer", "Trainer", "train", 1, "after"),
+    "before the model is saved": ("stages.training.trainer", "Trainer", "train", 1, "after"),
 }
 
 
@@ -61,6 +70,7 @@ def run_sft(
     resuming: bool = False,
     kill_at: str | None = None,
     kill_ranks: tuple[int, ...] = (0, 1),
+    kill_with: signal.Signals = signal.SIGKILL,
 ) -> list[int]:
     """Run the stage on `world_size` ranks; their exit codes (-9: killed).
 
@@ -80,6 +90,7 @@ def run_sft(
                 meeting_place,
                 resuming,
                 kill_at if rank in kill_ranks else None,
+                kill_with,
             ),
         )
         for rank in range(world_size)
@@ -106,6 +117,7 @@ def _run_rank(
     meeting_place: Path,
     resuming: bool,
     kill_at: str | None,
+    kill_with: signal.Signals,
 ) -> None:
     import torch.distributed as dist
 
@@ -123,7 +135,7 @@ def _run_rank(
             )
         _record_weights(rank_file(run_dir, rank, "weights"))
         if kill_at is not None:
-            _kill_at(*KILL_POINTS[kill_at])
+            _kill_at(*KILL_POINTS[kill_at], kill_with)
         context = StageContext(run_dir, ranks, resuming)
         run(SftConfig.model_validate(config), context)
         if world_size > 1:
@@ -133,8 +145,10 @@ def _run_rank(
         os._exit(1)
 
 
-def _kill_at(module: str, class_name: str, method: str, nth: int, when: str) -> None:
-    """Have the process killed before or after the nth call of a method."""
+def _kill_at(
+    module: str, class_name: str, method: str, nth: int, when: str, kill_with: signal.Signals
+) -> None:
+    """Have the process sent a signal before or after the nth call of a method."""
     owner = getattr(__import__(f"post_training.{module}", fromlist=["_"]), class_name)
     original = getattr(owner, method)
     calls = 0
@@ -144,17 +158,17 @@ def _kill_at(module: str, class_name: str, method: str, nth: int, when: str) -> 
         nonlocal calls
         calls += 1
         if calls == nth and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), kill_with)
         result = original(*args, **kwargs)
-        if calls == nth:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls == nth and when == "after":
+            os.kill(os.getpid(), kill_with)
         return result
 
     setattr(owner, method, counted)
 
 
 def _record_weights(path: Path) -> None:
-    from post_training.stages.sft.trainer import Trainer
+    from post_training.stages.training.trainer import Trainer
 
     original = Trainer.train
 

@@ -35,7 +35,7 @@ def test_sft_twice_in_different_folders_gives_the_same_bytes(
     last = {
         name for name in stable_files(again) if not name.startswith("checkpoints/checkpoint-10")
     }
-    assert compared == {*last, "metrics.jsonl"}
+    assert compared == {*last, "metrics.jsonl"} - {"checkpoints/latest"}
 
 
 def test_sft_with_another_seed_gives_another_model(
@@ -57,8 +57,11 @@ def test_sft_metrics_has_a_line_each_interval_with_times_apart(run_dir: Path):
             "step",
             "epoch",
             "loss",
+            "completion_loss",
             "grad_norm",
             "learning_rate",
+            "num_rows",
+            "num_sequences",
             "num_tokens",
             "num_trained_tokens",
             "timing",
@@ -79,7 +82,7 @@ def test_sft_metrics_count_every_token_once(config: dict[str, Any], tmp_path: Pa
 
 def test_sft_keeps_the_newest_checkpoints_readable_by_all(run_dir: Path):
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-    assert kept == ["checkpoint-10", "checkpoint-12"]
+    assert kept == ["checkpoint-10", "checkpoint-12", "latest"]
     for file in run_dir.rglob("*"):
         assert stat.S_IMODE(file.stat().st_mode) == (0o755 if file.is_dir() else 0o644), file
 
@@ -136,7 +139,9 @@ def test_sft_loss_that_is_not_finite_stops_before_the_update(
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], float("inf"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PostTrainingError, match=r"loss is not finite at step 1 \(got nan\); stop"):
+    with pytest.raises(
+        PostTrainingError, match=r"loss is not finite at step 1 \(got nan\) with rows"
+    ):
         sft(changed(config, **{"model.path": str(broken)}), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
@@ -152,9 +157,6 @@ def test_sft_sequence_longer_than_the_model_is_refused(config: dict[str, Any], t
     [
         ({"training.max_steps": None}, "set exactly one of max_steps, num_train_epochs"),
         ({"training.num_train_epochs": 1}, "set exactly one of max_steps, num_train_epochs"),
-        ({"training.per_device_train_batch_size": 3}, "= 3 × 1 (got 8; nearest: 6 or 9)"),
-        ({"training.per_device_train_batch_size": 16}, "= 16 × 1 (got 8; nearest: 16)"),
-        ({"num_processes": 3}, "= 2 × 3 (got 8; nearest: 6 or 12)"),
         ({"training.lr_scheduler_type": "constant"}, "constant has no warmup"),
         ({"training.lr_scheduler_kwargs": {"min_lr": 0.1}}, "cosine takes num_cycles (got min_lr)"),
         ({"training.lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr_rate"),

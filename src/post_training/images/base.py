@@ -1,4 +1,4 @@
-"""What an image is made of besides our files: the bootstrapped base and the locked wheels.
+"""What an image is made of besides our files: the bootstrapped base and the locked packages.
 
 Both are kept in the store and counted by content, so a build needs the network once.
 """
@@ -27,8 +27,12 @@ _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + [
     "manylinux2010_x86_64",
     "manylinux1_x86_64",
 ]
+# What is published as source only; the Dockerfile builds it.
+_SOURCE_LOCK = "source.lock"
 # Where the CPU build of torch is published, asked when the configured index doesn't have it.
 _TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+_PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                 "--require-hashes", "--disable-pip-version-check"]  # fmt: skip
 
 
 def ensure_base(recipe: Recipe, store: ImageStore) -> dict[str, Any]:
@@ -68,7 +72,10 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> dict[str, Any]:
 
 
 def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
-    """A folder with exactly the wheels of the recipe's locks, checked against their hashes."""
+    """A folder with exactly what the recipe's locks name, checked against their hashes.
+
+    Wheels, and the source archives of what source.lock names.
+    """
     key = sha256_text("".join(path.read_text() for path in recipe.locks.values()))
     folder = store.folder / "wheels" / recipe.name / key
     if folder.exists():
@@ -76,15 +83,35 @@ def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
     for old in sorted(folder.parent.glob("*/")):
         shutil.rmtree(old)
     with atomic_directory(folder) as temporary:
-        for name, lock in recipe.locks.items():
+        locks = dict(recipe.locks)
+        source_lock = locks.pop(_SOURCE_LOCK, None)
+        for name, lock in locks.items():
             print(f"downloading the wheels of {name} …", file=sys.stderr)
-            _download(lock, temporary)
+            _download_wheels(lock, temporary)
+        if source_lock:
+            print(f"downloading the sources of {_SOURCE_LOCK} …", file=sys.stderr)
+            _download_sources(source_lock, temporary)
     return folder
 
 
-def _download(lock: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
-               "--only-binary", ":all:", "--disable-pip-version-check", "--python-version", _PYTHON,
+def _download_sources(lock: Path, folder: Path) -> None:
+    """Fetch source archives into `folder`, where the wheels of the other locks are.
+
+    pip runs each archive's setup.py for its metadata. It gets the locked setuptools for that, so
+    that nothing unlocked is fetched or run.
+    """
+    with tempfile.TemporaryDirectory() as unpacked:
+        for wheel in folder.glob("setuptools-*.whl"):
+            shutil.unpack_archive(wheel, unpacked, "zip")
+        run_tool(
+            [*_PIP_DOWNLOAD, "--no-binary", ":all:", "--no-build-isolation",
+             "--dest", str(folder), "-r", str(lock)],
+            env={**os.environ, "PYTHONPATH": unpacked},
+        )  # fmt: skip
+
+
+def _download_wheels(lock: Path, folder: Path) -> None:
+    command = [*_PIP_DOWNLOAD, "--only-binary", ":all:", "--python-version", _PYTHON,
                "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
                *(word for platform in _PLATFORMS for word in ("--platform", platform)),
                "--dest", str(folder), "-r", str(lock)]  # fmt: skip

@@ -9,6 +9,8 @@ from pathlib import Path
 CONFIGURATION = Path("/etc/post-training")
 IMPORTS = (
     *("torch", "transformers", "trl", "accelerate", "datasets", "peft", "sentencepiece"),
+    *("deepspeed", "deepspeed.ops.adam.cpu_adam_op", "deepspeed.ops.comm.deepspeed_shm_comm_op"),
+    *("pytorch_optimizer", "torch.utils.tensorboard", "wandb"),
     *("vllm", "vllm._C", "pydantic", "yaml", "post_training.cli"),
     *("post_training.stages.prepared_data", "post_training.stages.data_commands"),
 )

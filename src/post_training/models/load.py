@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
+from post_training.models.attention import check_dropout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,6 +51,7 @@ def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTraine
         ) from None
     _check_complete(path, info)
     _check_generation(path, model)
+    check_dropout(model, attn_implementation)
     return model
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -14,20 +15,32 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 
 # Where a tokenizer or model was loaded from: different bytes for the same model elsewhere.
-_PLACES = ("_name_or_path", "name_or_path", "local_files_only", "is_local")
+_PLACES = (
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "local_files_only",
+    "is_local",
+)
 
 
 def save_model_folder(
-    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors), configs, tokenizer and chat template; replaces `path` whole."""
+    """Write weights (safetensors), configs, tokenizer and chat template; replaces `path` whole.
+
+    weights: gathered from where they were sharded; by default the model's own.
+    """
     shutil.rmtree(path, ignore_errors=True)
     with explained(path.parent), atomic_directory(path) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         for file in temporary.iterdir():
             if file.suffix == ".json":
-                _remove_places(file)
+                remove_places(file)
             file.chmod(0o644)  # safetensors writes 0600
 
 
@@ -56,7 +69,8 @@ def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_t
         model.generation_config.eos_token_id = [*known, ids[0]]
 
 
-def _remove_places(file: Path) -> None:
+def remove_places(file: Path) -> None:
+    """Take what names a place out of a JSON file."""
     content = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(content, dict) and any(key in content for key in _PLACES):
         write_json(file, {key: value for key, value in content.items() if key not in _PLACES})

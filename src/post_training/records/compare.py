@@ -1,7 +1,8 @@
 """Compare two finished runs that should be equal: the first thing that differs, or nothing.
 
 Metrics come first (they say when it began), then files. What holds times or paths is left out:
-`timing` in metrics.jsonl and the files that the record lists as unstable.
+`timing` in metrics.jsonl and in the record's metrics, and the files that the record lists as
+unstable.
 """
 
 import json
@@ -75,8 +76,8 @@ def _first_file_difference(ours: dict[str, str], theirs: dict[str, str]) -> str 
     return None
 
 
-def _first_final_difference(ours: dict[str, float], theirs: dict[str, float]) -> str | None:
-    for key in sorted(ours.keys() | theirs.keys()):
+def _first_final_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    for key in sorted((ours.keys() | theirs.keys()) - {"timing"}):
         if ours.get(key) != theirs.get(key):
             return f"metric {key} is {ours.get(key)}, then {theirs.get(key)}"
     return None

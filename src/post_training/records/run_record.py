@@ -4,6 +4,7 @@ Rank 0 is the one writer. It holds a lock on the run folder for as long as it li
 is live exactly while somebody works in it, even when that somebody was killed without a word.
 
     RunFolder(path)          .claim()   live -> refused
+    .remove_trial()          empties the folder of a debug run; any other is refused
     .start(description)      new, or another attempt of the same run; else refused, naming the key
     .close(status, reason)   finished | failed | interrupted
 """
@@ -11,6 +12,7 @@ is live exactly while somebody works in it, even when that somebody was killed w
 import fcntl
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +82,29 @@ class RunFolder:
                 hint="wait for it, or choose another run_dir",
             ) from None
         self._lock = lock
+
+    def remove_trial(self) -> None:
+        """Empty the claimed folder if a debug run is in it.
+
+        Errors: UsageError when it holds a run that is none, or something else.
+        """
+        earlier = self._read_earlier()
+        if earlier is None:
+            return
+        if not earlier.get("debug"):
+            raise UsageError(
+                f"not a debug run, so debug.override_existing leaves it (run {earlier['run_id']})",
+                where=str(self.path),
+                hint="choose another run_dir",
+            )
+        # The record last: a removal cut short must still be known as a trial.
+        keep = (_LOCK_NAME, RECORD_NAME)
+        for path in [path for path in self.path.iterdir() if path.name not in keep]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        (self.path / RECORD_NAME).unlink()
 
     def start(self, description: RunDescription, *, allow_topology: bool = False) -> bool:
         """Write the record with status running; True when an earlier attempt is continued.

@@ -40,9 +40,11 @@ def _lines(record: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
         ("output", f"{kind}: {run_dir / made['path']} ({made['fingerprint'][:12]})")
         for kind, made in outputs["artifacts"].items()
     ]
-    if record["metrics"]:
-        figures = ", ".join(f"{key}={value:.6g}" for key, value in record["metrics"].items())
-        lines.append(("metrics", figures))
+    metrics = {key: value for key, value in record["metrics"].items() if key != "timing"}
+    for label, figures in (("metrics", metrics), ("timing", record["metrics"].get("timing"))):
+        if figures:
+            told = ", ".join(f"{key}={value:.6g}" for key, value in figures.items())
+            lines.append((label, told))
     return lines
 
 

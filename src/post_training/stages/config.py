@@ -3,9 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
+
+
+class DebugConfig(Config):
+    """enabled: the run is a trial: its record says so, and run_dir is below runs/debug unless set.
+    override_existing: a trial that is in the run folder is removed first. Nothing else ever is."""
+
+    enabled: bool = False
+    override_existing: bool = False
+
+    @model_validator(mode="after")
+    def _only_trials(self) -> "DebugConfig":
+        if self.override_existing and not self.enabled:
+            raise ValueError("override_existing: only with enabled: true")
+        return self
 
 
 class StageConfig(Config):
@@ -16,3 +30,7 @@ class StageConfig(Config):
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
     num_threads: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
     seed: int = 0
+    debug: Annotated[DebugConfig, Role.PLACEMENT] = DebugConfig()
+
+    def check_ranks(self, world_size: int) -> None:
+        """Errors: UsageError when so many processes can't do this."""

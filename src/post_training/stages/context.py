@@ -81,12 +81,12 @@ class Result:
     """What a stage made; paths are relative to the run folder.
 
     artifacts: {kind: folder}, e.g. {"model": "model"}: fingerprinted, and given an artifact.json.
-    metrics: final figures for the record.
+    metrics: final figures for the record; times and speeds under `timing`, a dict.
     state_files: further files whose sha256 is recorded and compared on reproduction.
     unstable_files: files that hold paths or times: listed, never compared.
     """
 
     artifacts: dict[str, str]
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     state_files: list[str] = field(default_factory=list)
     unstable_files: list[str] = field(default_factory=list)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from post_training.config.load import load_config, resolved_yaml
 from post_training.config.model import Role, settings_by_role
-from post_training.config.recipe import recipe_hash
+from post_training.config.recipe import changed_settings, recipe_hash
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.core.hashing import fingerprint, sha256_file, sha256_value
@@ -71,8 +71,12 @@ def execute(request: Request) -> int:
     # Read by torch when it is imported; the recorded number, not the machine's.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     ranks = Ranks(launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
-    group = _join_ranks(launch) if ranks.world_size > 1 else None
     config = config.model_copy(update={"num_threads": num_threads})
+    config.check_ranks(ranks.world_size)
+    group = None
+    if ranks.world_size > 1:
+        group = _join_ranks(launch)
+        _check_ranks_agree(config, ranks, group)
     _run_recorded(request, stage, config, ranks, group)
     if ranks.world_size > 1:
         _leave_ranks()
@@ -89,6 +93,8 @@ def _run_recorded(
         description = _describe(request, stage, config, ranks)
         opening = RunFolder(config.run_dir or _default_run_dir(description))
         opening.claim()
+        if config.debug.override_existing:
+            opening.remove_trial()
         resuming = opening.start(description, allow_topology=request.allow_topology_change)
         folder = opening
         if not (folder.path / CONFIG_NAME).exists():
@@ -128,6 +134,7 @@ def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks)
             "working_dir": str(Path.cwd()),
             "recipe_hash": recipe_hash(stage.name, config),
             "placement": settings[Role.PLACEMENT],
+            "debug": config.debug.enabled,
             "code": {
                 "from": "development mount" if development else "image",
                 **(development or (image and image["checkout"]) or {}),
@@ -166,7 +173,8 @@ def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
 def _default_run_dir(description: RunDescription) -> Path:
     """runs/STAGE-xxxxxxxxxxxx: the same recipe on the same inputs finds its own folder again."""
     content = {"recipe": description.recipe, "inputs": description.input_fingerprints}
-    return Path("runs") / f"{description.stage}-{sha256_value(content)[:12]}"
+    runs = Path("runs", "debug") if description.facts["debug"] else Path("runs")
+    return runs / f"{description.stage}-{sha256_value(content)[:12]}"
 
 
 def _close_finished(folder: RunFolder, result: Result) -> None:
@@ -218,6 +226,26 @@ def _join_ranks(launch: Launch) -> Any:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     # Apart from the training's group, whose own timeout has to notice a hung rank.
     return dist.new_group(backend="gloo", timeout=_WRITER_TIMEOUT)
+
+
+def _check_ranks_agree(config: StageConfig, ranks: Ranks, group: Any) -> None:
+    """Every rank read the configuration itself: one that read another would train another model.
+
+    Errors: UsageError, on every rank, that names the first one and the setting.
+    """
+    import torch.distributed as dist
+
+    settings = settings_by_role(config)
+    own = {key: value for part in settings.values() for key, value in part.items()}
+    own["world_size"] = ranks.world_size
+    read: list[dict[str, Any]] = [{}] * ranks.world_size
+    dist.all_gather_object(read, own, group=group)
+    for rank, other in enumerate(read):
+        if changed := changed_settings(read[0], other):
+            raise UsageError(
+                f"rank {rank} was started with other settings than rank 0: {changed[0]}",
+                hint="give every process the same file and overrides",
+            )
 
 
 def _leave_ranks() -> None:

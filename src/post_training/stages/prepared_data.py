@@ -38,13 +38,15 @@ from post_training.stages.progress import Progress
 
 @dataclass(frozen=True)
 class DataPreparation:
-    """tokenizer: with the special tokens that the settings ask for."""
+    """tokenizer: with the special tokens that the settings ask for. name: of the folder in RUN,
+    and the key of the settings."""
 
     context: StageContext
     data: DataConfig
     limits: SequenceConfig
     tokenizer: PreTrainedTokenizerBase
     seed: int
+    name: str = "data"
 
     def dataset(self) -> PreparedDataset:
         """What to train on; every rank calls this. Errors: those of the data; UsageError when
@@ -53,7 +55,7 @@ class DataPreparation:
             dataset = PreparedDataset.open(self.data.prepared)
             self._check_fits(dataset)
             return dataset
-        folder = self.context.run_dir / "data"
+        folder = self.context.run_dir / self.name
         self.context.on_writer(lambda: self._ensure(folder))
         return PreparedDataset.open(folder, open_stores(self.data))
 
@@ -74,7 +76,7 @@ class DataPreparation:
         cached = self.data.cache_dir.absolute() / sha256_value(identity)
         with _locked(cached.with_suffix(".lock"), self.context):
             if cached.exists():
-                self.context.log(f"data: found in the cache: {cached}")
+                self.context.log(f"{self.name}: found in the cache: {cached}")
             else:
                 self._make(cached, template, identity)
         folder.unlink(missing_ok=True)  # a link into a cache that was cleared
@@ -82,7 +84,7 @@ class DataPreparation:
 
     def _identity(self) -> tuple[ChatTemplate | None, dict[str, Any]]:
         """The template, and what decides the bytes; the libraries' versions are the image's."""
-        inputs = self.context.input_fingerprints
+        inputs, own = self.context.input_fingerprints, f"{self.name}."
         template = None
         if self.data.chat_template is not None:
             template = choose_template(
@@ -94,7 +96,7 @@ class DataPreparation:
             "version": VERSION,
             "data": settings_by_role(self.data)[Role.RECIPE],
             "sft": self.limits.model_dump(mode="json"),
-            "inputs": {key: inputs[key] for key in sorted(inputs) if key.startswith("data.")},
+            "inputs": {key: inputs[key] for key in sorted(inputs) if key.startswith(own)},
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "template": template and sha256_text(template.text),
             "seed": self.seed,
@@ -117,8 +119,8 @@ class DataPreparation:
         else:
             record = self._prepare(folder, template, identity)
         for line in described(record):
-            log(f"data: {line}")
-        log(f"data: prepared in {time.monotonic() - started_at:.1f} s")
+            log(f"{self.name}: {line}")
+        log(f"{self.name}: prepared in {time.monotonic() - started_at:.1f} s")
         return record
 
     def _prepare(
@@ -126,7 +128,7 @@ class DataPreparation:
     ) -> dict[str, Any]:
         sources, formats = open_sources(self.data)
         for dataset, found in zip(self.data.datasets, formats, strict=True):
-            self.context.log(f"data: {name_of(dataset)} is read as {found.describe()}")
+            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
         encoder = ChunkEncoder(
             Reader(self.data, formats, self.data.train_on, self.data.train_on_thoughts),
             Encoder.create(self.tokenizer, template, control_tokens=self.data.control_tokens),
@@ -146,7 +148,8 @@ class DataPreparation:
 
     @property
     def _rejects_path(self) -> Path:
-        return self.context.run_dir / "rejects.jsonl"
+        prefix = "" if self.name == "data" else f"{self.name}_"
+        return self.context.run_dir / f"{prefix}rejects.jsonl"
 
     def _check_fits(self, dataset: PreparedDataset) -> None:
         where = str(self.data.prepared)

@@ -24,6 +24,12 @@ def test_compare_equal_runs_are_identical_whatever_the_time(tmp_path):
     assert verdict(tmp_path, lines=slower) == "identical: 2 files and 2 lines of metrics"
 
 
+def test_compare_speed_in_the_record_is_no_difference(tmp_path):
+    one = run(tmp_path / "one", metrics={"loss": 2.0, "timing": {"tokens_per_s": 9}})
+    two = run(tmp_path / "two", metrics={"loss": 2.0, "timing": {"tokens_per_s": 8}})
+    assert compare_runs(*one, *two).difference is None
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -166,3 +166,43 @@ def test_record_survives_a_write_that_fails(tmp_path, monkeypatch):
         folder.close("finished", outputs={"not": object()})
     assert json.loads((tmp_path / "run.json").read_text()) == before
     release(folder)
+
+
+def trial(path: Path) -> RunFolder:
+    facts = {**DESCRIPTION.facts, "debug": True}
+    return start(path, replace(DESCRIPTION, facts=facts))
+
+
+def test_remove_trial_empties_the_folder_and_keeps_the_lock(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "data").mkdir(parents=True)
+    release(trial(tmp_path / "run"))
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / "model" / "weights").write_text("x")
+    (tmp_path / "run" / "data").symlink_to(elsewhere)
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    folder.remove_trial()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert (elsewhere / "data").exists()
+    assert folder.start(DESCRIPTION) is False
+    release(folder)
+
+
+def test_remove_trial_of_another_run_is_refused(tmp_path):
+    release(start(tmp_path))
+    before = (tmp_path / "run.json").read_bytes()
+    folder = RunFolder(tmp_path)
+    folder.claim()
+    with pytest.raises(UsageError, match="not a debug run, so debug.override_existing leaves it"):
+        folder.remove_trial()
+    assert (tmp_path / "run.json").read_bytes() == before
+    release(folder)
+
+
+def test_remove_trial_from_a_new_folder_does_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    folder.remove_trial()
+    assert folder.start(DESCRIPTION) is False
+    release(folder)

@@ -1,54 +1,134 @@
 """From rows of a prepared dataset to the tensors of a micro-batch.
 
-labels are the ids on the tokens to be trained, and -100 on all others. The first token of each
-sequence has none: nothing before it predicts it.
+Every position but the last of a sequence predicts the token after it: its target. The targets of
+prompts are there too, for the losses that weigh them.
 
 A row that is one sequence has an attention mask. A packed row has position ids that start again
 with each of its sequences, and no mask: the model then lets no sequence see another (transformers'
 masking_utils; TRL calls it padding-free). Padding is a sequence of its own at the end of its row.
+With `padding_free` a micro-batch is one row, of all its sequences, and there is no padding.
 """
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from post_training.data.prepared.dataset import PreparedDataset, PreparedRow
-from post_training.data.rows import COMPLETION
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
+from post_training.models.chunked_head import IGNORED
+from post_training.stages.sft.config import LossConfig
+from post_training.stages.sft.losses import Sums, sequence_weights
 
-IGNORED = -100
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """inputs: input_ids, and attention_mask or position_ids; int64 [B, T].
+    targets: int64 [B, T], IGNORED where a position predicts nothing.
+    kinds: uint8 [B, T], of the targets; EXCLUDED where there is none.
+    weights: float64 [B, T], c_t but for the factors (losses.py).
+    rows: numbers of the dataset's rows. num_tokens: without padding. sum_of_squared_lengths: over
+    the sequences; what attention costs."""
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    kinds: Tensor
+    weights: Tensor
+    sums: Sums
+    rows: tuple[int, ...]
+    num_tokens: int
+    sum_of_squared_lengths: int
+
+    @property
+    def continues(self) -> Tensor:
+        """Whether the position after has a target of the same sequence; bool [B, T]."""
+        asked = self.targets != IGNORED
+        return asked & torch.nn.functional.pad(asked[:, 1:], (0, 1))
 
 
 class Collator:
-    """batch["num_tokens"]: a number, without padding; to be taken out before the model."""
-
-    def __init__(self, dataset: PreparedDataset, *, pad_token_id: int, packed: bool):
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        loss: LossConfig,
+        *,
+        pad_token_id: int,
+        packed: bool,
+        padding_free: bool = False,
+    ):
         self.dataset = dataset
+        self.loss = loss
         self.pad_token_id = pad_token_id
-        self.packed = packed
+        self.packed = packed or padding_free
+        self.padding_free = padding_free
 
-    def __call__(self, items: list[dict[str, int]]) -> dict[str, torch.Tensor | int]:
-        """input_ids, labels, and attention_mask or position_ids; each int64 [rows, longest]."""
-        rows = [self.dataset.read(item["row"]) for item in items]
+    def __call__(self, items: list[dict[str, int]]) -> dict[str, MicroBatch]:
+        """{"batch": …}, as what goes through a DataLoader of the Trainer is a mapping."""
+        numbers = tuple(item["row"] for item in items)
+        rows = [self.dataset.read(number) for number in numbers]
+        if self.padding_free:
+            rows = [_joined(rows)]
         longest = max(len(row.ids) for row in rows)
         shape = (len(rows), longest)
-        batch = {
-            "input_ids": torch.full(shape, self.pad_token_id),
-            "labels": torch.full(shape, IGNORED),
-        }
-        context = torch.zeros(shape, dtype=torch.int64)
+        ids = np.full(shape, self.pad_token_id, np.int64)
+        context = np.zeros(shape, np.int64)
+        targets = np.full(shape, IGNORED, np.int64)
+        kinds = np.full(shape, EXCLUDED, np.uint8)
+        weights = np.zeros(shape, np.float64)
+        sums = Sums()
         for index, row in enumerate(rows):
             length = len(row.ids)
-            batch["input_ids"][index, :length] = torch.from_numpy(row.ids)
-            batch["labels"][index, :length] = _labels(row)
+            ids[index, :length] = row.ids
             if self.packed:
                 lengths = (*row.lengths, longest - length)
-                context[index] = torch.cat([torch.arange(each) for each in lengths])
+                context[index] = np.concatenate([np.arange(each) for each in lengths])
             else:
                 context[index, :length] = 1
-        batch["position_ids" if self.packed else "attention_mask"] = context
-        return {**batch, "num_tokens": sum(len(row.ids) for row in rows)}
+            start = 0
+            for end in np.cumsum(row.lengths).tolist():
+                predicting, predicted = slice(start, end - 1), slice(start + 1, end)
+                targets[index, predicting] = row.ids[predicted]
+                kinds[index, predicting] = row.kinds[predicted]
+                own = None if row.weights is None else row.weights[predicted]
+                weights[index, predicting], of_sequence = sequence_weights(
+                    row.kinds[predicted], own, self.loss
+                )
+                sums += of_sequence
+                start = end
+        return {
+            "batch": MicroBatch(
+                {
+                    "input_ids": torch.from_numpy(ids),
+                    "position_ids" if self.packed else "attention_mask": torch.from_numpy(context),
+                },
+                torch.from_numpy(targets),
+                torch.from_numpy(kinds),
+                torch.from_numpy(weights),
+                sums,
+                numbers,
+                sum(len(row.ids) for row in rows),
+                sum(length**2 for row in rows for length in row.lengths),
+            )
+        }
 
 
-def _labels(row: PreparedRow) -> torch.Tensor:
-    labels = torch.from_numpy(row.ids).to(torch.int64)
-    labels[torch.from_numpy(row.kinds) != COMPLETION] = IGNORED
-    labels[torch.tensor([0, *row.lengths[:-1]]).cumsum(0)] = IGNORED
-    return labels
+def coefficients(batch: MicroBatch, of_prompt: float, of_completion: float) -> Tensor:
+    """c_t, float32 [B, T]: the weights of the batch times the factors of its global batch."""
+    factor = torch.zeros(3, dtype=torch.float64)
+    factor[PROMPT], factor[COMPLETION] = of_prompt, of_completion
+    return (batch.weights * factor[batch.kinds.long()]).float()
+
+
+def _joined(rows: list[PreparedRow]) -> PreparedRow:
+    weights = None
+    if any(row.weights is not None for row in rows):
+        ones = (np.ones(len(row.ids), np.float32) if row.weights is None else row.weights
+                for row in rows)  # fmt: skip
+        weights = np.concatenate(list(ones))
+    return PreparedRow(
+        np.concatenate([row.ids for row in rows]),
+        np.concatenate([row.kinds for row in rows]),
+        weights,
+        tuple(length for row in rows for length in row.lengths),
+    )

@@ -1,30 +1,50 @@
 """The Trainer's arguments from our settings."""
 
+import os
 from pathlib import Path
 
 import torch
 from trl import SFTConfig
 
+from post_training.core.errors import UsageError
 from post_training.stages.training.config import TrainingStageConfig
+from post_training.stages.training.schedules import transformers_arguments
+
+# Our losses are computed on the output layer in chunks, and need its plain forward.
+_LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 
 
 def training_arguments(
     config: TrainingStageConfig, output_dir: Path, num_steps: int, num_accumulated: int
 ) -> SFTConfig:
+    """Errors: UsageError when the schedule does not fit into the run."""
     training = config.training
     on_cpu = not torch.cuda.is_available()
+    try:
+        schedule = transformers_arguments(
+            training.lr_scheduler_type, training.lr_scheduler_kwargs, training.warmup, num_steps
+        )
+    except ValueError as error:
+        raise UsageError(str(error), where="training") from None
+    if training.torch_compile:
+        # One graph for all lengths: else the first batch has one of its own, and the first batch
+        # of a resumed run is another.
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"
     arguments = SFTConfig(
         output_dir=str(output_dir),
         max_steps=num_steps,
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=num_accumulated,
         gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs=(
+            {"use_reentrant": False} if training.gradient_checkpointing else None
+        ),
         bf16=training.mixed_precision == "bf16",
+        torch_compile=training.torch_compile,
+        use_liger_kernel=training.use_liger_kernel,
+        liger_kernel_config=_LIGER if training.use_liger_kernel else None,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
-        warmup_steps=training.num_warmup_steps(num_steps),
-        optim="adamw_torch_fused",
+        **schedule,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         seed=config.seed,

@@ -3,14 +3,19 @@
 All ranks write into `.saving`; when the last one is done, rank 0 renames the folder to
 `checkpoint-N`. So a run killed at any moment finds only complete checkpoints, and resumes from the
 newest. `trainer_state.json` must be in each: one copied here by hand in part is left out too.
+
+`latest` names the newest. When it is there and that checkpoint is not, somebody took it away: the
+run is not silently begun again. To begin from weights, give them as model.path of another run.
 """
 
 import shutil
 from pathlib import Path
 
-from post_training.core.files import sync
+from post_training.core.errors import UsageError
+from post_training.core.files import sync, write_atomic
 
 MARKER = "trainer_state.json"
+LATEST = "latest"
 
 
 class Checkpoints:
@@ -32,7 +37,11 @@ class Checkpoints:
         )
 
     def tidy(self) -> int | None:
-        """Remove what a killed run left half-done; return the step to resume from."""
+        """Remove what a killed run left half-done; return the step to resume from.
+
+        Errors: UsageError when the checkpoint that `latest` names, or a newer one, is not there.
+        """
+        self._check_latest()
         shutil.rmtree(self.staging, ignore_errors=True)
         steps = self.steps()
         complete = {self.path(step) for step in steps}
@@ -50,8 +59,23 @@ class Checkpoints:
             sync(path)
         staged.rename(self.path(step))
         sync(self.folder)
+        write_atomic(self.folder / LATEST, f"{self.path(step).name}\n")
         shutil.rmtree(self.staging)
         self._rotate()
+
+    def _check_latest(self) -> None:
+        file = self.folder / LATEST
+        if not file.exists():
+            return
+        name = file.read_text().strip()
+        step = int(name.removeprefix("checkpoint-"))
+        if not any(known >= step for known in self.steps()):
+            raise UsageError(
+                f"the newest checkpoint is {name}, and it is missing or incomplete",
+                where=str(file),
+                hint="bring it back; or remove this file to go on from an older one, or else "
+                "from the beginning",
+            )
 
     def _rotate(self) -> None:
         if self.limit is not None:

@@ -1,107 +1,189 @@
 """metrics.jsonl: one line each `logging_steps`, the same for a run that was killed and resumed.
 
-    {"step": 10, "epoch": 0.5, "loss": 2.1, "grad_norm": 1.3, "learning_rate": 0.001,
-     "num_tokens": 5120, "num_trained_tokens": 1830, "timing": {…}}
+    {"step": 10, "epoch": 0.5, "loss": 2.1, …, "grad_norm": 1.3, "learning_rate": 0.001,
+     "num_rows": 80, "num_sequences": 95, "num_tokens": 5120, "num_trained_tokens": 1830,
+     "timing": {"time": "2026-11-21T10:00:00Z", "step_s": 0.5, "tokens_per_s": 1024.0, …}}
+    {"step": 10, "eval": {"loss": 2.2, …}, "timing": {"time": …}}
 
-loss: mean over the steps since the line before of each step's loss, which is the mean over all
-the trained tokens of its batch. grad_norm (before clipping) and learning_rate: this step's.
-num_…: since the beginning, over all ranks, padding left out. Times and speeds are under `timing`
-only.
+loss, and whatever further figures a stage has beside it: the mean of the steps' values since the
+line before, over the steps that have one. A step's loss is that of its global batch. grad_norm
+(before clipping) and learning_rate: this step's. num_…: since the beginning, over all ranks; rows
+are those of the dataset, each of one sequence or several; padding is no token. Times, speeds
+(throughput.py) and memory are under `timing` only: two runs of the same bits differ in them.
+
+An evaluation comes after its step's line and before its checkpoint: what a checkpoint has behind it
+is what has no higher step.
 """
 
 import json
+import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_atomic
+from post_training.stages.training.reporters import Reporters
+from post_training.stages.training.throughput import Throughput
+
+_COUNTS = ("num_rows", "num_sequences", "num_tokens", "num_trained_tokens")
 
 
 @dataclass
 class Totals:
-    """What has to outlive a stop: kept in each checkpoint. losses: since the last line."""
+    """What has to outlive a stop: kept in each checkpoint. figures: since the last line, each
+    step's; loss is one of them."""
 
+    num_rows: int = 0
+    num_sequences: int = 0
     num_tokens: int = 0
     num_trained_tokens: int = 0
-    losses: list[float] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Figures of one optimizer step, over all ranks."""
+    """Figures of one optimizer step, over all ranks. figures: further ones, by their name in a
+    line. sum_of_squared_lengths: over the sequences; what attention costs."""
 
     step: int
     epoch: float
     loss: float
     grad_norm: float
     learning_rate: float
+    num_rows: int
+    num_sequences: int
     num_tokens: int
     num_trained_tokens: int
+    sum_of_squared_lengths: int
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Metrics:
-    """Counts on every rank, writes on rank 0 (`path` is None on the others)."""
+    """Counts on every rank, writes on rank 0 (`path` is None on the others).
 
-    def __init__(self, path: Path | None, logging_steps: int):
+    resume, begin, then add for each step and add_evaluation between them. last, last_evaluation:
+    the newest line of its kind; empty before there is one.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        logging_steps: int,
+        throughput: Throughput | None = None,
+        reporters: Reporters | None = None,
+    ):
         self.path = path
         self.logging_steps = logging_steps
         self.totals = Totals()
         self.last: dict[str, Any] = {}
-        self._line_at = time.monotonic()
-        self._tokens_at_line = 0
+        self.last_evaluation: dict[str, Any] = {}
+        self._throughput = throughput or Throughput()
+        self._reporters = reporters or Reporters()
 
     def resume(self, step: int, totals: Totals) -> None:
         """Continue after `step`: what was written later will be written again."""
         self.totals = totals
-        self._tokens_at_line = totals.num_tokens
         if self.path is None:
             return
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if (known := _step_of(line)) is not None and known <= step]
-        write_atomic(self.path, "".join(f"{line}\n" for line in kept))
-        self.last = json.loads(kept[-1]) if kept else {}
+        written = self.path.read_bytes().splitlines() if self.path.exists() else []
+        lines = [line for text in written if (line := _whole(text)) and line["step"] <= step]
+        write_atomic(self.path, "".join(map(_text, lines)))
+        for line in lines:
+            self._keep(line)
+        self._reporters.start(lines)
+
+    def begin(self) -> None:
+        """The first step begins now; later calls change nothing."""
+        self._throughput.begin()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done within doesn't count as training when speed is measured."""
+        with self._throughput.paused():
+            yield
 
     def add(self, step: Step, *, last: bool) -> dict[str, Any] | None:
-        """Count `step`; return the line it completes, if it does. last: the run ends here."""
+        """Count `step`; return the line it completes, if it does. last: the run ends here.
+
+        Errors: PostTrainingError for a figure that is not finite.
+        """
         totals = self.totals
-        totals.num_tokens += step.num_tokens
-        totals.num_trained_tokens += step.num_trained_tokens
-        totals.losses.append(step.loss)
+        _check_finite(step.figures, f"step {step.step}")
+        for name in _COUNTS:
+            setattr(totals, name, getattr(totals, name) + getattr(step, name))
+        for name, value in {"loss": step.loss, **step.figures}.items():
+            totals.figures.setdefault(name, []).append(value)
+        self._throughput.end_step(
+            step.num_tokens, step.num_trained_tokens, step.sum_of_squared_lengths
+        )
         if step.step % self.logging_steps and not last:
             return None
-        now = time.monotonic()
-        seconds = now - self._line_at
         line = {
             "step": step.step,
             "epoch": step.epoch,
-            "loss": sum(totals.losses) / len(totals.losses),
+            **{name: sum(values) / len(values) for name, values in totals.figures.items()},
             "grad_norm": step.grad_norm,
             "learning_rate": step.learning_rate,
-            "num_tokens": totals.num_tokens,
-            "num_trained_tokens": totals.num_trained_tokens,
-            "timing": {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "step_s": round(seconds / len(totals.losses), 4),
-                "tokens_per_s": round((totals.num_tokens - self._tokens_at_line) / seconds, 1),
-            },
+            **{name: getattr(totals, name) for name in _COUNTS},
+            "timing": {"time": _now(), **self._throughput.end_line()},
         }
-        totals.losses.clear()
-        self._line_at, self._tokens_at_line = now, totals.num_tokens
-        if self.path is not None:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
-                file.flush()
-                # A checkpoint must never know more than this file.
-                os.fsync(file.fileno())
-        self.last = line
+        totals.figures.clear()
+        self._write(line)
         return line
 
+    def add_evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Write the figures of an evaluation after `step`, whose checkpoint is yet to come.
 
-def _step_of(line: str) -> int | None:
-    """The line's step; None for a line that a kill cut short."""
+        Errors: PostTrainingError for a figure that is not finite.
+        """
+        _check_finite(figures, f"the evaluation at step {step}")
+        self._write({"step": step, "eval": figures, "timing": {"time": _now()}})
+
+    def summary(self) -> dict[str, Any]:
+        """Speed and memory of this attempt, for the record: `metrics.timing`, never compared."""
+        return self._throughput.summary()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._keep(line)
+        if self.path is None:
+            return
+        with open(self.path, "a") as file:
+            file.write(_text(line))
+            file.flush()
+            # A checkpoint must never know more than this file.
+            os.fsync(file.fileno())
+        self._reporters.write(line)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        if "eval" in line:
+            self.last_evaluation = line
+        else:
+            self.last = line
+
+
+def _check_finite(figures: dict[str, float], where: str) -> None:
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise PostTrainingError(f"{name} is not finite (got {value})", where=where)
+
+
+def _whole(text: bytes) -> dict[str, Any] | None:
+    """The line; None for one that a kill cut short."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        line = json.loads(text)
+    except ValueError:
         return None
+    return line if isinstance(line, dict) and "step" in line else None
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,92 @@
+"""A low-rank adapter (LoRA) on a model: added before training, saved alone, merged at the end.
+
+W x becomes W x + (alpha / rank) B A x with A [rank, in] and B [out, rank], and only A and B are
+trained. B starts at 0, so the adapted model starts as the model that it adapts. A and B are float32
+whatever W is, but for ZeRO-3, which wants one dtype.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from post_training.core.errors import UsageError
+from post_training.core.files import atomic_directory
+from post_training.models.save import explained, remove_places
+
+_KEY = "lora.target_modules"
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str] | None,
+    seed: int,
+    in_float32: bool = True,
+) -> PeftModel:
+    """The model with an adapter drawn from `seed` on the named linear layers, or on all of them
+    but the output layer; only the adapter can be trained.
+
+    Errors: UsageError for a layer that isn't there or can't have one.
+    """
+    if target_modules is not None:
+        _check_targets(model, target_modules)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    model.name_or_path = ""  # else the place would be a part of each adapter_config.json
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=in_float32)
+    adapted.create_or_update_model_card = lambda *_: None  # a README about PEFT
+    return adapted
+
+
+def save_adapter(
+    path: Path, adapted: PeftModel, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write adapter_model.safetensors and adapter_config.json; replaces `path` whole.
+
+    weights: of the adapted model, gathered from where they were sharded; by default its own.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    with explained(path.parent), atomic_directory(path) as temporary:
+        adapted.save_pretrained(temporary, state_dict=weights)
+        for file in temporary.iterdir():
+            if file.suffix == ".json":
+                remove_places(file)
+            file.chmod(0o644)  # safetensors writes 0600
+
+
+def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
+    """The model that was adapted, W + (alpha / rank) B A in the dtype of W: rounded once.
+
+    model: as it was before the adapter was added, on the CPU. path: what `save_adapter` wrote.
+    """
+    return PeftModel.from_pretrained(model, path).merge_and_unload(safe_merge=True)
+
+
+def _check_targets(model: PreTrainedModel, names: list[str]) -> None:
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+    }
+    for name in names:
+        if name not in linear:
+            is_output = model.get_output_embeddings() is dict(model.named_modules()).get(name)
+            raise UsageError(
+                f"no such linear layer: {name} (there are {', '.join(sorted(linear))})"
+                if not is_output
+                else f"{name}, the output layer, can have no adapter: the loss reads its weights",
+                where=_KEY,
+            )

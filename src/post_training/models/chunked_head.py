@@ -1,0 +1,270 @@
+"""The last layer of a language model, without ever holding its logits as a whole.
+
+`ChunkedHead.install(model)` gives the model's output layer another forward. Inside `scoring(…)` it
+goes through the asked positions in chunks, takes from the logits of a chunk what is wanted, in
+float32, and drops them; outside it is the layer that it was. The layer is still called as a module
+of its model, so whatever hangs on that (gathering of sharded weights, autocast) still works, and
+what it computes comes out of the model as `outputs.logits`.
+
+    N positions asked for, D hidden size, V vocabulary; z_NV = hidden_ND · weight_VDᵀ
+    logprob_n = z[n, target_n] − V_n,   V_n = log Σ_v exp z[n, v]
+
+A loss Σ_n c_n · −logprob_n whose c_n are known beforehand is differentiated while the chunk is at
+hand: dz = c · (softmax z − onehot). That is three matrix products for loss and gradient, as with
+full logits. Any other use of logprob and V needs a fourth: the backward pass makes the chunk again.
+"""
+
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from post_training.core.errors import UsageError
+
+IGNORED = -100
+# Logits of a chunk, in numbers: 128 MiB on a CPU, where 256 positions of a vocabulary of 131072
+# were the fastest; larger products suit a GPU better.
+_CHUNK_NUMBERS = {"cpu": 2**25}
+_CHUNK_NUMBERS_ELSEWHERE = 2**27
+_SMALLEST_CHUNK = 16
+# Settings by which some families bend their logits after this layer; not one of ours does.
+_LOGIT_SETTINGS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+
+
+@dataclass(frozen=True)
+class _Request:
+    targets: Tensor
+    coefficients: Tensor | None
+    with_top: bool
+
+
+class ChunkedHead:
+    """What `install` returns. One forward of the model belongs into each `scoring`."""
+
+    def __init__(self, layer: torch.nn.Module):
+        self._request: _Request | None = None
+        plain_forward = layer.forward
+
+        # Under torch.compile the backbone is compiled, and these loops are not.
+        @torch.compiler.disable
+        def forward(layer: torch.nn.Linear, hidden: Tensor) -> Any:
+            if self._request is None:
+                return plain_forward(hidden)
+            return _score(hidden, layer.weight, self._request)
+
+        layer.forward = types.MethodType(forward, layer)
+
+    @classmethod
+    def install(cls, model: PreTrainedModel) -> "ChunkedHead":
+        """Errors: UsageError for a model whose logits are more than hidden · weightᵀ."""
+        layer = model.get_output_embeddings()
+        settings = model.config.get_text_config()
+        bent = [name for name in _LOGIT_SETTINGS if getattr(settings, name, None) is not None]
+        if getattr(layer, "bias", None) is not None:
+            bent.append("a bias in the output layer")
+        if bent:
+            raise UsageError(
+                f"{bent[0]}: the loss does not know such models ({settings.model_type})",
+                where="model",
+                hint="models of the Llama and Apertus type have plain logits",
+            )
+        return cls(layer)
+
+    @contextmanager
+    def scoring(
+        self, targets: Tensor, coefficients: Tensor | None = None, *, with_top: bool = False
+    ) -> Iterator[None]:
+        """Make `outputs.logits` of the model's forward a tuple of float32 tensors.
+
+        targets: int64 [B, T], the id that each position should predict; IGNORED positions are left
+        out, and zero in what comes back.
+        coefficients: None for (logprobs [B, T], logsumexps [B, T], tops [B, T]), differentiable
+        in the first two; else float32 [B, T], for (loss [], logprobs, tops) with
+        loss = Σ coefficients · −logprobs, a sum over the positions whose coefficient is not 0,
+        which alone are looked at. Only the loss is then differentiable.
+        with_top: find out where the target is the likeliest id (tops: 1, else 0).
+        """
+        self._request = _Request(targets, coefficients, with_top)
+        try:
+            yield
+        finally:
+            self._request = None
+
+
+def _score(hidden_BTD: Tensor, weight_VD: Tensor, request: _Request) -> tuple[Tensor, ...]:
+    asked = request.targets != IGNORED
+    if request.coefficients is not None:
+        asked &= request.coefficients != 0
+    # Indices, as a boolean mask would be looked at again with each use.
+    positions_N = asked.flatten().nonzero().squeeze(1)
+    targets_N = request.targets.flatten()[positions_N]
+    device = hidden_BTD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    arguments = (hidden_BTD, weight_VD, positions_N, targets_N, dtype, request.with_top)
+
+    def spread(values_N: Tensor) -> Tensor:
+        flat = values_N.new_zeros(asked.numel())
+        return flat.index_copy(0, positions_N, values_N).view(asked.shape)
+
+    if request.coefficients is None:
+        logprobs_N, logsumexps_N, tops_N = _Scores.apply(*arguments)
+        return spread(logprobs_N), spread(logsumexps_N), spread(tops_N)
+    coefficients_N = request.coefficients.flatten()[positions_N]
+    loss, logprobs_N, tops_N = _WeightedLoss.apply(*arguments, coefficients_N)
+    return loss, spread(logprobs_N), spread(tops_N)
+
+
+@dataclass
+class _Chunk:
+    """Some of the positions. logits: float32 [n, V]; the reader may overwrite them."""
+
+    rows: Tensor
+    span: slice
+    hidden: Tensor
+    logits: Tensor
+    targets: Tensor
+
+    def softmax_(self, logsumexps: Tensor) -> Tensor:
+        """The probabilities [n, V], in the place of the logits."""
+        return self.logits.sub_(logsumexps[:, None]).exp_()
+
+
+def _chunks(
+    hidden_PD: Tensor, weight_VD: Tensor, positions_N: Tensor, targets_N: Tensor
+) -> Iterator[_Chunk]:
+    numbers = _CHUNK_NUMBERS.get(hidden_PD.device.type, _CHUNK_NUMBERS_ELSEWHERE)
+    size = max(_SMALLEST_CHUNK, numbers // len(weight_VD))
+    for start in range(0, len(positions_N), size):
+        span = slice(start, start + size)
+        rows = positions_N[span]
+        hidden = hidden_PD[rows]
+        yield _Chunk(rows, span, hidden, (hidden @ weight_VD.T).float(), targets_N[span])
+
+
+class _Gradients:
+    """Sums up d loss / d hidden and d loss / d weight, chunk after chunk, where they are wanted."""
+
+    def __init__(self, hidden_PD: Tensor, weight_VD: Tensor, needed: tuple[bool, ...]):
+        self._weight_VD = weight_VD
+        self.hidden = torch.zeros_like(hidden_PD) if needed[0] else None
+        # In float32 whatever the weights are: many small chunks are added up.
+        self.weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needed[1] else None
+
+    def add(self, chunk: _Chunk, grad_logits: Tensor) -> None:
+        grad_logits = grad_logits.to(self._weight_VD.dtype)
+        if self.hidden is not None:
+            self.hidden[chunk.rows] = grad_logits @ self._weight_VD
+        if self.weight is None:
+            return
+        if grad_logits.dtype == torch.float32:
+            self.weight.addmm_(grad_logits.T, chunk.hidden)
+        else:
+            self.weight += grad_logits.T @ chunk.hidden
+
+
+def _flat(hidden_BTD: Tensor, weight_VD: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """hidden [B·T, D] and the weight, in the dtype of the matrix products."""
+    dtype = dtype or weight_VD.dtype
+    return hidden_BTD.flatten(0, 1).to(dtype), weight_VD.to(dtype)
+
+
+def _scores(chunk: _Chunk, with_top: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(logprobs, logsumexps, tops) of a chunk, each float32 [n]."""
+    logsumexps = chunk.logits.logsumexp(-1)
+    logprobs = chunk.logits.gather(1, chunk.targets[:, None]).squeeze(1) - logsumexps
+    if not with_top:
+        return logprobs, logsumexps, torch.zeros_like(logprobs)
+    return logprobs, logsumexps, (chunk.logits.argmax(-1) == chunk.targets).float()
+
+
+class _WeightedLoss(torch.autograd.Function):
+    """(Σ c · −logprob, logprobs [N], tops [N]); the gradient is made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, coefficients_N
+    ):
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            hidden_PD, weight = _flat(hidden_BTD, weight_VD, dtype)
+            gradients = _Gradients(hidden_PD, weight, ctx.needs_input_grad)
+            results = []
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N):
+                logprobs, logsumexps, tops = _scores(chunk, with_top)
+                results.append(torch.stack([logprobs, tops]))
+                if any(ctx.needs_input_grad[:2]):
+                    c = coefficients_N[chunk.span, None]
+                    grad_logits = chunk.softmax_(logsumexps).mul_(c)
+                    grad_logits.scatter_add_(1, chunk.targets[:, None], -c)
+                    gradients.add(chunk, grad_logits)
+            logprobs_N, tops_N = _joined(results, 2, coefficients_N)
+        ctx.gradients, ctx.shape = gradients, hidden_BTD.shape
+        ctx.dtypes = hidden_BTD.dtype, weight_VD.dtype
+        ctx.mark_non_differentiable(logprobs_N, tops_N)
+        # In float64 for a moment: a sum of many small terms.
+        loss = -(coefficients_N.double() * logprobs_N.double()).sum().float()
+        return loss, logprobs_N, tops_N
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        gradients, ctx.gradients = ctx.gradients, None
+        return *_scaled(ctx, gradients, grad_loss), *[None] * 5
+
+
+class _Scores(torch.autograd.Function):
+    """(logprobs [N], logsumexps [N], tops [N]); the backward pass makes the logits again."""
+
+    @staticmethod
+    def forward(ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top):
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            hidden_PD, weight = _flat(hidden_BTD, weight_VD, dtype)
+            results = [
+                torch.stack(_scores(chunk, with_top))
+                for chunk in _chunks(hidden_PD, weight, positions_N, targets_N)
+            ]
+        logprobs_N, logsumexps_N, tops_N = _joined(results, 3, hidden_BTD.new_zeros(0).float())
+        ctx.save_for_backward(hidden_BTD, weight_VD, positions_N, targets_N, logsumexps_N)
+        ctx.dtype, ctx.shape = dtype, hidden_BTD.shape
+        ctx.dtypes = hidden_BTD.dtype, weight_VD.dtype
+        ctx.mark_non_differentiable(tops_N)
+        return logprobs_N, logsumexps_N, tops_N
+
+    @staticmethod
+    def backward(ctx, grad_logprobs_N, grad_logsumexps_N, _):
+        hidden_BTD, weight_VD, positions_N, targets_N, logsumexps_N = ctx.saved_tensors
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            hidden_PD, weight = _flat(hidden_BTD, weight_VD, ctx.dtype)
+            gradients = _Gradients(hidden_PD, weight, ctx.needs_input_grad)
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N):
+                of_logprobs = grad_logprobs_N[chunk.span, None]
+                of_logsumexps = grad_logsumexps_N[chunk.span, None]
+                grad_logits = chunk.softmax_(logsumexps_N[chunk.span])
+                grad_logits.mul_(of_logsumexps - of_logprobs)
+                grad_logits.scatter_add_(1, chunk.targets[:, None], of_logprobs)
+                gradients.add(chunk, grad_logits)
+        return *_scaled(ctx, gradients, None), *[None] * 4
+
+
+def _joined(results: list[Tensor], num_rows: int, like: Tensor) -> Tensor:
+    return torch.cat(results, 1) if results else like.new_zeros(num_rows, 0)
+
+
+def _scaled(ctx: Any, gradients: _Gradients, scale: Tensor | None) -> tuple[Tensor | None, ...]:
+    hidden, weight = gradients.hidden, gradients.weight
+    for gradient in (hidden, weight):
+        if gradient is not None and scale is not None:
+            gradient.mul_(scale)
+    return (
+        None if hidden is None else hidden.view(ctx.shape).to(ctx.dtypes[0]),
+        None if weight is None else weight.to(ctx.dtypes[1]),
+    )

@@ -1,0 +1,52 @@
+"""Training with LoRA instead of the whole model, where the configuration has a `lora` block."""
+
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from post_training.models.adapter import add_adapter, merge_adapter, save_adapter
+from post_training.models.load import load_model
+from post_training.stages.training.config import TrainingStageConfig
+
+ADAPTER = "adapter"
+
+
+def to_be_trained(config: TrainingStageConfig, model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, or a peft.PeftModel around it. Errors: UsageError for a wrong target."""
+    if config.lora is None:
+        return model
+    return add_adapter(
+        model,
+        **config.lora.model_dump(),
+        seed=config.seed,
+        in_float32=config.distributed.strategy != "zero3",
+    )
+
+
+def trained(
+    config: TrainingStageConfig,
+    model: PreTrainedModel,
+    adapter: Path,
+    weights: dict[str, Tensor] | None,
+) -> PreTrainedModel:
+    """What `to_be_trained` became, as a plain model; for rank 0 alone.
+
+    weights: gathered from where they were sharded; None: the model's own.
+    With LoRA the adapter is saved as the folder `adapter`, then merged into the model it was
+    trained on, read once more: so the sum is made from files, however training was distributed.
+    """
+    if config.lora is None:
+        return model
+    save_adapter(adapter, model, weights)
+    base = load_model(
+        config.model.path,
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+    )
+    return merge_adapter(base, adapter)
+
+
+def artifacts(config: TrainingStageConfig) -> dict[str, str]:
+    """{kind: folder} of the run."""
+    return {"model": "model", **({} if config.lora is None else {"adapter": ADAPTER})}

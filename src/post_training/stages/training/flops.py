@@ -1,0 +1,113 @@
+"""How many floating-point operations a step of training needs, and how many a device can do.
+
+    model FLOPs utilisation (MFU) = FLOPs the model needs per second / peak FLOPs of all devices
+
+Counted is what the model needs, not what was done: nothing for padding, for activations computed
+again under gradient checkpointing, for masked attention, or for evaluation.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from transformers import PreTrainedModel
+
+# Dense peaks of bfloat16 and float16 products, FLOP/s, by the name torch gives the device; a GCD is
+# a device. The sheets of NVIDIA give H100, H200 and GH200 with sparsity, which doubles them.
+#   https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet     H100
+#   https://nvdam.widen.net/s/nb5zzzsjdf/hpc-datasheet-sc23-h200-datasheet-3002446      H200
+#   https://resources.nvidia.com/en-us-grace-cpu/grace-hopper-superchip                 GH200
+#   https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
+#   https://www.amd.com/en/products/accelerators/instinct/mi200/mi250x.html    383e12 for two GCDs
+_HALF_PRECISION_PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200 120GB": 989e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "AMD Instinct MI250X": 191.5e12,
+}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """FLOPs of the forward and backward pass. body: per token. head: of the output layer, per token
+    that a loss is taken of. attention: per squared length of a sequence.
+
+    A matrix of P parameters takes 2P per token forward, 2P for the gradient of its input, and 2P
+    for its own gradient unless it is frozen: 6P in full fine-tuning, 4P for a weight that LoRA
+    leaves as it is. Attention takes 12·L·H·Q·T per token (L layers, H heads of size Q, T tokens
+    that it sees) in PaLM's count, appendix B of https://arxiv.org/abs/2204.02311. A causal mask
+    leaves half of it, 6·L·H·Q·T: PaLM counts the other half too, so its MFU is higher.
+    """
+
+    body: float
+    head: float
+    attention: float
+
+    def of_step(
+        self, num_tokens: int, num_trained_tokens: int, sum_of_squared_lengths: int
+    ) -> float:
+        return (
+            self.body * num_tokens
+            + self.head * num_trained_tokens
+            + self.attention * sum_of_squared_lengths
+        )
+
+
+def model_flops(model: PreTrainedModel) -> ModelFlops | None:
+    """Of a dense decoder with full attention; None for one with experts or a sliding window.
+
+    The rows of the input embedding are looked up, not multiplied with: they don't count.
+    """
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in _EXPERTS) or _has_windows(config):
+        return None
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    matrices = [
+        parameter
+        for parameter in model.parameters()
+        if len(_shape(parameter)) >= 2 and parameter is not embedding and parameter is not head
+    ]
+    num_heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return ModelFlops(
+        body=sum(map(_flops_per_token, matrices)),
+        head=_flops_per_token(head),
+        attention=6 * config.num_hidden_layers * num_heads * head_size,
+    )
+
+
+def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Of one device, multiplying in `dtype`. None where it isn't known: on CPUs, a slice of a GPU,
+    in float32 (which may or may not be TF32)."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return half_precision_peak(torch.cuda.get_device_name(device))
+
+
+def half_precision_peak(device_name: str) -> float | None:
+    return _HALF_PRECISION_PEAKS.get(device_name)
+
+
+def _has_windows(config: object) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    return bool(getattr(config, "sliding_window", None))
+
+
+def _flops_per_token(parameter: torch.nn.Parameter) -> int:
+    return (6 if parameter.requires_grad else 4) * prod(_shape(parameter))
+
+
+def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """ZeRO-3 leaves an empty tensor, and the shape in another attribute."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

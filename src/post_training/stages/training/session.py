@@ -1,0 +1,178 @@
+"""A training run from a loaded model to RUN/model: what is the same for every training stage.
+
+The stage brings the model, the rows and its own Trainer; here are the checkpoints that are gone on
+from, the metrics and who else gets them, the signals, and the models that are written.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from post_training.config.model import Role, settings_by_role
+from post_training.data.prepared.dataset import UsedTemplate
+from post_training.models.save import save_model_folder, stop_at
+from post_training.stages.context import Result, StageContext
+from post_training.stages.progress import Progress
+from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_trained, trained
+from post_training.stages.training.arguments import training_arguments
+from post_training.stages.training.checkpoints import Checkpoints
+from post_training.stages.training.config import TrainingStageConfig, accumulation_steps
+from post_training.stages.training.flops import model_flops, peak_flops_per_s
+from post_training.stages.training.metrics import Metrics
+from post_training.stages.training.optimizers import optimizer_class_and_arguments
+from post_training.stages.training.reporters import open_reporters
+from post_training.stages.training.stop import StopRequest
+from post_training.stages.training.throughput import Throughput
+from post_training.stages.training.trainer import Trainer, read_totals
+
+INFERENCE_CHECKPOINTS = "inference_checkpoints"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained on. counts: num_rows, num_sequences and num_tokens. folders: in RUN, whose
+    files are part of the outcome. template: None where the rows were tokens to begin with."""
+
+    counts: Mapping[str, int]
+    template: UsedTemplate | None
+    shuffled: bool
+    folders: tuple[str, ...]
+
+
+def be_deterministic() -> None:
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at a price
+
+
+def run_training(
+    config: TrainingStageConfig,
+    context: StageContext,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    make_trainer: Callable[..., Trainer],
+) -> Result:
+    """Train to the end, from the newest checkpoint where there is one.
+
+    make_trainer: gets the keywords of `Trainer`, but for its collator.
+    Errors: Interrupted when a signal asked for an end, once the checkpoint is written.
+    """
+    if rows.template is not None:
+        tokenizer.chat_template = rows.template.text
+    num_steps = config.training.num_steps(rows.counts)
+    num_accumulated = accumulation_steps(config.training, context.ranks.world_size)
+    checkpoints = Checkpoints(
+        context.run_dir / "checkpoints", config.checkpointing.save_total_limit
+    )
+    resume_step = context.on_writer(checkpoints.tidy)
+    flops = model_flops(model)
+    model = to_be_trained(config, model)
+
+    def save(path: Path, weights: dict[str, Tensor] | None) -> None:
+        is_final = path.parent == context.run_dir
+        adapter = path.with_name(ADAPTER if is_final else f"{path.name}-{ADAPTER}")
+        result = trained(config, model, adapter, weights)
+        if rows.template is not None:
+            stop_at(result, tokenizer, rows.template.end_of_turn)
+        save_model_folder(path, result, tokenizer, None if config.lora else weights)
+
+    stop = StopRequest()
+    with (
+        open_reporters(config.logging, context, _shown_settings(config)) as reporters,
+        Progress("step", num_steps, shown=context.ranks.is_writer) as progress,
+        stop.listening(),
+    ):
+        metrics = Metrics(
+            context.run_dir / "metrics.jsonl" if context.ranks.is_writer else None,
+            config.logging.logging_steps,
+            Throughput(flops, _peak(config, context)),
+            reporters,
+        )
+        metrics.resume(resume_step or 0, read_totals(checkpoints, resume_step))
+        if resume_step is not None:
+            context.log(f"resuming from step {resume_step} of {num_steps}")
+        trainer = make_trainer(
+            model=model,
+            args=training_arguments(config, checkpoints.staging, num_steps, num_accumulated),
+            optimizer=optimizer_class_and_arguments(config.training, num_steps),
+            tokenizer=tokenizer,
+            num_rows=rows.counts["num_rows"],
+            shuffled=rows.shuffled,
+            context=context,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            progress=progress,
+            stop=stop,
+            save_model=save,
+            inference_steps=config.checkpointing.inference_checkpoint_steps,
+            inference_folder=context.run_dir / INFERENCE_CHECKPOINTS,
+        )
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)  # accelerate may have chosen another
+        resume_from = None if resume_step is None else str(checkpoints.path(resume_step))
+        trainer.train(resume_from_checkpoint=resume_from)
+        if trainer.state.global_step < num_steps:
+            raise stop.error()
+        trainer.save_model_to(context.run_dir / "model")
+    return _result(config, context, checkpoints.path(num_steps), metrics, rows, num_steps)
+
+
+def _shown_settings(config: TrainingStageConfig) -> dict[str, Any]:
+    roles = settings_by_role(config)
+    return {**roles[Role.RECIPE], **roles[Role.TOPOLOGY]}
+
+
+def _peak(config: TrainingStageConfig, context: StageContext) -> float | None:
+    """FLOP/s of all devices together, in the dtype of the matrix products."""
+    in_16_bits = "bfloat16" in (config.model.dtype,) or config.training.mixed_precision == "bf16"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    one = peak_flops_per_s(device, torch.bfloat16 if in_16_bits else torch.float32)
+    return None if one is None else one * context.ranks.world_size
+
+
+def _result(
+    config: TrainingStageConfig,
+    context: StageContext,
+    checkpoint: Path,
+    metrics: Metrics,
+    rows: Rows,
+    num_steps: int,
+) -> Result:
+    def unstable(path: Path) -> bool:
+        return path.name == "trainer_state.json"  # it names the placement: save_steps
+
+    # A folder of data is not there when the data came prepared.
+    folders = [context.run_dir / name for name in (*rows.folders, INFERENCE_CHECKPOINTS)]
+    files = [path for folder in (*folders, checkpoint) for path in _files(folder)]
+    shown = [path for name in ("tensorboard", "wandb") for path in _files(context.run_dir / name)]
+    last = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
+    evaluated = metrics.last_evaluation.get("eval", {})
+
+    def names(paths: list[Path]) -> list[str]:
+        return sorted(path.relative_to(context.run_dir).as_posix() for path in paths)
+
+    return Result(
+        artifacts=artifacts(config),
+        metrics={
+            "num_steps": num_steps,
+            "num_tokens": metrics.totals.num_tokens,
+            "num_trained_tokens": metrics.totals.num_trained_tokens,
+            **last,
+            **{f"eval_{name}": value for name, value in evaluated.items()},
+            "timing": metrics.summary(),
+        },
+        state_files=names([file for file in files if not unstable(file)]),
+        # Times and paths.
+        unstable_files=["metrics.jsonl", *names([*filter(unstable, files), *shown])],
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Below a folder, which may be a link."""
+    return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
