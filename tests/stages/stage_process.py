@@ -177,7 +177,7 @@ def _record_weights(path: Path) -> None:
         result = original(self, *args, **kwargs)
         digest = hashlib.sha256()
         for _, weights in sorted(self.model.state_dict().items()):
-            digest.update(weights.contiguous().numpy().tobytes())
+            digest.update(weights.float().contiguous().numpy().tobytes())
         path.write_text(digest.hexdigest())
         return result
 

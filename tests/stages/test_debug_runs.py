@@ -17,8 +17,8 @@ pytestmark = pytest.mark.stack
 @pytest.fixture
 def folder(tmp_path: Path, dataset: Path) -> Path:
     """Where the entrypoint is called; it holds split.yaml (JSON is YAML)."""
-    settings = {"datasets": [{"path": str(dataset)}], "test_size": 10, "num_workers": 1}
-    (tmp_path / "split.yaml").write_text(json.dumps(settings))
+    data = {"datasets": [{"path": str(dataset)}], "num_workers": 1}
+    (tmp_path / "split.yaml").write_text(json.dumps({"data": data, "eval_size": 10}))
     return tmp_path
 
 

@@ -44,14 +44,14 @@ def test_finite_step_goes_on_without_asking_the_other_ranks():
 def test_loss_that_is_not_finite_is_told_with_its_rows(value):
     assert problem(value, nan, batches(1.0, value, 2.0)) == (
         f"loss is not finite at step 7 (got {value}) with rows 12, 13 on rank 0; "
-        "stopped before the optimizer's update"
+        "stopped before its update counts"
     )
 
 
 def test_gradient_that_is_not_finite_is_told_with_all_rows():
     assert problem(1.5, inf, batches(1.0, 2.0)) == (
         "gradient norm is not finite at step 7 (got inf) with rows 10, 11, 12, 13 on rank 0; "
-        "stopped before the optimizer's update"
+        "stopped before its update counts"
     )
 
 

@@ -126,6 +126,14 @@ def test_schedule_of_a_run_shorter_than_its_warmup_ends_on_the_way_up():
     assert rates == pytest.approx([RATE * step / (2 * STEPS) for step in range(STEPS)])
 
 
+def test_schedule_polynomial_that_ends_with_its_warmup_is_refused():
+    with pytest.raises(
+        ValueError, match=r"warmup: polynomial needs a step after it \(got 40 of 40\)"
+    ):
+        learning_rates("polynomial", {}, STEPS)
+    assert learning_rates("polynomial", {}, STEPS + 1)[-1] == pytest.approx(RATE * 39 / 41)
+
+
 def test_schedule_warmup_as_a_share_leaves_a_step_of_a_short_run():
     assert transformers_arguments("linear", {}, 0.1, 1)["warmup_steps"] == 0
     assert transformers_arguments("linear", {}, 0.1, 30)["warmup_steps"] == 3

@@ -20,9 +20,14 @@ _SETTINGS = {
 }
 
 
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+
+
 def quiet_libraries(cache_dir: Path) -> None:
     """Caches go below `cache_dir` (made only when something is written there)."""
     os.environ.update(_SETTINGS)
+    if not any(map(os.path.exists, _GPU_DEVICES)):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
     os.environ.setdefault("HF_HOME", str(cache_dir / "huggingface"))
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|accelerate|trl)\b")

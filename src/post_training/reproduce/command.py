@@ -124,6 +124,7 @@ def _overrides(record: dict[str, Any], new_dir: Path) -> list[str]:
         "num_processes": record["topology"]["world_size"],
         "num_threads": record["topology"]["num_threads"],
         **_data_folders(record),
+        **_reported_to_nobody(record),
         **{key: value["path"] for key, value in record["inputs"].items()},
     }
     # JSON is YAML: text stays text, whatever it looks like.
@@ -138,6 +139,11 @@ def _data_folders(record: dict[str, Any]) -> dict[str, str | None]:
     if (hub_dir := placement.get("data.hub_dir")) is not None:
         folders["data.hub_dir"] = str(Path(record["working_dir"]) / hub_dir)
     return folders
+
+
+def _reported_to_nobody(record: dict[str, Any]) -> dict[str, list[str]]:
+    """A reproduction is no further run on anybody's dashboard."""
+    return {"logging.report_to": []} if record["placement"].get("logging.report_to") else {}
 
 
 def _edf(

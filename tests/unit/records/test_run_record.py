@@ -194,7 +194,7 @@ def test_remove_trial_of_another_run_is_refused(tmp_path):
     before = (tmp_path / "run.json").read_bytes()
     folder = RunFolder(tmp_path)
     folder.claim()
-    with pytest.raises(UsageError, match="not a debug run, so debug.override_existing leaves it"):
+    with pytest.raises(UsageError, match=r"not a debug run, so debug\.override_existing leaves"):
         folder.remove_trial()
     assert (tmp_path / "run.json").read_bytes() == before
     release(folder)

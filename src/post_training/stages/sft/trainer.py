@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 
 from post_training.data.rows import COMPLETION, PROMPT
-from post_training.models.chunked_head import ChunkedHead
 from post_training.stages.sft.collator import MicroBatch, coefficients
 from post_training.stages.sft.config import LossConfig
 from post_training.stages.sft.evaluation import Evaluation
@@ -19,13 +18,11 @@ class SftTrainer(Trainer):
     def __init__(
         self,
         *,
-        head: ChunkedHead,
         loss: LossConfig,
         evaluation: Evaluation | None,
         eval_steps: int | None,
         **others: Any,
     ):
-        self._head = head
         self._loss = loss
         self._evaluation = evaluation
         self._eval_steps = eval_steps

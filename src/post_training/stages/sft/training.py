@@ -9,7 +9,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError
 from post_training.data.prepared.dataset import PreparedDataset, figures
 from post_training.models.attention import check_packing
-from post_training.models.chunked_head import ChunkedHead
 from post_training.models.load import check_vocabulary, load_model
 from post_training.stages.context import Result, StageContext
 from post_training.stages.sft.collator import Collator
@@ -28,7 +27,6 @@ def train(
 ) -> Result:
     """Errors: see `run_training`."""
     be_deterministic()
-    model = _load(config, tokenizer)
     # Padding is no part of the attention or of the loss, so any id will do.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     collator = partial(
@@ -43,7 +41,6 @@ def train(
         eval_steps = config.evaluation.eval_steps
     make_trainer = partial(
         SftTrainer,
-        head=ChunkedHead.install(model),
         loss=config.loss,
         collator=collator(dataset, packed=config.rows_are_packed),
         evaluation=evaluation,
@@ -56,7 +53,8 @@ def train(
         shuffled=not config.data.debug_oom,
         folders=("data", "evaluation"),
     )
-    result = run_training(config, context, model, tokenizer, rows, make_trainer)
+    load = partial(_load, config, tokenizer)
+    result = run_training(config, context, load, tokenizer, rows, make_trainer)
     return replace(result, metrics={**figures(record), **result.metrics})
 
 

@@ -1,9 +1,12 @@
 """Training with LoRA instead of the whole model, where the configuration has a `lora` block."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.integrations import deepspeed
 
 from post_training.models.adapter import add_adapter, merge_adapter, save_adapter
 from post_training.models.load import load_model
@@ -39,12 +42,24 @@ def trained(
     if config.lora is None:
         return model
     save_adapter(adapter, model, weights)
-    base = load_model(
-        config.model.path,
-        dtype=config.model.dtype,
-        attn_implementation=config.model.attn_implementation,
-    )
-    return merge_adapter(base, adapter)
+    with _whole_on_this_rank():
+        base = load_model(
+            config.model.path,
+            dtype=config.model.dtype,
+            attn_implementation=config.model.attn_implementation,
+        )
+        return merge_adapter(base, adapter)
+
+
+@contextmanager
+def _whole_on_this_rank() -> Iterator[None]:
+    """transformers would divide a model among all the ranks, of which only this one reads it."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
 def artifacts(config: TrainingStageConfig) -> dict[str, str]:

@@ -8,6 +8,7 @@ from trl import SFTConfig
 
 from post_training.core.errors import UsageError
 from post_training.stages.training.config import TrainingStageConfig
+from post_training.stages.training.distributed import deepspeed_config, fsdp_arguments
 from post_training.stages.training.schedules import transformers_arguments
 
 # Our losses are computed on the output layer in chunks, and need its plain forward.
@@ -20,6 +21,9 @@ def training_arguments(
     """Errors: UsageError when the schedule does not fit into the run."""
     training = config.training
     on_cpu = not torch.cuda.is_available()
+    fsdp = fsdp_arguments(config)
+    # With FSDP it is done for whole units, and by it.
+    checkpoints_activations = training.gradient_checkpointing and not fsdp
     try:
         schedule = transformers_arguments(
             training.lr_scheduler_type, training.lr_scheduler_kwargs, training.warmup, num_steps
@@ -35,10 +39,10 @@ def training_arguments(
         max_steps=num_steps,
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=num_accumulated,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs=(
-            {"use_reentrant": False} if training.gradient_checkpointing else None
-        ),
+        gradient_checkpointing=checkpoints_activations,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpoints_activations else None,
+        deepspeed=deepspeed_config(config, num_accumulated),
+        **fsdp,
         bf16=training.mixed_precision == "bf16",
         torch_compile=training.torch_compile,
         use_liger_kernel=training.use_liger_kernel,

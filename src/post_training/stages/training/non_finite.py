@@ -49,7 +49,7 @@ def stop_unless_finite(
     }
     raise PostTrainingError(
         f"{name} is not finite at step {step} (got {value}) with {'; '.join(_listing(listed))}; "
-        "stopped before the optimizer's update",
+        "stopped before its update counts",
         hint="lower training.learning_rate, raise training.warmup, or look at these rows",
     )
 

@@ -134,6 +134,10 @@ def transformers_arguments(
             f"lr_scheduler_kwargs: {num_warmup_steps} steps of warmup and {num_decay_steps} of "
             f"decay don't fit into {num_steps}"
         )
+    if name == "polynomial" and num_warmup_steps == num_steps:  # it would divide by zero
+        raise ValueError(
+            f"warmup: polynomial needs a step after it (got {warmup:g} of {num_steps})"
+        )
     return {
         "lr_scheduler_type": name,
         "lr_scheduler_kwargs": settings,

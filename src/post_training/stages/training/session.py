@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.config.model import Role, settings_by_role
+from post_training.core.files import write_json
 from post_training.data.prepared.dataset import UsedTemplate
+from post_training.models.chunked_head import ChunkedHead
 from post_training.models.save import save_model_folder, stop_at
 from post_training.stages.context import Result, StageContext
 from post_training.stages.progress import Progress
@@ -23,6 +25,7 @@ from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_tra
 from post_training.stages.training.arguments import training_arguments
 from post_training.stages.training.checkpoints import Checkpoints
 from post_training.stages.training.config import TrainingStageConfig, accumulation_steps
+from post_training.stages.training.distributed import DEEPSPEED_CONFIG
 from post_training.stages.training.flops import model_flops, peak_flops_per_s
 from post_training.stages.training.metrics import Metrics
 from post_training.stages.training.optimizers import optimizer_class_and_arguments
@@ -53,14 +56,14 @@ def be_deterministic() -> None:
 def run_training(
     config: TrainingStageConfig,
     context: StageContext,
-    model: PreTrainedModel,
+    load: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     make_trainer: Callable[..., Trainer],
 ) -> Result:
     """Train to the end, from the newest checkpoint where there is one.
 
-    make_trainer: gets the keywords of `Trainer`, but for its collator.
+    load: reads the model. make_trainer: gets the keywords of `Trainer`, but for its collator.
     Errors: Interrupted when a signal asked for an end, once the checkpoint is written.
     """
     if rows.template is not None:
@@ -71,8 +74,15 @@ def run_training(
         context.run_dir / "checkpoints", config.checkpointing.save_total_limit
     )
     resume_step = context.on_writer(checkpoints.tidy)
-    flops = model_flops(model)
+    # Before the model is read: with ZeRO-3 no rank ever holds it whole.
+    arguments = training_arguments(config, checkpoints.staging, num_steps, num_accumulated)
+    if arguments.deepspeed is not None:
+        file = context.run_dir / DEEPSPEED_CONFIG
+        context.on_writer(lambda: write_json(file, arguments.deepspeed))
+    model = load()
+    head = ChunkedHead.install(model)
     model = to_be_trained(config, model)
+    flops = model_flops(model)
 
     def save(path: Path, weights: dict[str, Tensor] | None) -> None:
         is_final = path.parent == context.run_dir
@@ -99,7 +109,8 @@ def run_training(
             context.log(f"resuming from step {resume_step} of {num_steps}")
         trainer = make_trainer(
             model=model,
-            args=training_arguments(config, checkpoints.staging, num_steps, num_accumulated),
+            head=head,
+            args=arguments,
             optimizer=optimizer_class_and_arguments(config.training, num_steps),
             tokenizer=tokenizer,
             num_rows=rows.counts["num_rows"],
@@ -130,7 +141,7 @@ def _shown_settings(config: TrainingStageConfig) -> dict[str, Any]:
 
 def _peak(config: TrainingStageConfig, context: StageContext) -> float | None:
     """FLOP/s of all devices together, in the dtype of the matrix products."""
-    in_16_bits = "bfloat16" in (config.model.dtype,) or config.training.mixed_precision == "bf16"
+    in_16_bits = config.model.dtype == "bfloat16" or config.training.mixed_precision == "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     one = peak_flops_per_s(device, torch.bfloat16 if in_16_bits else torch.float32)
     return None if one is None else one * context.ranks.world_size

@@ -26,6 +26,7 @@ from trl import SFTConfig, SFTTrainer
 
 from post_training.core.files import write_json
 from post_training.data.order import row_stream
+from post_training.models.chunked_head import ChunkedHead
 from post_training.models.save import explained
 from post_training.stages.context import StageContext
 from post_training.stages.progress import Progress
@@ -76,6 +77,7 @@ class Trainer(SFTTrainer):
     A subclass has `compute_loss`, which calls `count` once, and may have `prepare_step`,
     `derived_figures` and `evaluate_now`.
 
+    head: of the model.
     collator: from [{"row": number}, …] to {"batch": whatever the subclass works on}.
     shuffled: rows come in an order that `args.data_seed` decides, else as they are stored.
     save_model: writes the model, on rank 0; gets the weights where they had to be gathered.
@@ -86,6 +88,7 @@ class Trainer(SFTTrainer):
         self,
         *,
         model: PreTrainedModel,
+        head: ChunkedHead,
         args: SFTConfig,
         tokenizer: PreTrainedTokenizerBase,
         collator: Callable[[list[dict[str, int]]], dict[str, Any]],
@@ -101,6 +104,7 @@ class Trainer(SFTTrainer):
         inference_steps: int | None,
         inference_folder: Path,
     ):
+        self._head = head
         self._context = context
         self._checkpoints = checkpoints
         self._figures = metrics

@@ -1,0 +1,181 @@
+"""What can't be had on a machine without a GPU is refused at once, in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sft_runs import changed, metrics, sft
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.stages.sft.config import SftConfig
+
+pytestmark = pytest.mark.stack
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"model.attn_implementation": "flash_attention_2"},
+            "model.attn_implementation: flash_attention_2 trains on GPUs only, and there is none",
+        ),
+        (
+            {"model.attn_implementation": "flash_attention_3"},
+            "model.attn_implementation: flash_attention_3 trains on GPUs only, and there is none",
+        ),
+        (
+            {"model.attn_implementation": "flex_attention"},
+            "model.attn_implementation: flex_attention trains on GPUs only, and there is none",
+        ),
+        (
+            {"training.use_liger_kernel": True},
+            "training.use_liger_kernel: Liger's kernels run on GPUs only, and there is none here",
+        ),
+        (
+            {"distributed": {"strategy": "fsdp2"}},
+            "distributed.strategy: fsdp2 needs GPUs, and there is none here",
+        ),
+    ],
+)
+def test_setting_that_needs_a_gpu_is_refused_before_the_data(
+    settings: dict[str, Any], line: str, config: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(UsageError) as refusal:
+        sft(changed(config, **settings), tmp_path / "run")
+    assert str(refusal.value).startswith(line)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_compiling_on_a_cpu_without_compiler_is_refused(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from post_training.stages.training.requirements import check_requirements
+
+    settings = SftConfig.model_validate(changed(config, **{"training.torch_compile": True}))
+    (tmp_path / "g++").write_text("#!/bin/sh\n")
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_requirements(settings)
+    (tmp_path / "g++").unlink()
+    with pytest.raises(UsageError, match=r"training.torch_compile: .* the compiler g\+\+"):
+        check_requirements(settings)
+
+
+def test_activation_checkpoints_and_their_absence_train_alike(
+    config: dict[str, Any], model: Path, tmp_path: Path
+):
+    plain = changed(config, **{"model.path": str(model), "training.max_steps": 3})
+    checkpointed = changed(plain, **{"training.gradient_checkpointing": True})
+    sft(plain, tmp_path / "plain")
+    sft(checkpointed, tmp_path / "checkpointed")
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "checkpointed")
+
+
+def test_schedule_longer_than_the_run_is_refused(config: dict[str, Any], tmp_path: Path):
+    settings = {
+        "training.lr_scheduler_type": "warmup_stable_decay",
+        "training.lr_scheduler_kwargs": {"num_decay_steps": 11},
+    }
+    with pytest.raises(UsageError, match="training: lr_scheduler_kwargs: 2 steps of warmup and 11"):
+        sft(changed(config, **settings), tmp_path / "run")
+
+
+def test_metrics_have_the_rates_of_the_schedule(config: dict[str, Any], tmp_path: Path):
+    settings = {
+        "training.lr_scheduler_type": "warmup_stable_decay",
+        "training.lr_scheduler_kwargs": {"num_decay_steps": 4, "decay_type": "linear"},
+        "logging.logging_steps": 1,
+    }
+    sft(changed(config, **settings), tmp_path / "run")
+    shares = [0, 0.5, *[1] * 7, 0.75, 0.5, 0.25]
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "run")]
+    assert rates == pytest.approx([0.01 * share for share in shares])
+
+
+@pytest.mark.parametrize(
+    ("duration", "num_steps"),
+    [
+        ({"num_training_samples": 25}, 4),  # of 50 rows, in eights
+        ({"num_train_epochs": 0.5}, 4),
+        ({"num_train_epochs": 1}, 7),
+    ],
+)
+def test_run_is_as_long_as_asked(
+    duration: dict[str, Any], num_steps: int, config: dict[str, Any], tmp_path: Path
+):
+    of_training = {f"training.{key}": value for key, value in duration.items()}
+    settings = {"training.max_steps": None, "training.warmup": 0, **of_training}
+    assert sft(changed(config, **settings), tmp_path / "run").metrics["num_steps"] == num_steps
+
+
+def test_run_of_tokens_ends_with_the_first_batch_that_reaches_them(
+    config: dict[str, Any], tmp_path: Path
+):
+    settings = {
+        "training.max_steps": None,
+        "training.num_training_tokens": 1877,  # those of the 50 rows: one epoch of the packed ones
+        "training.effective_batch_size": 4,
+        "sft.packing": "bfd",
+    }
+    result = sft(changed(config, **settings), tmp_path / "run")
+    assert result.metrics["num_steps"] == -(-result.metrics["num_rows"] // 4)
+
+
+# Attention
+
+
+def tiny(model_type: str, **settings: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 64}
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **ids}
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **shape, **settings), attn_implementation="eager"
+    )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", ["llama", "apertus"])
+def test_packing_is_safe_in_the_models_we_train(model_type: str, implementation: str):
+    from post_training.models.attention import check_packing
+
+    model = tiny(model_type, intermediate_size=32).train()
+    model.set_attn_implementation(implementation)
+    check_packing(model)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [("opt", {"ffn_dim": 32, "word_embed_proj_dim": 16}), ("mamba", {})],
+)
+def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused(
+    model_type: str, settings: dict[str, Any]
+):
+    from post_training.models.attention import check_packing
+
+    with pytest.raises(PostTrainingError, match=f"see each other in models .* {model_type}"):
+        check_packing(tiny(model_type, **settings))
+
+
+@pytest.mark.parametrize(("implementation", "refused"), [("flash_attention_3", True),
+                                                         ("flex_attention", True),
+                                                         ("flash_attention_2", False),
+                                                         ("sdpa", False)])  # fmt: skip
+def test_dropout_that_an_implementation_would_leave_out_is_refused(
+    implementation: str, refused: bool
+):
+    from post_training.models.attention import check_dropout
+
+    check_dropout(tiny("llama"), implementation)
+    model = tiny("llama", attention_dropout=0.1)
+    if not refused:
+        check_dropout(model, implementation)
+        return
+    with pytest.raises(UsageError, match=f"{implementation} has no attention_dropout.* is 0.1"):
+        check_dropout(model, implementation)
