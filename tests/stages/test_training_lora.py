@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from sft_runs import changed, metrics, sft, stable_files
-from stage_process import run_sft
+from stage_process import rank_file, run_sft
 
 from post_training.core.errors import UsageError
 
@@ -106,6 +106,19 @@ def test_lora_weights_in_bfloat16_have_a_float32_adapter(
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     merged = weights(tmp_path / "run" / "model")
     assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+
+
+def test_lora_two_ranks_end_with_one_adapter(model: Path, config: dict[str, Any], tmp_path: Path):
+    adapted = with_lora(config, model)
+    assert run_sft(adapted, tmp_path / "run", world_size=2) == [0, 0]
+    one, other = (rank_file(tmp_path / "run", rank, "weights").read_text() for rank in (0, 1))
+    assert one == other
+    sft(adapted, tmp_path / "alone")
+    lines = zip(metrics(tmp_path / "run"), metrics(tmp_path / "alone"), strict=True)
+    for two, alone in lines:
+        assert two["num_tokens"] == alone["num_tokens"]
+        # Dropout of the adapter's input is drawn by each rank for itself.
+        assert two["loss"] == pytest.approx(alone["loss"], rel=0.02)
 
 
 def test_lora_on_named_layers_adapts_no_other(model: Path, config: dict[str, Any], tmp_path: Path):

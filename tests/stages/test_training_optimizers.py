@@ -159,11 +159,18 @@ def test_every_optimizer_of_transformers_is_known_or_refused():
     assert {name.value for name in OptimizerNames} <= refused | set(OPTIMIZERS) | set(_OTHER_NAMES)
 
 
-@pytest.mark.parametrize("name", ["ademamix", "lion"])
-def test_sft_with_another_optimizer_killed_and_resumed_ends_in_the_same_bytes(
-    name: str, config: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training.optimizer": "ademamix", "training.learning_rate": 1e-3},
+        {"training.optimizer": "lion", "training.learning_rate": 1e-3},
+        {"model.dtype": "bfloat16"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_sft_with_other_averages_killed_and_resumed_ends_in_the_same_bytes(
+    settings: dict[str, Any], config: dict[str, Any], tmp_path: Path
 ):
-    settings = {"training.optimizer": name, "training.learning_rate": 1e-3}
     other = changed(config, **settings)
     assert run_sft(other, tmp_path / "whole") == [0]
     point = "before the random state is saved"

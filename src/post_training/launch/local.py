@@ -15,27 +15,36 @@ _GRACE_S = 20
 def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
     """Run `command` once per rank; 0, or the exit code of the first process that failed.
 
-    When one fails the others get SIGTERM, and SIGKILL after 20 s: no rank waits for a dead one.
-    SIGTERM and SIGINT to this process go to every rank.
+    SIGTERM, SIGUSR1 and Ctrl-C (as SIGTERM) to this process go to every rank, which may take its
+    time: training writes a checkpoint. When a rank fails, or another signal comes, the others get
+    SIGTERM, and SIGKILL after 20 s: no rank waits for a dead one.
     """
     rendezvous = f"127.0.0.1:{_free_port()}"
     processes: list[subprocess.Popen] = []
     stopping = False
 
-    def stop(number: int, _frame: object = None) -> None:
+    def forward(number: int, _frame: object = None) -> None:
         nonlocal stopping
+        if stopping:
+            end()
         stopping = True
+        send(signal.SIGTERM if number == signal.SIGINT else number)
+
+    def end() -> None:
+        send(signal.SIGTERM)
+        signal.alarm(_GRACE_S)
+
+    def send(number: int) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
-        signal.alarm(_GRACE_S)
 
     def kill(_number: int, _frame: object) -> None:
         for process in processes:
             process.kill()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, lambda *_: stop(signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, forward)
     signal.signal(signal.SIGALRM, kill)
     for rank in range(num_processes):
         launch = Launch(rank, num_processes, rank, num_processes, rendezvous)
@@ -54,8 +63,7 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
         code = _wait_any(processes)
         if code != 0 and first_failure == 0:
             first_failure = 128 - code if code < 0 else code
-            if not stopping:
-                stop(signal.SIGTERM)
+            end()
     signal.alarm(0)
     return first_failure
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +35,7 @@ def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTraine
 
     Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
     """
-    _check_model_folder(path)
+    read_model_settings(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
@@ -98,10 +99,11 @@ def _check_folder(path: Path) -> None:
         raise PostTrainingError(problem, where=str(path))
 
 
-def _check_model_folder(path: Path) -> None:
+def read_model_settings(path: Path) -> dict[str, Any]:
+    """config.json of a model folder. Errors: PostTrainingError when it is none."""
     _check_folder(path)
     try:
-        json.loads((path / "config.json").read_text())
+        return json.loads((path / "config.json").read_text())
     except FileNotFoundError:
         raise PostTrainingError("not a model: it has no config.json", where=str(path)) from None
     except ValueError as error:

@@ -34,6 +34,7 @@ from post_training.stages.registry import Stage, find_stage
 
 # Rank 0 may read terabytes of inputs while the others wait.
 _WRITER_TIMEOUT = timedelta(hours=12)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def execute(request: Request) -> int:
             where=str(request.config_path),
             hint="leave num_processes out under a launcher",
         )
-    _raise_on_sigterm()
+    _raise_on_signals()
     num_threads = config.num_threads or _share_of_cores(launch.local_world_size)
     # Read by torch when it is imported; the recorded number, not the machine's.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
@@ -109,6 +110,7 @@ def _run_recorded(
         if folder:
             context.log(_headline(folder.record, resuming, run_dir))
         result = stage.load_run()(config, context)
+        _ignore_signals()  # It is done: from here on nothing but the record is missing.
         context.on_writer(lambda: _close_finished(folder, result))
     except BaseException as error:
         if folder:
@@ -189,6 +191,7 @@ def _close_finished(folder: RunFolder, result: Result) -> None:
 
 
 def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
+    _ignore_signals()
     is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
     if isinstance(error, KeyboardInterrupt):
         reason = "stopped from the keyboard"
@@ -265,9 +268,17 @@ def _share_of_cores(num_processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // num_processes)
 
 
-def _raise_on_sigterm() -> None:
+def _raise_on_signals() -> None:
+    """SIGTERM, and SIGUSR1 as Slurm sends it before the wall time, end the run in good order."""
+
     def interrupt(number: int, _frame: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)  # Once: the record is being closed now.
+        _ignore_signals()  # Once: the record is being closed now.
         raise Interrupted(signal.Signals(number).name, number)
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, interrupt)
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -196,11 +196,16 @@ def test_optimizer_with_two_names_is_one_in_the_recipe():
 
 def test_ademamix_with_weights_in_bfloat16_is_refused_but_for_zero():
     blocks = {
-        "training": training(optimizer="ademamix").model_dump(),
+        "training": training(optimizer="ademamix", mixed_precision="bf16").model_dump(),
         "model": {"dtype": "bfloat16"},
     }
     assert "model.dtype: ademamix's slow average" in refusal(sft, **blocks)
     assert sft(distributed={"strategy": "zero2"}, **blocks).model.dtype == "bfloat16"
+
+
+def test_zero_with_weights_in_bfloat16_needs_mixed_precision():
+    found = refusal(sft, model={"dtype": "bfloat16"}, distributed={"strategy": "zero1"})
+    assert "model.dtype: ZeRO with weights in bfloat16 needs training.mixed_precision" in found
 
 
 def test_adafactor_under_zero_is_refused():

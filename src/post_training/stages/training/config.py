@@ -36,8 +36,9 @@ Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "
 class ModelConfig(Config):
     """path: a model folder, as transformers saves it.
 
-    dtype: of the weights. In bfloat16 the optimizer's averages are bfloat16 too, unless a ZeRO
-    strategy keeps float32 copies; float32 with training.mixed_precision: bf16 is safer.
+    dtype: of the weights. In bfloat16 the optimizer's averages are bfloat16 too, and one with a
+    decay of 0.999 then stands still: float32 with training.mixed_precision: bf16 is safer. The
+    ZeRO strategies keep float32 copies, whatever this says.
     """
 
     path: Annotated[Path, Role.INPUT]
@@ -228,6 +229,15 @@ class TrainingStageConfig(StageConfig):
             raise ValueError(
                 "model.dtype: ademamix's slow average can't be kept in bfloat16, which rounds its "
                 "steps away (use float32 with training.mixed_precision: bf16)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precision_under_zero(self) -> "TrainingStageConfig":
+        in_16_bits = self.training.mixed_precision == "bf16"
+        if self.distributed.is_zero and self.model.dtype == "bfloat16" and not in_16_bits:
+            raise ValueError(
+                "model.dtype: ZeRO with weights in bfloat16 needs training.mixed_precision: bf16"
             )
         return self
 

@@ -7,6 +7,7 @@ import torch
 
 from post_training.core.errors import UsageError
 from post_training.models.attention import check_attention
+from post_training.models.load import read_model_settings
 from post_training.stages.training.config import TrainingStageConfig
 
 
@@ -34,10 +35,22 @@ def check_requirements(config: TrainingStageConfig) -> None:
                 where="training.use_liger_kernel",
             )
         _need_package("liger_kernel", "training.use_liger_kernel", "it")
+        _check_liger_knows(read_model_settings(config.model.path).get("model_type"))
     if training.torch_compile and not has_gpu and shutil.which("g++") is None:
         raise UsageError(
             "on CPUs it needs the compiler g++, which is not installed",
             where="training.torch_compile",
+        )
+
+
+def _check_liger_knows(model_type: str | None) -> None:
+    """Liger leaves a model that it doesn't know as it is, and tells nobody."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UsageError(
+            f"Liger has no kernels for models of the type {model_type}",
+            where="training.use_liger_kernel",
         )
 
 

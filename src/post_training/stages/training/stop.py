@@ -1,8 +1,9 @@
 """A training run that is asked to end writes a checkpoint first.
 
-The first SIGTERM or SIGUSR1 is noted; the step at hand is finished, a checkpoint of it written, and
-the run ends with 128 + the signal's number. So it takes one step and one checkpoint at most. A
-second signal ends the run at once, as does Ctrl-C; the run then goes on from an older checkpoint.
+SIGTERM or SIGUSR1 is noted; the step at hand is finished, a checkpoint of it written, and the run
+ends with 128 + the signal's number. So it takes one step, and an evaluation where one is due, and
+one checkpoint. A further signal changes nothing: Slurm sends several. Ctrl-C ends the run at once;
+it then goes on from an older checkpoint.
 """
 
 import signal
@@ -41,6 +42,4 @@ class StopRequest:
         return Interrupted(number.name, number)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.is_asked:
-            raise Interrupted(signal.Signals(number).name, number)
-        self._number = number
+        self._number = self._number or number
