@@ -1,6 +1,8 @@
 """An SFT run killed again and again ends in the bytes of the run that was not."""
 
+import json
 import random
+import shutil
 import subprocess
 import time
 
@@ -12,22 +14,41 @@ pytestmark = [pytest.mark.long, pytest.mark.image]
 NUM_KILLS = 7
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_run_killed_at_random_moments_ends_in_the_same_bytes(cli, image_edf, job, num_processes):
+@pytest.fixture(scope="module")
+def dropout_model(job) -> str:
+    """The model of `job` with dropout, so that a random state that isn't restored shows."""
+    folder = job / "dropout"
+    shutil.copytree(job / "init/model", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.1}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "packing", "strategy"),
+    [(1, "none", "ddp"), (1, "bfd", "ddp"), (2, "none", "ddp"), (2, "bfd", "zero2")],
+)
+def test_run_killed_at_random_moments_ends_in_the_same_bytes(
+    cli, image_edf, job, dropout_model, num_processes, packing, strategy
+):
     def command(run_dir: str) -> list[str]:
         return [
             str(cli), "edf", "run", str(image_edf), "--", "entrypoint", "sft", "sft.yaml",
-            f"run_dir={run_dir}", "training.max_steps=600", "checkpointing.save_steps=7",
-            f"num_processes={num_processes}",
+            f"run_dir={run_dir}", f"model.path={dropout_model}", "training.max_steps=600",
+            "training.per_device_train_batch_size=1", "checkpointing.save_steps=7",
+            f"sft.packing={packing}", f"num_processes={num_processes}",
+            f"distributed.strategy={strategy}", "evaluation.eval_steps=11",
+            "evaluation.datasets=[{path: sums.jsonl}]", "evaluation.debug_subsample=5",
         ]  # fmt: skip
 
     def num_steps() -> int:
         metrics = job / killed / "metrics.jsonl"
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
-    whole, killed = f"whole-{num_processes}", f"killed-{num_processes}"
+    name = f"{num_processes}-{packing}"
+    whole, killed = f"whole-{name}", f"killed-{name}"
     subprocess.run(command(whole), cwd=job, check=True, capture_output=True)
-    moments = random.Random(num_processes)
+    moments = random.Random(name)
     for kill in range(NUM_KILLS):
         process = subprocess.Popen(command(killed), cwd=job, stderr=subprocess.DEVNULL)
         if kill == 0:

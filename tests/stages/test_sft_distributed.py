@@ -61,11 +61,14 @@ def test_zero_trains_what_one_rank_trains(
     assert said["zero_optimization"]["stage"] == int(strategy["strategy"][-1])
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize(
+    ("strategy", "precision"), [("zero1", "bf16"), ("zero2", "no"), ("zero3", "bf16")]
+)
 def test_zero_killed_while_saving_and_resumed_ends_in_the_same_bytes(
-    strategy: str, config: dict[str, Any], tmp_path: Path
+    strategy: str, precision: str, config: dict[str, Any], tmp_path: Path
 ):
-    divided = changed(config, distributed={"strategy": strategy})
+    settings = {"distributed": {"strategy": strategy}, "training.mixed_precision": precision}
+    divided = changed(config, **settings)
     run_sft(divided, tmp_path / "whole", world_size=2)
     point = "before the random state is saved"
     assert -9 in run_sft(divided, tmp_path / "killed", world_size=2, kill_at=point)

@@ -121,6 +121,18 @@ def test_lora_two_ranks_end_with_one_adapter(model: Path, config: dict[str, Any]
         assert two["loss"] == pytest.approx(alone["loss"], rel=0.02)
 
 
+def test_lora_under_zero3_has_the_losses_of_ddp(
+    model: Path, config: dict[str, Any], tmp_path: Path
+):
+    losses = []
+    for strategy in ("zero3", "ddp"):
+        adapted = with_lora(config, model, distributed={"strategy": strategy})
+        assert run_sft(adapted, tmp_path / strategy, world_size=2) == [0, 0]
+        losses.append([line["loss"] for line in metrics(tmp_path / strategy)])
+        assert (tmp_path / strategy / "adapter" / "adapter_model.safetensors").exists()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_lora_on_named_layers_adapts_no_other(model: Path, config: dict[str, Any], tmp_path: Path):
     targets = {"lora.target_modules": ["q_proj", "down_proj"]}
     sft(changed(with_lora(config, model), **targets), tmp_path / "run")

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from sft_runs import changed, metrics, sft
+from stage_process import run_sft
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.models.attention import KEEP_PACKED_APART
 from post_training.stages.sft.config import SftConfig
 
 pytestmark = pytest.mark.stack
@@ -140,14 +142,25 @@ def tiny(model_type: str, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("model_type", ["llama", "apertus"])
-def test_packing_is_safe_in_the_models_we_train(model_type: str, implementation: str):
+@pytest.mark.parametrize("model_type", KEEP_PACKED_APART)
+def test_packed_sequences_are_kept_apart_in_the_models_we_say(model_type: str, implementation: str):
+    from post_training.models.attention import keeps_packed_apart
+
+    model = tiny(model_type, intermediate_size=32, num_key_value_heads=1).train()
+    model.set_attn_implementation(implementation)
+    assert keeps_packed_apart(model)
+    assert model.training
+
+
+def test_packing_in_a_model_we_know_nothing_of_is_tried():
     from post_training.models.attention import check_packing
 
-    model = tiny(model_type, intermediate_size=32).train()
-    model.set_attn_implementation(implementation)
+    model = tiny("gpt_neox", intermediate_size=32)
+    assert model.config.model_type not in KEEP_PACKED_APART
     check_packing(model)
-    assert model.training
+    next(model.parameters()).ds_id = 0  # as ZeRO-3 marks what it has divided
+    with pytest.raises(PostTrainingError, match="gpt_neox aren't known to keep packed sequences"):
+        check_packing(model)
 
 
 @pytest.mark.parametrize(
@@ -179,3 +192,19 @@ def test_dropout_that_an_implementation_would_leave_out_is_refused(
         return
     with pytest.raises(UsageError, match=f"{implementation} has no attention_dropout.* is 0.1"):
         check_dropout(model, implementation)
+
+
+def test_packed_rows_are_trained_under_zero3_as_under_ddp(
+    config: dict[str, Any], model: Path, tmp_path: Path
+):
+    losses = []
+    for strategy in ("zero3", "ddp"):
+        settings = {
+            "model.path": str(model),
+            "distributed": {"strategy": strategy},
+            "sft.packing": "bfd",
+        }
+        packed = changed(config, **settings)
+        assert run_sft(packed, tmp_path / strategy, world_size=2) == [0, 0]
+        losses.append([line["loss"] for line in metrics(tmp_path / strategy)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -9,8 +9,10 @@ the optimizer to the end of the next, whoever drives it, and the run is over wit
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ class Steps:
         """step_s: of each step. before_mib: weights, gradients and the optimizer's state."""
         ends = self._ends[WARMUP_STEPS - 1 :]
         return {
-            "step_s": [end - start for start, end in zip(ends, ends[1:], strict=False)],
+            "step_s": [end - start for start, end in pairwise(ends)],
             "before_mib": self._before_mib,
             "peak_mib": self._peak_mib,
         }
@@ -105,7 +107,6 @@ def _of_process_mib(name: str) -> float:
 def ours(job: Job, output: Path) -> dict[str, Any]:
     """`entrypoint sft`, from where its run folder and record are open; and the losses that were
     logged, by step."""
-    from post_training.config.model import Config
     from post_training.stages.context import StageContext
     from post_training.stages.sft.config import SftConfig
     from post_training.stages.sft.run import run
@@ -132,13 +133,11 @@ def ours(job: Job, output: Path) -> dict[str, Any]:
         "checkpointing": {"save_steps": 10**9},
         "logging": {"logging_steps": job.logging_steps},
     }
-    config: Config = SftConfig.model_validate(settings)
+    config = SftConfig.model_validate(settings)
     output.mkdir(parents=True)
     steps = Steps(job)
-    try:
+    with suppress(_Over):
         run(config, StageContext(output))
-    except _Over:
-        pass
     return {**steps.figures(), "losses": _losses(output / "metrics.jsonl")}
 
 
@@ -188,10 +187,8 @@ def trl(job: Job, output: Path, **others: Any) -> dict[str, Any]:
     )
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     steps = Steps(job)
-    try:
+    with suppress(_Over):
         trainer.train()
-    except _Over:
-        pass
     history = trainer.state.log_history
     return {**steps.figures(), "losses": {line["step"]: line["loss"] for line in history}}
 
@@ -248,7 +245,7 @@ def full_logits(job: Job, output: Path) -> dict[str, Any]:
         return (weights.flatten() * losses).sum()
 
     losses, steps = {}, Steps(job)
-    try:
+    with suppress(_Over):
         for step in range(job.num_steps_in_all):
             rows = [{"row": number} for number in islice(numbers, job.rows_per_step)]
             loss = loss_of(collator(rows)["batch"])
@@ -257,8 +254,6 @@ def full_logits(job: Job, output: Path) -> dict[str, Any]:
             losses[step + 1] = loss.item()
             optimizer.step()
             optimizer.zero_grad()
-    except _Over:
-        pass
     return {**steps.figures(), "losses": losses}
 
 
@@ -268,9 +263,16 @@ def row_numbers(job: Job, num_rows: int, num_steps: int) -> Iterator[int]:
     return islice(row_stream(num_rows, SEED), num_steps * job.rows_per_step)
 
 
+def steps_per_epoch(job: Job) -> int:
+    from post_training.data.prepared.dataset import PreparedDataset
+
+    return ceil(len(PreparedDataset.open(job.rows)) / job.rows_per_step)
+
+
 @dataclass(frozen=True)
 class Counts:
-    """Of the steps that are timed. positions: with padding, what the model works on."""
+    """Of the steps that are timed. trained_tokens: those a loss is taken of. squared_lengths: of
+    the sequences, summed. positions: with padding, what the model works on."""
 
     tokens: int = 0
     trained_tokens: int = 0
@@ -280,13 +282,15 @@ class Counts:
 
 def count(job: Job) -> Counts:
     from post_training.data.prepared.dataset import PreparedDataset
-    from post_training.stages.sft.collator import Collator
+    from post_training.stages.sft.collator import Collator, coefficients
     from post_training.stages.sft.config import LossConfig
+    from post_training.stages.sft.losses import factors
 
     dataset = PreparedDataset.open(job.rows)
+    loss = LossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
     collator = Collator(
         dataset,
-        LossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight),
+        loss,
         pad_token_id=0,
         packed=job.sequences["packing"] != "none",
         padding_free=job.training.get("padding_free", False),
@@ -297,7 +301,7 @@ def count(job: Job) -> Counts:
         rows = numbers[start : start + job.rows_per_step]
         batch = collator([{"row": number} for number in rows])["batch"]
         tokens += batch.num_tokens
-        trained += int((batch.weights != 0).sum()) if job.prompt_loss_weight == 0 else 0
+        trained += int((coefficients(batch, *factors(batch.sums, loss)) != 0).sum())
         squares += batch.sum_of_squared_lengths
         positions += batch.targets.numel()
     return Counts(tokens, trained, squares, positions)

@@ -44,6 +44,7 @@ def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[
         "gradient_accumulation_steps": num_accumulated,
         "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": training.mixed_precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # in bfloat16 small gradients would vanish
         "zero_optimization": zero,
         # The optimizer is the one of the settings, whatever DeepSpeed knows of it.
         "zero_allow_untested_optimizer": True,
