@@ -35,7 +35,8 @@ test: lint image push-sqsh ## The whole test suite; stage tests run inside the i
 	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and not long'
 
 test-long: image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m 'long and not stack'
+	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and long'
 
 lint: setup ## ruff, shellcheck, hadolint, whitespace, large files, secrets (pre-commit)
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -11,6 +11,12 @@ import pytest
 pytestmark = pytest.mark.image
 
 
+def run_python(inside, script: str, **variables: str):
+    """Run `script` from a file inside the image, as programs that inspect their source need."""
+    text = f"cat > program.py <<'EOF'\n{script}\nEOF\nexec python program.py"
+    return inside("sh", "-c", text, **variables)
+
+
 def test_image_identity_inside_is_the_pinned_one(inside):
     done = inside("cat", "/etc/post-training/image.json")
     said = json.loads(done.stdout)
@@ -87,9 +93,69 @@ if __name__ == "__main__":
     with open("out.json", "w") as file:
         json.dump([list(r[0].outputs[0].token_ids) for r in rounds], file)
 """
-    done = inside("sh", "-c", f"cat > go.py <<'EOF'\n{script}\nEOF\npython go.py",
-                  VLLM_CPU_KVCACHE_SPACE="1")  # fmt: skip
+    done = run_python(inside, script, VLLM_CPU_KVCACHE_SPACE="1")
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = json.loads((tmp_path / "out.json").read_text())
     assert len(first) == 8
     assert first == second
+
+
+def test_deepspeed_operators_load_without_a_compiler(inside):
+    """Those of every start on CPU and of optimizer offload; and for CPUs without AVX-512 too."""
+    script = """
+import subprocess, torch
+from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
+ShareMemCommBuilder().load()
+listing = subprocess.check_output(["objdump", "-d", CPUAdamBuilder().load().__file__], text=True)
+print("%ymm" in listing, "%zmm" in listing)
+"""
+    done = run_python(inside, script, CXX="/bin/false", TORCH_EXTENSIONS_DIR="/nowhere")
+    assert done.stdout == "True False\n", done.stderr[-2000:]
+
+
+def test_deepspeed_adam_resumed_equals_uninterrupted_and_the_formula(inside):
+    """The offloaded optimizer, stopped twice in 40 steps; AdamW's formula in float64."""
+    script = """
+import copy, torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+rate, beta1, beta2, epsilon, decay = 1e-2, 0.9, 0.999, 1e-8, 0.1
+def adam(weight, state=None):
+    weight = weight.clone().requires_grad_()
+    optimizer = DeepSpeedCPUAdam([weight], lr=rate, betas=(beta1, beta2), eps=epsilon,
+                                 weight_decay=decay, adamw_mode=True)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    return weight, optimizer
+generator = torch.Generator().manual_seed(0)
+start = torch.randn(1000, generator=generator)
+weight, optimizer = adam(start)
+again, resumed = adam(start)
+exact, first, second = start.double(), torch.zeros(1000).double(), torch.zeros(1000).double()
+equal = True
+for step in range(1, 41):
+    gradient = torch.randn(1000, generator=generator)
+    for tensor, one in ((weight, optimizer), (again, resumed)):
+        tensor.grad = gradient.clone()
+        one.step()
+    equal = equal and torch.equal(weight, again)
+    if step in (2, 11):  # the powers of 0.9 and 0.999 round otherwise than products
+        again, resumed = adam(again.detach(), copy.deepcopy(resumed.state_dict()))
+    first = beta1 * first + (1 - beta1) * gradient.double()
+    second = beta2 * second + (1 - beta2) * gradient.double() ** 2
+    update = (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + epsilon)
+    exact = exact * (1 - rate * decay) - rate * update
+print(equal, (weight.double() - exact).abs().max().item() < 1e-5)
+"""
+    done = run_python(inside, script)
+    assert done.stdout == "True True\n", done.stderr[-2000:]
+
+
+def test_torch_compile_works_inside(inside):
+    script = """
+import torch
+compiled = torch.compile(lambda x: torch.sin(x) * 2 + x, fullgraph=True)
+x = torch.linspace(-1, 1, 100)
+print(torch.allclose(compiled(x), torch.sin(x) * 2 + x))
+"""
+    done = run_python(inside, script)
+    assert done.stdout == "True\n", done.stderr[-2000:]

@@ -32,7 +32,8 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _send(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     if "VERBOSE" not in os.environ:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     try:
         sender.send((None, function(*arguments)))
     except BaseException:
@@ -53,42 +54,38 @@ def in_turn(
 
 
 def report(results: Mapping[str, Runs], beside: Mapping[str, str]) -> None:
-    """beside: to which row the ratios of a row are. A step's time is the median of a run's; the
-    ratio is the median over the repetitions, whose runs were neighbours in time."""
+    """beside: the row to which the ratios of a row are. A run's time is the median of its steps; a
+    ratio of times is the median over the repetitions, of runs that were neighbours in time."""
     print(
-        f"{'':18}{'step s':>8}{'fastest':>9}{'ratio':>7}{'from':>6}{'to':>6}"
+        f"{'':18}{'step s':>8}{'fastest':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}{'from':>6}{'to':>6}"
         f"{'before MiB':>12}{'peak MiB':>10}{'ratio':>7}{'step adds':>11}{'ratio':>7}"
     )
     for name, runs in results.items():
-        steps = [median(run["step_s"]) for run in runs]
-        before, peak, added = (_median(runs, key) for key in _MEMORY)
-        ratios = peak_ratio = added_ratio = ""
+        clock, cpu = _medians(runs, "step_s"), _medians(runs, "cpu_s")
+        before = median(run["before_mib"] for run in runs)
+        peak = median(run["peak_mib"] for run in runs)
+        added = median(run["peak_mib"] - run["before_mib"] for run in runs)
+        clock_ratio = cpu_ratio = peak_ratio = added_ratio = ""
         if name in beside:
             others = results[beside[name]]
-            each = sorted(
-                step / median(other["step_s"]) for step, other in zip(steps, others, strict=True)
-            )
-            ratios = f"{median(each):7.2f}{each[0]:6.2f}{each[-1]:6.2f}"
-            _, peak_other, added_other = (_median(others, key) for key in _MEMORY)
-            peak_ratio, added_ratio = f"{peak / peak_other:.2f}", f"{added / added_other:.2f}"
+            clock_ratio = f"{median(_ratios(clock, _medians(others, 'step_s'))):.2f}"
+            each = _ratios(cpu, _medians(others, "cpu_s"))
+            cpu_ratio = f"{median(each):7.2f}{min(each):6.2f}{max(each):6.2f}"
+            peak_ratio = f"{peak / median(run['peak_mib'] for run in others):.2f}"
+            of_others = median(run["peak_mib"] - run["before_mib"] for run in others)
+            added_ratio = f"{added / of_others:.2f}"
         fastest = min(min(run["step_s"]) for run in runs)
         print(
-            f"{name:18}{median(steps):8.3f}{fastest:9.3f}{ratios:19}{before:12,.0f}{peak:10,.0f}"
-            f"{peak_ratio:>7}{added:11,.0f}{added_ratio:>7}",
+            f"{name:18}{median(clock):8.3f}{fastest:9.3f}{clock_ratio:>7}{median(cpu):8.3f}"
+            f"{cpu_ratio:19}{before:12,.0f}{peak:10,.0f}{peak_ratio:>7}{added:11,.0f}"
+            f"{added_ratio:>7}",
             flush=True,
         )
 
 
-def _added(run: dict[str, Any]) -> float:
-    return run["peak_mib"] - run["before_mib"]
+def _medians(runs: Runs, key: str) -> list[float]:
+    return [median(run[key]) for run in runs]
 
 
-_MEMORY: tuple[Callable[[dict[str, Any]], float], ...] = (
-    lambda run: run["before_mib"],
-    lambda run: run["peak_mib"],
-    _added,
-)
-
-
-def _median(runs: Runs, figure: Callable[[dict[str, Any]], float]) -> float:
-    return median(map(figure, runs))
+def _ratios(values: list[float], others: list[float]) -> list[float]:
+    return [value / other for value, other in zip(values, others, strict=True)]

@@ -55,6 +55,7 @@ class Steps:
 
         self._last = job.num_steps_in_all
         self._ends: list[float] = []
+        self._cpu_ends: list[float] = []
         self._before_mib = self._peak_mib = 0.0
         register_optimizer_step_post_hook(self._end)
 
@@ -64,6 +65,7 @@ class Steps:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._ends.append(time.perf_counter())
+        self._cpu_ends.append(time.process_time())
         if len(self._ends) == WARMUP_STEPS:
             self._before_mib = _start_of_peak()
         if len(self._ends) == self._last:
@@ -71,13 +73,18 @@ class Steps:
             raise _Over
 
     def figures(self) -> dict[str, Any]:
-        """step_s: of each step. before_mib: weights, gradients and the optimizer's state."""
-        ends = self._ends[WARMUP_STEPS - 1 :]
+        """step_s, cpu_s: of each step, by the clock and of the process's threads together.
+        before_mib: weights, gradients and the optimizer's state."""
         return {
-            "step_s": [end - start for start, end in pairwise(ends)],
+            "step_s": _differences(self._ends[WARMUP_STEPS - 1 :]),
+            "cpu_s": _differences(self._cpu_ends[WARMUP_STEPS - 1 :]),
             "before_mib": self._before_mib,
             "peak_mib": self._peak_mib,
         }
+
+
+def _differences(values: list[float]) -> list[float]:
+    return [end - start for start, end in pairwise(values)]
 
 
 def _start_of_peak() -> float:

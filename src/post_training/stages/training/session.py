@@ -161,6 +161,8 @@ def _result(
     # A folder of data is not there when the data came prepared.
     folders = [context.run_dir / name for name in (*rows.folders, INFERENCE_CHECKPOINTS)]
     files = [path for folder in (*folders, checkpoint) for path in _files(folder)]
+    if config.distributed.is_zero:
+        files.append(context.run_dir / DEEPSPEED_CONFIG)
     shown = [path for name in ("tensorboard", "wandb") for path in _files(context.run_dir / name)]
     last = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
     evaluated = metrics.last_evaluation.get("eval", {})

@@ -1,0 +1,102 @@
+"""What a build downloads, by the real pip from an index that the test makes."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.hashing import sha256_file
+from post_training.images.base import ensure_wheels
+from post_training.images.recipe import Recipe
+from post_training.images.store import ImageStore
+
+# Stands for setuptools: only one that was fetched by its hash may be asked for metadata.
+BUILD_BACKEND = """
+from pathlib import Path
+
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    info = Path(folder) / "tiny-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: tiny\\nVersion: 1\\n")
+    return info.name
+
+def build_wheel(folder, settings=None, metadata=None):
+    raise AssertionError("nothing is built on this side")
+"""
+SOURCE = {
+    "tiny-1/PKG-INFO": "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n",
+    "tiny-1/pyproject.toml": (
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+    ),
+}
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A folder with a setuptools wheel and a source archive; pip looks nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "setuptools-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("setuptools/__init__.py", "")
+        wheel.writestr("setuptools/build_meta.py", BUILD_BACKEND)
+        wheel.writestr(
+            "setuptools-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: setuptools\nVersion: 1"
+        )
+        wheel.writestr("setuptools-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("setuptools-1.dist-info/RECORD", "")
+    with tarfile.open(folder / "tiny-1.tar.gz", "w:gz") as archive:
+        for name, text in SOURCE.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def recipe(folder: Path, **locks: str) -> Recipe:
+    folder.mkdir()
+    files = {f"{name}.lock": folder / f"{name}.lock" for name in locks}
+    for name, text in locks.items():
+        files[f"{name}.lock"].write_text(text)
+    return Recipe("tiny", folder, files)
+
+
+def locked(requirement: str, file: Path) -> str:
+    return f"{requirement} --hash=sha256:{sha256_file(file)}\n"
+
+
+def test_wheels_hold_the_locked_wheels_and_source_archives(index, tmp_path):
+    setuptools, tiny = sorted(index.iterdir())
+    both = recipe(
+        tmp_path / "recipe",
+        requirements=locked("setuptools==1", setuptools),
+        source=locked("tiny==1", tiny),
+    )
+    found = ensure_wheels(both, ImageStore(tmp_path / "store"))
+    expected = {path.name: sha256_file(path) for path in (setuptools, tiny)}
+    assert {path.name: sha256_file(path) for path in found.iterdir()} == expected
+
+
+def test_wheels_source_archive_of_another_hash_is_refused_and_nothing_kept(index, tmp_path):
+    setuptools, _ = sorted(index.iterdir())
+    both = recipe(
+        tmp_path / "recipe",
+        requirements=locked("setuptools==1", setuptools),
+        source=f"tiny==1 --hash=sha256:{'0' * 64}\n",
+    )
+    store = ImageStore(tmp_path / "store")
+    with pytest.raises(PostTrainingError, match="DO NOT MATCH THE HASHES"):
+        ensure_wheels(both, store)
+    assert list((store.folder / "wheels/tiny").glob("*")) == []
+
+
+def test_wheels_source_archive_in_a_lock_of_wheels_is_refused(index, tmp_path):
+    _, tiny = sorted(index.iterdir())
+    wrong = recipe(tmp_path / "recipe", requirements=locked("tiny==1", tiny))
+    with pytest.raises(PostTrainingError, match="No matching distribution found for tiny==1"):
+        ensure_wheels(wrong, ImageStore(tmp_path / "store"))
