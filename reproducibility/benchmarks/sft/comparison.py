@@ -57,7 +57,8 @@ def report(results: Mapping[str, Runs], beside: Mapping[str, str]) -> None:
     """beside: the row to which the ratios of a row are. A run's time is the median of its steps; a
     ratio of times is the median over the repetitions, of runs that were neighbours in time."""
     print(
-        f"{'':18}{'step s':>8}{'fastest':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}{'from':>6}{'to':>6}"
+        f"{'':18}{'step s':>8}{'fastest':>9}{'ratio':>7}{'CPU s':>8}{'ratio':>7}"
+        f"{'from':>6}{'to':>6}"
         f"{'before MiB':>12}{'peak MiB':>10}{'ratio':>7}{'step adds':>11}{'ratio':>7}"
     )
     for name, runs in results.items():
