@@ -124,6 +124,55 @@ def build_app() -> Any:
 
         show.show_run(run, as_json=as_json)
 
+    @app.command("submit")
+    def submit_stage(
+        stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
+        config: Annotated[Path, typer.Argument(metavar="CFG.YAML", show_default=False)],
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="KEY=VALUE", help="Settings to change.", show_default=False),
+        ] = None,
+        site: Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")] = "laptop",
+        environment: Annotated[
+            str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")
+        ] = "post-training",
+        nodes: Annotated[int | None, typer.Option(show_default=False)] = None,
+        time: Annotated[
+            str | None, typer.Option(help="Wall time of one attempt.", show_default=False)
+        ] = None,
+        partition: Annotated[str | None, typer.Option(show_default=False)] = None,
+        account: Annotated[str | None, typer.Option(show_default=False)] = None,
+        reservation: Annotated[str | None, typer.Option(show_default=False)] = None,
+        max_failures: Annotated[
+            int, typer.Option(min=0, help="Failures in a row that may be tried again.")
+        ] = 3,
+        dev: Annotated[
+            Path | None,
+            typer.Option(metavar="CHECKOUT", help="Run a copy of this checkout's sources."),
+        ] = None,
+        dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
+    ) -> None:
+        """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
+        from post_training.stages import submit_command
+
+        changes = {
+            "nodes": nodes,
+            "time": time,
+            "partition": partition,
+            "account": account,
+            "reservation": reservation,
+        }
+        submit_command.submit_stage(
+            stage,
+            config,
+            overrides or [],
+            (site, changes),
+            environment,
+            max_failures=max_failures,
+            dev=dev,
+            dry_run=dry_run,
+        )
+
     Config = Annotated[
         Path | None,
         typer.Argument(help="Of sft or prepare.", metavar="CFG.YAML", show_default=False),

@@ -94,8 +94,8 @@ def run_script(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+def wait_until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not so after {TIMEOUT_S} s"
+        assert time.monotonic() < deadline, f"not so after {timeout_s} s"
         select.select([], [], [], 0.01)

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+
+np = pytest.importorskip("numpy")
+
 from sft_runs import changed, metrics, sft, stable_files
 from stage_process import run_sft
 

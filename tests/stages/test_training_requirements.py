@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 from sft_runs import changed, metrics, sft
 from stage_process import run_sft
 

@@ -70,7 +70,9 @@ def modules_loaded_by(*arguments: str) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split("MODULES")[1].split()}
 
 
-@pytest.mark.parametrize("group", [[], ["image"], ["edf"], ["runs"], ["data"], ["reproduce"]])
+@pytest.mark.parametrize(
+    "group", [[], ["image"], ["edf"], ["runs"], ["data"], ["submit"], ["reproduce"]]
+)
 def test_help_imports_nothing_of_the_stack(group):
     assert not modules_loaded_by(*group, "--help") & (STACK | {"yaml"})
 

@@ -26,6 +26,8 @@ from post_training.core.hashing import sha256_value
 SCHEMA = "post-training/run-record/1"
 RECORD_NAME = "run.json"
 CONFIG_NAME = "config.yaml"
+# Written by `post-training submit` before the run, and by its job.
+LAUNCH_FOLDER = "slurm"
 _LOCK_NAME = ".lock"
 
 
@@ -88,7 +90,7 @@ class RunFolder:
 
         Errors: UsageError when it holds a run that is none, or something else.
         """
-        earlier = self._read_earlier()
+        earlier = earlier_record(self.path)
         if earlier is None:
             return
         if not earlier.get("debug"):
@@ -98,7 +100,7 @@ class RunFolder:
                 hint="choose another run_dir",
             )
         # The record last: a removal cut short must still be known as a trial.
-        keep = (_LOCK_NAME, RECORD_NAME)
+        keep = (_LOCK_NAME, RECORD_NAME, LAUNCH_FOLDER)
         for path in [path for path in self.path.iterdir() if path.name not in keep]:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -112,7 +114,7 @@ class RunFolder:
         allow_topology: continue although the topology changed; the attempt says so.
         Errors: UsageError when the folder holds a finished run, another run, or something else.
         """
-        earlier = self._read_earlier()
+        earlier = earlier_record(self.path)
         changed: list[str] = []
         if earlier is None:
             self.record = {
@@ -165,17 +167,6 @@ class RunFolder:
     def _write(self) -> None:
         write_json(self.path / RECORD_NAME, self.record)
 
-    def _read_earlier(self) -> dict[str, Any] | None:
-        if (self.path / RECORD_NAME).exists():
-            return read_record(self.path)
-        if foreign := sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")):
-            raise UsageError(
-                f"the folder is not empty and holds no run (found {foreign[0]!r})",
-                where=str(self.path),
-                hint="choose another run_dir",
-            )
-        return None
-
     def _check_same_run(
         self, earlier: dict[str, Any], now: RunDescription, allow_topology: bool
     ) -> list[str]:
@@ -215,6 +206,23 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         return read_json(run_dir / RECORD_NAME, SCHEMA)
     except FileNotFoundError:
         raise UsageError("no run here: there is no run.json", where=str(run_dir)) from None
+
+
+def earlier_record(run_dir: Path) -> dict[str, Any] | None:
+    """The record in an existing run folder, or None where a new run may begin.
+
+    Errors: UsageError when the folder holds something else.
+    """
+    if (run_dir / RECORD_NAME).exists():
+        return read_record(run_dir)
+    names = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
+    if foreign := [name for name in names if name != LAUNCH_FOLDER]:
+        raise UsageError(
+            f"the folder is not empty and holds no run (found {foreign[0]!r})",
+            where=str(run_dir),
+            hint="choose another run_dir",
+        )
+    return None
 
 
 def is_live(run_dir: Path) -> bool:

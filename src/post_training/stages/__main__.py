@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from post_training.core.errors import report
+from post_training.core.errors import Interrupted, report
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.registry import STAGES
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         return execute(request)
     except PeerFailed:
         return 1  # Rank 0 says why.
+    except Interrupted as error:
+        # One line, not one of each rank.
+        return report(error) if os.environ.get("RANK", "0") == "0" else error.exit_code
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
 

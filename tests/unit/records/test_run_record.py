@@ -143,6 +143,18 @@ def test_claim_foreign_folder_is_left_alone(tmp_path):
         start(tmp_path)
 
 
+def test_start_and_remove_trial_leave_what_submit_wrote(tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/job.sh").write_text("x")
+    release(trial(tmp_path))
+    folder = RunFolder(tmp_path)
+    folder.claim()
+    folder.remove_trial()
+    assert (tmp_path / "slurm/job.sh").read_text() == "x"
+    assert folder.start(DESCRIPTION) is False
+    release(folder)
+
+
 def test_identity_counts_content_and_not_paths():
     moved = {"data": {"path": "/elsewhere", "fingerprint": "f" * 64}}
     changed = {"data": {"path": "/data", "fingerprint": "0" * 64}}

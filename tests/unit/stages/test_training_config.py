@@ -265,3 +265,18 @@ def test_settings_are_of_the_class_that_they_are():
 def test_override_existing_without_debug_is_refused():
     found = refusal(sft, debug={"override_existing": True})
     assert "override_existing: only with enabled: true" in found
+
+
+# What a run folder keeps
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "ademamix", "sgd"])
+@pytest.mark.parametrize("loss", ["sft", "plw", "ln-plw", "irl"])
+def test_resolved_config_with_every_default_written_out_is_read_again(loss: str, optimizer: str):
+    config = sft(
+        loss={"name": loss},
+        training=training(optimizer=optimizer).model_dump(),
+        evaluation={"prepared": "held-out"},
+        lora={},
+    )
+    assert SftConfig.model_validate(config.model_dump(mode="json")) == config

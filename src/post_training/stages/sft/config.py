@@ -24,10 +24,11 @@ class LossConfig(Config):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> "LossConfig":
-        of_irl = {"irl_lambda", "irl_gamma"} & self.model_fields_set
-        if self.name != "irl" and of_irl:
-            raise ValueError(f"{sorted(of_irl)[0]} is a setting of irl (name is {self.name})")
-        if self.name == "sft" and "prompt_loss_weight" in self.model_fields_set:
+        # By value: a resolved configuration has every default written out.
+        changed = {name for name, value in self if value != type(self).model_fields[name].default}
+        if self.name != "irl" and (of_irl := sorted({"irl_lambda", "irl_gamma"} & changed)):
+            raise ValueError(f"{of_irl[0]} is a setting of irl (name is {self.name})")
+        if self.name == "sft" and "prompt_loss_weight" in changed:
             raise ValueError("sft has no prompt_loss_weight: it trains on all tokens; use plw")
         return self
 

@@ -5,6 +5,8 @@ backward pass of the last micro-batch; a loss that is not finite is found out ju
 run ends before anything of it is saved.
 """
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from post_training.stages.training.config import TrainingStageConfig
@@ -51,6 +53,14 @@ def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+
+
+def join_ranks_silently() -> None:
+    """DeepSpeed would do it later, and tell stdout that its operators are there."""
+    import deepspeed
+
+    with redirect_stdout(StringIO()):
+        deepspeed.init_distributed(verbose=False)
 
 
 def fsdp_arguments(config: TrainingStageConfig) -> dict[str, Any]:

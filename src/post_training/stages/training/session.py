@@ -25,7 +25,7 @@ from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_tra
 from post_training.stages.training.arguments import training_arguments
 from post_training.stages.training.checkpoints import Checkpoints
 from post_training.stages.training.config import TrainingStageConfig, accumulation_steps
-from post_training.stages.training.distributed import DEEPSPEED_CONFIG
+from post_training.stages.training.distributed import DEEPSPEED_CONFIG, join_ranks_silently
 from post_training.stages.training.flops import model_flops, peak_flops_per_s
 from post_training.stages.training.metrics import Metrics
 from post_training.stages.training.optimizers import optimizer_class_and_arguments
@@ -79,6 +79,7 @@ def run_training(
     if arguments.deepspeed is not None:
         file = context.run_dir / DEEPSPEED_CONFIG
         context.on_writer(lambda: write_json(file, arguments.deepspeed))
+        join_ranks_silently()
     model = load()
     head = ChunkedHead.install(model)
     model = to_be_trained(config, model)

@@ -7,7 +7,7 @@ it then goes on from an older checkpoint.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from post_training.core.errors import Interrupted
@@ -16,15 +16,15 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopRequest:
-    """is_asked: this process got a signal. is_agreed: some rank did, and all of them know."""
+    """is_agreed: some rank got a signal, and all of them know."""
 
     def __init__(self) -> None:
-        self.is_agreed = False
-        self._number: int | None = None
+        self._own: int | None = None
+        self._agreed: int | None = None
 
     @property
-    def is_asked(self) -> bool:
-        return self._number is not None
+    def is_agreed(self) -> bool:
+        return self._agreed is not None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -36,10 +36,20 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def votes(self) -> list[float]:
+        """For each of SIGNALS, whether this rank got it: to be summed over the ranks."""
+        return [float(number == self._own) for number in SIGNALS]
+
+    def agree(self, votes: Sequence[float]) -> None:
+        """votes: of all ranks. They hear of a signal in different steps; they have to end in the
+        same one."""
+        asked = [number for number, count in zip(SIGNALS, votes, strict=True) if count]
+        self._agreed = asked[0] if asked else None
+
     def error(self) -> Interrupted:
-        """What ends the run. The signal may have come to another rank only."""
-        number = signal.Signals(self._number or signal.SIGTERM)
+        """What ends the run."""
+        number = signal.Signals(self._agreed)
         return Interrupted(number.name, number)
 
     def _note(self, number: int, _frame: object) -> None:
-        self._number = self._number or number
+        self._own = self._own or number

@@ -34,7 +34,7 @@ from post_training.stages.training.checkpoints import Checkpoints
 from post_training.stages.training.metrics import Metrics, Step, Totals
 from post_training.stages.training.non_finite import MicroBatchLoss, stop_unless_finite
 from post_training.stages.training.optimizers import decayed_parameters
-from post_training.stages.training.stop import StopRequest
+from post_training.stages.training.stop import SIGNALS, StopRequest
 
 TOTALS = "totals.json"
 
@@ -194,14 +194,14 @@ class Trainer(SFTTrainer):
             # Their mean over the ranks is the loss: that is how gradients are reduced.
             sum(count.loss.double().item() for count in counted) / self._context.ranks.world_size,
             *(sum(getattr(count, name) for count in counted) for name in _COUNTS),
-            float(self._stop.is_asked),
+            *self._stop.votes(),
             *(sum(float(count.sums[name]) for count in counted) for name in names),
         ]
-        loss, num_sequences, num_tokens, num_trained_tokens, squares, num_stopping, *sums = (
-            self.all_ranks_sum(own)
+        loss, num_sequences, num_tokens, num_trained_tokens, squares, *rest = self.all_ranks_sum(
+            own
         )
-        # Ranks hear of a signal in different steps; they have to end in the same one.
-        self._stop.is_agreed = num_stopping > 0
+        votes, sums = rest[: len(SIGNALS)], rest[len(SIGNALS) :]
+        self._stop.agree(votes)
         step = Step(
             step=number,
             epoch=number * self._effective_batch_size / len(self.train_dataset),

@@ -1,0 +1,76 @@
+"""What a submitted job runs in, as it is now: an EDF of its own, which no later edit reaches."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from post_training.core.errors import UsageError
+from post_training.images.edf import Edf, find_edf, load_edf, merge_edf
+from post_training.images.inside import FINDINGS
+from post_training.images.render import edf_text
+from post_training.images.runner import PINNED_DIGEST, image_file
+
+_PINS = "POST_TRAINING_IMAGE_"
+
+
+def read_environment(name: str, env: Mapping[str, str], cwd: Path) -> Edf:
+    """The EDF that `name` means, checked. Errors: UsageError when it pins no image digest or its
+    image is not there; ConfigError."""
+    edf = load_edf(find_edf(name, env, cwd), env, cwd)
+    if PINNED_DIGEST not in edf.env:
+        raise UsageError(
+            f"no image digest is pinned ({PINNED_DIGEST} is not in [env])",
+            where=str(edf.path),
+            hint="submit with an EDF that `make push-sqsh` rendered, or that is based on one",
+        )
+    if not image_file(edf).exists():
+        raise UsageError("no such image", where=edf.image, hint="push it again")
+    return edf
+
+
+def check_site(edf: Edf, site: str) -> None:
+    """Errors: UsageError when the EDF was rendered for another site."""
+    found = edf.env.get("POST_TRAINING_SITE", site)
+    if found != site:
+        raise UsageError(
+            f"this EDF is of the site {found!r}, not of {site!r}",
+            where=str(edf.path),
+            hint=f"`post-training edf render --site {site}` makes one for the image, or give "
+            f"--site {found}",
+        )
+
+
+def check_is_mounted(path: Path, what: str, edf: Edf) -> None:
+    """Errors: UsageError when nothing below `path` could be written inside. what: for the error."""
+    mounts = [mount for mount in edf.mounts if mount.source == mount.target]
+    if any(path.is_relative_to(mount.source) and "ro" not in mount.flags for mount in mounts):
+        return
+    shown = ", ".join(str(mount) for mount in edf.mounts) or "nothing"
+    raise UsageError(
+        f"the {what} is not mounted inside the image ({edf.path.name} mounts {shown})",
+        where=str(path),
+        hint="choose one below those, or write an EDF with base_environment = "
+        '"post-training" and one more mount',
+    )
+
+
+def frozen_edf(edf: Edf, mounts: Sequence[str]) -> str:
+    """The EDF with its parents in it. Variables stay: the node has them, and expands them."""
+    merged = merge_edf(edf.path, os.environ, Path.cwd())
+    tables = {name: merged.pop(name, {}) for name in ("env", "annotations")}
+    merged["mounts"] = [*merged.get("mounts", []), *mounts]
+    header = f"# {edf.path} as it was at submission.\n"
+    return header + edf_text(merged, tables)
+
+
+def pins(edf: Edf) -> dict[str, str]:
+    """The variables that say which image it is."""
+    return {name: value for name, value in edf.env.items() if name.startswith(_PINS)}
+
+
+def development_mounts(folder: Path) -> list[str]:
+    """Where the image's entrypoint looks for a checkout's sources, and for what they are."""
+    return [
+        f"{folder / 'dev'}:{FINDINGS / 'dev'}:ro",
+        f"{folder / 'dev.json'}:{FINDINGS / 'dev.json'}:ro",
+    ]

@@ -1,0 +1,163 @@
+"""A stage's step has failed: may the same job try again? Asked by the batch script, in the image.
+
+    stopped before the wall time, with a new checkpoint       again, not counted
+    killed by a signal, node, network, file system            again, counted
+    stopped before the wall time, and nothing new             again, counted
+    anything else that a run says of itself                   final: it would fail the same way
+    more than max_failures counted                            final
+
+The count begins anew when a checkpoint was written since the last failure. It runs inside the
+image and not with the login node's Python: what was submitted decides, and every site has it.
+"""
+
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import UsageError, report
+from post_training.core.files import read_json, write_json
+from post_training.records.run_record import LAUNCH_FOLDER, read_record
+
+SCHEMA = "post-training/failures/1"
+# A record's reason is `TypeName: message` for an exception that is not ours.
+_LOST_CONNECTION = re.compile(
+    r"(DistBackendError|DistNetworkError|DistStoreError): |\b(NCCL|RCCL|[Gg]loo)\b|ECC error|"
+    r"Connection (reset|closed|refused)|Broken pipe"
+)
+# EIO, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOTCONN, ESHUTDOWN, ESTALE, EREMOTEIO: Lustre and NFS
+# lose their servers so. A full disk or a missing file stays as it is.
+_LOST_STORAGE = re.compile(r"\[Errno (5|104|107|108|110|113|116|121)\] ")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """num_failures: counted since the last progress. num_attempts, checkpoint: how many attempts
+    the record held, and the newest checkpoint, when it was last counted."""
+
+    num_failures: int = 0
+    num_attempts: int = 0
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that ended. exit_code: srun's, not 0. attempts: of the run's record, all of them.
+    checkpoint: the newest one now."""
+
+    exit_code: int
+    attempts: Sequence[dict[str, Any]]
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    again: bool
+    reason: str
+    tally: Tally
+
+
+def judge(step: Step, tally: Tally, max_failures: int) -> Verdict:
+    """What follows the step; `reason` is one line for the log."""
+    has_progressed = step.checkpoint != tally.checkpoint
+    num_failures = 0 if has_progressed else tally.num_failures
+    num_attempts = len(step.attempts)
+    # A step that failed before it opened the run left no attempt of its own.
+    attempt = step.attempts[-1] if num_attempts > tally.num_attempts else None
+
+    def verdict(again: bool, reason: str, num_failures: int) -> Verdict:
+        return Verdict(again, reason, Tally(num_failures, num_attempts, step.checkpoint))
+
+    final = _final_reason(step.exit_code, attempt)
+    if final is not None:
+        return verdict(False, final, num_failures)
+    if step.exit_code == 128 + signal.SIGUSR1 and has_progressed:
+        return verdict(True, f"stopped before the wall time, at {step.checkpoint}", 0)
+    num_failures += 1
+    reason = f"{_passing_reason(step.exit_code, attempt)}: failure {num_failures}"
+    if num_failures > max_failures:
+        return verdict(False, f"{reason}, and {max_failures} may be tried again", num_failures)
+    return verdict(True, f"{reason} of {max_failures} that may be tried again", num_failures)
+
+
+def _final_reason(exit_code: int, attempt: dict[str, Any] | None) -> str | None:
+    """Why it would fail the same way again, or None."""
+    if exit_code == UsageError.exit_code:
+        return "the configuration or the command is wrong"
+    if exit_code in (126, 127):
+        return "the command cannot be started"
+    # Whatever the exit code: srun's is the highest, of a rank that was only waiting for this one.
+    if attempt is None or attempt["status"] != "failed":
+        return None
+    reason = attempt["reason"]
+    if _LOST_CONNECTION.search(reason) or _LOST_STORAGE.match(reason):
+        return None
+    return f"the run failed: {_first_line(reason)}"
+
+
+def _passing_reason(exit_code: int, attempt: dict[str, Any] | None) -> str:
+    if exit_code == 128 + signal.SIGUSR1:
+        return "stopped before the wall time, without a new checkpoint"
+    if attempt is not None and attempt["status"] == "failed":
+        return _first_line(attempt["reason"])
+    if exit_code > 128:
+        return f"killed by signal {exit_code - 128}"
+    if attempt is None:
+        return f"ended with exit code {exit_code} before the run was opened"
+    return f"a rank other than the first ended with exit code {exit_code}"
+
+
+def _first_line(reason: str) -> str:
+    return reason.splitlines()[0]
+
+
+def read_tally(path: Path) -> Tally:
+    try:
+        record = read_json(path, SCHEMA)
+    except FileNotFoundError:
+        return Tally()
+    return Tally(**{key: value for key, value in record.items() if key != "schema"})
+
+
+def write_tally(path: Path, tally: Tally) -> None:
+    write_json(path, {"schema": SCHEMA, **asdict(tally)})
+
+
+def current_tally(run_dir: Path) -> Tally:
+    """No failures, and the attempts and the newest checkpoint of a run that may not exist yet."""
+    return Tally(0, len(_attempts(run_dir)), _newest_checkpoint(run_dir))
+
+
+def _attempts(run_dir: Path) -> list[dict[str, Any]]:
+    return read_record(run_dir)["attempts"] if (run_dir / "run.json").exists() else []
+
+
+def _newest_checkpoint(run_dir: Path) -> str | None:
+    # Training stages name it there (stages/training/checkpoints.py).
+    try:
+        return (run_dir / "checkpoints/latest").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def main(run_dir: Path, max_failures: int, exit_code: int) -> int:
+    """Print `again` or `stop`, say why on stderr, and keep the count in RUN/slurm."""
+    # The wall time's warning goes to every step, and this one has to end by itself.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    path = run_dir / LAUNCH_FOLDER / "failures.json"
+    step = Step(exit_code, _attempts(run_dir), _newest_checkpoint(run_dir))
+    verdict = judge(step, read_tally(path), max_failures)
+    write_tally(path, verdict.tally)
+    print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
+    print("again" if verdict.again else "stop")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error))

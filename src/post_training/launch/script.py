@@ -1,0 +1,185 @@
+"""The sbatch script of a stage: one pure function of the job and the site.
+
+The stage runs as one Slurm step. When it fails, a second, small step inside the same image
+(launch/outcome.py) says whether the same job may try again; the script then hands itself back to
+Slurm with `scontrol requeue`. Slurm keeps one job under one id, so there is one successor at most.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from post_training.core.errors import UsageError
+from post_training.launch.site import Site
+
+_IMAGE_BIN = "/opt/post-training"
+_CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "torch-extensions",
+    "MIOPEN_USER_DB_PATH": "miopen",
+    "MIOPEN_CUSTOM_CACHE_DIR": "miopen",
+}
+
+
+@dataclass(frozen=True)
+class Container:
+    """What Singularity is told and an EDF says itself. env: the pins of the image."""
+
+    image: Path
+    env: dict[str, str]
+    binds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to be run. folder: RUN/slurm, which holds config.yaml and environment.toml.
+    container: on a site without EDFs. All paths are absolute."""
+
+    stage: str
+    run_dir: Path
+    working_dir: Path
+    max_failures: int
+    container: Container | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / "slurm"
+
+
+def sbatch_script(job: Job, site: Site) -> str:
+    """The whole script. Errors: UsageError for a path that Slurm cannot take."""
+    for path in (job.run_dir, job.working_dir):
+        if any(character in str(path) for character in "\n\r\\"):
+            raise UsageError("a path with a line break or \\ in it: Slurm cannot take it",
+                             where=repr(str(path)))  # fmt: skip
+    scheduler = site.scheduler
+    shape = [
+        f"--nodes={scheduler.nodes}",
+        f"--ntasks-per-node={scheduler.tasks_per_node}",
+        # Since 22.05 srun does not take this one over from sbatch.
+        f"--cpus-per-task={scheduler.cpus_per_task}",
+    ]
+    stage = [
+        *_srun(job, site),
+        *shape,
+        # When one task ends, the others get a minute to say what they have to say, and are then
+        # ended: none waits forever for a dead one, and none is cut off in the middle of its error.
+        "--wait=60",
+        "--kill-on-bad-exit=0",
+        *site.launcher.srun,
+        *_inside(job, site, each_its_gpu=True),
+        *(["entrypoint"] if site.launcher.kind == "edf" else [f"{_IMAGE_BIN}/bin/entrypoint"]),
+        job.stage,
+        str(job.folder / "config.yaml"),
+    ]
+    verdict = [
+        *_srun(job, site),
+        *("--nodes=1", "--ntasks=1", "--overlap", "--time=5"),
+        *_inside(job, site),
+        # -I: neither the working folder nor PYTHONPATH has a say in it.
+        *(f"{_IMAGE_BIN}/venv/bin/python", "-I", "-m", "post_training.launch.outcome"),
+        *(str(job.run_dir), str(job.max_failures)),
+    ]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"# {job.stage}, written by `post-training submit`. A requeued job runs this again.",
+            "# shellcheck disable=SC2016,SC2054  # every quoted word below stands for itself",
+            *_directives(job, site),
+            *_exports(job, site),
+            "",
+            *_array("stage", stage),
+            *_array("verdict", verdict),
+            _BODY.format(
+                tally=shlex.quote(str(job.folder / "failures.json")),
+                again=_REQUEUE if scheduler.requeue else _NO_REQUEUE,
+            ),
+        ]
+    )
+
+
+_BODY = """\
+
+# A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
+is_running() {{ [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; }}
+
+# No `set -e`: what comes after a failed step is what this script is for.
+"${{stage[@]}}"
+code=$?
+if ((code == 0)); then
+    rm -f {tally}
+    exit 0
+fi
+is_running || exit "$code"
+next=$("${{verdict[@]}}" "$code")
+if [[ $next == again ]] && is_running; then
+    {again}
+fi
+exit "$code"
+"""
+_REQUEUE = 'scontrol requeue "$SLURM_JOB_ID"'
+_NO_REQUEUE = "echo 'not requeued, as the site has it: submit the same again to go on' >&2"
+
+
+def _directives(job: Job, site: Site) -> list[str]:
+    scheduler = site.scheduler
+    log = f"{job.folder}/slurm-".replace("%", "%%") + "%j.out"
+    options = {
+        "job-name": f"{job.stage}-{job.run_dir.name}",
+        "partition": scheduler.partition,
+        "account": scheduler.account,
+        "reservation": scheduler.reservation,
+        "time": scheduler.time,
+        "nodes": scheduler.nodes,
+        "ntasks-per-node": scheduler.tasks_per_node,
+        "cpus-per-task": scheduler.cpus_per_task,
+        "gpus-per-node": scheduler.gpus_per_node or None,
+        "chdir": job.working_dir,
+        "output": log,
+        "open-mode": "append",
+        # To the tasks of the steps. `B:` would reach this shell alone.
+        "signal": f"USR1@{scheduler.signal_s}",
+    }
+    words = [
+        f"--{name}={shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    ]
+    words += ["--requeue" if scheduler.requeue else "--no-requeue", *scheduler.options]
+    return [f"#SBATCH {word}" for word in words]
+
+
+def _exports(job: Job, site: Site) -> list[str]:
+    """Variables that reach the tasks through srun, into the container."""
+    lines = ["", f"cache={shlex.quote(str(site.cache_dir))}/post-training-$SLURM_JOB_ID"]
+    lines += [f'export {name}="$cache/{folder}"' for name, folder in _CACHES.items()]
+    if job.container is not None:
+        variables = {**site.launcher.env, **job.container.env}
+        lines += ["", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
+    return lines
+
+
+def _srun(job: Job, site: Site) -> list[str]:
+    if site.launcher.kind == "edf":
+        return ["srun", f"--environment={job.folder / 'environment.toml'}"]
+    return ["srun"]
+
+
+def _inside(job: Job, site: Site, *, each_its_gpu: bool = False) -> list[str]:
+    """Words between srun's options and the command in the image."""
+    if job.container is None:
+        return []
+    words = ["singularity", "exec", *site.launcher.options]
+    words += [f"--bind={bind}" for bind in (*site.launcher.binds, *job.container.binds)]
+    words += [f"--pwd={job.working_dir}", str(job.container.image)]
+    if each_its_gpu and site.launcher.gpu_variable:
+        # Known in the task only.
+        select = f'{site.launcher.gpu_variable}=$SLURM_LOCALID exec "$@"'
+        words = ["bash", "-c", select, "task", *words]
+    return words
+
+
+def _array(name: str, words: Sequence[str]) -> list[str]:
+    return [f"{name}=(", *(f"    {shlex.quote(word)}" for word in words), ")"]

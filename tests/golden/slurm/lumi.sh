@@ -1,0 +1,121 @@
+#!/bin/bash
+# sft, written by `post-training submit`. A requeued job runs this again.
+# shellcheck disable=SC2016,SC2054  # every quoted word below stands for itself
+#SBATCH --job-name=sft-one
+#SBATCH --partition=standard-g
+#SBATCH --account=a1
+#SBATCH --time=1-00:00:00
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=7
+#SBATCH --gpus-per-node=8
+#SBATCH --chdir=/work
+#SBATCH --output=/work/runs/one/slurm/slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@600
+#SBATCH --requeue
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --hint=nomultithread
+
+cache=/tmp/post-training-$SLURM_JOB_ID
+export TRITON_CACHE_DIR="$cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
+export TORCH_EXTENSIONS_DIR="$cache/torch-extensions"
+export MIOPEN_USER_DB_PATH="$cache/miopen"
+export MIOPEN_CUSTOM_CACHE_DIR="$cache/miopen"
+
+export POST_TRAINING_SITE=lumi
+export POST_TRAINING_NETWORK_PROFILE=lumi-shs-ccl
+export HSA_FORCE_FINE_GRAIN_PCIE=1
+export FI_MR_CACHE_MONITOR=userfaultfd
+export FI_CXI_DISABLE_HOST_REGISTER=1
+export FI_CXI_DEFAULT_CQ_SIZE=131072
+export FI_CXI_DEFAULT_TX_SIZE=2048
+export FI_CXI_RDZV_PROTO=alt_read
+export FI_CXI_RX_MATCH_MODE=hybrid
+export FI_CXI_RDZV_EAGER_SIZE=0
+export FI_CXI_RDZV_THRESHOLD=0
+export FI_CXI_RDZV_GET_MIN=0
+export NCCL_NET='AWS Libfabric'
+export NCCL_NET_GDR_LEVEL=PHB
+export NCCL_CROSS_NIC=1
+export NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3
+export POST_TRAINING_IMAGE_PATH=/store/image.sif
+export POST_TRAINING_IMAGE_INPUT_HASH=1111111111111111111111111111111111111111111111111111111111111111
+
+stage=(
+    srun
+    --nodes=2
+    --ntasks-per-node=8
+    --cpus-per-task=7
+    --wait=60
+    --kill-on-bad-exit=0
+    --cpu-bind=mask_cpu:0x00fe000000000000,0xfe00000000000000,0x0000000000fe0000,0x00000000fe000000,0x00000000000000fe,0x000000000000fe00,0x000000fe00000000,0x0000fe0000000000
+    --network=disable_rdzv_get
+    bash
+    -c
+    'ROCR_VISIBLE_DEVICES=$SLURM_LOCALID exec "$@"'
+    task
+    singularity
+    exec
+    --rocm
+    --bind=/var/spool/slurmd
+    --bind=/opt/cray
+    --bind=/usr/lib64/libcxi.so.1
+    --bind=/pfs
+    --bind=/scratch
+    --bind=/projappl
+    --bind=/project
+    --bind=/flash
+    --bind=/appl
+    --pwd=/work
+    /store/image.sif
+    /opt/post-training/bin/entrypoint
+    sft
+    /work/runs/one/slurm/config.yaml
+)
+verdict=(
+    srun
+    --nodes=1
+    --ntasks=1
+    --overlap
+    --time=5
+    singularity
+    exec
+    --rocm
+    --bind=/var/spool/slurmd
+    --bind=/opt/cray
+    --bind=/usr/lib64/libcxi.so.1
+    --bind=/pfs
+    --bind=/scratch
+    --bind=/projappl
+    --bind=/project
+    --bind=/flash
+    --bind=/appl
+    --pwd=/work
+    /store/image.sif
+    /opt/post-training/venv/bin/python
+    -I
+    -m
+    post_training.launch.outcome
+    /work/runs/one
+    3
+)
+
+# A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
+is_running() { [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; }
+
+# No `set -e`: what comes after a failed step is what this script is for.
+"${stage[@]}"
+code=$?
+if ((code == 0)); then
+    rm -f /work/runs/one/slurm/failures.json
+    exit 0
+fi
+is_running || exit "$code"
+next=$("${verdict[@]}" "$code")
+if [[ $next == again ]] && is_running; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,31 @@
+"""The batch script of every site, compared whole; `make lint` runs shellcheck on the files."""
+
+from pathlib import Path
+
+import pytest
+
+from post_training.launch.script import Container, Job, sbatch_script
+from post_training.launch.site import SITES_DIR, load_site
+
+SITES = sorted(path.stem for path in SITES_DIR.glob("*.yaml"))
+CONTAINER = Container(
+    Path("/store/image.sif"),
+    {"POST_TRAINING_IMAGE_PATH": "/store/image.sif", "POST_TRAINING_IMAGE_INPUT_HASH": "1" * 64},
+)
+
+
+def job(run_dir: str, site) -> Job:
+    container = CONTAINER if site.launcher.kind == "singularity" else None
+    return Job("sft", Path(run_dir), Path("/work"), 3, container)
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_sbatch_script_of_site_is_the_golden_file(name, golden):
+    site = load_site(name, {"nodes": 1 if name == "laptop" else 2, "account": "a1"})
+    golden(f"slurm/{name}.sh", sbatch_script(job("/work/runs/one", site), site))
+
+
+def test_sbatch_script_of_an_odd_path_is_the_golden_file(golden):
+    site = load_site("laptop", {})
+    odd = """/work/it's "odd" $HOME;#%j größe"""
+    golden("slurm/odd-path.sh", sbatch_script(job(odd, site), site))

@@ -1,0 +1,152 @@
+"""What may be tried again, and what is final."""
+
+import subprocess
+import sys
+
+import pytest
+
+from post_training.core.files import write_json
+from post_training.launch.outcome import (
+    Step,
+    Tally,
+    current_tally,
+    judge,
+    read_tally,
+    write_tally,
+)
+from post_training.records.run_record import SCHEMA
+
+USR1 = 138
+
+
+def failed(reason: str) -> dict:
+    return {"status": "failed", "reason": reason}
+
+
+INTERRUPTED = {"status": "interrupted", "reason": "stopped by SIGUSR1"}
+KILLED = {"status": "running", "reason": None}
+
+
+def test_judge_stopped_at_a_new_checkpoint_goes_on_uncounted():
+    verdict = judge(Step(USR1, [INTERRUPTED], "checkpoint-9"), Tally(), 0)
+    assert verdict.again
+    assert verdict.tally == Tally(0, 1, "checkpoint-9")
+
+
+def test_judge_stopped_again_and_again_without_a_checkpoint_ends():
+    tally, attempts, answers = Tally(), [], []
+    for _ in range(4):
+        attempts.append(INTERRUPTED)
+        verdict = judge(Step(USR1, attempts, None), tally, 3)
+        answers.append(verdict.again)
+        tally = verdict.tally
+    assert answers == [True, True, True, False]
+    assert verdict.reason.startswith("stopped before the wall time, without a new checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "attempt"),
+    [
+        (2, None),
+        (2, failed("training.lr: must be > 0 (got -1)")),
+        (127, None),
+        (1, failed("/data/x.jsonl: no such file or folder")),
+        (1, failed("AssertionError: ")),
+        (143, failed("AssertionError: ")),
+        (1, failed("loss is not finite at step 3 (got nan) with rank 0: row 7")),
+        (1, failed("[Errno 2] No such file or directory: '/data'")),
+        (1, failed("[Errno 28] No space left on device: '/run'")),
+        (1, failed("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")),
+    ],
+)
+def test_judge_what_would_fail_the_same_way_is_final(exit_code, attempt):
+    attempts = [attempt] if attempt else []
+    verdict = judge(Step(exit_code, attempts, None), Tally(), 3)
+    assert not verdict.again
+    assert verdict.tally.num_failures == 0
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "attempt", "reason"),
+    [
+        (137, KILLED, "killed by signal 9"),
+        (134, KILLED, "killed by signal 6"),
+        (143, INTERRUPTED, "killed by signal 15"),
+        (1, None, "ended with exit code 1 before the run was opened"),
+        (1, KILLED, "a rank other than the first ended with exit code 1"),
+        (1, failed("DistBackendError: NCCL error in: x.cpp:1\nunhandled"), "DistBackendError"),
+        (1, failed("RuntimeError: [/gloo/transport/tcp/pair.cc:1] closed by peer"), "RuntimeError"),
+        (143, failed("RuntimeError: Connection reset by peer"), "RuntimeError"),
+        (1, failed("[Errno 5] Input/output error: '/scratch/x'"), "[Errno 5]"),
+        (1, failed("[Errno 116] Stale file handle"), "[Errno 116]"),
+    ],
+)
+def test_judge_what_may_pass_is_tried_again_and_counted(exit_code, attempt, reason):
+    attempts = [attempt] if attempt else []
+    verdict = judge(Step(exit_code, attempts, None), Tally(), 3)
+    assert verdict.again
+    assert verdict.tally.num_failures == 1
+    assert verdict.reason.startswith(reason)
+    assert "\n" not in verdict.reason
+
+
+def test_judge_the_failure_of_an_earlier_attempt_is_not_this_steps():
+    earlier = [failed("AssertionError: ")]
+    assert judge(Step(1, earlier, None), Tally(0, 1, None), 3).again
+    assert not judge(Step(1, [*earlier, *earlier], None), Tally(0, 1, None), 3).again
+
+
+def test_judge_failures_over_the_limit_end_it():
+    tally = Tally(2, 2, "checkpoint-4")
+    third = judge(Step(137, [KILLED] * 3, "checkpoint-4"), tally, 3)
+    assert (third.again, third.tally.num_failures) == (True, 3)
+    fourth = judge(Step(137, [KILLED] * 4, "checkpoint-4"), third.tally, 3)
+    assert (fourth.again, fourth.tally.num_failures) == (False, 4)
+
+
+def test_judge_a_new_checkpoint_resets_the_count():
+    verdict = judge(Step(137, [KILLED] * 3, "checkpoint-8"), Tally(3, 2, "checkpoint-4"), 3)
+    assert verdict.again
+    assert verdict.tally == Tally(1, 3, "checkpoint-8")
+
+
+def test_judge_none_to_be_tried_again_is_final_at_once():
+    assert not judge(Step(137, [KILLED], None), Tally(), 0).again
+
+
+def test_tally_written_is_read_and_a_missing_one_is_new(tmp_path):
+    assert read_tally(tmp_path / "failures.json") == Tally()
+    write_tally(tmp_path / "failures.json", Tally(2, 3, "checkpoint-4"))
+    assert read_tally(tmp_path / "failures.json") == Tally(2, 3, "checkpoint-4")
+
+
+def write_run(run_dir, *attempts: dict) -> None:
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    (run_dir / "checkpoints/latest").write_text("checkpoint-4\n")
+    (run_dir / "slurm").mkdir(exist_ok=True)
+    write_json(run_dir / "run.json", {"schema": SCHEMA, "attempts": attempts})
+
+
+def test_current_tally_is_of_the_run_as_it_is(tmp_path):
+    assert current_tally(tmp_path / "none") == Tally()
+    write_run(tmp_path, KILLED, KILLED)
+    assert current_tally(tmp_path) == Tally(0, 2, "checkpoint-4")
+
+
+def ask(run_dir, exit_code: int) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "post_training.launch.outcome", run_dir, "1", str(exit_code)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout, done.stderr
+
+
+def test_outcome_asked_twice_counts_and_says_why(tmp_path):
+    write_run(tmp_path, KILLED)
+    write_tally(tmp_path / "slurm/failures.json", Tally(0, 0, "checkpoint-4"))
+    assert ask(tmp_path, 137) == (
+        "again\n",
+        "trying again: killed by signal 9: failure 1 of 1 that may be tried again\n",
+    )
+    assert ask(tmp_path, 137)[0] == "stop\n"
+    assert read_tally(tmp_path / "slurm/failures.json") == Tally(2, 1, "checkpoint-4")

@@ -1,0 +1,135 @@
+"""The batch script is run by bash, with programs in the place of Slurm's that write down their use.
+
+The step's exit code, the verdict and the job's state come from files, one line for each call.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from post_training.core.errors import UsageError
+from post_training.launch.script import Container, Job, sbatch_script
+from post_training.launch.site import load_site
+
+ANSWER = """\
+answer() {{ sed -n 1p "{folder}/$1"; sed -i 1d "{folder}/$1"; }}
+printf '%s\\n' "$(basename "$0")" >>"{folder}/calls"
+printf '%s\\0' "$@" >"{folder}/words-$(wc -l <"{folder}/calls")"
+"""
+SRUN = """\
+case $* in
+    *post_training.launch.outcome*) answer verdicts ;;
+    *) exit "$(answer codes)" ;;
+esac
+"""
+PROGRAMS = {"srun": SRUN, "squeue": "answer states\n", "scontrol": "exit 0\n"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the script: run(code=…, states=[…], verdict=…); the exit code and the calls."""
+    job = Job("sft", tmp_path / "my run", tmp_path, 3)
+    job.folder.mkdir(parents=True)
+    (job.folder / "failures.json").touch()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in PROGRAMS.items():
+        text = "#!/bin/bash\n" + ANSWER.format(folder=tmp_path) + body
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def bash(code: int, states: list[str], verdict: str, **scheduler) -> tuple[int, list[str]]:
+        site = load_site("laptop", {})
+        site = site.model_copy(update={"scheduler": site.scheduler.model_copy(update=scheduler)})
+        (tmp_path / "codes").write_text(f"{code}\n")
+        (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+        (tmp_path / "verdicts").write_text(f"{verdict}\n")
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(
+            ["bash", "-c", sbatch_script(job, site)],
+            env={"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        bash.stderr = done.stderr
+        return done.returncode, (tmp_path / "calls").read_text().split()
+
+    bash.job = job
+    bash.words = lambda number: (tmp_path / f"words-{number}").read_text().split("\0")[:-1]
+    return bash
+
+
+def test_script_success_forgets_the_failures_and_asks_nobody(run):
+    assert run(0, ["RUNNING"], "again") == (0, ["srun"])
+    assert not (run.job.folder / "failures.json").exists()
+
+
+# In the seeds `wait` returned 138, and both requeue and resubmission ran.
+def test_script_stopped_before_the_wall_time_is_requeued_exactly_once(run):
+    code, calls = run(138, ["RUNNING", "RUNNING"], "again")
+    assert (code, calls) == (138, ["srun", "squeue", "srun", "squeue", "scontrol"])
+    assert run.words(5) == ["requeue", "77"]
+
+
+# In the seeds `set -e` ended the script at the failed step, and the retry never ran.
+@pytest.mark.parametrize("code", [1, 137, 255])
+def test_script_failed_step_does_not_end_the_script_before_the_verdict(run, code):
+    assert run(code, ["RUNNING", "RUNNING"], "again")[1][-1] == "scontrol"
+    assert run.words(3)[-2:] == ["3", str(code)]
+
+
+# In the seeds the script ended with `exit 0` after a failure.
+@pytest.mark.parametrize("code", [1, 2, 138, 143])
+def test_script_final_failure_keeps_its_exit_code_and_has_no_successor(run, code):
+    assert run(code, ["RUNNING", "RUNNING"], "stop") == (code, ["srun", "squeue", "srun"])
+    assert (run.job.folder / "failures.json").exists()
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PREEMPTED", ""])
+def test_script_cancelled_job_has_no_successor(run, state):
+    assert run(143, [state], "again") == (143, ["srun", "squeue"])
+
+
+def test_script_cancelled_during_the_verdict_has_no_successor(run):
+    code, calls = run(138, ["RUNNING", "COMPLETING"], "again")
+    assert (code, calls) == (138, ["srun", "squeue", "srun", "squeue"])
+
+
+def test_script_verdict_that_cannot_be_had_is_final(run):
+    assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", "srun"])
+
+
+def test_script_site_without_requeue_says_so(run):
+    code, calls = run(138, ["RUNNING", "RUNNING"], "again", requeue=False)
+    assert (code, "scontrol" in calls) == (138, False)
+    assert "submit the same again to go on" in run.stderr
+
+
+def test_script_words_reach_srun_as_they_are(run):
+    run(1, ["RUNNING"], "stop")
+    config = str(run.job.run_dir / "slurm/config.yaml")
+    assert run.words(1)[0] == f"--environment={run.job.run_dir}/slurm/environment.toml"
+    assert run.words(1)[-3:] == ["entrypoint", "sft", config]
+
+
+def test_script_singularity_task_sees_its_own_gpu(tmp_path):
+    """The words after srun's options are run as a task would, by a `singularity` that tells."""
+    site = load_site("lumi", {})
+    job = Job("sft", tmp_path / "run", tmp_path, 3, Container(Path("/i.sif"), {"PIN": "a b"}))
+    script = sbatch_script(job, site).split("# A cancelled")[0]
+    (tmp_path / "singularity").write_text("#!/bin/sh\necho $ROCR_VISIBLE_DEVICES $PIN $1 $2\n")
+    (tmp_path / "singularity").chmod(0o755)
+    task = 'for at in "${!stage[@]}"; do [[ ${stage[at]} != bash ]] || break; done; '
+    done = subprocess.run(
+        ["bash", "-c", script + task + '"${stage[@]:at}"'],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_LOCALID": "5", "SLURM_JOB_ID": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "5 a b exec --rocm\n"
+
+
+@pytest.mark.parametrize("name", ["line\nbreak", "back\\slash"])
+def test_script_path_that_slurm_cannot_take_is_refused(name):
+    with pytest.raises(UsageError, match="Slurm cannot take it"):
+        sbatch_script(Job("sft", Path("/runs") / name, Path("/"), 3), load_site("laptop", {}))

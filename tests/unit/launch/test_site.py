@@ -1,0 +1,71 @@
+"""Site files, and what of them may be changed on the command line."""
+
+import pytest
+
+from post_training.core.errors import ConfigError, UsageError
+from post_training.launch.site import SITES_DIR, load_site, seconds_of
+
+SITE = """
+scheduler: {time: "01:00:00", gpus_per_node: 4, cpus_per_task: 8, signal_s: 600}
+launcher: {kind: edf}
+cache_dir: /tmp
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("01:30", 90),
+        ("12:00:00", 43200),
+        ("1-0", 86400),
+        ("1-12:30", 131400),
+        ("2-00:00:05", 172805),
+    ],
+)
+def test_seconds_of_slurms_times(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1h", "1:2:3", "-1", "01:00:00:00", "1-"])
+def test_seconds_of_another_text_is_refused(text):
+    with pytest.raises(ValueError, match="must be MINUTES"):
+        seconds_of(text)
+
+
+def test_load_site_changes_are_over_the_file():
+    site = load_site("clariden", {"nodes": 8, "time": "90", "account": "a1", "partition": None})
+    scheduler = site.scheduler
+    assert (scheduler.nodes, scheduler.time, scheduler.account) == (8, "90", "a1")
+    assert scheduler.partition == "normal"
+    assert scheduler.num_tasks == 32
+
+
+def test_load_site_unknown_name_tells_the_known_ones():
+    with pytest.raises(UsageError, match="no site 'mars'") as error:
+        load_site("mars", {})
+    assert error.value.hint == "there are: " + ", ".join(
+        sorted(path.stem for path in SITES_DIR.glob("*.yaml"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"time": "10:30"}, "time: must be over 660 s"),
+        ({"time": "soon"}, "must be MINUTES"),
+        ({"nodes": 0}, "nodes"),
+        ({"nodes": 2}, "tasks_per_node: must be 4, a task per GPU, on more than one node (got 1)"),
+    ],
+)
+def test_load_site_impossible_change_is_refused(tmp_path, changes, fault):
+    (tmp_path / "here.yaml").write_text(SITE)
+    with pytest.raises(ConfigError) as error:
+        load_site("here", changes, tmp_path)
+    assert fault in str(error.value)
+
+
+def test_load_site_edf_with_binds_is_refused(tmp_path):
+    (tmp_path / "here.yaml").write_text(SITE.replace("kind: edf", "kind: edf, binds: [/x]"))
+    with pytest.raises(ConfigError, match="binds: only with kind singularity"):
+        load_site("here", {}, tmp_path)

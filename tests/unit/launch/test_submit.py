@@ -1,0 +1,250 @@
+"""`post-training submit` with stand-ins for sbatch and squeue that write down their use."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from post_training.core.files import write_json
+from post_training.images.edf import load_edf
+from post_training.records.run_record import SCHEMA, RunFolder
+
+SFT = """
+model: {path: model}
+data: {chat_template: chatml, datasets: [{path: x.jsonl}]}
+training:
+  {max_steps: 4, effective_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}
+sft: {max_seq_length: 64}
+run_dir: run
+"""
+EDF = """
+image = "image.sqsh"
+writable = false
+mounts = ["${PWD}:${PWD}"]
+[env]
+POST_TRAINING_SITE = "laptop"
+POST_TRAINING_IMAGE_SQSH_SHA256 = "33"
+POST_TRAINING_IMAGE_INPUT_HASH = "44"
+"""
+CHILD = 'base_environment = "./base.toml"\n[env]\nEXTRA = "1"\n'
+
+
+@pytest.fixture
+def submit(post_training, tmp_path):
+    """submit("run_dir=x", "--nodes=2", queue="77 PENDING"): in a folder with sft.yaml and EDFs."""
+    (tmp_path / "sft.yaml").write_text(SFT)
+    (tmp_path / "base.toml").write_text(EDF)
+    (tmp_path / "post-training.toml").write_text(CHILD)
+    (tmp_path / "image.sqsh").touch()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        '#!/bin/bash\nenv >"$(dirname "$0")/sbatch-env"\nprintf "%s\\0" "$@"'
+        ' >"$(dirname "$0")/sbatch-words"\n[[ ! -e refuse ]] || { echo no account >&2; exit 1; }\n'
+        'echo "77;cluster"\n'
+    )
+    (programs / "squeue").write_text('#!/bin/bash\ncat "$(dirname "$0")/queue"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+
+    def run(*words: str, queue: str = "", **variables: str):
+        (programs / "queue").write_text(queue)
+        return post_training(
+            "submit", "sft", "sft.yaml", "--environment=./post-training.toml", *words,
+            PATH=f"{programs}:{os.environ['PATH']}", **variables,
+        )  # fmt: skip
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def test_submit_writes_all_that_the_job_reads_and_prints_its_id(submit, tmp_path):
+    done = submit("training.max_steps=9")
+    assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr
+    folder = tmp_path / "run/slurm"
+    names = {"config.yaml", "environment.toml", "failures.json", "job.sh", "submission.json"}
+    assert files(folder) == {*names, ".lock"}
+    assert str(folder / "slurm-77.out") in done.stderr
+    words = (tmp_path / "bin/sbatch-words").read_text().split("\0")[:-1]
+    assert words == ["--parsable", str(folder / "job.sh")]
+    submission = json.loads((folder / "submission.json").read_text())
+    assert (submission["job_id"], submission["site"]) == ("77", "laptop")
+    assert submission["command"][-1] == "training.max_steps=9"
+
+
+def test_submit_frozen_files_need_nothing_that_may_be_edited(submit, tmp_path):
+    submit("training.max_steps=9")
+    for name in ("sft.yaml", "base.toml", "post-training.toml"):
+        (tmp_path / name).unlink()
+    folder = tmp_path / "run/slurm"
+    edf = load_edf(folder / "environment.toml", {"PWD": str(tmp_path)}, tmp_path)
+    assert edf.env["POST_TRAINING_IMAGE_SQSH_SHA256"] == "33"
+    assert edf.env["EXTRA"] == "1"
+    assert [str(mount) for mount in edf.mounts] == [f"{tmp_path}:{tmp_path}"]
+    config = (folder / "config.yaml").read_text()
+    assert "max_steps: 9\n" in config
+    assert f"run_dir: {tmp_path}/run\n" in config
+
+
+def test_submit_frozen_configuration_reads_back_equal(submit, tmp_path):
+    submit()
+    frozen = (tmp_path / "run/slurm/config.yaml").read_text()
+    (tmp_path / "sft.yaml").write_text(frozen)
+    assert submit("run_dir=again").returncode == 0
+    again = (tmp_path / "again/slurm/config.yaml").read_text()
+    assert again == frozen.replace(f"{tmp_path}/run\n", f"{tmp_path}/again\n")
+
+
+def test_submit_dry_run_prints_the_files_and_leaves_nothing(submit, tmp_path):
+    done = submit("--dry-run", "--time=02:00:00")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --time=02:00:00\n" in done.stdout
+    assert 'POST_TRAINING_IMAGE_SQSH_SHA256 = "33"\n' in done.stdout
+    assert "learning_rate: 0.001\n" in done.stdout
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "bin/sbatch-words").exists()
+
+
+def test_submit_from_within_a_job_hides_its_variables(submit, tmp_path):
+    submit(SBATCH_PARTITION="other", SLURM_JOB_ID="5", SLURM_CONF="/conf", KEPT="yes")
+    env = (tmp_path / "bin/sbatch-env").read_text()
+    assert "KEPT=yes" in env
+    assert "SLURM_CONF=/conf" in env
+    assert "SBATCH_PARTITION" not in env
+    assert "SLURM_JOB_ID" not in env
+
+
+def test_submit_queued_folder_is_refused_and_a_gone_job_is_not(submit, tmp_path):
+    submit()
+    before = (tmp_path / "run/slurm/job.sh").stat().st_mtime_ns
+    done = submit(queue="76 RUNNING\n77 PENDING\n")
+    assert done.returncode == 2
+    assert "job 77 is already in the queue for this folder (pending)" in done.stderr
+    assert (tmp_path / "run/slurm/job.sh").stat().st_mtime_ns == before
+    assert submit(queue="76 RUNNING\n").returncode == 0
+
+
+def test_submit_finished_run_is_refused(submit, tmp_path):
+    (tmp_path / "run").mkdir()
+    record = {"schema": SCHEMA, "status": "finished", "run_id": "sft-1", "attempts": [{}]}
+    write_json(tmp_path / "run/run.json", record)
+    done = submit()
+    assert (done.returncode, files(tmp_path / "run")) == (2, {"run.json"})
+    assert "this run is finished (run sft-1)" in done.stderr
+
+
+def test_submit_unfinished_run_keeps_its_files_and_counts_from_there(submit, tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/latest").write_text("checkpoint-4\n")
+    record = {"schema": SCHEMA, "status": "failed", "run_id": "sft-1", "attempts": [{}, {}]}
+    write_json(tmp_path / "run/run.json", record)
+    assert submit().returncode == 0
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "checkpoint-4\n"
+    tally = json.loads((tmp_path / "run/slurm/failures.json").read_text())
+    assert (tally["num_failures"], tally["num_attempts"], tally["checkpoint"]) == (
+        0, 2, "checkpoint-4",
+    )  # fmt: skip
+
+
+def test_submit_live_run_is_refused(submit, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    done = submit()
+    folder._lock.close()
+    assert done.returncode == 2
+    assert "a run is live in this folder" in done.stderr
+
+
+def test_submit_folder_of_something_else_is_refused(submit, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").touch()
+    done = submit()
+    assert done.returncode == 2
+    assert "holds no run (found 'thesis.tex')" in done.stderr
+
+
+def test_submit_refused_by_slurm_says_why_and_can_be_repeated(submit, tmp_path):
+    (tmp_path / "refuse").touch()
+    done = submit()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no account" in done.stderr
+    (tmp_path / "refuse").unlink()
+    assert submit().returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["run_dir=null"], "run_dir is not set, and a submitted run needs one"),
+        (["run_dir=/elsewhere"], "the run folder is not mounted inside the image"),
+        (["training.lr=1"], "training.lr"),
+        (["debug.enabled=true", "debug.override_existing=true"], "debug.override_existing"),
+        (["--site=mars"], "no site 'mars'"),
+        (
+            ["--site=clariden", "training.effective_batch_size=8"],
+            "this EDF is of the site 'laptop', not of 'clariden'",
+        ),
+        (["--time=1"], "time: must be over 120 s"),
+        (["--nodes=3"], "effective_batch_size"),
+        (["--dev=bin"], "not a checkout of this project"),
+        (["--environment=./none.toml"], "no such EDF"),
+    ],
+)
+def test_submit_what_cannot_run_is_refused_and_leaves_nothing(submit, tmp_path, words, fault):
+    done = submit(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert fault in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "bin/sbatch-words").exists()
+
+
+def test_submit_unpinned_image_is_refused(submit, tmp_path):
+    (tmp_path / "base.toml").write_text(EDF.replace("POST_TRAINING_IMAGE_SQSH_SHA256", "X"))
+    assert "no image digest is pinned" in submit().stderr
+
+
+def test_submit_working_folder_that_is_not_mounted_is_refused(submit, tmp_path):
+    (tmp_path / "runs").mkdir()
+    text = EDF.replace("${PWD}:${PWD}", "${PWD}/runs:${PWD}/runs").replace(
+        "writable", 'workdir = "${PWD}"\nwritable'
+    )
+    (tmp_path / "base.toml").write_text(text)
+    assert "the working folder is not mounted" in submit("run_dir=runs/one").stderr
+
+
+def test_submit_dev_copies_the_sources_and_mounts_the_copy(submit, tmp_path):
+    source = tmp_path / "checkout/src/post_training"
+    source.mkdir(parents=True)
+    (source / "x.py").write_text("before")
+    assert submit("--dev=checkout").returncode == 0
+    (source / "x.py").write_text("after")
+    folder = tmp_path / "run/slurm"
+    assert (folder / "dev/src/post_training/x.py").read_text() == "before"
+    assert set(json.loads((folder / "dev.json").read_text())) == {"commit", "diff", "untracked"}
+    edf = load_edf(folder / "environment.toml", {"PWD": str(tmp_path)}, tmp_path)
+    targets = {str(mount.target): mount.source for mount in edf.mounts}
+    assert targets["/run/post-training/dev"] == folder / "dev"
+    assert targets["/run/post-training/dev.json"] == folder / "dev.json"
+
+
+def test_submit_two_at_once_one_is_refused(submit, cli, tmp_path):
+    """The first one's sbatch takes until the second has been refused."""
+    sbatch = tmp_path / "bin/sbatch"
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    sbatch.write_text(f'#!/bin/bash\n: >"{gate}"\nread -r <"{gate}"\necho 77\n')
+    command = ["submit", "sft", "sft.yaml", "--environment=./post-training.toml"]
+    first = subprocess.Popen(
+        [cli, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    gate.read_text()  # It is in sbatch now.
+    done = submit()
+    gate.write_text("go on\n")
+    assert first.communicate()[0] == "77\n"
+    assert (done.returncode, "it is being submitted just now" in done.stderr) == (2, True)
