@@ -1,5 +1,6 @@
 """Start one process per local device when no launcher did, and end together."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,16 +37,14 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
 
     def send(number: int) -> None:
         for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    def kill(_number: int, _frame: object) -> None:
-        for process in processes:
-            process.kill()
+            # Popen.send_signal would reap the process, and the wait below would miss its end.
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, forward)
-    signal.signal(signal.SIGALRM, kill)
+    signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
     for rank in range(num_processes):
         launch = Launch(rank, num_processes, rank, num_processes, rendezvous)
         processes.append(
