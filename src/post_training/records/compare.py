@@ -1,26 +1,34 @@
 """Compare two finished runs that should be equal: the first thing that differs, or nothing.
 
-Metrics come first (they say when it began), then files. What holds times or paths is left out:
-`timing` in metrics.jsonl and in the record's metrics, and the files that the record lists as
-unstable.
+    data -> steps.jsonl -> metrics.jsonl -> checkpoints -> everything else -> final metrics
+
+in the order in which a run makes them, so that what comes first is nearest to the cause. What holds
+times or paths is left out: `timing`, and the files that a record lists as unstable.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-METRICS_NAME = "metrics.jsonl"
+from post_training.records.run_record import METRICS_NAME, STEPS_NAME
+from post_training.records.tensors import first_tensor_difference, natural_order
+
+_MADE_FIRST = ("data", "evaluation")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """difference: None when everything compared is equal. num_*: how much was compared."""
+    """difference: None when everything compared is equal. num_*: how much was compared.
+    deviation: relative, of the figures in metrics.jsonl; None where lines, or figures that
+    are counts, are not the same."""
 
     difference: str | None
     num_files: int
     num_metric_lines: int
+    deviation: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -37,47 +45,100 @@ def compare_runs(
 
     Returns a difference, too, when there is nothing to compare.
     """
+    lines = _read_lines(first_dir), _read_lines(second_dir)
+    found = next(_differences(first, second, (first_dir, second_dir), lines), None)
+    return Comparison(found, len(first["outputs"]["files"]), len(lines[0]), _deviation(*lines))
+
+
+def _differences(
+    first: dict[str, Any],
+    second: dict[str, Any],
+    folders: tuple[Path, Path],
+    lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+) -> Iterator[str]:
     ours, theirs = first["outputs"]["files"], second["outputs"]["files"]
-    our_lines, their_lines = _read_metrics(first_dir), _read_metrics(second_dir)
-    difference = (
-        _first_metric_difference(our_lines, their_lines)
-        or _first_file_difference(ours, theirs)
-        or _first_final_difference(first["metrics"], second["metrics"])
-        or (None if ours else "there are no recorded output files to compare")
+    differing = sorted(
+        (name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)),
+        key=lambda name: (not name.startswith(_MADE_FIRST), natural_order(name)),
     )
-    return Comparison(difference, len(ours), len(our_lines))
+    files = [_file_difference(name, ours, theirs) for name in differing]
+    if differing and differing[0].startswith(_MADE_FIRST):
+        yield files[0]
+    weights = _weights_difference(differing, folders)
+    for text in (*_step_difference(folders), *_metric_difference(*lines)):
+        yield f"{text}; {weights}" if weights else text
+    if weights:
+        yield weights
+    yield from files
+    yield from _final_difference(first["metrics"], second["metrics"])
+    if not ours:
+        yield "there are no recorded output files to compare"
 
 
-def _read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / METRICS_NAME
+def _read_lines(run_dir: Path, name: str = METRICS_NAME) -> list[dict[str, Any]]:
+    path = run_dir / name
     lines = path.read_text().splitlines() if path.exists() else []
     return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in lines]
 
 
-def _first_metric_difference(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
-) -> str | None:
+def _step_difference(folders: tuple[Path, Path]) -> Iterator[str]:
+    ours, theirs = (_read_lines(folder, STEPS_NAME) for folder in folders)
+    if not ours or not theirs:
+        return
+    for one, other in zip(ours, theirs, strict=False):
+        if one == other:
+            continue
+        names = [name for name in ("rows", "loss", "grad_norm") if one[name] != other[name]]
+        told = [f"{name} is {one[name]}, then {other[name]}" for name in names]
+        equal = "" if "rows" in names else "the same rows, "
+        yield f"step {one['step']}: {equal}{', '.join(told)}"
+        return
+    if len(ours) != len(theirs):
+        yield f"{len(ours)} steps, then {len(theirs)}"
+
+
+def _metric_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
     for number, (one, other) in enumerate(zip_longest(ours, theirs), 1):
         if one is None or other is None:
-            return f"{METRICS_NAME} has {len(ours)} lines, then {len(theirs)}"
+            yield f"{METRICS_NAME} has {len(ours)} lines, then {len(theirs)}"
+            return
         for key in sorted(one.keys() | other.keys()):
             if one.get(key) != other.get(key):
                 place = f"step {one['step']}" if "step" in one else f"line {number}"
-                return f"{METRICS_NAME}: {place}: {key} is {one.get(key)}, then {other.get(key)}"
+                yield f"{METRICS_NAME}: {place}: {key} is {one.get(key)}, then {other.get(key)}"
+                return
+
+
+def _weights_difference(names: list[str], folders: tuple[Path, Path]) -> str | None:
+    """In the earliest weights that both runs still have."""
+    for name in names:
+        first, second = (folder / name for folder in folders)
+        if name.endswith(".safetensors") and first.exists() and second.exists():
+            tensor = first_tensor_difference(first, second)
+            return f"{name}: {tensor}" if tensor else None
     return None
 
 
-def _first_file_difference(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            return (
-                f"{name}: sha256 is {ours.get(name, 'absent')}, then {theirs.get(name, 'absent')}"
-            )
-    return None
+def _file_difference(name: str, ours: dict[str, str], theirs: dict[str, str]) -> str:
+    return f"{name}: sha256 is {ours.get(name, 'absent')}, then {theirs.get(name, 'absent')}"
 
 
-def _first_final_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+def _final_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
     for key in sorted((ours.keys() | theirs.keys()) - {"timing"}):
         if ours.get(key) != theirs.get(key):
-            return f"metric {key} is {ours.get(key)}, then {theirs.get(key)}"
+            yield f"metric {key} is {ours.get(key)}, then {theirs.get(key)}"
+            return
+
+
+def _deviation(one: Any, other: Any) -> float | None:
+    """The largest relative deviation of floats; None where anything else differs."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        one, other = list(one.values()), [other[key] for key in one]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = [_deviation(*pair) for pair in zip(one, other, strict=True)]
+        return None if None in parts else max(parts, default=0.0)
+    if one == other:
+        return 0.0
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) / max(abs(one), abs(other))
     return None

@@ -26,6 +26,9 @@ from post_training.core.hashing import sha256_value
 SCHEMA = "post-training/run-record/1"
 RECORD_NAME = "run.json"
 CONFIG_NAME = "config.yaml"
+# Of training stages: a line now and then, for people; a line a step, for comparison.
+METRICS_NAME = "metrics.jsonl"
+STEPS_NAME = "steps.jsonl"
 # Written by `post-training submit` before the run, and by its job.
 LAUNCH_FOLDER = "slurm"
 _LOCK_NAME = ".lock"

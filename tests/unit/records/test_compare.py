@@ -7,8 +7,12 @@ from post_training.records.compare import compare_runs
 LINES = [{"step": 1, "loss": 2.0, "timing": {"s": 1}}, {"step": 2, "loss": 1.0, "timing": {"s": 1}}]
 
 
-def run(folder, lines=LINES, files=None, metrics=None):
+STEPS = [{"step": n, "rows": f"{n:010x}", "loss": 1 / n, "grad_norm": 0.5} for n in (1, 2, 3)]
+
+
+def run(folder, lines=LINES, files=None, metrics=None, steps=STEPS):
     folder.mkdir()
+    (folder / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     files = {"model/a": "1", "model/b": "2"} if files is None else files
     return {"outputs": {"files": files}, "metrics": metrics or {}}, folder
@@ -48,6 +52,50 @@ def test_compare_speed_in_the_record_is_no_difference(tmp_path):
 )
 def test_compare_names_the_first_difference(tmp_path, changes, text):
     assert verdict(tmp_path, **changes) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"loss": 0.25}, "step 2: the same rows, loss is 0.5, then 0.25"),
+        ({"rows": "f", "loss": 0.25}, "step 2: rows is 0000000002, then f, loss is 0.5, then 0.25"),
+        ({"grad_norm": 0.1}, "step 2: the same rows, grad_norm is 0.5, then 0.1"),
+    ],
+)
+def test_compare_first_step_that_differs_comes_before_what_follows_from_it(tmp_path, change, text):
+    steps = [STEPS[0], {**STEPS[1], **change}, {**STEPS[2], "loss": 9.0}]
+    files = {"model/a": "1", "model/b": "3"}
+    assert verdict(tmp_path, steps=steps, files=files) == f"differs: {text}"
+
+
+def test_compare_data_that_differs_comes_before_the_steps(tmp_path):
+    one = run(tmp_path / "one", files={"data/rows.bin": "1", "checkpoints/w": "1"})
+    two = run(tmp_path / "two", files={"data/rows.bin": "2", "checkpoints/w": "2"}, steps=[])
+    assert compare_runs(*one, *two).difference == "data/rows.bin: sha256 is 1, then 2"
+
+
+def test_compare_step_that_differs_is_told_with_the_first_weights_that_do(tmp_path, write_tensors):
+    names = [f"checkpoints/checkpoint-{step}/model.safetensors" for step in (5, 10)]
+    runs = []
+    for index, folder in enumerate((tmp_path / "one", tmp_path / "two")):
+        steps = [STEPS[0], {**STEPS[1], "loss": 0.5 + index}]
+        runs += run(folder, steps=steps, files={name: str(index) for name in names})
+        for name in names:
+            (folder / name).parent.mkdir(parents=True)
+            write_tensors(folder / name, head=("F32", [1], [float(index)]))
+    assert compare_runs(*runs).difference == (
+        "step 2: the same rows, loss is 0.5, then 1.5; "
+        "checkpoints/checkpoint-5/model.safetensors: head: element 0 is 0.0, then 1.0"
+    )
+
+
+def test_compare_deviation_is_relative_and_the_largest(tmp_path):
+    close = [{"step": 1, "loss": 2.0}, {"step": 2, "eval": {"loss": 1.0}}]
+    far = [{"step": 1, "loss": 2.002}, {"step": 2, "eval": {"loss": 1.1}}]
+    one, two = run(tmp_path / "one", lines=close), run(tmp_path / "two", lines=far)
+    assert compare_runs(*one, *two).deviation == pytest.approx(0.1 / 1.1)
+    three = run(tmp_path / "three", lines=[{"step": 1, "loss": 2.0}, {"step": 3, "loss": 1.0}])
+    assert compare_runs(*one, *three).deviation is None
 
 
 def test_compare_nothing_with_nothing_is_no_proof(tmp_path):

@@ -5,6 +5,7 @@ RUN/evaluation/    the same, of the evaluation's rows
 RUN/checkpoints/   checkpoint-N: weights, optimizer, schedule, random states, totals
 RUN/inference_checkpoints/   step-N: what RUN/model would be after N steps
 RUN/metrics.jsonl  one line each logging_steps, and one each evaluation
+RUN/steps.jsonl    one line each step, by which two runs are compared
 RUN/model/         the result, loadable by plain transformers
 RUN/adapter/       with LoRA: what was trained, which RUN/model has merged into it
 """
@@ -12,6 +13,7 @@ RUN/adapter/       with LoRA: what was trained, which RUN/model has merged into 
 import os
 
 from post_training.models.quiet import quiet_libraries
+from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Result, StageContext
 from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.sft.config import SftConfig
@@ -28,7 +30,7 @@ def run(config: SftConfig, context: StageContext) -> Result:
     from post_training.stages.training.requirements import check_requirements
 
     check_requirements(config)
-    names = ("data", "evaluation", "model", "adapter", "metrics.jsonl")
+    names = ("data", "evaluation", "model", "adapter", METRICS_NAME, STEPS_NAME)
     context.on_writer(lambda: remove_leftovers(context.run_dir, *names))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
     data = DataPreparation(context, config.data, config.sft, tokenizer, config.seed)

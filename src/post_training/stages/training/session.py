@@ -19,6 +19,7 @@ from post_training.core.files import write_json
 from post_training.data.prepared.dataset import UsedTemplate
 from post_training.models.chunked_head import ChunkedHead
 from post_training.models.save import save_model_folder, stop_at
+from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Result, StageContext
 from post_training.stages.progress import Progress
 from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_trained, trained
@@ -30,6 +31,7 @@ from post_training.stages.training.flops import model_flops, peak_flops_per_s
 from post_training.stages.training.metrics import Metrics
 from post_training.stages.training.optimizers import optimizer_class_and_arguments
 from post_training.stages.training.reporters import open_reporters
+from post_training.stages.training.step_log import StepLog
 from post_training.stages.training.stop import StopRequest
 from post_training.stages.training.throughput import Throughput
 from post_training.stages.training.trainer import Trainer, read_totals
@@ -100,12 +102,14 @@ def run_training(
         stop.listening(),
     ):
         metrics = Metrics(
-            context.run_dir / "metrics.jsonl" if context.ranks.is_writer else None,
+            context.run_dir / METRICS_NAME if context.ranks.is_writer else None,
             config.logging.logging_steps,
             Throughput(flops, _peak(config, context)),
             reporters,
         )
         metrics.resume(resume_step or 0, read_totals(checkpoints, resume_step))
+        step_log = StepLog(context.run_dir if context.ranks.is_writer else None)
+        step_log.resume(resume_step or 0)
         if resume_step is not None:
             context.log(f"resuming from step {resume_step} of {num_steps}")
         trainer = make_trainer(
@@ -119,6 +123,7 @@ def run_training(
             context=context,
             checkpoints=checkpoints,
             metrics=metrics,
+            step_log=step_log,
             progress=progress,
             stop=stop,
             save_model=save,
@@ -161,7 +166,8 @@ def _result(
 
     # A folder of data is not there when the data came prepared.
     folders = [context.run_dir / name for name in (*rows.folders, INFERENCE_CHECKPOINTS)]
-    files = [path for folder in (*folders, checkpoint) for path in _files(folder)]
+    files = [context.run_dir / STEPS_NAME]
+    files += [path for folder in (*folders, checkpoint) for path in _files(folder)]
     if config.distributed.is_zero:
         files.append(context.run_dir / DEEPSPEED_CONFIG)
     shown = [path for name in ("tensorboard", "wandb") for path in _files(context.run_dir / name)]
@@ -183,7 +189,7 @@ def _result(
         },
         state_files=names([file for file in files if not unstable(file)]),
         # Times and paths.
-        unstable_files=["metrics.jsonl", *names([*filter(unstable, files), *shown])],
+        unstable_files=[METRICS_NAME, *names([*filter(unstable, files), *shown])],
     )
 
 

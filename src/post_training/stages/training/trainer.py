@@ -34,6 +34,7 @@ from post_training.stages.training.checkpoints import Checkpoints
 from post_training.stages.training.metrics import Metrics, Step, Totals
 from post_training.stages.training.non_finite import MicroBatchLoss, stop_unless_finite
 from post_training.stages.training.optimizers import decayed_parameters
+from post_training.stages.training.step_log import StepLog, rows_checksum
 from post_training.stages.training.stop import SIGNALS, StopRequest
 
 TOTALS = "totals.json"
@@ -97,6 +98,7 @@ class Trainer(SFTTrainer):
         context: StageContext,
         checkpoints: Checkpoints,
         metrics: Metrics,
+        step_log: StepLog,
         progress: Progress,
         stop: StopRequest,
         optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]],
@@ -108,6 +110,7 @@ class Trainer(SFTTrainer):
         self._context = context
         self._checkpoints = checkpoints
         self._figures = metrics
+        self._step_log = step_log
         self._progress = progress
         self._stop = stop
         self._effective_batch_size = (
@@ -190,17 +193,18 @@ class Trainer(SFTTrainer):
         number = self.state.global_step + 1
         counted = self._counted
         names = list(counted[0].sums)
+        rows = [row for count in counted for row in count.rows]
         own = [
             # Their mean over the ranks is the loss: that is how gradients are reduced.
             sum(count.loss.double().item() for count in counted) / self._context.ranks.world_size,
             *(sum(getattr(count, name) for count in counted) for name in _COUNTS),
+            rows_checksum(self._context.ranks.rank, rows),
             *self._stop.votes(),
             *(sum(float(count.sums[name]) for count in counted) for name in names),
         ]
-        loss, num_sequences, num_tokens, num_trained_tokens, squares, *rest = self.all_ranks_sum(
-            own
-        )
-        votes, sums = rest[: len(SIGNALS)], rest[len(SIGNALS) :]
+        loss, *summed = self.all_ranks_sum(own)
+        num_sequences, num_tokens, num_trained_tokens, squares, checksum = map(int, summed[:5])
+        votes, sums = summed[5 : 5 + len(SIGNALS)], summed[5 + len(SIGNALS) :]
         self._stop.agree(votes)
         step = Step(
             step=number,
@@ -209,14 +213,15 @@ class Trainer(SFTTrainer):
             grad_norm=grad_norm,
             learning_rate=self._get_learning_rate(),
             num_rows=self._effective_batch_size,
-            num_sequences=int(num_sequences),
-            num_tokens=int(num_tokens),
-            num_trained_tokens=int(num_trained_tokens),
-            sum_of_squared_lengths=int(squares),
+            num_sequences=num_sequences,
+            num_tokens=num_tokens,
+            num_trained_tokens=num_trained_tokens,
+            sum_of_squared_lengths=squares,
             figures=self.derived_figures(dict(zip(names, sums, strict=True))),
         )
         losses = [MicroBatchLoss(float(count.loss), count.rows) for count in counted]
         stop_unless_finite(number, loss, grad_norm, losses, self._context)
+        self._step_log.add(number, checksum, loss, grad_norm)
         line = self._figures.add(step, last=number == self.args.max_steps)
         if line is not None:
             speed = line["timing"]["tokens_per_s"]
@@ -259,6 +264,7 @@ class Trainer(SFTTrainer):
 
     def _publish(self, step: int) -> None:
         staged = self._checkpoints.staging / f"checkpoint-{step}"
+        self._step_log.sync()
         write_json(staged / TOTALS, asdict(self._figures.totals))
         (staged / "training_args.bin").unlink()  # paths of this run; not read on resume
         self._checkpoints.publish(step)
