@@ -73,7 +73,7 @@ def image_edf() -> Path:
 
     assert RENDERED_EDF.exists(), "no image: run `make image push-sqsh` first"
     recipe = load_recipe("cpu", REPOSITORY)
-    expected = recipe.input_hash(ensure_base(recipe, ImageStore(default_store()))["sha256"])
+    expected = recipe.input_hash(ensure_base(recipe, ImageStore(default_store())).sha256)
     pinned = load_edf(RENDERED_EDF, os.environ, REPOSITORY).env
     assert pinned["POST_TRAINING_IMAGE_INPUT_HASH"] == expected, (
         "the rendered image is of other sources: run `make image push-sqsh` first"

@@ -68,6 +68,17 @@ def build_app() -> Any:
 
         commands.push(name, site, store, repository)
 
+    @image.command("lock-base")
+    def image_lock_base(
+        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Bootstrap the base from Debian as it is now, and write containers/NAME/base.lock."""
+        from post_training.images import commands
+
+        commands.lock_base(name, store, repository)
+
     @image.command("list")
     def image_list(store: Store = None, as_json: Json = False) -> None:
         """The images in the store, the last pushed first."""

@@ -9,6 +9,7 @@ IDENTITY = {
     "name": "cpu",
     "version": "1.2.3",
     "input_hash": "1" * 64,
+    "base": "locked",
     "base_sha256": "4" * 64,
     "lock_sha256": {"requirements.lock": "5" * 64},
     "platform": "linux/amd64",

@@ -1,25 +1,43 @@
 """What an image is made of besides our files: the bootstrapped base and the locked packages.
 
 Both are kept in the store and counted by content, so a build needs the network once.
+
+    bases/sha256-<hex>.tar           every base that an image was made of
+    bases/instead-of-<hex>.json      which one was made when the locked base could not be had
+    wheels/NAME/<hex>/               what the locks of recipe NAME name
 """
 
 import json
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory, sync, write_json
 from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
+from post_training.images.base_lock import (
+    LOCK_NAME,
+    BaseLock,
+    moved_packages,
+    read_base_lock,
+    write_base_lock,
+)
+from post_training.images.bootstrap import (
+    SUITE,
+    bootstrap,
+    bootstrap_version,
+    installed_packages,
+    snapshot_is_reachable,
+)
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import ImageStore
+from post_training.images.verify import image_digest
 
-SUITE = "bookworm"
 # Debian 12 has glibc 2.36 and Python 3.11.
 _PYTHON = "3.11"
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + [
@@ -35,40 +53,112 @@ _PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"
                  "--require-hashes", "--disable-pip-version-check"]  # fmt: skip
 
 
-def ensure_base(recipe: Recipe, store: ImageStore) -> dict[str, Any]:
-    """The base of `recipe`: {"sha256", "file", "suite", "packages": {name: version}}.
+@dataclass(frozen=True)
+class Base:
+    """A bootstrapped base in the store. moved: how it differs from the locked one, if it does."""
 
-    Bootstrapped from Debian packages once per package list and then taken from the store, so a
-    mirror that moves never changes an image under a recipe that did not.
+    sha256: str
+    file: Path
+    packages: dict[str, str]
+    moved: list[str]
+
+    @property
+    def is_locked(self) -> bool:
+        return not self.moved
+
+
+def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
+    """The base of `recipe`: the one its base.lock names, wherever that can still be had.
+
+    From the store, else made from the mirrors as they are, else from a snapshot service. Where
+    Debian has moved on and no snapshot can be reached, the moved base is used, and said to be
+    unlocked: other bytes have another input hash, so no image changes under its name.
     """
-    packages = _package_list(recipe.folder / "base.packages")
-    key = sha256_text(f"{SUITE} {SOURCE_DATE_EPOCH} {' '.join(packages)}")
-    record_path = store.folder / "bases" / f"recipe-{key}.json"
-    if record_path.exists():
-        base = json.loads(record_path.read_text())
-        if (store.folder / base["file"]).exists():
+    include = _package_list(recipe.folder / "base.packages")
+    lock = read_base_lock(
+        recipe.folder / LOCK_NAME, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
+    )
+    locked = Base(lock.sha256, _base_path(store, lock.sha256), lock.packages, [])
+    if locked.file.exists():
+        _check_kept(locked)
+        return locked
+    remembered = store.folder / f"bases/instead-of-{lock.sha256}.json"
+    if remembered.exists():
+        kept = json.loads(remembered.read_text())
+        base = Base(file=_base_path(store, kept["sha256"]), **kept)
+        if base.file.exists():
+            _say(f"base: unlocked ({len(base.moved)} packages are not those of {LOCK_NAME})")
+            _check_kept(base)
             return base
-    print(f"bootstrapping the base from Debian {SUITE} …", file=sys.stderr)
-    record_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=record_path.parent) as temporary:
-        tar = Path(temporary) / "base.tar"
-        run_tool(
-            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}",
-             SUITE, tar],
-            env={**os.environ, "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)},
-            hint="it needs a Debian mirror: is one configured in /etc/apt?",
-        )  # fmt: skip
-        digest = sha256_file(tar)
-        versions = _installed_packages(tar)
-        file = tar.replace(record_path.parent / f"sha256-{digest}.tar")
-    base = {
-        "sha256": digest,
-        "file": str(file.relative_to(store.folder)),
-        "suite": SUITE,
-        "packages": versions,
-    }
-    write_json(record_path, base)
+    base = _make_base(lock, store)
+    if not base.is_locked:
+        kept = {"sha256": base.sha256, "packages": base.packages, "moved": base.moved}
+        write_json(remembered, kept)
     return base
+
+
+def lock_base(recipe: Recipe, store: ImageStore) -> Path:
+    """Bootstrap the base from the mirrors as they are now, keep it and write base.lock; its path.
+
+    The old lock's base stays in the store.
+    """
+    include = _package_list(recipe.folder / "base.packages")
+    # Before the mirrors are read: the snapshot service may have a state that is newer than ours.
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    sha256, packages = _bootstrap(include, store)
+    path = recipe.folder / LOCK_NAME
+    write_base_lock(
+        path,
+        BaseLock(sha256, SUITE, SOURCE_DATE_EPOCH, include, now, bootstrap_version(), packages),
+    )
+    return path
+
+
+def _make_base(lock: BaseLock, store: ImageStore) -> Base:
+    sha256, packages = _bootstrap(lock.include, store)
+    if sha256 == lock.sha256:
+        return Base(sha256, _base_path(store, sha256), packages, [])
+    moved = moved_packages(lock.packages, packages)
+    _say(f"Debian's mirrors no longer have the base that {LOCK_NAME} names:")
+    for line in moved or [f"the same packages, other bytes ({lock.mmdebstrap} made the lock's)"]:
+        _say(f"  {line}")
+    if moved and snapshot_is_reachable(lock.snapshot):
+        _say(f"making it from the snapshot of {lock.snapshot}")
+        then_sha256, then_packages = _bootstrap(lock.include, store, snapshot=lock.snapshot)
+        if then_sha256 == lock.sha256:
+            return Base(then_sha256, _base_path(store, then_sha256), then_packages, [])
+        _say(f"the snapshot's base is {then_sha256}, not the locked {lock.sha256}")
+    _say("going on with the moved base; the image's record says `base: unlocked`")
+    return Base(sha256, _base_path(store, sha256), packages, moved or ["other bytes"])
+
+
+def _bootstrap(
+    include: list[str], store: ImageStore, *, snapshot: str | None = None
+) -> tuple[str, dict[str, str]]:
+    """Make a base and keep it in the store; its sha256 and {package: version}."""
+    _say(f"bootstrapping the base from Debian {SUITE} …")
+    folder = store.folder / "bases"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        tar = Path(temporary) / "base.tar"
+        bootstrap(include, tar, snapshot=snapshot)
+        sha256, packages = sha256_file(tar), installed_packages(tar)
+        sync(tar)
+        tar.replace(_base_path(store, sha256))
+    return sha256, packages
+
+
+def _check_kept(base: Base) -> None:
+    if (found := image_digest(base.file).sha256) != base.sha256:
+        raise PostTrainingError(
+            f"sha256 is {found}, not what its name says",
+            where=str(base.file),
+            hint="the file is damaged: remove it, and the base is made again",
+        )
+
+
+def _base_path(store: ImageStore, sha256: str) -> Path:
+    return store.folder / f"bases/sha256-{sha256}.tar"
 
 
 def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
@@ -76,14 +166,14 @@ def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
 
     Wheels, and the source archives of what source.lock names.
     """
-    key = sha256_text("".join(path.read_text() for path in recipe.locks.values()))
+    key = sha256_text("".join(path.read_text() for path in recipe.package_locks.values()))
     folder = store.folder / "wheels" / recipe.name / key
     if folder.exists():
         return folder
     for old in sorted(folder.parent.glob("*/")):
         shutil.rmtree(old)
     with atomic_directory(folder) as temporary:
-        locks = dict(recipe.locks)
+        locks = dict(recipe.package_locks)
         source_lock = locks.pop(_SOURCE_LOCK, None)
         for name, lock in locks.items():
             print(f"downloading the wheels of {name} …", file=sys.stderr)
@@ -129,21 +219,5 @@ def _package_list(path: Path) -> list[str]:
     return sorted(line for line in lines if line)
 
 
-def _installed_packages(base_tar: Path) -> dict[str, str]:
-    with tarfile.open(base_tar) as archive:
-        status = archive.extractfile("./var/lib/dpkg/status")
-        return parse_dpkg_status(status.read().decode())
-
-
-def parse_dpkg_status(status: str) -> dict[str, str]:
-    """{package: version} from a dpkg status file."""
-    packages = {}
-    for paragraph in status.split("\n\n"):
-        fields = dict(
-            line.split(": ", 1)
-            for line in paragraph.splitlines()
-            if not line.startswith(" ") and ": " in line
-        )
-        if "Package" in fields:
-            packages[fields["Package"]] = fields["Version"]
-    return packages
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -15,7 +15,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
-from post_training.images.base import ensure_base, ensure_wheels
+from post_training.images.base import Base, ensure_base, ensure_wheels
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import ImageStore
 
@@ -31,13 +31,14 @@ class BuiltImage:
     identity: dict[str, Any]
 
 
-def image_identity(recipe: Recipe, base: dict[str, Any]) -> dict[str, Any]:
+def image_identity(recipe: Recipe, base: Base) -> dict[str, Any]:
     """What the image says of itself in /etc/post-training/image.json: no time, path or commit."""
     return {
         "name": recipe.name,
         "version": recipe.version,
-        "input_hash": recipe.input_hash(base["sha256"]),
-        "base_sha256": base["sha256"],
+        "input_hash": recipe.input_hash(base.sha256),
+        "base": "locked" if base.is_locked else "unlocked",
+        "base_sha256": base.sha256,
         "lock_sha256": {name: sha256_file(path) for name, path in recipe.locks.items()},
         "platform": "linux/amd64",
     }
@@ -59,10 +60,10 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
             context.mkdir()
-            if recipe.stage(context, base["sha256"]) != identity["input_hash"]:
+            if recipe.stage(context, base.sha256) != identity["input_hash"]:
                 raise PostTrainingError("the sources changed while the build started; run it again")
             write_json(context / "image.json", identity)
-            os.link(store.folder / base["file"], context / "base.tar")
+            os.link(base.file, context / "base.tar")
             _buildah_build(context, wheels, identity)
     built = find_built(identity)
     if built is None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from post_training.core.errors import UsageError
+from post_training.images import base
 from post_training.images.base import ensure_base
 from post_training.images.build import build_image, find_built, image_identity
 from post_training.images.edf import edf_folders
@@ -54,6 +55,13 @@ def push(name: str, site: str, store_folder: Path | None, repository: Path) -> N
     )
     _say(f"EDF: {rendered}")
     print(store.image_path(record["sqsh_sha256"]))
+
+
+def lock_base(name: str, store_folder: Path | None, repository: Path) -> None:
+    store, recipe = open_store(store_folder), load_recipe(name, repository.resolve())
+    with store.lock():
+        path = base.lock_base(recipe, store)
+    print(path)
 
 
 def show_list(store_folder: Path | None, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from post_training.core.files import sync
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
-from post_training.images.base import parse_dpkg_status
+from post_training.images.bootstrap import parse_dpkg_status
 from post_training.images.build import BuiltImage
 from post_training.images.checkout import describe_checkout
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe

@@ -12,6 +12,7 @@ from pathlib import Path
 from post_training import __version__
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_file, sha256_value
+from post_training.images.base_lock import LOCK_NAME
 
 # 2026-01-01. Every file of an image carries this time.
 SOURCE_DATE_EPOCH = 1767225600
@@ -36,6 +37,11 @@ class Recipe:
     @property
     def locks(self) -> dict[str, Path]:
         return {name: path for name, path in self.files.items() if name.endswith(".lock")}
+
+    @property
+    def package_locks(self) -> dict[str, Path]:
+        """The locks of Python packages."""
+        return {name: path for name, path in self.locks.items() if name != LOCK_NAME}
 
     def input_hash(self, base_sha256: str) -> str:
         """Identity of what the image will hold, given its base; hexadecimal sha256."""
