@@ -135,6 +135,16 @@ def build_app() -> Any:
 
         show.show_run(run, as_json=as_json)
 
+    @runs.command("diff")
+    def runs_diff(
+        first: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+        second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another.")],
+    ) -> None:
+        """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
+        from post_training.records import diff
+
+        sys.exit(diff.print_diff(first, second))
+
     @app.command("submit")
     def submit_stage(
         stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],

@@ -43,33 +43,39 @@ def compare_runs(
 ) -> Comparison:
     """Compare records and metrics; the records' hashes stand for the files.
 
-    Returns a difference, too, when there is nothing to compare.
+    Returns a difference, too, when there is nothing to compare. An unfinished run has no files.
     """
     lines = _read_lines(first_dir), _read_lines(second_dir)
-    found = next(_differences(first, second, (first_dir, second_dir), lines), None)
-    return Comparison(found, len(first["outputs"]["files"]), len(lines[0]), _deviation(*lines))
+    files = _files(first), _files(second)
+    found = next(_differences(first, second, files, (first_dir, second_dir), lines), None)
+    return Comparison(found, len(files[0]), len(lines[0]), _deviation(*lines))
+
+
+def _files(record: dict[str, Any]) -> dict[str, str]:
+    return {} if record["outputs"] is None else record["outputs"]["files"]
 
 
 def _differences(
     first: dict[str, Any],
     second: dict[str, Any],
+    files: tuple[dict[str, str], dict[str, str]],
     folders: tuple[Path, Path],
     lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
 ) -> Iterator[str]:
-    ours, theirs = first["outputs"]["files"], second["outputs"]["files"]
+    ours, theirs = files
     differing = sorted(
         (name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)),
         key=lambda name: (not name.startswith(_MADE_FIRST), natural_order(name)),
     )
-    files = [_file_difference(name, ours, theirs) for name in differing]
+    by_file = [_file_difference(name, ours, theirs) for name in differing]
     if differing and differing[0].startswith(_MADE_FIRST):
-        yield files[0]
+        yield by_file[0]
     weights = _weights_difference(differing, folders)
     for text in (*_step_difference(folders), *_metric_difference(*lines)):
         yield f"{text}; {weights}" if weights else text
     if weights:
         yield weights
-    yield from files
+    yield from by_file
     yield from _final_difference(first["metrics"], second["metrics"])
     if not ours:
         yield "there are no recorded output files to compare"

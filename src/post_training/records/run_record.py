@@ -51,7 +51,7 @@ class RunDescription:
 
     @property
     def input_fingerprints(self) -> dict[str, str]:
-        return _fingerprints(self.inputs)
+        return fingerprints(self.inputs)
 
     @property
     def identity(self) -> str:
@@ -179,8 +179,8 @@ class RunFolder:
             if earlier["stage"] == now.stage
             else [f"{earlier['stage']} -> {now.stage}"],
             "recipe": changed_settings(earlier["recipe"], now.recipe),
-            "input": changed_settings(_fingerprints(earlier["inputs"]), now.input_fingerprints),
-            "image": changed_settings(_image(earlier["image"]), _image(now.image)),
+            "input": changed_settings(fingerprints(earlier["inputs"]), now.input_fingerprints),
+            "image": changed_settings(image_identity(earlier["image"]), image_identity(now.image)),
             "topology": changed_settings(earlier["topology"], now.topology),
         }
         for kind, lines in changed.items():
@@ -240,11 +240,13 @@ def is_live(run_dir: Path) -> bool:
     return False
 
 
-def _fingerprints(inputs: dict[str, dict[str, str]]) -> dict[str, str]:
+def fingerprints(inputs: dict[str, dict[str, str]]) -> dict[str, str]:
+    """{key: fingerprint} of a record's inputs."""
     return {key: value["fingerprint"] for key, value in inputs.items()}
 
 
-def _image(image: dict[str, Any] | None) -> dict[str, str]:
+def image_identity(image: dict[str, Any] | None) -> dict[str, str]:
+    """Of a record's image, what decides the bits."""
     return {"oci_digest": image["oci_digest"] if image else "unpinned"}
 
 
