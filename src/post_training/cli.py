@@ -34,10 +34,12 @@ def build_app() -> Any:
     image = typer.Typer(help="Build images and keep the image store.", **settings)
     edf = typer.Typer(help="Render, check and run EDF files.", **settings)
     runs = typer.Typer(help="Look at runs.", **settings)
+    artifact = typer.Typer(help="Look at what runs made, and check it.", **settings)
     data = typer.Typer(help="Look at data as training reads it, and fetch it.", **settings)
     app.add_typer(image, name="image")
     app.add_typer(edf, name="edf")
     app.add_typer(runs, name="runs")
+    app.add_typer(artifact, name="artifact")
     app.add_typer(data, name="data")
 
     Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]
@@ -144,6 +146,29 @@ def build_app() -> Any:
         from post_training.records import diff
 
         sys.exit(diff.print_diff(first, second))
+
+    Artifact = Annotated[Path, typer.Argument(metavar="FOLDER", help="With artifact.json.")]
+
+    @artifact.command("show")
+    def artifact_show(folder: Artifact, as_json: Json = False) -> None:
+        """What it is, and which run made it."""
+        from post_training.records import lineage
+
+        lineage.show_artifact(folder, as_json=as_json)
+
+    @artifact.command("lineage")
+    def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
+        """All it came from: runs, models, data, as a tree."""
+        from post_training.records import lineage
+
+        lineage.show_lineage(folder, as_json=as_json)
+
+    @artifact.command("verify")
+    def artifact_verify(folder: Artifact) -> None:
+        """Hash its files again: ok, or the files that are not what they were."""
+        from post_training.records import lineage
+
+        lineage.verify_artifact(folder)
 
     @app.command("submit")
     def submit_stage(

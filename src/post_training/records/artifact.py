@@ -1,15 +1,24 @@
 """An artifact: a folder (model, dataset) with artifact.json, which is written last.
 
-The fingerprint is over its files without artifact.json; the record inside is a copy of the run
-that made it, so lineage outlives the run folder.
+    fingerprint     over its files without artifact.json: what it is
+    lineage_hash    over the recipe that made it and, of each input, its lineage_hash (or its
+                    fingerprint, where nobody knows what made it): what it was meant to be
+    made_by         a copy of the run's record, so that lineage outlives the run folder
+
+A run's record names what made each input (`origin_of`), so an artifact knows all its ancestors.
 """
 
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError
-from post_training.core.files import write_json
-from post_training.core.hashing import ARTIFACT_RECORD, fingerprint_files, hash_files
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import read_json, write_json
+from post_training.core.hashing import (
+    ARTIFACT_RECORD,
+    fingerprint_files,
+    hash_files,
+    sha256_value,
+)
 
 SCHEMA = "post-training/artifact/1"
 
@@ -26,8 +35,74 @@ def seal_artifact(folder: Path, kind: str, run_record: dict[str, Any]) -> dict[s
         "schema": SCHEMA,
         "kind": kind,
         "fingerprint": fingerprint_files(files),
+        "lineage_hash": _lineage_hash(kind, run_record),
         "files": files,
         "made_by": run_record,
     }
     write_json(folder / ARTIFACT_RECORD, artifact)
     return artifact
+
+
+def read_artifact(folder: Path) -> dict[str, Any]:
+    """What artifact.json says. Errors: UsageError when there is none."""
+    try:
+        artifact = read_json(folder / ARTIFACT_RECORD, SCHEMA)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError("no artifact: there is no artifact.json", where=str(folder)) from None
+    # The first artifacts had none.
+    artifact.setdefault("lineage_hash", _lineage_hash(artifact["kind"], artifact["made_by"]))
+    return artifact
+
+
+def artifact_faults(folder: Path) -> list[str]:
+    """How the files differ from what artifact.json says, a line each."""
+    recorded, found = read_artifact(folder)["files"], hash_files(folder)
+    faults = []
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            faults.append(f"{name}: gone")
+        elif name not in recorded:
+            faults.append(f"{name}: not part of the artifact")
+        elif found[name] != recorded[name]:
+            faults.append(f"{name}: changed (sha256 is {found[name]}, was {recorded[name]})")
+    return faults
+
+
+def origin_of(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What made an input with this fingerprint; None for what is no artifact, nor a file in one.
+
+    {"kind", "lineage_hash", "run_id", "stage", "recipe_hash", "image": OCI digest or None,
+     "inputs": {key: {"path", "fingerprint", "made_by": the same again, where it is known}}}
+    Errors: UsageError for an artifact that was changed after it was made.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / ARTIFACT_RECORD).exists():
+        return None
+    artifact = read_artifact(folder)
+    recorded = artifact["fingerprint"] if path.is_dir() else artifact["files"].get(path.name)
+    if recorded is None:
+        return None
+    if recorded != fingerprint:
+        raise UsageError(
+            f"was changed after run {artifact['made_by']['run_id']} made it",
+            where=str(path),
+            hint="`post-training artifact verify` names the files; without its artifact.json it "
+            "counts as files of your own",
+        )
+    record = artifact["made_by"]
+    return {
+        "kind": artifact["kind"],
+        "lineage_hash": artifact["lineage_hash"],
+        **{name: record[name] for name in ("run_id", "stage", "recipe_hash")},
+        "image": record["image"] and record["image"]["oci_digest"],
+        "inputs": record["inputs"],
+    }
+
+
+def _lineage_hash(kind: str, record: dict[str, Any]) -> str:
+    inputs = {
+        key: value["made_by"]["lineage_hash"] if "made_by" in value else value["fingerprint"]
+        for key, value in record["inputs"].items()
+    }
+    content = {"stage": record["stage"], "recipe": record["recipe"], "inputs": inputs}
+    return sha256_value({"kind": kind, **content})

@@ -38,14 +38,15 @@ _LOCK_NAME = ".lock"
 class RunDescription:
     """What a run is, before it starts.
 
-    recipe, topology, inputs: {dotted key: JSON value}; inputs: {key: {"path", "fingerprint"}}.
+    recipe, topology, inputs: {dotted key: JSON value}; inputs: {key: {"path", "fingerprint", and
+    "made_by" where an artifact says it}}.
     image: its identity, or None in an unpinned run. facts: what else the record says.
     """
 
     stage: str
     recipe: dict[str, Any]
     topology: dict[str, Any]
-    inputs: dict[str, dict[str, str]]
+    inputs: dict[str, dict[str, Any]]
     image: dict[str, Any] | None
     facts: dict[str, Any]
 
@@ -240,7 +241,7 @@ def is_live(run_dir: Path) -> bool:
     return False
 
 
-def fingerprints(inputs: dict[str, dict[str, str]]) -> dict[str, str]:
+def fingerprints(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """{key: fingerprint} of a record's inputs."""
     return {key: value["fingerprint"] for key, value in inputs.items()}
 

@@ -26,7 +26,7 @@ from post_training.images.inside import development_mount, identify_image, mount
 from post_training.launch.local import run_local_ranks
 from post_training.launch.ranks import Launch, detect_launch
 from post_training.records import machine
-from post_training.records.artifact import seal_artifact
+from post_training.records.artifact import origin_of, seal_artifact
 from post_training.records.run_record import CONFIG_NAME, RunDescription, RunFolder
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
@@ -151,8 +151,8 @@ def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks)
     )
 
 
-def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """{key: {"path", "fingerprint"}}; a list of paths is `key[0]`, `key[1]`, …"""
+def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{key: {"path", "fingerprint", "made_by" of an artifact}}; a list of paths is `key[0]`, …"""
     paths: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, list):
@@ -167,6 +167,8 @@ def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
             missing.append(f"{key}: no such file or folder: {path}")
         else:
             inputs[key] = {"path": str(Path(path).absolute()), "fingerprint": found}
+            if origin := origin_of(Path(path), found):
+                inputs[key]["made_by"] = origin
     if missing:
         raise ConfigError(missing)
     return inputs
