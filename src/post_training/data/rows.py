@@ -27,7 +27,8 @@ REASONS = {
     "filtered": "the transform left it out",
     "too-long": "longer than the limit, with overlong: drop or fail",
     "untrained": "no token to train on within the limit",
-    "duplicate": "the same tokens as an earlier row",
+    "duplicate": "the same tokens, or the same prompt, as an earlier row",
+    "failed": "the stage failed at it, and at it alone",
 }
 
 

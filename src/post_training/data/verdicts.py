@@ -16,7 +16,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.data.rows import REASONS, BadRow, Place
 
 # Asked for by a setting: overlong: drop, a transform that returns None.
-_MEANT = ("too-long", "filtered")
+MEANT = ("too-long", "filtered")
 
 
 class Verdicts:
@@ -44,7 +44,7 @@ class Verdicts:
 
     def reject(self, place: Place, bad: BadRow, raw: bytes) -> None:
         """Errors: PostTrainingError under `fail`, unless the row was meant to be left out."""
-        if self.on_error == "fail" and bad.reason not in _MEANT:
+        if self.on_error == "fail" and bad.reason not in MEANT:
             raise PostTrainingError(
                 bad.problem,
                 where=str(place),

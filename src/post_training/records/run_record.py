@@ -31,6 +31,9 @@ METRICS_NAME = "metrics.jsonl"
 STEPS_NAME = "steps.jsonl"
 # Written by `post-training submit` before the run, and by its job.
 LAUNCH_FOLDER = "slurm"
+# Of stages that work in chunks: the chunks, and the records of those who made them. They may be
+# there before the run itself, which puts the chunks together.
+SHARED_FOLDERS = ("chunks", "workers")
 _LOCK_NAME = ".lock"
 
 
@@ -112,10 +115,13 @@ class RunFolder:
                 path.unlink()
         (self.path / RECORD_NAME).unlink()
 
-    def start(self, description: RunDescription, *, allow_topology: bool = False) -> bool:
+    def start(
+        self, description: RunDescription, *, allow_topology: bool = False, reopen: bool = False
+    ) -> bool:
         """Write the record with status running; True when an earlier attempt is continued.
 
         allow_topology: continue although the topology changed; the attempt says so.
+        reopen: continue a finished run too: a worker's, which ended when nothing was left to claim.
         Errors: UsageError when the folder holds a finished run, another run, or something else.
         """
         earlier = earlier_record(self.path)
@@ -138,7 +144,14 @@ class RunFolder:
                 "metrics": {},
             }
         else:
-            changed = self._check_same_run(earlier, description, allow_topology)
+            changed = check_same_run(self.path, earlier, description, allow_topology=allow_topology)
+            if earlier["status"] == "finished" and not reopen:
+                raise UsageError(
+                    f"this run is finished (run {earlier['run_id']})",
+                    where=str(self.path),
+                    hint="choose another run_dir to run it again; "
+                    "`post-training reproduce` compares the two",
+                )
             self.record = {**earlier, "status": "running", "reason": None, **description.facts}
         self.record["attempts"].append(
             {
@@ -171,37 +184,33 @@ class RunFolder:
     def _write(self) -> None:
         write_json(self.path / RECORD_NAME, self.record)
 
-    def _check_same_run(
-        self, earlier: dict[str, Any], now: RunDescription, allow_topology: bool
-    ) -> list[str]:
-        """The changed topology settings, when that is allowed. Errors: UsageError."""
-        changed = {
-            "stage": []
-            if earlier["stage"] == now.stage
-            else [f"{earlier['stage']} -> {now.stage}"],
-            "recipe": changed_settings(earlier["recipe"], now.recipe),
-            "input": changed_settings(fingerprints(earlier["inputs"]), now.input_fingerprints),
-            "image": changed_settings(image_identity(earlier["image"]), image_identity(now.image)),
-            "topology": changed_settings(earlier["topology"], now.topology),
-        }
-        for kind, lines in changed.items():
-            if lines and not (kind == "topology" and allow_topology):
-                hint = "choose another run_dir, or undo the change"
-                if kind == "topology":
-                    hint += "; --allow-topology-change continues all the same"
-                raise UsageError(
-                    f"the folder holds another run: {kind}: {'; '.join(lines)}",
-                    where=str(self.path),
-                    hint=hint,
-                )
-        if earlier["status"] == "finished":
+
+def check_same_run(
+    path: Path, earlier: dict[str, Any], now: RunDescription, *, allow_topology: bool = False
+) -> list[str]:
+    """The changed topology settings, when that is allowed.
+
+    path: of what says `earlier`: stage, recipe, inputs, image and topology.
+    Errors: UsageError that names what differs.
+    """
+    changed = {
+        "stage": [] if earlier["stage"] == now.stage else [f"{earlier['stage']} -> {now.stage}"],
+        "recipe": changed_settings(earlier["recipe"], now.recipe),
+        "input": changed_settings(fingerprints(earlier["inputs"]), now.input_fingerprints),
+        "image": changed_settings(image_identity(earlier["image"]), image_identity(now.image)),
+        "topology": changed_settings(earlier["topology"], now.topology),
+    }
+    for kind, lines in changed.items():
+        if lines and not (kind == "topology" and allow_topology):
+            hint = "choose another run_dir, or undo the change"
+            if kind == "topology":
+                hint += "; --allow-topology-change continues all the same"
             raise UsageError(
-                f"this run is finished (run {earlier['run_id']})",
-                where=str(self.path),
-                hint="choose another run_dir to run it again; "
-                "`post-training reproduce` compares the two",
+                f"the folder holds another run: {kind}: {'; '.join(lines)}",
+                where=str(path),
+                hint=hint,
             )
-        return changed["topology"]
+    return changed["topology"]
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
@@ -220,7 +229,7 @@ def earlier_record(run_dir: Path) -> dict[str, Any] | None:
     if (run_dir / RECORD_NAME).exists():
         return read_record(run_dir)
     names = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
-    if foreign := [name for name in names if name != LAUNCH_FOLDER]:
+    if foreign := [name for name in names if name not in (LAUNCH_FOLDER, *SHARED_FOLDERS)]:
         raise UsageError(
             f"the folder is not empty and holds no run (found {foreign[0]!r})",
             where=str(run_dir),

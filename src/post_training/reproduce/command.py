@@ -121,7 +121,7 @@ def _overrides(record: dict[str, Any], new_dir: Path) -> list[str]:
     """What the configuration left open or relative, as it was."""
     settings = {
         "run_dir": str(new_dir),
-        "num_processes": record["topology"]["world_size"],
+        "num_processes": record["topology"].get("world_size", 1),
         "num_threads": record["topology"]["num_threads"],
         **_data_folders(record),
         **_reported_to_nobody(record),

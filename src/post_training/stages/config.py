@@ -1,7 +1,7 @@
 """Settings that every stage has."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import PositiveInt, model_validator
 
@@ -24,7 +24,11 @@ class DebugConfig(Config):
 
 class StageConfig(Config):
     """run_dir: the run folder. num_processes: local processes, when no launcher started us.
-    num_threads: CPU threads of each process; by default, its share of the machine's cores."""
+    num_threads: CPU threads of each process; by default, its share of the machine's cores.
+
+    ranks_count: whether the number of processes changes what comes out, and so is identity."""
+
+    ranks_count: ClassVar[bool] = True
 
     run_dir: Annotated[Path | None, Role.PLACEMENT] = None
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
@@ -34,3 +38,12 @@ class StageConfig(Config):
 
     def check_ranks(self, world_size: int) -> None:
         """Errors: UsageError when so many processes can't do this."""
+
+    def record_dir(self, run_dir: Path) -> Path:
+        """Where this process's record is, of a run in `run_dir`."""
+        return run_dir
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it does a share of a run whose record is another's."""
+        return False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from post_training.core.errors import PostTrainingError
+from post_training.records.run_record import RunDescription
 
 T = TypeVar("T")
 
@@ -38,13 +39,16 @@ class StageContext:
     """run_dir: the run folder, which exists. resuming: an earlier attempt of this run left its
     files there (same recipe and topology). group: the torch.distributed group in which the other
     ranks wait for rank 0; None is the default group. input_fingerprints: of each INPUT setting, by
-    its dotted key."""
+    its dotted key. description: what the run is, as its record says it; None where there is no
+    record. allow_topology_change: as it was asked for on the command line."""
 
     run_dir: Path
     ranks: Ranks = field(default_factory=Ranks)
     resuming: bool = False
     group: Any = None
     input_fingerprints: dict[str, str] = field(default_factory=dict)
+    description: RunDescription | None = None
+    allow_topology_change: bool = False
 
     def on_writer(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 while the others wait; every rank gets its (picklable) result.

@@ -89,24 +89,37 @@ def _run_recorded(
 ) -> None:
     folder: RunFolder | None = None
 
-    def open_run() -> tuple[Path, bool, dict[str, str]]:
+    def open_run() -> tuple[Path, bool, RunDescription]:
         nonlocal folder
         description = _describe(request, stage, config, ranks)
-        opening = RunFolder(config.run_dir or _default_run_dir(description))
+        run_dir = config.run_dir or _default_run_dir(description)
+        opening = RunFolder(config.record_dir(run_dir))
         opening.claim()
         if config.debug.override_existing:
             opening.remove_trial()
-        resuming = opening.start(description, allow_topology=request.allow_topology_change)
+        resuming = opening.start(
+            description,
+            allow_topology=request.allow_topology_change,
+            reopen=config.is_worker,
+        )
         folder = opening
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
-        return folder.path, resuming, description.input_fingerprints
+        return folder.path, resuming, description
 
     try:
         # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
         opened = StageContext(Path(), ranks, group=group).on_writer(open_run)
-        run_dir, resuming, fingerprints = opened
-        context = StageContext(run_dir.absolute(), ranks, resuming, group, fingerprints)
+        run_dir, resuming, description = opened
+        context = StageContext(
+            run_dir.absolute(),
+            ranks,
+            resuming,
+            group,
+            description.input_fingerprints,
+            description,
+            request.allow_topology_change,
+        )
         if folder:
             context.log(_headline(folder.record, resuming, run_dir))
         result = stage.load_run()(config, context)
@@ -128,7 +141,10 @@ def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks)
     return RunDescription(
         stage=stage.name,
         recipe=settings[Role.RECIPE],
-        topology={"world_size": ranks.world_size, **topology},
+        topology={
+            **({"world_size": ranks.world_size} if config.ranks_count else {}),
+            **topology,
+        },
         inputs=_fingerprint_inputs(settings[Role.INPUT]),
         image=image,
         facts={

@@ -218,3 +218,22 @@ def test_remove_trial_from_a_new_folder_does_nothing(tmp_path):
     folder.remove_trial()
     assert folder.start(DESCRIPTION) is False
     release(folder)
+
+
+def test_start_finished_worker_is_reopened_and_keeps_its_attempts(tmp_path):
+    folder = start(tmp_path, reopen=True)
+    folder.close("finished")
+    release(folder)
+    again = start(tmp_path, reopen=True)
+    assert [attempt["status"] for attempt in again.record["attempts"]] == ["finished", "running"]
+    release(again)
+    with pytest.raises(UsageError, match="another run: recipe: lr"):
+        start(tmp_path, replace(DESCRIPTION, recipe={"lr": 2e-3}), reopen=True)
+
+
+def test_start_where_workers_were_before_the_run(tmp_path):
+    for name in ("chunks", "workers"):
+        (tmp_path / name).mkdir()
+    folder = start(tmp_path)
+    assert read_record(tmp_path)["status"] == "running"
+    release(folder)

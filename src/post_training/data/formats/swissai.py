@@ -7,7 +7,7 @@ Each branch is a conversation of its own, but for those that a model generated f
 thought, function-call, function-output or verifiable-responses, or, in older data, a `content`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from post_training.data.formats.blocks import Step, assemble, one_text
 from post_training.data.formats.messages import Entry, MessageNames, read_role
@@ -45,32 +45,48 @@ def read_branches(
     row: dict[str, Any], columns: dict[str, str], names: MessageNames
 ) -> list[tuple[list[Entry], Tools]]:
     """(entries, tools) of each branch that is not for reference. Errors: BadRow."""
-    opening = _opening(row, columns["initial_prompt"], names)
-    tools = read_tools(row.get("available_functions"), "available_functions")
+    opening, tools = read_opening(row, columns["initial_prompt"], names)
     column = columns["conversation_branches"]
     branches = []
     for index, item in enumerate(list_of(required(row, column), column)):
-        key = f"{column}[{index}]"
-        branch = object_of(item, key)
-        key = f"{key}.messages"
-        messages = [
-            object_of(message, f"{key}[{number}]")
-            for number, message in enumerate(list_of(branch.get("messages"), key))
-        ]
-        if _is_reference(branch, messages):
-            continue
-        entries = [
-            _entry(message, f"{key}[{number}]", names) for number, message in enumerate(messages)
-        ]
-        calls = [call for entry in entries for each in entry.messages for call in each.tool_calls]
-        answers = any(call.name == _ANSWERS["name"] for call in calls)
-        branches.append((opening + entries, (*tools, json_text(_ANSWERS)) if answers else tools))
+        branch = read_branch(item, f"{column}[{index}]", tools, names)
+        if not branch.is_reference:
+            branches.append((opening + branch.entries, branch.tools))
     if not branches:
         raise BadRow("untrained", f"{column}: no branch that is not for reference")
     return branches
 
 
-def _opening(row: dict[str, Any], column: str, names: MessageNames) -> list[Entry]:
+class Branch(NamedTuple):
+    """entries: after the prompt. tools: the prompt's, and that of answers which can be checked."""
+
+    entries: list[Entry]
+    tools: Tools
+    is_reference: bool
+
+
+def read_branch(value: Any, key: str, tools: Tools, names: MessageNames) -> Branch:
+    """Errors: BadRow."""
+    branch = object_of(value, key)
+    key = f"{key}.messages"
+    messages = [
+        object_of(message, f"{key}[{number}]")
+        for number, message in enumerate(list_of(branch.get("messages"), key))
+    ]
+    is_reference = _is_reference(branch, messages)
+    entries = [
+        _entry(message, f"{key}[{number}]", names) for number, message in enumerate(messages)
+    ]
+    calls = [call for entry in entries for each in entry.messages for call in each.tool_calls]
+    if any(call.name == _ANSWERS["name"] for call in calls):
+        tools = (*tools, json_text(_ANSWERS))
+    return Branch(entries, tools, is_reference)
+
+
+def read_opening(
+    row: dict[str, Any], column: str, names: MessageNames
+) -> tuple[list[Entry], Tools]:
+    """What stands before the branches: a system message, if any, and the prompt. Errors: BadRow."""
     opening = []
     if row.get("system_prompt") is not None:
         system = row["system_prompt"]
@@ -78,7 +94,8 @@ def _opening(row: dict[str, Any], column: str, names: MessageNames) -> list[Entr
         if content is not None and text(content, "system_prompt").strip():
             opening.append(Entry("system_prompt", (Message("system", content),)))
     prompt = object_of(required(row, column), column)
-    return [*opening, _entry({"role": "user", **prompt}, column, names)]
+    tools = read_tools(row.get("available_functions"), "available_functions")
+    return [*opening, _entry({"role": "user", **prompt}, column, names)], tools
 
 
 def _entry(message: dict[str, Any], key: str, names: MessageNames) -> Entry:

@@ -1,0 +1,208 @@
+"""The rows of the annotation stages: a prompt and its branches, SwissAI's branch format.
+
+    a row of any format with prompts -> branch_row -> one JSON object, written by `row_line`
+    {"conversation_id", "initial_prompt", "conversation_branches": [{"messages", …}], …}
+
+Rows that have the format keep all they hold, in its order. Of others, each answer becomes a branch
+that is not for reference; the columns that aren't the prompt are kept as original_metadata, where
+a reward finds what it checks against. A stage adds its figures to a branch's own object.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from post_training.core.hashing import sha256_value
+from post_training.data.formats.columns import (
+    Format,
+    read_instruction,
+    read_side,
+    read_system,
+    read_tools_column,
+)
+from post_training.data.formats.messages import Entry, MessageNames, check_turns, read_messages
+from post_training.data.formats.preference import read_preference
+from post_training.data.formats.swissai import read_branch, read_opening
+from post_training.data.formats.tools import Tools
+from post_training.data.formats.values import filled_text, list_of, required
+from post_training.data.rows import COMPLETION, BadRow, Conversation, Message
+
+ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
+# Columns that hold a prompt and nothing else; what else a row has goes into original_metadata.
+_OF_THE_PROMPT = ("messages", "prompt", "instruction", "input", "system", "tools")
+
+
+def branch_row(value: dict[str, Any], found: Format, source: str) -> dict[str, Any]:
+    """value: a row of format `found`. source: what dataset_source says where the row doesn't.
+
+    conversation_id is the row's, or the sha256 of its prompt. Errors: BadRow.
+    """
+    if found.name == "swissai":
+        row = {ID: None, "dataset_source": source, **_with_own_names(value, found)}
+        prompt = check_branch_row(row)
+    else:
+        prompt, answers = _prompt_and_answers(value, found)
+        row = _row(prompt, answers)
+        row = {ID: value.get(ID), "dataset_source": source, **row}
+        used = {found.columns.get(name) for name in _OF_THE_PROMPT} | {ID}
+        row["original_metadata"] = {k: v for k, v in value.items() if k not in used}
+    if row[ID] is None:
+        said = [[message.role, message.content] for message in prompt.messages]
+        row[ID] = sha256_value([said, prompt.tools])
+    filled_text(row[ID], ID)
+    return row
+
+
+def check_branch_row(row: dict[str, Any]) -> Conversation:
+    """The prompt of a row whose branches can all be read. Errors: BadRow."""
+    conversations_of(row)
+    return prompt_of(row)
+
+
+def prompt_of(row: dict[str, Any]) -> Conversation:
+    """The system message, if any, and the prompt. Errors: BadRow."""
+    opening, tools = read_opening(row, PROMPT, MessageNames())
+    return _conversation(opening, tools)
+
+
+def conversations_of(row: dict[str, Any]) -> list[Conversation]:
+    """The prompt with each of its branches, those for reference too; what the assistant says in a
+    branch is COMPLETION. Errors: BadRow."""
+    opening, tools = read_opening(row, PROMPT, MessageNames())
+    conversations = []
+    for index, item in enumerate(list_of(required(row, BRANCHES), BRANCHES)):
+        branch = read_branch(item, f"{BRANCHES}[{index}]", tools, MessageNames())
+        check_turns(opening + branch.entries)
+        conversations.append(_conversation(opening + branch.entries, branch.tools))
+    return conversations
+
+
+def new_branch(text: str, *, is_reference: bool, metadata: dict[str, Any]) -> dict[str, Any]:
+    """A branch that is one answer."""
+    return {
+        "messages": _branch_messages([Message("assistant", text)]),
+        "is_reference_completion": is_reference,
+        "metadata": metadata,
+    }
+
+
+def row_line(row: dict[str, Any]) -> bytes:
+    """The row as a line of a JSONL file. Errors: BadRow for what can't be one."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        raise BadRow("malformed", "a text holds half a character (lone surrogate)") from None
+    except ValueError as error:  # JSON has no number for it
+        raise BadRow("malformed", str(error).lower()) from None
+
+
+def _with_own_names(value: dict[str, Any], found: Format) -> dict[str, Any]:
+    theirs = {given: own for own, given in found.columns.items()}
+    return {theirs.get(column, column): cell for column, cell in value.items()}
+
+
+def _prompt_and_answers(
+    value: dict[str, Any], found: Format
+) -> tuple[Conversation, list[list[Message]]]:
+    """The prompt, which ends with the first message of the user, and what follows it in each
+    answer."""
+    declared: Tools = ()
+    match found.name:
+        case "messages":
+            column = found.columns["messages"]
+            entries, declared = read_messages(required(value, column), column, found.messages)
+            conversations = [entries]
+        case "prompt_completion":
+            prompt, declared = read_side(value, found, "prompt", "user")
+            answer, _ = read_side(value, found, "completion", "assistant")
+            conversations = [_single_turn(prompt) + answer]
+        case "alpaca":
+            answer, _ = read_side(value, found, "output", "assistant")
+            conversations = [read_instruction(value, found) + answer]
+        case "preference":
+            pair = read_preference(value, found, train_on_thoughts=True)
+            prompt = _single_turn([Entry("prompt", (message,)) for message in pair.prompt])
+            sides = (("chosen", pair.chosen), ("rejected", pair.rejected))
+            conversations = [[*prompt, Entry(name, messages)] for name, messages in sides]
+            declared = pair.tools
+        case _:
+            raise BadRow("columns", f"rows of format {found.name} have no prompt")
+    if found.name != "preference":  # which has its system message already
+        conversations = [read_system(value, found, each) + each for each in conversations]
+        declared = read_tools_column(value, found, declared)
+    for entries in conversations:
+        check_turns(entries)
+    entries = conversations[0]
+    users = [i for i, entry in enumerate(entries) if entry.messages[0].role == "user"]
+    if not users:
+        raise BadRow("roles", "no message of a user")
+    length = users[0] + 1
+    answers = [[m for entry in each[length:] for m in entry.messages] for each in conversations]
+    return _conversation(entries[:length], declared), [answer for answer in answers if answer]
+
+
+def _single_turn(prompt: list[Entry]) -> list[Entry]:
+    if any(message.role == "assistant" for entry in prompt for message in entry.messages):
+        raise BadRow("roles", f"{prompt[0].key}: a prompt of several turns has no place in a row "
+                     "of branches, which all follow one message")  # fmt: skip
+    return prompt
+
+
+def _row(prompt: Conversation, answers: Sequence[list[Message]]) -> dict[str, Any]:
+    *heads, question = prompt.messages
+    if any(message.role == "developer" for message in heads):
+        raise BadRow("roles", "a developer's message has no place in a row of branches")
+    row: dict[str, Any] = {}
+    if heads:
+        row["system_prompt"] = {"content": heads[0].content, "metadata": {}}
+    row[PROMPT] = {"role": "user", "content": question.content, "metadata": {}}
+    row["available_functions"] = [json.loads(tool) for tool in prompt.tools]
+    row[BRANCHES] = [
+        {
+            "messages": _branch_messages(answer),
+            "is_reference_completion": False,
+            "metadata": {},
+        }
+        for answer in answers
+    ]
+    return row
+
+
+def _branch_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """An assistant's messages and its tools' between two of the user are one, in parts."""
+    return [
+        {
+            "role": "user" if of_user else "assistant",
+            "parts": [part for message in group for part in _parts(message)],
+        }
+        for of_user, group in groupby(messages, key=lambda message: message.role == "user")
+    ]
+
+
+def _parts(message: Message) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        return [{"type": "function-output", "content": message.content, "metadata": {}}]
+    parts: list[dict[str, Any]] = []
+    if message.thought:
+        parts.append({"type": "thought", "content": message.thought, "metadata": {}})
+    if message.content:
+        parts.append({"type": "response", "content": message.content, "metadata": {}})
+    parts += [
+        {"type": "function-call", "name": call.name, "args": call.arguments, "metadata": {}}
+        for call in message.tool_calls
+    ]
+    return parts
+
+
+def _conversation(entries: Sequence[Entry], tools: Tools) -> Conversation:
+    messages = [message for entry in entries for message in entry.messages]
+    return Conversation(
+        tuple(
+            Message(m.role, m.content, COMPLETION, 1.0, m.thought, m.tool_calls)
+            if m.role == "assistant"
+            else Message(m.role, m.content)
+            for m in messages
+        ),
+        tools,
+    )

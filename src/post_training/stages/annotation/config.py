@@ -1,0 +1,71 @@
+"""Settings that every annotation stage has."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from post_training.config.model import Config, Role
+from post_training.data.config import SourcesConfig
+from post_training.records.run_record import SHARED_FOLDERS
+from post_training.stages.config import StageConfig
+
+_OF_A_MIXTURE = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
+_CHUNKS, _WORKERS = SHARED_FOLDERS
+
+
+class WorkersConfig(Config):
+    """index: this process is worker number `index` of `count`, as in an array of jobs. Workers of
+    one run share its folder, at once or one after another, in any number; each has its record in
+    RUN/workers/INDEX. A run without an index does what is left, and puts the chunks together.
+
+    A worker begins with the chunks whose number modulo `count` is its own, then takes any that
+    nobody holds. Processes that a launcher starts together are workers too.
+    """
+
+    index: NonNegativeInt | None = None
+    count: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "WorkersConfig":
+        if self.index is not None and self.index >= self.count:
+            raise ValueError(f"index: must be < count, {self.count} (got {self.index})")
+        return self
+
+
+class ChunkedStageConfig(StageConfig):
+    """data: what is annotated. data.on_error is also for rows that the stage itself can't do.
+    chunk_rows: of one piece of work; a killed worker loses what it did of one.
+    max_failed_chunks: a worker that fails in more of them ends at once; else at its end.
+    """
+
+    ranks_count: ClassVar[bool] = False
+
+    data: SourcesConfig
+    chunk_rows: PositiveInt = 256
+    workers: Annotated[WorkersConfig, Role.PLACEMENT] = WorkersConfig()
+    max_failed_chunks: Annotated[NonNegativeInt, Role.PLACEMENT] = 0
+
+    @model_validator(mode="after")
+    def _whole_datasets(self) -> "ChunkedStageConfig":
+        if not self.data.datasets:
+            raise ValueError("data.datasets: name at least one")
+        for index, dataset in enumerate(self.data.datasets):
+            for key in _OF_A_MIXTURE:
+                if getattr(dataset, key) is not None:
+                    raise ValueError(f"data.datasets[{index}].{key}: mix first, then annotate")
+        return self
+
+    def record_dir(self, run_dir: Path) -> Path:
+        if self.workers.index is None:
+            return run_dir
+        return run_dir / _WORKERS / str(self.workers.index)
+
+    @property
+    def is_worker(self) -> bool:
+        return self.workers.index is not None
+
+    def chunks_dir(self, record_dir: Path) -> Path:
+        """Where all of the run's workers find the chunks. record_dir: of this process."""
+        run_dir = record_dir.parents[1] if self.is_worker else record_dir
+        return run_dir / _CHUNKS

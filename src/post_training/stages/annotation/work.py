@@ -1,0 +1,189 @@
+"""A worker: claim a chunk, annotate its rows, write it, until there is none to claim.
+
+A row that makes the annotator fail is found by halving and rejected, so that the other rows of its
+chunk live; under data.on_error: fail it ends the stage, with the row's name.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.data.branches import ID, row_line
+from post_training.data.rows import BadRow
+from post_training.data.verdicts import MEANT
+from post_training.stages.annotation.annotator import Annotator, Row
+from post_training.stages.annotation.chunk_file import claimed, is_done, log_path, write_chunk
+from post_training.stages.annotation.plan import Chunk, Plan
+from post_training.stages.context import StageContext
+from post_training.stages.progress import Progress
+
+# Rows that fail one after another, and none between that doesn't: then it isn't the rows.
+_MOST_FAILURES = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """This worker is number `number` of `count`. waits: for the chunks that others hold."""
+
+    number: int
+    count: int
+    waits: bool
+
+    def order(self, chunks: tuple[Chunk, ...]) -> list[Chunk]:
+        """Its own chunks, then the others, beginning after its own number: workers that have
+        nothing left do not all look at the same chunk."""
+        own = list(chunks[self.number :: self.count])
+        others = [
+            chunk
+            for offset in range(1, self.count)
+            for chunk in chunks[(self.number + offset) % self.count :: self.count]
+        ]
+        return own + others
+
+
+@dataclass
+class Worker:
+    """failed: chunks, with what went wrong."""
+
+    plan: Plan
+    place: Place
+    make_annotator: Callable[[], Annotator]
+    on_error: str
+    max_failed_chunks: int
+    context: StageContext
+    failed: dict[int, str] = field(default_factory=dict)
+    num_done: int = 0
+    _annotator: Annotator | None = None
+    _seen: set[int] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Errors: PostTrainingError when a chunk failed; UsageError, Interrupted at once."""
+        plan, chunks = self.plan, self.place.order(self.plan.chunks)
+        self._seen = {chunk.number for chunk in chunks if is_done(plan, chunk)}
+        started_at, num_rows_before = time.monotonic(), self._num_rows_done
+        with Progress("row", plan.num_rows, shown=self.context.ranks.is_writer) as progress:
+            for wait in (False, True) if self.place.waits else (False,):
+                for chunk in chunks:
+                    if chunk.number in self._seen or chunk.number in self.failed:
+                        continue
+                    self._do(chunk, wait=wait)
+                    seconds = time.monotonic() - started_at
+                    progress.update(self._num_rows_done, self._figures(seconds, num_rows_before))
+        if self.failed:
+            numbers = ", ".join(map(str, sorted(self.failed)))
+            first = min(self.failed)
+            raise PostTrainingError(
+                f"chunks that failed: {numbers}; chunk {first}: {self.failed[first]}",
+                where=str(log_path(plan, plan.chunks[first])),
+                hint="the same command does these again, and nothing else",
+            )
+
+    @property
+    def _num_rows_done(self) -> int:
+        return sum(self.plan.chunks[number].num_rows for number in self._seen)
+
+    def _figures(self, seconds: float, num_rows_before: int) -> str:
+        """`812 tokens/s, chunks: 3 of 9 done, 0 failed, 4 min left`. What others did meanwhile
+        counts for the time left."""
+        num_tokens = self._annotator.num_tokens if self._annotator else 0
+        words = [f"{num_tokens / seconds:,.0f} tokens/s"] if num_tokens else []
+        words.append(f"chunks: {len(self._seen)} of {len(self.plan.chunks)} done")
+        words.append(f"{len(self.failed)} failed")
+        num_rows = self._num_rows_done
+        if num_rows > num_rows_before:
+            left = seconds * (self.plan.num_rows - num_rows) / (num_rows - num_rows_before)
+            words.append(f"{left:.0f} s left" if left < 120 else f"{left / 60:.0f} min left")
+        return ", ".join(words)
+
+    def _do(self, chunk: Chunk, *, wait: bool) -> None:
+        if wait and not is_done(self.plan, chunk):
+            self.context.log(f"waiting for chunk {chunk.number}, which another worker holds")
+        with claimed(self.plan, chunk, wait=wait) as is_ours:
+            if is_ours:
+                try:
+                    self._annotate(chunk)
+                    self.num_done += 1
+                except (UsageError, Interrupted):
+                    raise
+                except PostTrainingError as error:
+                    self._log(chunk, str(error))
+                    self.failed[chunk.number] = error.problem
+                    if len(self.failed) > self.max_failed_chunks:
+                        raise
+        if is_done(self.plan, chunk):
+            self._seen.add(chunk.number)
+
+    def _annotate(self, chunk: Chunk) -> None:
+        inputs = self.plan.read_input(chunk)
+        if self._annotator is None:
+            self._annotator = self.make_annotator()
+        started_at, tokens_before = time.monotonic(), self._annotator.num_tokens
+        lines = _Attempt(self, self._annotator, chunk).annotate(inputs)
+        timing = {
+            "seconds": time.monotonic() - started_at,
+            "num_tokens": self._annotator.num_tokens - tokens_before,
+        }
+        write_chunk(self.plan, chunk, inputs, lines, timing)
+
+    def _log(self, chunk: Chunk, text: str) -> None:
+        with open(log_path(self.plan, chunk), "a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+
+
+@dataclass
+class _Attempt:
+    """At one chunk. num_failures: rows that failed since one didn't."""
+
+    worker: Worker
+    annotator: Annotator
+    chunk: Chunk
+    num_failures: int = 0
+
+    def annotate(self, rows: list[Row]) -> list[bytes | BadRow]:
+        """Each row's line, or why there is none. Errors: PostTrainingError."""
+        try:
+            outputs = self.annotator(rows)
+        except PostTrainingError:
+            raise
+        except Exception as error:
+            what = f"{len(rows)} rows from {rows[0][ID]}"
+            self.worker._log(self.chunk, f"{what}\n{traceback.format_exc()}")
+            self.annotator.recover()
+            if len(rows) > 1:
+                half = len(rows) // 2
+                return self.annotate(rows[:half]) + self.annotate(rows[half:])
+            self.num_failures += 1
+            if self.num_failures == _MOST_FAILURES:
+                raise PostTrainingError(
+                    f"{_MOST_FAILURES} rows failed one after another: {_first_line(error)}",
+                    where=str(log_path(self.worker.plan, self.chunk)),
+                ) from None
+            return self._lines(rows, [BadRow("failed", _first_line(error))])
+        assert len(outputs) == len(rows), f"{len(rows)} rows became {len(outputs)}"
+        self.num_failures = 0
+        return self._lines(rows, outputs)
+
+    def _lines(self, rows: list[Row], outputs: list[Row | BadRow]) -> list[bytes | BadRow]:
+        lines: list[bytes | BadRow] = []
+        for row, output in zip(rows, outputs, strict=True):
+            try:
+                if isinstance(output, BadRow):
+                    raise output
+                assert output[ID] == row[ID], f"{row[ID]} became {output[ID]}"
+                lines.append(row_line(output))
+            except BadRow as bad:
+                if self.worker.on_error == "fail" and bad.reason not in MEANT:
+                    raise PostTrainingError(
+                        f"{row[ID]}: {bad.problem}",
+                        where=f"chunk {self.chunk.number}",
+                        hint="leave out such rows: data.on_error: skip, or quarantine",
+                    ) from None
+                lines.append(bad)
+        return lines
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
