@@ -320,14 +320,26 @@ def build_app() -> Any:
 
     @app.command("reproduce")
     def reproduce_run(
-        run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+        run: Annotated[Path, typer.Argument(help="A finished run's folder, or an artifact in it.")],
         run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
         store: Store = None,
+        upstream: Annotated[
+            bool, typer.Option("--upstream", help="Everything its inputs came from, too.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what is missing, and run nothing.")
+        ] = False,
+        tolerance: Annotated[
+            float, typer.Option(min=0, help="Relative, of the figures, on another machine.")
+        ] = 0.01,
     ) -> None:
-        """Run again from the recorded image digest and compare: exit 0 identical, 4 differs."""
+        """Run again from the recorded image digest and compare.
+
+        Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
         from post_training.reproduce import command
 
-        sys.exit(command.reproduce(run, run_dir, store))
+        options = command.Options(run_dir, store, upstream, dry_run, tolerance)
+        sys.exit(command.reproduce(run, options))
 
     return app
 

@@ -276,6 +276,50 @@ def test_reproduce_names_the_first_difference(job, post_training, tmp_path):
     done = post_training("reproduce", tmp_path / "run")
     assert done.returncode == 4
     assert done.stdout.startswith("differs: metrics.jsonl: step 3: loss is 1.5, then ")
+    steps = (tmp_path / "run/steps.jsonl").read_text().splitlines()
+    steps[1] = json.dumps({**json.loads(steps[1]), "loss": 1.5})
+    (tmp_path / "run/steps.jsonl").write_text("\n".join(steps) + "\n")
+    done = post_training("reproduce", tmp_path / "run")
+    assert done.stdout.startswith("differs: step 2: the same rows, loss is 1.5, then ")
+
+
+def test_reproduce_on_another_machine_is_equivalent_within_the_tolerance(
+    job, post_training, tmp_path
+):
+    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
+    record = read_record(tmp_path / "run")
+    record["machine"]["processor"] = "another"
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    metrics = tmp_path / "run/metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[3]["loss"] *= 1.001
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = post_training("reproduce", tmp_path / "run")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("equivalent: the figures are off by at most 1.0e-03 (tolerance ")
+    assert "warning: this record was changed by hand" in done.stderr
+    done = post_training("reproduce", tmp_path / "run", "--tolerance", "0.0001")
+    assert done.returncode == 4
+    assert done.stdout.startswith("differs: metrics.jsonl: step 4: loss is ")
+
+
+def test_reproduce_upstream_runs_each_ancestor_again_and_trains_on_what_it_made(job, post_training):
+    done = post_training("reproduce", job / "run/model", "--upstream", "--dry-run")
+    assert (done.returncode, done.stdout) == (0, "2 runs would be run again\n"), done.stderr
+    done = post_training("reproduce", job / "run/model", "--upstream", "--run-dir", job / "chain")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("identical: ")
+    [init_model] = [path.parent for path in job.glob("init-reproduced-*/run.json")]
+    assert read_record(job / "chain")["inputs"]["model.path"]["path"] == f"{init_model}/model"
+
+
+def test_artifact_lineage_goes_back_to_the_data(job, post_training):
+    shown = post_training("artifact", "lineage", job / "run/model").stdout.splitlines()
+    assert re.match(r"├─ model\.path: .*/init/model \(model of init-model-", shown[1])
+    assert re.match(r"│  └─ corpus\[0\]: .*/sums\.jsonl \(fingerprint ", shown[2])
+    assert post_training("artifact", "verify", job / "run/model").stdout.startswith("ok: ")
+    shown = post_training("artifact", "show", job / "run/model").stdout
+    assert read_record(job / "run")["run_id"] in shown
 
 
 def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training, tmp_path):
@@ -285,7 +329,7 @@ def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training,
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     done = post_training("reproduce", tmp_path / "run")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: model.path: changed: {job}/init/model")
+    assert f"error: model.path: changed: {job}/init/model" in done.stderr
     done = post_training("reproduce", job / "run", "--store", tmp_path / "empty")
     assert done.returncode == 2
     assert f"no image '{record['image']['oci_digest']}' in the store" in done.stderr

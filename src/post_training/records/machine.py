@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,36 @@ def portable_environment(recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Host, kernel, architecture and processor."""
+    """Host, kernel, architecture, processor and accelerators."""
     return {
         "host": socket.gethostname(),
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "processor": _processor(),
         "cpus": len(os.sched_getaffinity(0)),
+        **accelerators(),
     }
+
+
+def accelerators(root: Path = Path("/")) -> dict[str, Any]:
+    """{"accelerators": {model: how many}, "driver": its version or None}, as the kernel tells it:
+    /proc/driver/nvidia, or /sys/class/kfd (AMD, by its graphics target such as gfx90a)."""
+    models: list[str] = []
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        models += [
+            line.split(":", 1)[1].strip()
+            for line in path.read_text().splitlines()
+            if line.startswith("Model:")
+        ]
+    for path in sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")):
+        properties = dict(line.split(None, 1) for line in path.read_text().splitlines())
+        if version := int(properties.get("gfx_target_version", "0")):
+            models.append(f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}")
+    found: str | None = None
+    for path in ("sys/module/nvidia/version", "sys/module/amdgpu/version"):
+        if (root / path).exists():
+            found = (root / path).read_text().strip()
+    return {"accelerators": dict(sorted(Counter(models).items())), "driver": found}
 
 
 def packages() -> dict[str, str]:

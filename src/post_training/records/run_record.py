@@ -182,6 +182,7 @@ class RunFolder:
         self._write()
 
     def _write(self) -> None:
+        self.record["seal"] = _seal(self.record)
         write_json(self.path / RECORD_NAME, self.record)
 
 
@@ -248,6 +249,16 @@ def is_live(run_dir: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def is_edited(record: dict[str, Any]) -> bool:
+    """Whether somebody changed the record since it was written: a slip of the hand is noticed, and
+    no more than that."""
+    return "seal" in record and record["seal"] != _seal(record)
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return sha256_value({key: value for key, value in record.items() if key != "seal"})
 
 
 def fingerprints(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:

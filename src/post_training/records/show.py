@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from post_training.records.run_record import is_live, read_record
+from post_training.records.run_record import is_edited, is_live, read_record
+
+EDITED = "this record was changed by hand after the run wrote it"
 
 
 def show_run(run_dir: Path, *, as_json: bool) -> None:
@@ -20,6 +22,7 @@ def _lines(record: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     lines = [
         ("run", record["run_id"]),
         ("status", _status(record, run_dir)),
+        *([("warning", EDITED)] if is_edited(record) else []),
         ("command", " ".join(record["command"])),
         ("image", _image(record["image"])),
         ("code", _code(record)),

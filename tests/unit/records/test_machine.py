@@ -1,4 +1,5 @@
 from post_training.records.machine import (
+    accelerators,
     machine,
     portable_environment,
     recorded_environment,
@@ -25,6 +26,23 @@ def test_recorded_environment_is_an_allow_list():
     ]  # fmt: skip
     assert "SLURM_JOB_ID" not in portable_environment(recorded)
     assert portable_environment(recorded)["NCCL_NET"] == "AWS Libfabric"
+
+
+def test_accelerators_are_counted_by_model(tmp_path):
+    assert accelerators(tmp_path) == {"accelerators": {}, "driver": None}
+    for index in range(2):
+        gpu = tmp_path / f"proc/driver/nvidia/gpus/{index}"
+        gpu.mkdir(parents=True)
+        (gpu / "information").write_text("Model: \t\t NVIDIA GH200 120GB\nIRQ:   \t 1\n")
+        node = tmp_path / f"sys/class/kfd/kfd/topology/nodes/{index}"
+        node.mkdir(parents=True)
+        (node / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {90010 * index}\n")
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    (tmp_path / "sys/module/nvidia/version").write_text("570.86.15\n")
+    assert accelerators(tmp_path) == {
+        "accelerators": {"NVIDIA GH200 120GB": 2, "gfx90a": 1},
+        "driver": "570.86.15",
+    }
 
 
 def test_machine_names_the_processor():

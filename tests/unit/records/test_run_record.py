@@ -11,6 +11,7 @@ from post_training.core.errors import UsageError
 from post_training.records.run_record import (
     RunDescription,
     RunFolder,
+    is_edited,
     is_live,
     read_record,
 )
@@ -45,6 +46,14 @@ def test_start_writes_a_running_record_at_once(tmp_path):
     assert record["identity"] == DESCRIPTION.identity
     assert [attempt["status"] for attempt in record["attempts"]] == ["running"]
     release(folder)
+
+
+def test_record_changed_by_hand_is_noticed(tmp_path):
+    release(start(tmp_path))
+    record = read_record(tmp_path)
+    assert not is_edited(record)
+    record["recipe"]["lr"] = 2e-3
+    assert is_edited(record)
 
 
 def test_close_writes_status_reason_outputs_and_end(tmp_path):
