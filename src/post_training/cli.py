@@ -106,6 +106,55 @@ def build_app() -> Any:
 
         sys.exit(commands.verify(reference, store))
 
+    @image.command("rebuild")
+    def image_rebuild(
+        reference: Reference,
+        store: Store = None,
+        repository: Repository = Path("."),
+        cached: Annotated[
+            bool, typer.Option("--cached", help="Take the layers that buildah has.")
+        ] = False,
+    ) -> None:
+        """Build an image again from its commit: exit 0 identical, 4 differs (which paths)."""
+        from post_training.images import commands
+
+        sys.exit(commands.rebuild(reference, store, repository, cached=cached))
+
+    @image.command("release")
+    def image_release(
+        reference: Reference,
+        tests: Annotated[
+            list[str] | None,
+            typer.Argument(
+                help="Instead of its whole tests: arguments of pytest.", metavar="TESTS"
+            ),
+        ] = None,
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Test an image with the tests of its commit, then write containers/images.lock."""
+        from post_training.images import commands
+
+        commands.release(reference, tests or [], store, repository)
+
+    @image.command("gc")
+    def image_gc(
+        runs: Annotated[
+            list[Path] | None,
+            typer.Argument(help="Folders with runs, remembered.", show_default=False),
+        ] = None,
+        delete: Annotated[bool, typer.Option("--delete", help="Remove them.")] = False,
+        forget: Annotated[
+            Path | None, typer.Option(help="A folder of runs that is gone.", show_default=False)
+        ] = None,
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Which images no run names, no EDF pins and no release has; --delete removes them."""
+        from post_training.images import commands
+
+        commands.gc(runs or [], forget, store, repository, delete=delete)
+
     @edf.command("render")
     def edf_render(
         image: Annotated[

@@ -51,6 +51,12 @@ def read_base_lock(path: Path, *, suite: str, epoch: int, include: list[str]) ->
     return lock
 
 
+def locked_bases(repository: Path) -> list[str]:
+    """The sha256 that each recipe's base.lock names."""
+    paths = sorted(repository.glob(f"containers/*/{LOCK_NAME}"))
+    return [read_json(path, _SCHEMA)["sha256"] for path in paths]
+
+
 def write_base_lock(path: Path, lock: BaseLock) -> None:
     write_json(path, {"schema": _SCHEMA, **asdict(lock)})
 

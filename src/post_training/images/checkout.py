@@ -1,8 +1,16 @@
 """What git says about the checkout that an image was built from or a development run mounts."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from post_training.core.errors import UsageError
+from post_training.core.process import run_tool
+
+# The owner of a shared checkout is often another user; reading it is harmless.
+_GIT = ["git", "-c", "safe.directory=*"]
 
 
 def describe_checkout(repository: Path) -> dict[str, Any] | None:
@@ -20,14 +28,31 @@ def describe_changes(repository: Path) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def worktree(repository: Path, commit: str, folder: Path) -> Iterator[Path]:
+    """The files of `commit` in `folder`, which is made for this and removed again.
+
+    Errors: UsageError when the repository does not have the commit.
+    """
+    if _git(repository, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        raise UsageError(
+            f"there is no commit {commit}",
+            where=str(repository),
+            hint="fetch it, or name the right checkout with --repository",
+        )
+    run_tool([*_GIT, "-C", repository, "worktree", "add", "--quiet", "--detach", folder, commit])
+    try:
+        yield folder
+    finally:
+        run_tool([*_GIT, "-C", repository, "worktree", "remove", "--force", folder])
+
+
 def _git(repository: Path, *words: str) -> str | None:
     """git's stdout, or None where it fails: no repository, no git, no commit yet."""
     try:
         done = subprocess.run(
-            # The owner of a shared checkout is often another user; reading it is harmless.
-            ["git", "-c", "safe.directory=*", "-C", repository, *words],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [*_GIT, "-C", repository, *words], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

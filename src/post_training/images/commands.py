@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 from post_training.core.errors import UsageError
-from post_training.images import base
+from post_training.images import base, retention
 from post_training.images.base import ensure_base
+from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity
 from post_training.images.edf import edf_folders
 from post_training.images.push import push_sqsh
+from post_training.images.rebuild import rebuild as rebuild_image
 from post_training.images.recipe import load_recipe
+from post_training.images.release import TESTS
+from post_training.images.release import release as release_image
+from post_training.images.releases import images_lock, read_releases
 from post_training.images.render import install_edf, render_edf, site_file
 from post_training.images.store import ImageStore, default_store
 
@@ -75,6 +80,70 @@ def show_list(store_folder: Path | None, *, as_json: bool) -> None:
             f"{entry['name']:8} {entry['version']:9} {entry['oci_digest'][:19]:20} "
             f"{entry['sqsh_sha256'][:12]:13} {entry['size_bytes'] / 1e6:5.0f}  {entry['pushed']}"
         )
+
+
+def gc(
+    runs: list[Path],
+    forget: Path | None,
+    store_folder: Path | None,
+    repository: Path,
+    *,
+    delete: bool,
+) -> None:
+    """Print what may go, and with `delete` remove it."""
+    store, repository = open_store(store_folder), repository.resolve()
+    with store.lock():
+        folders = retention.RunFolders(store)
+        if forget is not None:
+            folders.forget(forget)
+        if missing := [str(folder) for folder in runs if not folder.is_dir()]:
+            raise UsageError(f"no such folder: {', '.join(missing)}")
+        folders.remember(runs)
+        if not folders.folders:
+            raise UsageError(
+                "no folder is known in which runs are kept; their records name images",
+                hint="`post-training image gc RUNS …`; they are remembered",
+            )
+        decided = retention.plan(
+            store,
+            folders.folders,
+            read_releases(repository),
+            edf_folders(os.environ),
+            locked_bases(repository),
+        )
+        if delete:
+            retention.remove(store, decided)
+    _print_plan(decided, store, delete=delete)
+
+
+def _print_plan(decided: retention.Plan, store: ImageStore, *, delete: bool) -> None:
+    for image, kept_for in decided.images:
+        what = f"kept: {kept_for}" if kept_for else "removed" if delete else "can go"
+        print(f"{image['name']}:{image['version']} {image['sqsh_sha256'][:12]}  {what}")
+    for path in decided.files:
+        print(f"{path.relative_to(store.folder)}  {'removed' if delete else 'can go'}")
+    if not delete:
+        _say(f"{decided.size_bytes / 1e9:.1f} GB can go; --delete removes them")
+
+
+def rebuild(reference: str, store_folder: Path | None, repository: Path, *, cached: bool) -> int:
+    """Exit code 0 when the image comes out the same, 4 when it does not."""
+    store = open_store(store_folder)
+    record = store.find_recorded(reference)
+    differences = rebuild_image(record, store, repository.resolve(), cached=cached)
+    if not differences:
+        print(f"identical: {record['oci_digest']}, squashfs {record['sqsh_sha256']}")
+        return 0
+    print("differs:", *differences, sep="\n  ")
+    return 4
+
+
+def release(reference: str, tests: list[str], store_folder: Path | None, repository: Path) -> None:
+    store, repository = open_store(store_folder), repository.resolve()
+    entry = release_image(store.find(reference), store, repository, tests or TESTS)
+    _say(f"{entry['name']} {entry['version']}: {entry['tested']}")
+    _say(f"written to {images_lock(repository)}; commit it")
+    print(entry["oci_digest"])
 
 
 def verify(reference: str, store_folder: Path | None) -> int:

@@ -3,6 +3,8 @@
     sha256-<hex>.sqsh      the image; complete or absent
     sha256-<hex>.json      its record; written after the image, so its presence means complete
     index.json             the records in short; made anew from them at every push
+    removed/               records of images that `image gc` removed, to build them again
+    runs.json              the folders in which `image gc` looks for runs
     bases/, wheels/NAME/   what builds are made of, by hash
 
 The record is the truth; the index is derived and may be deleted.
@@ -72,9 +74,37 @@ class ImageStore:
             return [_short(record) for record in self.records()]
         return json.loads(path.read_text())["images"]
 
+    def removed_records(self) -> list[dict[str, Any]]:
+        """The records of images that were removed, the last pushed first."""
+        paths = (self.folder / "removed").glob("sha256-*.json")
+        records = [read_json(path, RECORD_SCHEMA) for path in paths]
+        return sorted(records, key=lambda record: record["pushed"], reverse=True)
+
+    def files(self, record: dict[str, Any]) -> list[Path]:
+        """Where the image's files are."""
+        return [self.image_path(record["sqsh_sha256"])]
+
     def add(self, record: dict[str, Any]) -> None:
         """Write the record of an image that is in its place, then the index. Call it locked."""
-        write_json(self.record_path(record["sqsh_sha256"]), record)
+        digest = record["sqsh_sha256"]
+        write_json(self.record_path(digest), record)
+        self._removed_path(digest).unlink(missing_ok=True)
+        self._write_index()
+
+    def remove(self, record: dict[str, Any]) -> None:
+        """Take an image away and keep its record in removed/. Call it locked."""
+        digest = record["sqsh_sha256"]
+        # The record first: an image with none is a leftover, a record without its image is a fault.
+        self._removed_path(digest).parent.mkdir(exist_ok=True)
+        self.record_path(digest).replace(self._removed_path(digest))
+        self._write_index()
+        for path in self.files(record):
+            path.unlink(missing_ok=True)
+
+    def _removed_path(self, sqsh_sha256: str) -> Path:
+        return self.folder / "removed" / f"sha256-{sqsh_sha256}.json"
+
+    def _write_index(self) -> None:
         write_json(
             self.folder / "index.json", {"images": [_short(record) for record in self.records()]}
         )
@@ -82,31 +112,41 @@ class ImageStore:
     def find(self, reference: str) -> dict[str, Any]:
         """The record of the image that `reference` names.
 
-        reference: an OCI config digest or a squashfs sha256 (whole or its first 8 digits or more,
+        reference: an OCI config digest or a file's sha256 (whole or its first 8 digits or more,
         with or without `sha256:`), or NAME or NAME:VERSION, where the last pushed is meant.
         Errors: UsageError when none or several match.
         """
-        bare = reference.removeprefix("sha256:").removeprefix("sha256-").removesuffix(".sqsh")
-        index = self.index()
-        named = [e for e in index if reference in (e["name"], f"{e['name']}:{e['version']}")]
-        if named:
-            return self.record(named[0]["sqsh_sha256"])
+        if entry := self._match(reference, self.index()):
+            return self.record(entry["sqsh_sha256"])
+        hint = "`post-training image list` shows what is there; `make image && make push-sqsh` "
+        hint += "builds and adds one"
+        if self._match(reference, self.removed_records()):
+            hint = f"`image gc` removed it; `post-training image rebuild {reference}` builds it"
+        raise UsageError(f"no image {reference!r} in the store", where=str(self.folder), hint=hint)
+
+    def find_recorded(self, reference: str) -> dict[str, Any]:
+        """As `find`, also among the images that were removed."""
+        removed = self._match(reference, self.removed_records())
+        return (
+            removed
+            if removed and not self._match(reference, self.index())
+            else self.find(reference)
+        )
+
+    def _match(self, reference: str, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The first of `entries` (the last pushed first) that `reference` names."""
+        for entry in entries:
+            if reference in (entry["name"], f"{entry['name']}:{entry['version']}"):
+                return entry
+        prefix = reference.removeprefix("sha256:").removeprefix("sha256-")
+        prefix = prefix.removesuffix(".sqsh")
+        if len(prefix) < _SHORTEST_PREFIX:
+            return None
         matches = [
             entry
-            for entry in index
-            if len(bare) >= _SHORTEST_PREFIX
-            and (
-                entry["sqsh_sha256"].startswith(bare)
-                or entry["oci_digest"].removeprefix("sha256:").startswith(bare)
-            )
+            for entry in entries
+            if any(digest.startswith(prefix) for digest in digests(entry))
         ]
-        if not matches:
-            raise UsageError(
-                f"no image {reference!r} in the store",
-                where=str(self.folder),
-                hint="`post-training image list` shows what is there; `make image && "
-                "make push-sqsh` builds and adds one",
-            )
         # One OCI image may have been squashed more than once; those are the same image.
         if len({entry["oci_digest"] for entry in matches}) > 1:
             raise UsageError(
@@ -114,7 +154,7 @@ class ImageStore:
                 where=str(self.folder),
                 hint="give more digits",
             )
-        return self.record(matches[0]["sqsh_sha256"])
+        return matches[0] if matches else None
 
     def find_built(self, input_hash: str) -> dict[str, Any] | None:
         """The record of a complete image made from these inputs, or None."""
@@ -134,6 +174,15 @@ class ImageStore:
             return Verification("missing", path, expected, None)
         found = sha256_file(path)
         return Verification("ok" if found == expected else "corrupt", path, expected, found)
+
+
+def digests(record: dict[str, Any]) -> set[str]:
+    """Every digest that means this image, as hexadecimal digits."""
+    return {
+        record[key].removeprefix("sha256:")
+        for key in ("oci_digest", "sqsh_sha256", "sif_sha256")
+        if record.get(key)
+    }
 
 
 def _short(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""`post-training image rebuild`: an image again from its recipe, and whether the bits are the same.
+
+The recorded commit is checked out into a temporary folder and builds itself, with its own
+`image build` and `image push-sqsh`, in a store and a buildah storage of its own. The base and the
+wheels come from the real store by their hashes.
+"""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.process import run_tool
+from post_training.images.checkout import worktree
+from post_training.images.recipe import load_recipe
+from post_training.images.store import ImageStore
+from post_training.images.trees import differing_paths
+
+_TEMPORARY = ".rebuild-"
+_MOST_PATHS = 10
+
+
+def rebuild(
+    record: Mapping[str, Any], store: ImageStore, repository: Path, *, cached: bool
+) -> list[str]:
+    """Build the image of `record` again; what differs, a line each; empty when it is identical.
+
+    cached: take the layers that buildah already has; else everything is made from nothing.
+    Errors: UsageError when the sources are not to be had; PostTrainingError when a build fails.
+    """
+    checkout = record["checkout"]
+    if checkout is None:
+        raise UsageError("the image was not built from a git checkout, so its sources are unknown")
+    store.folder.mkdir(parents=True, exist_ok=True)
+    # In the store: as large as an image, and files of the store can be linked.
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
+        folder = Path(temporary)
+        with worktree(repository, checkout["commit"], folder / "checkout") as sources:
+            if checkout["dirty"]:
+                _check_changes_are_elsewhere(record, sources)
+            again = ImageStore(folder / "store")
+            _share_inputs(store, again, record["name"])
+            with _buildah_storage(folder / "buildah", cached=cached) as variables:
+                for verb in ("build", "push-sqsh"):
+                    _run_own(verb, record["name"], sources, again, variables)
+        return _differences(record, store, again.records()[0], again)
+
+
+def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> None:
+    """A checkout counts as changed for any file; here only those of the image matter."""
+    found = load_recipe(record["name"], sources).input_hash(record["base_sha256"])
+    if found != record["input_hash"]:
+        raise UsageError(
+            f"the image was built from changes that commit {record['checkout']['commit'][:12]} "
+            "does not have, and which nobody kept",
+            hint="build images from clean checkouts; `image show` says `dirty` otherwise",
+        )
+
+
+def _share_inputs(store: ImageStore, again: ImageStore, name: str) -> None:
+    """Bases and wheels are found by their hashes, so they can't make an image come out alike."""
+    again.folder.mkdir()
+    for part in ("bases", f"wheels/{name}"):
+        if (store.folder / part).exists():
+            # Copied by links: what a build throws away stays in the store.
+            shutil.copytree(store.folder / part, again.folder / part, copy_function=os.link)
+
+
+@contextmanager
+def _buildah_storage(folder: Path, *, cached: bool) -> Iterator[dict[str, str]]:
+    """Variables that name an empty storage; none with `cached`."""
+    if cached:
+        yield {}
+        return
+    folder.mkdir()
+    settings = folder / "storage.conf"
+    settings.write_text(
+        f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/root"\n'
+    )
+    variables = {"CONTAINERS_STORAGE_CONF": str(settings)}
+    try:
+        yield variables
+    finally:
+        run_tool(["buildah", "rmi", "--all", "--force"], env={**os.environ, **variables})
+
+
+def _run_own(
+    verb: str, name: str, sources: Path, store: ImageStore, variables: Mapping[str, str]
+) -> None:
+    """Run a command of the checked-out commit itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "post_training.cli", "image", verb, name,
+         "--repository", sources, "--store", store.folder],
+        # The rendered EDF is linked beside it and not into the user's folder.
+        env={**os.environ, **variables, "PYTHONPATH": str(sources / "src"),
+             "EDF_PATH": str(sources.parent / "edf")},
+        stdin=subprocess.DEVNULL, stdout=sys.stderr,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise PostTrainingError(f"image {verb} of the recorded commit failed; see above")
+
+
+def _differences(
+    record: Mapping[str, Any], store: ImageStore, other: Mapping[str, Any], again: ImageStore
+) -> list[str]:
+    lines = [
+        f"{key} is {record[key]}, then {other[key]}"
+        for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256")
+        if record[key] != other[key]
+    ]
+    if not lines:
+        return []
+    lines += [
+        f"{tool} is {version}, then {other['builder'].get(tool)}"
+        for tool, version in record["builder"].items()
+        if version != other["builder"].get(tool)
+    ]
+    before, after = store.image_path(record["sqsh_sha256"]), again.image_path(other["sqsh_sha256"])
+    if not before.exists():
+        return [*lines, f"{before} is gone, so no paths can be compared"]
+    with _mounted(before) as first, _mounted(after) as second:
+        paths = list(itertools.islice(differing_paths(first, second), _MOST_PATHS + 1))
+    if len(paths) > _MOST_PATHS:
+        paths[_MOST_PATHS:] = ["…"]
+    return [*lines, *(paths or ["every path is equal"])]
+
+
+@contextmanager
+def _mounted(squashfs: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="post-training-") as target:
+        run_tool(["mount", "-t", "squashfs", "-o", "loop,ro", squashfs, target])
+        try:
+            yield Path(target)
+        finally:
+            run_tool(["umount", target])

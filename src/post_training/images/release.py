@@ -1,0 +1,101 @@
+"""`post-training image release`: test a digest, then write it into containers/images.lock.
+
+The tests are those of the image's own commit, run inside the image on the code that is in it. What
+could not be built again is no release: a dirty checkout, a base that is not the locked one.
+"""
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import write_atomic
+from post_training.images.checkout import worktree
+from post_training.images.releases import add_release, check_version_is_free, release_entry
+from post_training.images.render import edf_text, image_environment
+from post_training.images.store import ImageStore
+
+TESTS = ("tests/stages", "tests/unit/data", "-m", "stack and not long")
+
+
+def release(
+    record: Mapping[str, Any], store: ImageStore, repository: Path, tests: Sequence[str]
+) -> dict[str, Any]:
+    """The entry that was written. tests: pytest's arguments, relative to the image's commit.
+
+    Errors: UsageError when the image can't be released; PostTrainingError when a test fails.
+    """
+    _check_can_be_built_again(record)
+    check_version_is_free(repository, record)
+    status, path, _, found = store.verify(dict(record))
+    if status != "ok":
+        raise PostTrainingError(f"the image is {status} (sha256 {found})", where=str(path))
+    with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
+        folder = Path(temporary)
+        with worktree(repository, record["checkout"]["commit"], folder / "checkout") as sources:
+            edf = folder / "release.toml"
+            write_atomic(edf, _edf(record, store, folder, sources))
+            _run(edf, ["python", "-m", "post_training.images.selfcheck"], "the self-check failed")
+            report = folder / "report.xml"
+            _run(
+                edf,
+                ["python", "-m", "pytest", "-p", "no:cacheprovider", "-q",
+                 f"--junit-xml={report}", *tests],
+                "its tests failed",
+            )  # fmt: skip
+            tested = f"selfcheck; pytest {' '.join(tests)}: {_summary(report)}"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = release_entry(record, tested, now)
+    add_release(repository, entry)
+    return entry
+
+
+def _check_can_be_built_again(record: Mapping[str, Any]) -> None:
+    faults = {
+        "it was not built from a git checkout": record["checkout"] is None,
+        "it was built from a checkout with changes": (record["checkout"] or {}).get("dirty"),
+        "its base is not the one that base.lock names": record.get("base") != "locked",
+    }
+    for fault, is_so in faults.items():
+        if is_so:
+            raise UsageError(
+                f"{record['name']} {record['oci_digest'][:19]} cannot be released: {fault}",
+                hint="build and push it again from a clean checkout, with `make lock` if Debian "
+                "has moved on",
+            )
+
+
+def _edf(record: Mapping[str, Any], store: ImageStore, folder: Path, sources: Path) -> str:
+    image = store.image_path(record["sqsh_sha256"])
+    return edf_text(
+        {
+            "image": str(image),
+            "workdir": str(sources),
+            "entrypoint": False,
+            "writable": False,
+            "mounts": [f"{store.folder}:{store.folder}:ro", f"{folder}:{folder}"],
+        },
+        {"env": image_environment(record, image)},
+    )
+
+
+def _run(edf: Path, command: Sequence[str], failure: str) -> None:
+    runner = [sys.executable, "-m", "post_training.cli", "edf", "run", str(edf), "--"]
+    done = subprocess.run([*runner, *command], stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    if done.returncode != 0:
+        raise PostTrainingError(f"{failure} in the image; it is not released")
+
+
+def _summary(report: Path) -> str:
+    """`512 passed, 3 skipped` of pytest's report. Errors: PostTrainingError when none passed."""
+    counts = ElementTree.parse(report).getroot().find("testsuite").attrib
+    num_skipped = int(counts["skipped"])
+    num_passed = int(counts["tests"]) - num_skipped
+    if num_passed == 0:
+        raise PostTrainingError("every test was skipped; it is not released")
+    return f"{num_passed} passed, {num_skipped} skipped"

@@ -1,0 +1,161 @@
+"""`post-training image gc`: which images may go.
+
+Kept are: the newest image of each name; released ones (containers/images.lock); those that the
+user's EDFs pin; and those that anything in the run folders names: a run's record, the record in an
+artifact, the EDF of a submitted job. Records are searched for the digests as text, so that no
+version of their format can be missed.
+
+The folders searched are remembered in the store (runs.json). A folder that cannot be read ends it:
+the runs in it can't be asked.
+
+What goes leaves its record in removed/, from which `post-training image rebuild` makes it again;
+so the bases of those images stay as well.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import write_json
+from post_training.core.hashing import ARTIFACT_RECORD
+from post_training.images.store import ImageStore, digests
+
+_RUN_FILES = {"run.json", ARTIFACT_RECORD, "environment.toml"}
+_DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+class Verdict(NamedTuple):
+    """kept_for: why the image stays, or None when it may go."""
+
+    record: dict[str, Any]
+    kept_for: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """images: a verdict for each. files: what else may go (bases of no image, leftovers).
+    size_bytes: of all that may go."""
+
+    images: list[Verdict]
+    files: list[Path]
+    size_bytes: int
+
+
+class RunFolders:
+    """The folders in which runs that use this store are kept; remembered in the store."""
+
+    def __init__(self, store: ImageStore):
+        self._path = store.folder / "runs.json"
+        self.folders: list[str] = []
+        if self._path.exists():
+            self.folders = json.loads(self._path.read_text())["folders"]
+
+    def remember(self, folders: Iterable[Path]) -> None:
+        new = [str(folder.resolve()) for folder in folders]
+        self.folders = sorted({*self.folders, *new})
+        write_json(self._path, {"folders": self.folders})
+
+    def forget(self, folder: Path) -> None:
+        """Errors: UsageError when it is not remembered."""
+        # As it was given too: what is forgotten is often gone.
+        names = {str(folder), str(folder.resolve())}
+        if not names & set(self.folders):
+            raise UsageError(f"{folder} is not remembered", where=str(self._path))
+        self.folders = [name for name in self.folders if name not in names]
+        write_json(self._path, {"folders": self.folders})
+
+
+def plan(
+    store: ImageStore,
+    run_folders: Iterable[str],
+    releases: Iterable[Mapping[str, Any]],
+    edf_folders: Iterable[Path],
+    locked_bases: Iterable[str],
+) -> Plan:
+    """Decide for every image of the store. Call it locked.
+
+    locked_bases: the sha256 of bases that a build would use next.
+    Errors: PostTrainingError when a run folder cannot be read.
+    """
+    named_by = _digests_in(path for folder in run_folders for path in _run_files(Path(folder)))
+    pinned_by = _digests_in(path for folder in edf_folders for path in folder.glob("*.toml"))
+    released = set().union(*(digests(entry) for entry in releases))
+    records = store.records()
+    verdicts, seen = [], set()
+    for record in records:
+        kept_for = None
+        if record["name"] not in seen:
+            kept_for = f"the newest of {record['name']}"
+        elif digests(record) & released:
+            kept_for = "released"
+        elif named := digests(record) & named_by.keys():
+            kept_for = f"named by {named_by[named.pop()]}"
+        elif pinned := digests(record) & pinned_by.keys():
+            kept_for = f"pinned by {pinned_by[pinned.pop()]}"
+        seen.add(record["name"])
+        verdicts.append(Verdict(record, kept_for))
+    bases = {record["base_sha256"] for record in [*records, *store.removed_records()]}
+    files = sorted(_leftovers(store, records, bases | set(locked_bases)))
+    going = [*files]
+    for record, kept_for in verdicts:
+        if kept_for is None:
+            going += store.files(record)
+    return Plan(verdicts, files, sum(_size_bytes(path) for path in going))
+
+
+def remove(store: ImageStore, decided: Plan) -> None:
+    """Remove what may go. Call it locked. Killed half-way, the rest goes the next time."""
+    for verdict in decided.images:
+        if verdict.kept_for is None:
+            store.remove(verdict.record)
+    for path in decided.files:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _leftovers(store: ImageStore, records: list[dict[str, Any]], bases: set[str]) -> Iterator[Path]:
+    """Of killed pushes and builds (none runs: the store is locked); bases no image is made of."""
+    known = {path for record in records for path in store.files(record)}
+    for pattern in ("sha256-*.sqsh", "sha256-*.sif"):
+        yield from (path for path in store.folder.glob(pattern) if path not in known)
+    yield from store.folder.glob(".push-*")
+    yield from store.folder.glob(".build-*")
+    for path in (store.folder / "bases").glob("*"):
+        if path.name.startswith("sha256-") and path.stem.removeprefix("sha256-") not in bases:
+            yield path
+
+
+def _size_bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.lstat().st_size for file in path.rglob("*"))
+    return path.lstat().st_size if path.exists() else 0
+
+
+def _run_files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise PostTrainingError(
+            f"cannot be read: {(error.strerror or '').lower()}",
+            where=str(error.filename),
+            hint="its runs may name images; mount it, or `image gc --forget FOLDER` if it is gone",
+        )
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        for name in _RUN_FILES.intersection(names):
+            yield Path(parent, name)
+
+
+def _digests_in(paths: Iterable[Path]) -> dict[str, Path]:
+    """{64 hexadecimal digits: a file that has them}."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        for digest in _DIGEST.findall(path.read_bytes()):
+            found.setdefault(digest.decode(), path)
+    return found

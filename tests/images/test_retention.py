@@ -1,0 +1,159 @@
+"""`post-training image gc` on small images of this test's own: what is named stays."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from post_training.images.releases import add_release, read_releases, release_entry
+from post_training.images.store import RECORD_SCHEMA, ImageStore
+
+
+def add_image(store: ImageStore, number: int, name: str = "cpu") -> dict:
+    """Image `number` of `name`; a higher number was pushed later."""
+    record = {
+        "schema": RECORD_SCHEMA,
+        "name": name,
+        "version": "0.1.0",
+        "platform": "linux/amd64",
+        "input_hash": f"{number:x}" * 64,
+        "oci_digest": f"sha256:{number:02x}" + "0c" * 31,
+        "sqsh_sha256": f"{number:02x}" + "05" * 31,
+        "base_sha256": f"{number:02x}" + "ba" * 31,
+        "lock_sha256": {},
+        "checkout": {"commit": "c" * 40, "dirty": False},
+        "size_bytes": 4,
+        "pushed": f"2026-01-{number:02d}T00:00:00+00:00",
+    }
+    with store.lock():
+        store.image_path(record["sqsh_sha256"]).write_text("hsqs")
+        (store.folder / "bases").mkdir(exist_ok=True)
+        (store.folder / f"bases/sha256-{record['base_sha256']}.tar").write_text("base")
+        store.add(record)
+    return record
+
+
+@pytest.fixture
+def store(tmp_path) -> ImageStore:
+    """Four images of `cpu` and one of `other`, each with a base of its own."""
+    store = ImageStore(tmp_path / "store")
+    for number in (1, 2, 3, 4):
+        add_image(store, number)
+    add_image(store, 5, "other")
+    return store
+
+
+@pytest.fixture
+def gc(store, post_training, tmp_path):
+    """Run `image gc` with a checkout and an EDF folder that are empty at first."""
+    for name in ("checkout/containers", "edf", "runs"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def run(*words):
+        return post_training(
+            "image", "gc", *words, "--store", store.folder,
+            "--repository", tmp_path / "checkout", EDF_PATH=str(tmp_path / "edf"),
+        )  # fmt: skip
+
+    return run
+
+
+def kept(store: ImageStore) -> set[str]:
+    """The numbers of the images that are whole."""
+    there = {path.stem for path in store.folder.glob("*.sqsh")}
+    assert there == {path.stem for path in store.folder.glob("sha256-*.json")}
+    assert {f"sha256-{entry['sqsh_sha256']}" for entry in store.index()} == there
+    return {stem.removeprefix("sha256-")[1] for stem in there}
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_gc_removes_only_what_nothing_names_and_only_with_delete(store, gc, tmp_path):
+    done = gc(tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert [line.rsplit("  ")[-1] for line in done.stdout.splitlines()] == [
+        "kept: the newest of other", "kept: the newest of cpu", "can go", "can go", "can go"
+    ]  # fmt: skip
+    assert kept(store) == {"1", "2", "3", "4", "5"}
+    assert gc("--delete").returncode == 0  # The folder is remembered.
+    assert kept(store) == {"4", "5"}
+    assert {record["version"] for record in store.removed_records()} == {"0.1.0"}
+    # Their bases stay: with the records, they are what the images can be built from again.
+    assert len(list((store.folder / "bases").iterdir())) == 5
+    assert store.find_recorded("0105050505")["sqsh_sha256"].startswith("01")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("runs/a/b/run.json", "oci_digest"),
+        ("runs/a/run.json", "sqsh_sha256"),
+        ("runs/model/artifact.json", "sqsh_sha256"),
+        ("runs/queued/slurm/environment.toml", "sqsh_sha256"),
+        ("edf/mine.toml", "sqsh_sha256"),
+    ],
+)
+def test_gc_keeps_what_a_run_or_an_edf_names(store, gc, tmp_path, name, key):
+    digest = store.find("0205050505")[key]
+    write(tmp_path / name, f'{{"image": "/x/sha256-{digest.removeprefix("sha256:")}.sqsh"}}')
+    done = gc(tmp_path / "runs", "--delete")
+    assert str(tmp_path / name) in done.stdout
+    assert kept(store) == {"2", "4", "5"}
+
+
+def test_gc_keeps_releases(store, gc, tmp_path):
+    add_release(tmp_path / "checkout", release_entry(store.find("0105050505"), "by hand", "now"))
+    gc(tmp_path / "runs", "--delete")
+    assert kept(store) == {"1", "4", "5"}
+    [entry] = read_releases(tmp_path / "checkout")
+    assert entry["commit"] == "c" * 40
+
+
+def test_gc_without_any_run_folder_is_refused(store, gc):
+    done = gc("--delete")
+    assert done.returncode == 2
+    assert "no folder is known in which runs are kept" in done.stderr
+    assert len(kept(store)) == 5
+
+
+def test_gc_run_folder_that_is_gone_is_refused_until_forgotten(store, gc, tmp_path):
+    other = tmp_path / "scratch"
+    other.mkdir()
+    assert gc(tmp_path / "runs", other).returncode == 0
+    other.rmdir()
+    done = gc("--delete")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {other}: cannot be read")
+    assert len(kept(store)) == 5
+    assert gc("--forget", other, "--delete").returncode == 0
+    assert kept(store) == {"4", "5"}
+
+
+def test_gc_removes_leftovers_and_bases_of_no_image(store, gc, tmp_path):
+    leftovers = ["sha256-" + "e" * 64 + ".sqsh", ".push-x/image.sqsh", ".build-x/context/file"]
+    leftovers += ["bases/sha256-" + "f" * 64 + ".tar"]
+    for name in leftovers:
+        write(store.folder / name, "x")
+    locked = "bases/sha256-" + "d" * 64 + ".tar"
+    write(store.folder / locked, "x")
+    lock = {"schema": "post-training/base-lock/1", "sha256": "d" * 64}
+    write(tmp_path / "checkout/containers/cpu/base.lock", json.dumps(lock))
+    gc(tmp_path / "runs", "--delete")
+    assert not any((store.folder / name).exists() for name in leftovers)
+    assert (store.folder / locked).exists()
+
+
+def test_show_of_a_removed_image_says_how_to_have_it_again(store, gc, post_training, tmp_path):
+    gc(tmp_path / "runs", "--delete")
+    done = post_training("image", "show", "0105050505", "--store", store.folder)
+    assert done.returncode == 2
+    assert "`post-training image rebuild 0105050505` builds it" in done.stderr
+    with store.lock():  # Pushed again, it is no removed one.
+        [record] = [r for r in store.removed_records() if r["sqsh_sha256"].startswith("01")]
+        store.image_path(record["sqsh_sha256"]).write_text("hsqs")
+        store.add(record)
+    assert store.find("0105050505") == record
+    assert len(store.removed_records()) == 2
