@@ -8,7 +8,7 @@ IMAGE ?= cpu
 SITE ?= laptop
 BIN := .venv/bin
 
-.PHONY: help setup image push-sqsh demo test test-long lint format golden lock clean
+.PHONY: help setup image push-sqsh push-sif demo test test-long lint format golden lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ image: setup ## Build containers/$(IMAGE) into an OCI image (IMAGE=cpu)
 
 push-sqsh: setup ## Put the built image into the image store and render edf/post-training.toml (SITE=laptop)
 	$(BIN)/post-training image push-sqsh $(IMAGE) --site $(SITE)
+
+push-sif: setup ## Put the built image into the image store as a SIF, for Singularity
+	$(BIN)/post-training image push-sif $(IMAGE)
 
 demo: image push-sqsh ## The main job from nothing: build, train in Slurm, show, reproduce: identical
 	reproducibility/demo/demo

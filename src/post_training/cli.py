@@ -70,6 +70,17 @@ def build_app() -> Any:
 
         commands.push(name, site, store, repository)
 
+    @image.command("push-sif")
+    def image_push_sif(
+        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
+        from post_training.images import commands
+
+        commands.push_sif(name, store, repository)
+
     @image.command("lock-base")
     def image_lock_base(
         name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
@@ -89,7 +100,10 @@ def build_app() -> Any:
         commands.show_list(store, as_json=as_json)
 
     Reference = Annotated[
-        str, typer.Argument(help="OCI digest, squashfs sha256 (8 digits are enough) or NAME.")
+        str,
+        typer.Argument(
+            help="OCI digest, sha256 of the squashfs or SIF (8 digits are enough) or NAME."
+        ),
     ]
 
     @image.command("show")

@@ -14,6 +14,7 @@ IDENTITY = {
     "lock_sha256": {"requirements.lock": "5" * 64},
     "platform": "linux/amd64",
 }
+LABELS = {"org.opencontainers.image.title": "post-training/cpu"}
 STATUS = """Package: base-files
 Status: install ok installed
 Version: 12.4+deb12u13
@@ -31,7 +32,7 @@ def test_image_record_is_the_golden_file(tmp_path, golden):
     info = tmp_path / "opt/post-training/venv/lib/python3.11/site-packages/six-1.17.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: six\nVersion: 1.17.0\n")
-    image = BuiltImage("localhost/x:1", "sha256:" + "2" * 64, IDENTITY)
+    image = BuiltImage("localhost/x:1", "sha256:" + "2" * 64, IDENTITY, LABELS, {"LANG": "C.UTF-8"})
     record = image_record(
         image,
         tmp_path,

@@ -24,11 +24,14 @@ _INPUT_HASH_LABEL = "org.post-training.input-hash"
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in buildah's storage. oci_digest: `sha256:<hex>` of the OCI config."""
+    """An image in buildah's storage. oci_digest: `sha256:<hex>` of the OCI config; labels and
+    environment: as that says."""
 
     tag: str
     oci_digest: str
     identity: dict[str, Any]
+    labels: dict[str, str]
+    environment: dict[str, str]
 
 
 def image_identity(recipe: Recipe, base: Base) -> dict[str, Any]:
@@ -78,10 +81,12 @@ def find_built(identity: dict[str, Any]) -> BuiltImage | None:
     if not any(tag in (image.get("names") or []) for image in listed):
         return None
     inspected = json.loads(run_tool(["buildah", "inspect", "--type", "image", tag]))
-    labels = inspected["OCIv1"]["config"].get("Labels") or {}
+    config = inspected["OCIv1"]["config"]
+    labels = config.get("Labels") or {}
     if labels.get(_INPUT_HASH_LABEL) != identity["input_hash"]:
         return None
-    return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity)
+    environment = dict(line.split("=", 1) for line in config.get("Env") or [])
+    return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity, labels, environment)
 
 
 def _buildah_build(context: Path, wheels: Path, identity: dict[str, Any]) -> None:

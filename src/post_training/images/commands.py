@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.images import base, retention
@@ -11,6 +12,7 @@ from post_training.images.base import ensure_base
 from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity
 from post_training.images.edf import edf_folders
+from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
 from post_training.images.recipe import load_recipe
@@ -40,26 +42,44 @@ def build(name: str, store_folder: Path | None, repository: Path, *, force: bool
 
 def push(name: str, site: str, store_folder: Path | None, repository: Path) -> None:
     repository = repository.resolve()
-    store, recipe = open_store(store_folder), load_recipe(name, repository)
-    site_path = site_file(site, repository)
-    identity = image_identity(recipe, ensure_base(recipe, store))
-    record = store.find_built(identity["input_hash"])
-    if record is None:
-        image = find_built(identity)
-        if image is None:
-            raise UsageError(
-                f"{name} is not built for these sources (input hash {identity['input_hash'][:16]})",
-                hint="run `make image` first",
-            )
-        record = push_sqsh(image, recipe, store)
-        _say(f"pushed {record['size_bytes'] / 1e6:.0f} MB to {store.folder}")
-    else:
-        _say("already in the store")
+    store, site_path = open_store(store_folder), site_file(site, repository)
+    record = _ensure_pushed(name, store, repository)
     rendered = install_edf(
         render_edf(site_path, record, store), repository, edf_folders(os.environ)[0]
     )
     _say(f"EDF: {rendered}")
     print(store.image_path(record["sqsh_sha256"]))
+
+
+def push_sif(name: str, store_folder: Path | None, repository: Path) -> None:
+    store = open_store(store_folder)
+    record = _ensure_pushed(name, store, repository.resolve())
+    sif = record.get("sif_sha256")
+    if sif is None or not store.sif_path(sif).exists():
+        record = write_stored_sif(record, store)
+        _say(f"wrote a SIF of {record['sif_size_bytes'] / 1e6:.0f} MB to {store.folder}")
+    else:
+        _say("the SIF is already in the store")
+    print(store.sif_path(record["sif_sha256"]))
+
+
+def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, Any]:
+    """The record of the squashfs made from these sources, which the image is packed into now
+    unless the store has it. Errors: UsageError when it is not built."""
+    recipe = load_recipe(name, repository)
+    identity = image_identity(recipe, ensure_base(recipe, store))
+    if record := store.find_built(identity["input_hash"]):
+        _say("already in the store")
+        return record
+    image = find_built(identity)
+    if image is None:
+        raise UsageError(
+            f"{name} is not built for these sources (input hash {identity['input_hash'][:16]})",
+            hint="run `make image` first",
+        )
+    record = push_sqsh(image, recipe, store)
+    _say(f"pushed {record['size_bytes'] / 1e6:.0f} MB to {store.folder}")
+    return record
 
 
 def lock_base(name: str, store_folder: Path | None, repository: Path) -> None:
@@ -149,11 +169,12 @@ def release(reference: str, tests: list[str], store_folder: Path | None, reposit
 def verify(reference: str, store_folder: Path | None) -> int:
     """Exit code 0 when the image is what its name says, else 1."""
     store = open_store(store_folder)
-    status, path, expected, found = store.verify(store.find(reference))
-    print(f"{status}: {path}")
-    if status == "corrupt":
-        _say(f"error: {path}: sha256 is {found}, expected {expected}")
-    return 0 if status == "ok" else 1
+    verified = store.verify(store.find(reference))
+    for status, path, expected, found in verified:
+        print(f"{status}: {path}")
+        if status == "corrupt":
+            _say(f"error: {path}: sha256 is {found}, expected {expected}")
+    return 0 if all(each.status == "ok" for each in verified) else 1
 
 
 def render(reference: str, site: str, store_folder: Path | None, repository: Path) -> str:

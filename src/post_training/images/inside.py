@@ -1,7 +1,7 @@
 """Which image is this process in, and who checked it? Asked by the entrypoint, inside the image.
 
 /etc/post-training/image.json      what the image says of itself (input hash)
-POST_TRAINING_IMAGE_*              what the EDF pins
+POST_TRAINING_IMAGE_*              what the EDF pins, or for a SIF the command line
 /run/post-training/image.json      what our runner found before it started us
 the image store's record           commit and package lists, where the store is mounted
 """
@@ -27,7 +27,9 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
     it, because the image's file cannot be read from here.
     Errors: UsageError when no image is pinned; PostTrainingError when it is not the pinned one.
     """
-    pins = {name: environment.get(f"POST_TRAINING_IMAGE_{name}") for name in _PINS}
+    is_sif = environment.get("POST_TRAINING_IMAGE_PATH", "").endswith(".sif")
+    names = (*_PINS, "SIF_SHA256") if is_sif else _PINS
+    pins = {name: environment.get(f"POST_TRAINING_IMAGE_{name}") for name in names}
     if missing := [name for name, value in pins.items() if not value]:
         raise UsageError(
             f"no image digest is pinned here (POST_TRAINING_IMAGE_{missing[0]} is not set)",
@@ -43,9 +45,10 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
             hint="this is not the image that the EDF was rendered for",
         )
     path = Path(pins["PATH"])
-    verified_by, check = _verify(path, pins["SQSH_SHA256"])
-    record = _read_json(path.with_suffix(".json")) or {}
-    return {
+    verified_by, check = _verify(path, pins["SIF_SHA256" if is_sif else "SQSH_SHA256"])
+    beside = path.with_name(f"sha256-{pins['SQSH_SHA256']}.json")
+    record = _read_json(beside if is_sif else path.with_suffix(".json")) or {}
+    identity = {
         "name": said["name"],
         "version": said["version"],
         "input_hash": said["input_hash"],
@@ -56,6 +59,9 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
         "verified_by": verified_by,
         "check": check,
     }
+    if is_sif:
+        identity["sif_sha256"] = pins["SIF_SHA256"]
+    return identity
 
 
 def development_mount() -> dict[str, Any] | None:

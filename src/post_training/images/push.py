@@ -1,4 +1,5 @@
-"""push-sqsh: from the built OCI image to a squashfs in the store, its record and the EDF."""
+"""push-sqsh and push-sif: from the built OCI image to a squashfs in the store, and its record;
+from that squashfs to a SIF."""
 
 import os
 import shutil
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import sync
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
@@ -17,11 +19,14 @@ from post_training.images.bootstrap import parse_dpkg_status
 from post_training.images.build import BuiltImage
 from post_training.images.checkout import describe_checkout
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
+from post_training.images.sif import write_sif
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 # On an image of 1.66 GB: level 3 makes 469 MiB in 9.5 s, level 15 makes 407 MiB in 65 s.
 COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
 _TEMPORARY = ".push-"
+# Inside, where nothing else can say it: the image cannot hold its own digest.
+_OCI_DIGEST_LABEL = "org.post-training.oci-digest"
 _SITE_PACKAGES = "opt/post-training/venv/lib/python3.11/site-packages"
 
 
@@ -43,6 +48,44 @@ def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str,
             record = image_record(
                 image, root, digest, size_bytes, describe_checkout(recipe.repository), _builder()
             )
+        store.add(record)
+    return record
+
+
+def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
+    """Wrap the stored squashfs of `record` into a SIF beside it; the record with its digest.
+
+    Errors: PostTrainingError when the squashfs is damaged; UsageError when the record does not
+    say what a SIF needs.
+    """
+    if "labels" not in record:
+        raise UsageError(
+            "its record has no labels: an earlier version of post-training pushed it",
+            where=str(store.record_path(record["sqsh_sha256"])),
+            hint="build and push it again from today's sources",
+        )
+    squashfs = store.image_path(record["sqsh_sha256"])
+    with store.lock(), tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as folder:
+        sif = Path(folder) / "image.sif"
+        written = write_sif(
+            squashfs,
+            sif,
+            platform=record["platform"],
+            labels={**record["labels"], _OCI_DIGEST_LABEL: record["oci_digest"]},
+            environment=record["environment"],
+        )
+        if written.sqsh_sha256 != record["sqsh_sha256"]:
+            raise PostTrainingError(
+                f"the image is corrupt: its sha256 is {written.sqsh_sha256}",
+                where=str(squashfs),
+                hint="remove it and push it again",
+            )
+        # Runnable: it begins with a launch line for Singularity.
+        sif.chmod(0o755)
+        sync(sif)
+        size_bytes = sif.stat().st_size
+        sif.replace(store.sif_path(written.sif_sha256))
+        record = {**record, "sif_sha256": written.sif_sha256, "sif_size_bytes": size_bytes}
         store.add(record)
     return record
 
@@ -92,6 +135,8 @@ def image_record(
         "pushed": datetime.now(UTC).isoformat(timespec="seconds"),
         "compression": " ".join(COMPRESSION),
         "builder": builder,
+        "labels": image.labels,
+        "environment": image.environment,
         "packages": {
             "debian": parse_dpkg_status((root / "var/lib/dpkg/status").read_text()),
             "python": dict(sorted((d.name, d.version) for d in distributions)),

@@ -48,7 +48,8 @@ def rebuild(
             again = ImageStore(folder / "store")
             _share_inputs(store, again, record["name"])
             with _buildah_storage(folder / "buildah", cached=cached) as variables:
-                for verb in ("build", "push-sqsh"):
+                verbs = ["build", "push-sqsh", *(["push-sif"] if record.get("sif_sha256") else [])]
+                for verb in verbs:
                     _run_own(verb, record["name"], sources, again, variables)
         return _differences(record, store, again.records()[0], again)
 
@@ -111,9 +112,9 @@ def _differences(
     record: Mapping[str, Any], store: ImageStore, other: Mapping[str, Any], again: ImageStore
 ) -> list[str]:
     lines = [
-        f"{key} is {record[key]}, then {other[key]}"
-        for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256")
-        if record[key] != other[key]
+        f"{key} is {record.get(key)}, then {other.get(key)}"
+        for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256")
+        if record.get(key) != other.get(key)
     ]
     if not lines:
         return []

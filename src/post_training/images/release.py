@@ -32,9 +32,9 @@ def release(
     """
     _check_can_be_built_again(record)
     check_version_is_free(repository, record)
-    status, path, _, found = store.verify(dict(record))
-    if status != "ok":
-        raise PostTrainingError(f"the image is {status} (sha256 {found})", where=str(path))
+    for status, path, _, found in store.verify(dict(record)):
+        if status != "ok":
+            raise PostTrainingError(f"the image is {status} (sha256 {found})", where=str(path))
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         folder = Path(temporary)
         with worktree(repository, record["checkout"]["commit"], folder / "checkout") as sources:

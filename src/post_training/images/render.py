@@ -21,13 +21,19 @@ RENDERED_NAME = "post-training.toml"
 
 
 def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
-    """The variables by which everything downstream knows, and checks, which image it is in."""
-    return {
+    """The variables by which everything downstream knows, and checks, which image it is in.
+
+    image: the file that runs, squashfs or SIF.
+    """
+    pins = {
         "POST_TRAINING_IMAGE_PATH": str(image),
         "POST_TRAINING_IMAGE_OCI_DIGEST": record["oci_digest"],
         "POST_TRAINING_IMAGE_SQSH_SHA256": record["sqsh_sha256"],
         "POST_TRAINING_IMAGE_INPUT_HASH": record["input_hash"],
     }
+    if image.suffix == ".sif":
+        pins["POST_TRAINING_IMAGE_SIF_SHA256"] = record["sif_sha256"]
+    return pins
 
 
 def render_edf(site_file: Path, record: Mapping[str, Any], store: ImageStore) -> str:

@@ -2,6 +2,7 @@
 
     sha256-<hex>.sqsh      the image; complete or absent
     sha256-<hex>.json      its record; written after the image, so its presence means complete
+    sha256-<hex>.sif       the same for Singularity, by its own sha256; the record names it
     index.json             the records in short; made anew from them at every push
     removed/               records of images that `image gc` removed, to build them again
     runs.json              the folders in which `image gc` looks for runs
@@ -23,7 +24,10 @@ from post_training.core.files import read_json, write_json
 from post_training.core.hashing import sha256_file
 
 RECORD_SCHEMA = "post-training/image-record/1"
-_INDEX_KEYS = ("name", "version", "input_hash", "oci_digest", "sqsh_sha256", "size_bytes", "pushed")
+_INDEX_KEYS = (
+    *("name", "version", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256"),
+    *("size_bytes", "pushed"),
+)
 _SHORTEST_PREFIX = 8
 
 
@@ -50,6 +54,9 @@ class ImageStore:
 
     def image_path(self, sqsh_sha256: str) -> Path:
         return self.folder / f"sha256-{sqsh_sha256}.sqsh"
+
+    def sif_path(self, sif_sha256: str) -> Path:
+        return self.folder / f"sha256-{sif_sha256}.sif"
 
     def record_path(self, sqsh_sha256: str) -> Path:
         return self.folder / f"sha256-{sqsh_sha256}.json"
@@ -82,7 +89,8 @@ class ImageStore:
 
     def files(self, record: dict[str, Any]) -> list[Path]:
         """Where the image's files are."""
-        return [self.image_path(record["sqsh_sha256"])]
+        sif = record.get("sif_sha256")
+        return [self.image_path(record["sqsh_sha256"]), *([self.sif_path(sif)] if sif else [])]
 
     def add(self, record: dict[str, Any]) -> None:
         """Write the record of an image that is in its place, then the index. Call it locked."""
@@ -166,14 +174,17 @@ class ImageStore:
     def record(self, sqsh_sha256: str) -> dict[str, Any]:
         return read_json(self.record_path(sqsh_sha256), RECORD_SCHEMA)
 
-    def verify(self, record: dict[str, Any]) -> Verification:
-        """Hash the image again, whole, and compare."""
-        expected = record["sqsh_sha256"]
-        path = self.image_path(expected)
-        if not path.exists():
-            return Verification("missing", path, expected, None)
-        found = sha256_file(path)
-        return Verification("ok" if found == expected else "corrupt", path, expected, found)
+    def verify(self, record: dict[str, Any]) -> list[Verification]:
+        """Hash the image's files again, whole, and compare."""
+        return [_verify(path) for path in self.files(record)]
+
+
+def _verify(path: Path) -> Verification:
+    expected = path.stem.removeprefix("sha256-")
+    if not path.exists():
+        return Verification("missing", path, expected, None)
+    found = sha256_file(path)
+    return Verification("ok" if found == expected else "corrupt", path, expected, found)
 
 
 def digests(record: dict[str, Any]) -> set[str]:
@@ -186,4 +197,4 @@ def digests(record: dict[str, Any]) -> set[str]:
 
 
 def _short(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in _INDEX_KEYS}
+    return {key: record.get(key) for key in _INDEX_KEYS}
