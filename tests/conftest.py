@@ -2,12 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from post_training.images.base import ensure_base
+from post_training.images.edf import load_edf
+from post_training.images.recipe import load_recipe
+from post_training.images.store import ImageStore, default_store
 
 REPOSITORY = Path(__file__).parents[1]
 RENDERED_EDF = REPOSITORY / "edf/post-training.toml"
@@ -66,11 +73,6 @@ def post_training(cli: Path, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def image_edf() -> Path:
     """The EDF of the image built from these very sources; `make image push-sqsh` makes it."""
-    from post_training.images.base import ensure_base
-    from post_training.images.edf import load_edf
-    from post_training.images.recipe import load_recipe
-    from post_training.images.store import ImageStore, default_store
-
     assert RENDERED_EDF.exists(), "no image: run `make image push-sqsh` first"
     recipe = load_recipe("cpu", REPOSITORY)
     expected = recipe.input_hash(ensure_base(recipe, ImageStore(default_store())).sha256)
@@ -79,6 +81,35 @@ def image_edf() -> Path:
         "the rendered image is of other sources: run `make image push-sqsh` first"
     )
     return RENDERED_EDF
+
+
+@pytest.fixture
+def committed_image(image_edf, tmp_path) -> Iterator[tuple[ImageStore, dict, Path]]:
+    """A store with the record of the built image, as if it was built from the commit of a checkout
+    elsewhere with the same sources; that record and the checkout."""
+    checkout = tmp_path / "checkout"
+    for name in ("containers", "entrypoints", "edf", "src", "tests"):
+        shutil.copytree(REPOSITORY / name, checkout / name)
+    shutil.copy(REPOSITORY / "pyproject.toml", checkout)
+    (checkout / "edf/post-training.toml").unlink()
+    git = ["git", "-C", checkout, "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True).stdout
+    real = ImageStore(default_store())
+    digest = load_edf(image_edf, os.environ, tmp_path).env["POST_TRAINING_IMAGE_SQSH_SHA256"]
+    record = real.record(digest)
+    record = {**record, "checkout": {"commit": commit.decode().strip(), "dirty": False}}
+    # On the file system of the real store, whose files are linked.
+    with tempfile.TemporaryDirectory(prefix=".test-", dir=real.folder) as folder:
+        store = ImageStore(Path(folder))
+        for name in ("bases", "wheels"):
+            (store.folder / name).symlink_to(real.folder / name)
+        with store.lock():
+            for path in real.files(record):
+                (store.folder / path.name).symlink_to(path)
+            store.add(record)
+        yield store, record, checkout
 
 
 @pytest.fixture

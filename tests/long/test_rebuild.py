@@ -1,57 +1,56 @@
-"""The same recipe, built from nothing in another place, is the same image."""
+"""The image again from nothing, and its release."""
 
 import json
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from post_training.images.edf import load_edf
-from post_training.images.store import default_store
-
 pytestmark = [pytest.mark.long, pytest.mark.image]
-REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def empty_storage(tmp_path):
-    """buildah's storage, without a layer of an earlier build."""
-    settings = tmp_path / "storage.conf"
-    settings.write_text(
-        '[storage]\ndriver = "overlay"\n'
-        f'runroot = "{tmp_path}/run"\ngraphroot = "{tmp_path}/root"\n'
-    )
-    yield settings
-    subprocess.run(
-        ["buildah", "rmi", "--all", "--force"],
-        env={**os.environ, "CONTAINERS_STORAGE_CONF": str(settings)},
-        check=True,
-    )
+def test_image_rebuilt_from_nothing_is_identical(committed_image, post_training):
+    store, record, checkout = committed_image
+    done = post_training("image", "rebuild", "cpu", "--store", store.folder,
+                         "--repository", checkout)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"identical: {record['oci_digest']}")
 
 
-def test_image_built_again_from_nothing_has_the_same_digests(
-    image_edf, empty_storage, post_training, tmp_path
-):
-    # In another folder, with another umask; the base and the wheels come by their hashes.
-    old_umask = os.umask(0o077)
-    for name in ("containers", "entrypoints", "edf", "src"):
-        shutil.copytree(REPOSITORY / name, tmp_path / "elsewhere" / name)
-    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path / "elsewhere")
-    store = tmp_path / "store"
-    store.mkdir()
-    shutil.copytree(default_store() / "bases", store / "bases", copy_function=os.link)
-    shutil.copytree(default_store() / "wheels", store / "wheels", copy_function=os.link)
-    options = ["--repository", tmp_path / "elsewhere", "--store", store]
-    variables = {"CONTAINERS_STORAGE_CONF": str(empty_storage), "EDF_PATH": str(tmp_path)}
-    built = post_training("image", "build", *options, **variables)
-    pushed = post_training("image", "push-sqsh", *options, **variables)
-    os.umask(old_umask)
-    assert built.returncode == pushed.returncode == 0, built.stderr + pushed.stderr
+def test_image_of_another_commit_differs_in_the_paths_that_changed(committed_image, post_training):
+    store, record, checkout = committed_image
+    (checkout / "src/post_training/added.py").write_text("")
+    git = ["git", "-C", checkout, "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "more"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True).stdout
+    with store.lock():
+        store.add({**record, "checkout": {"commit": commit.decode().strip(), "dirty": False}})
+    done = post_training("image", "rebuild", "cpu", "--cached", "--store", store.folder,
+                         "--repository", checkout)  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[1].startswith(f"input_hash is {record['input_hash']}, then ")
+    assert "etc/post-training/image.json: content" in lines
+    package = "opt/post-training/venv/lib/python3.11/site-packages/post_training"
+    assert f"{package}/added.py: only in the second" in lines
 
-    pinned = load_edf(image_edf, os.environ, tmp_path).env
-    listed = post_training("image", "list", "--json", "--store", store).stdout
-    [again] = json.loads(listed)
-    assert again["oci_digest"] == pinned["POST_TRAINING_IMAGE_OCI_DIGEST"]
-    assert again["sqsh_sha256"] == pinned["POST_TRAINING_IMAGE_SQSH_SHA256"]
+
+def test_release_tests_the_image_and_writes_the_lock(committed_image, post_training):
+    store, record, checkout = committed_image
+    done = post_training("image", "release", "cpu", "tests/stages/test_init_model.py", "--store",
+                         store.folder, "--repository", checkout)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [entry] = json.loads((checkout / "containers/images.lock").read_text())["images"]
+    for key in ("oci_digest", "sqsh_sha256", "input_hash", "base_sha256"):
+        assert entry[key] == record[key]
+    assert entry["commit"] == record["checkout"]["commit"]
+    assert entry["tested"].startswith("selfcheck; pytest tests/stages/test_init_model.py: ")
+
+
+def test_release_of_an_image_whose_tests_fail_writes_nothing(committed_image, post_training):
+    store, _, checkout = committed_image
+    done = post_training("image", "release", "cpu", "tests/stages/test_none.py", "--store",
+                         store.folder, "--repository", checkout)  # fmt: skip
+    assert done.returncode == 1
+    assert "its tests failed in the image; it is not released" in done.stderr
+    assert not (checkout / "containers/images.lock").exists()

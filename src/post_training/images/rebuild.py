@@ -51,7 +51,7 @@ def rebuild(
                 verbs = ["build", "push-sqsh", *(["push-sif"] if record.get("sif_sha256") else [])]
                 for verb in verbs:
                     _run_own(verb, record["name"], sources, again, variables)
-        return _differences(record, store, again.records()[0], again)
+        return image_differences(record, store, again.records()[0], again)
 
 
 def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> None:
@@ -108,9 +108,14 @@ def _run_own(
         raise PostTrainingError(f"image {verb} of the recorded commit failed; see above")
 
 
-def _differences(
+def image_differences(
     record: Mapping[str, Any], store: ImageStore, other: Mapping[str, Any], again: ImageStore
 ) -> list[str]:
+    """In what the image of `record` in `store` and that of `other` in `again` differ, a line each.
+
+    Digests, then the versions of the tools, then the first paths of the root file systems; empty
+    when the digests are equal.
+    """
     lines = [
         f"{key} is {record.get(key)}, then {other.get(key)}"
         for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256")
