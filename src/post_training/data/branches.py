@@ -72,9 +72,9 @@ def conversations_of(row: dict[str, Any]) -> list[Conversation]:
     opening, tools = read_opening(row, PROMPT, MessageNames())
     conversations = []
     for index, item in enumerate(list_of(required(row, BRANCHES), BRANCHES)):
-        branch = read_branch(item, f"{BRANCHES}[{index}]", tools, MessageNames())
-        check_turns(opening + branch.entries)
-        conversations.append(_conversation(opening + branch.entries, branch.tools))
+        entries, own_tools = read_branch(item, f"{BRANCHES}[{index}]", tools, MessageNames())
+        check_turns(opening + entries)
+        conversations.append(_conversation(opening + entries, own_tools))
     return conversations
 
 
@@ -186,7 +186,7 @@ def _parts(message: Message) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     if message.thought:
         parts.append({"type": "thought", "content": message.thought, "metadata": {}})
-    if message.content:
+    if message.content or not (message.thought or message.tool_calls):
         parts.append({"type": "response", "content": message.content, "metadata": {}})
     parts += [
         {"type": "function-call", "name": call.name, "args": call.arguments, "metadata": {}}

@@ -24,7 +24,7 @@ REASONS = {
     "markers": "control markers that don't pair up, or text outside them",
     "tool-call": "an output without a call, or a call that can't be rendered",
     "transform": "the transform raised an error",
-    "filtered": "the transform left it out",
+    "filtered": "the transform, or a filter, left it out",
     "too-long": "longer than the limit, with overlong: drop or fail",
     "untrained": "no token to train on within the limit",
     "duplicate": "the same tokens, or the same prompt, as an earlier row",

@@ -21,13 +21,16 @@ from post_training.data.chat.layout import Layout, control_pattern, lay_out
 from post_training.data.chat.proof import PROBE
 from post_training.data.chat.rendering import Part, Spans
 from post_training.data.chat.templates import ChatTemplate
-from post_training.data.rows import COMPLETION, BadRow, Conversation, Text
+from post_training.data.rows import COMPLETION, BadRow, Conversation, Message, Text
 from post_training.data.token_spans import (
     ByteLengths,
     byte_lengths,
     spans_by_bytes,
     spans_by_offsets,
 )
+
+# Stands where the model's answer will.
+_ANSWER = Message("assistant", "answer", COMPLETION)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,22 @@ class Encoder:
             else:
                 results.append(_sequence(ids, spans, layout.parts))
         return results
+
+    def encode_prompts(self, rows: SequenceOf[Conversation]) -> list[np.ndarray | BadRow]:
+        """int32 [P] of each: all that stands before the next answer of the assistant, which the
+        model goes on from; the beginning of what training sees, up to the mark of the answer."""
+        layouts: list[Layout | BadRow] = []
+        for row in rows:
+            answered = Conversation((*row.messages, _ANSWER), row.tools)
+            try:
+                layout = lay_out(answered, self.template, self.special_tokens, self.control)
+            except BadRow as bad:
+                layouts.append(bad)
+            else:
+                layouts.append(Layout(layout.text[: layout.spans[-1][0]], [], []))
+        good = [layout for layout in layouts if isinstance(layout, Layout)]
+        ids = iter(self._ids_and_spans(good)[0])
+        return [bad if isinstance(bad, BadRow) else next(ids) for bad in layouts]
 
     def _ids_and_spans(self, layouts: list[Layout]) -> tuple[list[np.ndarray], list[Spans]]:
         """The ids of each text, and its spans in tokens."""

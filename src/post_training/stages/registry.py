@@ -40,6 +40,8 @@ STAGES = {
             "ConvertTokenizerConfig",
             "a SentencePiece model into a Hugging Face tokenizer",
         ),
+        Stage("filter", "filter", "FilterConfig", "leave out branches that are too long"),
+        Stage("generate", "generate", "GenerateConfig", "sample completions of each prompt"),
         Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data"),
     )
 }

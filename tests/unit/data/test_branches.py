@@ -131,10 +131,18 @@ def test_branch_row_refuses_what_has_no_place(row, problem):
         converted(row)
 
 
-def test_new_branch_reads_back_as_its_text():
+@pytest.mark.parametrize("text", [" c\n", "", "\n"])
+def test_new_branch_reads_back_as_its_text(text):
     row = converted({"question": "a?", "answer": "b"})
-    row["conversation_branches"].append(new_branch(" c\n", is_reference=True, metadata={}))
-    assert conversations_of(row)[1].messages[1] == Message("assistant", " c\n", COMPLETION)
+    row["conversation_branches"].append(new_branch(text, is_reference=True, metadata={}))
+    assert conversations_of(row)[1].messages[1] == Message("assistant", text, COMPLETION)
+
+
+def test_only_a_model_may_have_said_nothing():
+    row = converted({"question": "a?", "answer": "b"})
+    row["conversation_branches"].append(new_branch("", is_reference=False, metadata={}))
+    with pytest.raises(BadRow, match="is empty"):
+        conversations_of(row)
 
 
 def test_row_line_refuses_what_json_can_not_hold():

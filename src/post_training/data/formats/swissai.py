@@ -7,7 +7,7 @@ Each branch is a conversation of its own, but for those that a model generated f
 thought, function-call, function-output or verifiable-responses, or, in older data, a `content`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from post_training.data.formats.blocks import Step, assemble, one_text
 from post_training.data.formats.messages import Entry, MessageNames, read_role
@@ -49,38 +49,52 @@ def read_branches(
     column = columns["conversation_branches"]
     branches = []
     for index, item in enumerate(list_of(required(row, column), column)):
-        branch = read_branch(item, f"{column}[{index}]", tools, names)
-        if not branch.is_reference:
-            branches.append((opening + branch.entries, branch.tools))
+        key = f"{column}[{index}]"
+        if not is_reference(item, key):
+            entries, own_tools = read_branch(item, key, tools, names)
+            branches.append((opening + entries, own_tools))
     if not branches:
         raise BadRow("untrained", f"{column}: no branch that is not for reference")
     return branches
 
 
-class Branch(NamedTuple):
-    """entries: after the prompt. tools: the prompt's, and that of answers which can be checked."""
+def is_reference(branch: Any, key: str) -> bool:
+    """Whether a model generated it for reference. Older data says it in the metadata of the last
+    message's first part. Errors: BadRow."""
+    branch = object_of(branch, key)
+    if branch.get("is_reference_completion") is not None:
+        return bool(branch["is_reference_completion"])
+    messages = _branch_messages(branch, key)
+    parts = (messages[-1].get("parts") if messages else None) or [{}]
+    metadata = parts[0].get("metadata") if isinstance(parts[0], dict) else None
+    return isinstance(metadata, dict) and bool(metadata.get("is_reference_completion"))
 
-    entries: list[Entry]
-    tools: Tools
-    is_reference: bool
 
+def read_branch(
+    branch: Any, key: str, tools: Tools, names: MessageNames
+) -> tuple[list[Entry], Tools]:
+    """The entries after the prompt; the prompt's tools, and that of answers which can be checked.
 
-def read_branch(value: Any, key: str, tools: Tools, names: MessageNames) -> Branch:
-    """Errors: BadRow."""
-    branch = object_of(value, key)
-    key = f"{key}.messages"
-    messages = [
-        object_of(message, f"{key}[{number}]")
-        for number, message in enumerate(list_of(branch.get("messages"), key))
-    ]
-    is_reference = _is_reference(branch, messages)
+    A model may have said nothing: the response of a branch for reference may be empty.
+    Errors: BadRow.
+    """
+    may_be_empty = is_reference(branch, key)
     entries = [
-        _entry(message, f"{key}[{number}]", names) for number, message in enumerate(messages)
+        _entry(message, f"{key}.messages[{number}]", names, may_be_empty=may_be_empty)
+        for number, message in enumerate(_branch_messages(branch, key))
     ]
     calls = [call for entry in entries for each in entry.messages for call in each.tool_calls]
     if any(call.name == _ANSWERS["name"] for call in calls):
         tools = (*tools, json_text(_ANSWERS))
-    return Branch(entries, tools, is_reference)
+    return entries, tools
+
+
+def _branch_messages(branch: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    key = f"{key}.messages"
+    return [
+        object_of(message, f"{key}[{number}]")
+        for number, message in enumerate(list_of(branch.get("messages"), key))
+    ]
 
 
 def read_opening(
@@ -98,7 +112,9 @@ def read_opening(
     return [*opening, _entry({"role": "user", **prompt}, column, names)], tools
 
 
-def _entry(message: dict[str, Any], key: str, names: MessageNames) -> Entry:
+def _entry(
+    message: dict[str, Any], key: str, names: MessageNames, *, may_be_empty: bool = False
+) -> Entry:
     role = read_role(required(message, "role", key), f"{key}.role", names)
     if message.get("parts") is None:
         content = filled_text(required(message, "content", key), f"{key}.content")
@@ -108,6 +124,8 @@ def _entry(message: dict[str, Any], key: str, names: MessageNames) -> Entry:
         object_of(part, f"{key}[{index}]")
         for index, part in enumerate(list_of(message["parts"], key))
     ]
+    if role == "assistant" and may_be_empty and _is_empty_response(parts):
+        return Entry(key, (Message("assistant", parts[0]["content"]),))
     steps = [step for index, part in enumerate(parts) for step in _steps(part, f"{key}[{index}]")]
     if role == "assistant":
         return Entry(key, assemble(steps, key))
@@ -115,6 +133,13 @@ def _entry(message: dict[str, Any], key: str, names: MessageNames) -> Entry:
     if len(texts) < len(steps):
         raise BadRow("roles", f"{key}: only an assistant thinks and calls (role {role})")
     return Entry(key, (Message(role, one_text(texts, key)),))
+
+
+def _is_empty_response(parts: list[dict[str, Any]]) -> bool:
+    if len(parts) != 1 or parts[0].get("type") != "response":
+        return False
+    content = parts[0].get("content")
+    return isinstance(content, str) and not content.strip()
 
 
 def _steps(part: dict[str, Any], key: str) -> list[Step]:
@@ -135,12 +160,3 @@ def _steps(part: dict[str, Any], key: str) -> list[Step]:
             return [("call", call), ("output", _ANSWERS_OUTPUT)]
     known = "response, thought, function-call, function-output, verifiable-responses"
     raise BadRow("columns", f"{key}.type: must be one of {known} (got {part.get('type')!r})")
-
-
-def _is_reference(branch: dict[str, Any], messages: list[dict[str, Any]]) -> bool:
-    """Older data says it in the metadata of the last message's first part."""
-    if branch.get("is_reference_completion") is not None:
-        return bool(branch["is_reference_completion"])
-    parts = (messages[-1].get("parts") if messages else None) or [{}]
-    metadata = parts[0].get("metadata") if isinstance(parts[0], dict) else None
-    return isinstance(metadata, dict) and bool(metadata.get("is_reference_completion"))

@@ -1,12 +1,12 @@
 """Settings that every annotation stage has."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
-from post_training.data.config import SourcesConfig
+from post_training.data.config import TEMPLATES, SourcesConfig, SpecialTokens
 from post_training.records.run_record import SHARED_FOLDERS
 from post_training.stages.config import StageConfig
 
@@ -31,6 +31,14 @@ class WorkersConfig(Config):
         if self.index is not None and self.index >= self.count:
             raise ValueError(f"index: must be < count, {self.count} (got {self.index})")
         return self
+
+
+class TemplatedDataConfig(SourcesConfig):
+    """What is annotated, and how a model reads it. The settings are those of DataConfig."""
+
+    chat_template: Literal[(*TEMPLATES, "model")]
+    special_tokens: SpecialTokens = SpecialTokens()
+    control_tokens: Literal["refuse", "keep"] = "refuse"
 
 
 class ChunkedStageConfig(StageConfig):

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from post_training.core.files import atomic_directory, write_atomic, write_json
-from post_training.data.branches import ID, row_line
+from post_training.data.branches import BRANCHES, ID, row_line
 from post_training.data.rows import BadRow, Place
 from post_training.data.verdicts import Verdicts
 from post_training.stages.annotation.chunk_file import broken, read_chunk_record, rows_path
@@ -29,34 +29,44 @@ def merge(plan: Plan, on_error: str, context: StageContext) -> dict[str, Any]:
     """
     target = context.run_dir / "dataset"
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
-    num_rows = num_tokens = 0
+    num_rows = num_branches = num_tokens = 0
     seconds = 0.0
     rejects = plan.folder / "rejects_of_chunks.jsonl"
     with atomic_directory(target) as folder:
         with Verdicts(on_error, rejects) as verdicts, open(folder / ROWS, "wb") as file:
             for chunk in plan.chunks:
                 record = read_chunk_record(plan, chunk)
-                file.write(_checked(plan, chunk, record, verdicts))
+                content, num_branches_here = _checked(plan, chunk, record, verdicts)
+                file.write(content)
                 num_rows += record["num_rows"]
+                num_branches += num_branches_here
                 num_tokens += record["timing"]["num_tokens"]
                 seconds += record["timing"]["seconds"]
-        counts = {"num_rows": num_rows, "rejected": _added(plan.rejected, verdicts.counts)}
+        counts: dict[str, Any] = {"num_rows": num_rows, "num_branches": num_branches}
+        counts |= {"rejected": _added(plan.rejected, verdicts.counts)}
         write_json(folder / COUNTS, counts)
         if on_error == "quarantine":
             both = (plan.folder / REJECTS).read_bytes() + rejects.read_bytes()
             write_atomic(context.run_dir / REJECTS, both)
-    context.log(f"{num_rows:,} rows, from {len(plan.chunks):,} chunks")
+    context.log(f"{num_rows:,} rows with {num_branches:,} branches")
     if verdicts.counts:
         context.log(verdicts.summary())
     timing = {"seconds": seconds, "rows_per_s": num_rows / seconds if seconds else 0.0}
     if num_tokens:
         timing["tokens_per_s"] = num_tokens / seconds
     num_rejected = sum(counts["rejected"].values())
-    return {"num_rows": num_rows, "num_rejected": num_rejected, "timing": timing}
+    return {
+        "num_rows": num_rows,
+        "num_branches": num_branches,
+        "num_rejected": num_rejected,
+        "timing": timing,
+    }
 
 
-def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts) -> bytes:
-    """The chunk's bytes."""
+def _checked(
+    plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts
+) -> tuple[bytes, int]:
+    """The chunk's bytes, and how many branches its rows have."""
     try:
         content = rows_path(plan, chunk).read_bytes()
     except FileNotFoundError:
@@ -67,7 +77,8 @@ def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdict
     ids = [row[ID] for row in inputs]
     assert ids_sha256(ids) == chunk.ids_sha256
     rejected = {each[ID] for each in record["rejected"]}
-    found = [json.loads(line)[ID] for line in content.splitlines()]
+    rows = [json.loads(line) for line in content.splitlines()]
+    found = [row[ID] for row in rows]
     expected = [row_id for row_id in ids if row_id not in rejected]
     if found != expected:
         raise broken(plan, chunk, _difference(found, expected))
@@ -76,7 +87,7 @@ def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdict
         bad = BadRow(each["reason"], f"{each[ID]}: {each['problem']}")
         place = Place(str(plan.folder / INPUT), each["row"])
         verdicts.reject(place, bad, row_line(row).rstrip())
-    return content
+    return content, sum(len(row[BRANCHES]) for row in rows)
 
 
 def _difference(found: list[str], expected: list[str]) -> str:

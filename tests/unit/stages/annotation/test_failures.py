@@ -57,7 +57,7 @@ def test_poison_row_is_isolated_and_every_other_row_is_done(chunk_rows, prompts,
     healthy = ids(tmp_path / "healthy/dataset/rows.jsonl")
     assert found == [row_id for number, row_id in enumerate(healthy) if number != 4]
     counts = json.loads((tmp_path / "run/dataset/counts.json").read_text())
-    assert counts == {"num_rows": 19, "rejected": {"failed": 1}}
+    assert counts == {"num_rows": 19, "num_branches": 38, "rejected": {"failed": 1}}
 
 
 def test_halving_takes_few_calls(prompts, tmp_path):

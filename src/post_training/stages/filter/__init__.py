@@ -1,0 +1,1 @@
+"""`entrypoint filter`: leaves out branches that are too long for the policy."""

@@ -1,0 +1,1 @@
+"""`entrypoint generate`: samples of a model for each prompt, the same wherever they are drawn."""

@@ -1,0 +1,98 @@
+"""Write `RUN/dataset/rows.jsonl`: each prompt with n more branches, drawn from the model.
+
+branch:  is_reference_completion     true
+         metadata                    {"model", "model_fingerprint"}
+         completion_token_ids        as they were drawn, the end of the turn included
+         completion_token_logprobs   of each, in nats, float32, at temperature 1
+         completion_length           their number
+         finish_reason               stop, or length: it was truncated
+         seed                        of this sample
+"""
+
+from post_training.data.branches import BRANCHES, ID, new_branch, prompt_of
+from post_training.data.rows import BadRow
+from post_training.data.tokenize import Encoder
+from post_training.models.quiet import quiet_libraries
+from post_training.stages.annotation.annotate import annotate
+from post_training.stages.annotation.annotator import Annotator, Row
+from post_training.stages.context import Result, StageContext
+from post_training.stages.generate.config import GenerateConfig
+from post_training.stages.generate.sampling import Completion, Prompt, Sampler, prompt_seed
+
+VERSION = 1
+
+
+def run(config: GenerateConfig, context: StageContext) -> Result:
+    quiet_libraries(context.run_dir / "cache")
+    from post_training.stages.annotation.reading_model import load_encoder
+
+    def make_annotator() -> Annotator:
+        encoder = load_encoder(config.model.path, config.data)
+        if config.backend == "vllm":
+            from post_training.stages.generate.vllm_sampler import VllmSampler as Chosen
+        else:
+            from post_training.stages.generate.transformers_sampler import (
+                TransformersSampler as Chosen,
+            )
+        sampler = Chosen(config, encoder, context)
+        return Generator(config, encoder, sampler, context.input_fingerprints["model.path"])
+
+    return annotate(config, context, make_annotator, version=VERSION)
+
+
+class Generator(Annotator):
+    def __init__(
+        self, config: GenerateConfig, encoder: Encoder, sampler: Sampler, model_fingerprint: str
+    ):
+        self.config = config
+        self.encoder = encoder
+        self.sampler = sampler
+        self.metadata = {
+            "model": config.model_name or model_fingerprint,
+            "model_fingerprint": model_fingerprint,
+        }
+
+    def __call__(self, rows: list[Row]) -> list[Row | BadRow]:
+        found = [
+            self._prompt(row, ids)
+            for row, ids in zip(
+                rows, self.encoder.encode_prompts([prompt_of(row) for row in rows]), strict=True
+            )
+        ]
+        good = [prompt for prompt in found if isinstance(prompt, Prompt)]
+        samples = iter(self.sampler.sample(good))
+        return [
+            prompt if isinstance(prompt, BadRow) else self._row(row, prompt, next(samples))
+            for row, prompt in zip(rows, found, strict=True)
+        ]
+
+    def recover(self) -> None:
+        self.sampler.restart()
+
+    def _prompt(self, row: Row, ids) -> Prompt | BadRow:
+        if isinstance(ids, BadRow):
+            return ids
+        limit = self.sampler.max_length()
+        if len(ids) >= limit:
+            return BadRow("too-long", f"a prompt of {len(ids)} tokens (the model reads {limit})")
+        seed = prompt_seed(self.config.seed, row[ID], self.config.sampling.n)
+        return Prompt(ids.tolist(), seed)
+
+    def _row(self, row: Row, prompt: Prompt, samples: list[Completion]) -> Row:
+        self.num_tokens += sum(len(sample.token_ids) for sample in samples)
+        branches = [
+            self._branch(sample, prompt.seed + number)
+            for number, sample in enumerate(samples)
+            if sample.finish_reason != "length" or not self.config.exclude_truncated
+        ]
+        return {**row, "prompt_length": len(prompt.ids), BRANCHES: [*row[BRANCHES], *branches]}
+
+    def _branch(self, sample: Completion, seed: int) -> dict:
+        return {
+            **new_branch(sample.text, is_reference=True, metadata=self.metadata),
+            "completion_token_ids": sample.token_ids,
+            "completion_token_logprobs": sample.logprobs,
+            "completion_length": len(sample.token_ids),
+            "finish_reason": sample.finish_reason,
+            "seed": seed,
+        }

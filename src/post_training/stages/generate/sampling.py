@@ -1,0 +1,70 @@
+"""What is drawn, and from which seed.
+
+The seed of a prompt is made from the recipe's seed and the prompt's id, so that it depends neither
+on the chunk nor on the worker. Sample j of a prompt has seed + j; seeds of different prompts are
+further apart than n, so that no two samples of a run share one. (With one seed for all prompts
+of a batch, as in vllm#50884, they would be correlated.)
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+# Below 2^62, so that seed + j fits into the signed 64 bits of every generator.
+_SEED_BITS = 62
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: of its tokens. seed: of its first sample."""
+
+    ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sample. text: without the end of the turn and without special tokens, not stripped.
+
+    token_ids: all that were drawn, the one that ended it too. logprobs: of each, in nats, float32:
+    log softmax of the model's logits as they are, without temperature and top_p.
+    finish_reason: it ended its turn, or reached a stop text; or it was cut off.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+class Sampler(ABC):
+    """A model that is drawn from."""
+
+    @abstractmethod
+    def sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
+        """The n samples of each prompt, which depend on the prompt alone."""
+
+    @abstractmethod
+    def max_length(self) -> int:
+        """Of a prompt with a sample, in tokens."""
+
+    def restart(self) -> None:  # noqa: B027 - a plain model has no engine that could die
+        """After an exception. Errors: PostTrainingError when it can't be had back."""
+
+
+def prompt_seed(seed: int, conversation_id: str, n: int) -> int:
+    """Of the first of a prompt's n samples: a multiple of a power of two ≥ n.
+
+    From sha256 over the two; the run's id is no part of it, since a reproduction has another.
+    """
+    digest = hashlib.sha256(f"{seed} {conversation_id}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+    stride_bits = (n - 1).bit_length()
+    return number >> stride_bits << stride_bits
+
+
+def cut_at_stop(text: str, stop: list[str]) -> str | None:
+    """The text before the first stop text in it; None when there is none."""
+    places = [place for word in stop if (place := text.find(word)) >= 0]
+    return text[: min(places)] if places else None

@@ -1,0 +1,133 @@
+"""Sampling with plain transformers.
+
+A batch is the n samples of one prompt, from its first step to its last: samples that have ended
+stay in it. So no matrix product ever has a shape, and no sample a neighbour, that depends on which
+prompts a worker has beside it, and the bits of a sample are the same in every chunk. The prompt is
+read once, and its cache shared out.
+
+Each sample has its own generator of random numbers, on the CPU; a number picks the token by the
+running total of the probabilities in float64.
+"""
+
+import torch
+from torch import Tensor
+
+from post_training.data.tokenize import Encoder
+from post_training.models.load import load_model
+from post_training.stages.context import StageContext
+from post_training.stages.generate.config import GenerateConfig, SamplingConfig
+from post_training.stages.generate.sampling import Completion, Prompt, Sampler, cut_at_stop
+
+
+class TransformersSampler(Sampler):
+    def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
+        self.settings = config.sampling
+        self.encoder = encoder
+        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        torch.use_deterministic_algorithms(True)
+        model = load_model(
+            config.model.path,
+            dtype=config.model.dtype,
+            attn_implementation=config.model.attn_implementation,
+        )
+        self.model = model.to(self.device).eval()
+        self.stop_ids = stop_ids(model.generation_config.eos_token_id, encoder)
+        # A stop text of so many bytes is within as many tokens: none spells less than one.
+        self.num_tail_tokens = max((len(text.encode()) for text in self.settings.stop), default=0)
+
+    def max_length(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
+        return [self._sample(prompt) for prompt in prompts]
+
+    @torch.inference_mode()
+    def _sample(self, prompt: Prompt) -> list[Completion]:
+        n = self.settings.n
+        generators = [torch.Generator().manual_seed(prompt.seed + j) for j in range(n)]
+        drawn: list[list[int]] = [[] for _ in range(n)]
+        logprobs: list[list[float]] = [[] for _ in range(n)]
+        is_open = [True] * n
+        output = self.model(
+            input_ids=torch.tensor([prompt.ids], device=self.device), logits_to_keep=1
+        )
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(n)
+        logits_NV = output.logits[:, -1].expand(n, -1)
+        room = self.max_length() - len(prompt.ids)
+        for _ in range(min(self.settings.max_tokens, room)):
+            tokens_N, logprobs_N = self._draw(logits_NV.float().cpu(), generators)
+            for j in range(n):
+                if is_open[j]:
+                    drawn[j].append(tokens_N[j])
+                    logprobs[j].append(logprobs_N[j])
+                    is_open[j] = not self._has_ended(drawn[j])
+            if not any(is_open):
+                break
+            step = torch.tensor(tokens_N, device=self.device).unsqueeze(1)
+            output = self.model(input_ids=step, past_key_values=cache)
+            logits_NV = output.logits[:, -1]
+        return [
+            Completion(self._text(ids), ids, own_logprobs, "length" if cut_off else "stop")
+            for ids, own_logprobs, cut_off in zip(drawn, logprobs, is_open, strict=True)
+        ]
+
+    def _draw(
+        self, logits_NV: Tensor, generators: list[torch.Generator]
+    ) -> tuple[list[int], list[float]]:
+        """A token for each row, and its log-probability in float32."""
+        tokens_N = draw(logits_NV, self.settings, generators)
+        logprobs_NV = logits_NV.log_softmax(-1)
+        return tokens_N.tolist(), logprobs_NV.gather(1, tokens_N.unsqueeze(1)).squeeze(1).tolist()
+
+    def _has_ended(self, ids: list[int]) -> bool:
+        if ids[-1] in self.stop_ids:
+            return True
+        if not self.settings.stop:
+            return False
+        tail = self._decode(ids[-self.num_tail_tokens :])
+        return cut_at_stop(tail, self.settings.stop) is not None
+
+    def _text(self, ids: list[int]) -> str:
+        text = self._decode(ids[:-1] if ids[-1] in self.stop_ids else ids)
+        cut = cut_at_stop(text, self.settings.stop)
+        return text if cut is None else cut
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.encoder.backend.decode(ids, skip_special_tokens=True)
+
+
+def stop_ids(of_the_model: int | list[int] | None, encoder: Encoder) -> set[int]:
+    """The tokens that end a turn: the model's own, and the template's mark where it is a token."""
+    ids = {of_the_model} if isinstance(of_the_model, int) else set(of_the_model or ())
+    end_of_turn = encoder.backend.encode(encoder.template.end_of_turn, add_special_tokens=False).ids
+    return ids | (set(end_of_turn) if len(end_of_turn) == 1 else set())
+
+
+def draw(logits_NV: Tensor, settings: SamplingConfig, generators: list[torch.Generator]) -> Tensor:
+    """int64 [N], one token drawn from each row. logits: float32 [N, V], on the CPU.
+
+    Each generator gives one number in every call, whatever becomes of it.
+    """
+    numbers_N = torch.stack(
+        [torch.rand((), dtype=torch.float64, generator=generator) for generator in generators]
+    )
+    if settings.temperature == 0:
+        return logits_NV.argmax(-1)
+    probs_NV = (logits_NV.double() / settings.temperature).softmax(-1)
+    order_NV = None
+    if settings.top_p < 1:
+        probs_NV, order_NV = probs_NV.sort(dim=-1, descending=True, stable=True)
+        before_NV = probs_NV.cumsum(-1) - probs_NV
+        probs_NV = probs_NV.where(before_NV < settings.top_p, 0.0)
+    totals_NV = probs_NV.cumsum(-1)
+    # The last total is not exactly 1; the number's share of it picks the token.
+    targets_N1 = (numbers_N * totals_NV[:, -1]).unsqueeze(1)
+    places_N1 = torch.searchsorted(totals_NV, targets_N1, right=True)
+    last_N1 = (probs_NV > 0).long().mul(torch.arange(probs_NV.shape[1])).amax(-1, keepdim=True)
+    places_N1 = places_N1.minimum(last_N1)
+    tokens_N1 = places_N1 if order_NV is None else order_NV.gather(1, places_N1)
+    return tokens_N1.squeeze(1)

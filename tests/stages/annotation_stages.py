@@ -1,0 +1,36 @@
+"""Annotation stages in this process, as execute.py runs them but without a record."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from post_training.config.model import Role, settings_by_role
+from post_training.records.run_record import RunDescription
+from post_training.stages.context import Result, StageContext
+from post_training.stages.execute import _fingerprint_inputs
+from post_training.stages.registry import find_stage
+
+
+def run_stage(name: str, config: dict[str, Any], run_dir: Path) -> Result:
+    stage = find_stage(name)
+    model = stage.load_config_class().model_validate(config)
+    folder = model.record_dir(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    roles = settings_by_role(model)
+    description = RunDescription(
+        stage=name,
+        recipe=roles[Role.RECIPE],
+        topology=roles[Role.TOPOLOGY],
+        inputs=_fingerprint_inputs(roles[Role.INPUT]),
+        image=None,
+        facts={},
+    )
+    context = StageContext(
+        folder, input_fingerprints=description.input_fingerprints, description=description
+    )
+    return stage.load_run()(model, context)
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "dataset/rows.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
