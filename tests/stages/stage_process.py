@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,25 @@ def _record_weights(path: Path) -> None:
         return result
 
     Trainer.train = train
+
+
+def start_entrypoint(arguments: list[str], log: Path, kill: tuple | None = None) -> Any:
+    """A process that does what `entrypoint ARGUMENTS` does; what it says goes to `log`.
+
+    kill: the arguments of _kill_at.
+    """
+    process = _CONTEXT.Process(target=_entrypoint, args=(arguments, log, kill))
+    process.start()
+    return process
+
+
+def _entrypoint(arguments: list[str], log: Path, kill: tuple | None) -> None:
+    from post_training.stages.__main__ import main
+
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 2)
+    if kill is not None:
+        _kill_at(*kill)
+    code = main(arguments)
+    sys.stderr.flush()
+    os._exit(code)

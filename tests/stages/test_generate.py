@@ -13,7 +13,7 @@ pytestmark = pytest.mark.stack
 torch = pytest.importorskip("torch")
 
 from post_training.stages.generate.config import SamplingConfig
-from post_training.stages.generate.sampling import cut_at_stop, prompt_seed
+from post_training.stages.generate.sampling import prompt_seed
 
 N = 4
 
@@ -212,11 +212,6 @@ def test_prompt_seeds_are_spaced_and_of_recipe_and_prompt_alone():
     number = int(hashlib.sha256(b"3 prompt 0").hexdigest()[:16], 16) >> 2
     assert seeds[0] == number - number % 16
     assert prompt_seed(4, "prompt 0", 10) != seeds[0]
-
-
-def test_cut_at_stop_takes_the_first_of_all():
-    assert cut_at_stop("one two three", ["three", "two"]) == "one "
-    assert cut_at_stop("one", ["two"]) is None
 
 
 def test_several_samples_at_temperature_0_are_refused():

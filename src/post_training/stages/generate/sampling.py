@@ -62,9 +62,3 @@ def prompt_seed(seed: int, conversation_id: str, n: int) -> int:
     number = int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
     stride_bits = (n - 1).bit_length()
     return number >> stride_bits << stride_bits
-
-
-def cut_at_stop(text: str, stop: list[str]) -> str | None:
-    """The text before the first stop text in it; None when there is none."""
-    places = [place for word in stop if (place := text.find(word)) >= 0]
-    return text[: min(places)] if places else None

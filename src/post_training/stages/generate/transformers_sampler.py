@@ -16,13 +16,13 @@ from post_training.data.tokenize import Encoder
 from post_training.models.load import load_model
 from post_training.stages.context import StageContext
 from post_training.stages.generate.config import GenerateConfig, SamplingConfig
-from post_training.stages.generate.sampling import Completion, Prompt, Sampler, cut_at_stop
+from post_training.stages.generate.endings import Endings
+from post_training.stages.generate.sampling import Completion, Prompt, Sampler
 
 
 class TransformersSampler(Sampler):
     def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
         self.settings = config.sampling
-        self.encoder = encoder
         device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         if config.num_threads is not None:
@@ -34,9 +34,7 @@ class TransformersSampler(Sampler):
             attn_implementation=config.model.attn_implementation,
         )
         self.model = model.to(self.device).eval()
-        self.stop_ids = stop_ids(model.generation_config.eos_token_id, encoder)
-        # A stop text of so many bytes is within as many tokens: none spells less than one.
-        self.num_tail_tokens = max((len(text.encode()) for text in self.settings.stop), default=0)
+        self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
 
     def max_length(self) -> int:
         return self.model.config.max_position_embeddings
@@ -71,7 +69,7 @@ class TransformersSampler(Sampler):
             output = self.model(input_ids=step, past_key_values=cache)
             logits_NV = output.logits[:, -1]
         return [
-            Completion(self._text(ids), ids, own_logprobs, "length" if cut_off else "stop")
+            Completion(self.endings.text(ids), ids, own_logprobs, "length" if cut_off else "stop")
             for ids, own_logprobs, cut_off in zip(drawn, logprobs, is_open, strict=True)
         ]
 
@@ -84,27 +82,11 @@ class TransformersSampler(Sampler):
         return tokens_N.tolist(), logprobs_NV.gather(1, tokens_N.unsqueeze(1)).squeeze(1).tolist()
 
     def _has_ended(self, ids: list[int]) -> bool:
-        if ids[-1] in self.stop_ids:
+        if ids[-1] in self.endings.ids:
             return True
-        if not self.settings.stop:
-            return False
-        tail = self._decode(ids[-self.num_tail_tokens :])
-        return cut_at_stop(tail, self.settings.stop) is not None
-
-    def _text(self, ids: list[int]) -> str:
-        text = self._decode(ids[:-1] if ids[-1] in self.stop_ids else ids)
-        cut = cut_at_stop(text, self.settings.stop)
-        return text if cut is None else cut
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.encoder.backend.decode(ids, skip_special_tokens=True)
-
-
-def stop_ids(of_the_model: int | list[int] | None, encoder: Encoder) -> set[int]:
-    """The tokens that end a turn: the model's own, and the template's mark where it is a token."""
-    ids = {of_the_model} if isinstance(of_the_model, int) else set(of_the_model or ())
-    end_of_turn = encoder.backend.encode(encoder.template.end_of_turn, add_special_tokens=False).ids
-    return ids | (set(end_of_turn) if len(end_of_turn) == 1 else set())
+        # A stop text of so many bytes is within as many tokens: none spells less than one.
+        num_tokens = max((len(text.encode()) for text in self.endings.texts), default=0)
+        return num_tokens > 0 and self.endings.cut(ids[-num_tokens:]) is not None
 
 
 def draw(logits_NV: Tensor, settings: SamplingConfig, generators: list[torch.Generator]) -> Tensor:

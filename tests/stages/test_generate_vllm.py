@@ -1,0 +1,119 @@
+"""vLLM really draws, on CPUs too: the same samples in any chunks, equal to plain transformers'."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotation_stages import rows_of
+
+pytestmark = [pytest.mark.stack]
+pytest.importorskip("vllm")
+
+# An engine stays in its process; each run has one of its own.
+RUN = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from annotation_stages import run_stage
+import post_training.stages.generate.vllm_sampler as module
+from post_training.data.branches import PROMPT
+
+settings = json.loads(sys.argv[2])
+original = module.VllmSampler._sample
+def sample(self, prompts):
+    if poison and any(poison in self.endings._decode(prompt.ids) for prompt in prompts):
+        raise RuntimeError("the engine died")
+    return original(self, prompts)
+poison = None
+module.VllmSampler._sample = sample
+for run_dir, changes, poison in settings["runs"]:
+    run_stage("generate", {**settings["config"], **changes}, Path(run_dir))
+"""
+
+
+@pytest.fixture(scope="module")
+def model_of_32(init_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its heads have a size that vLLM's attention on CPUs knows."""
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return init_model(tmp_path_factory.mktemp("model_of_32"), **shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+def generate(model_of_32: Path, dataset: Path, folder: Path) -> Callable[..., None]:
+    """generate((name of the run folder, other settings, word of a prompt that kills), …)"""
+    data = folder / "prompts.jsonl"
+    data.write_text("".join(dataset.read_text().splitlines(keepends=True)[:5]))
+    sources = {"chat_template": "chatml", "datasets": [{"path": str(data)}]}
+    config = {
+        "model": {"path": str(model_of_32)},
+        "data": {**sources, "on_error": "quarantine"},
+        "sampling": {"n": 3, "max_tokens": 10},
+        "backend": "vllm",
+        "num_threads": 1,
+        "chunk_rows": 100,
+    }
+
+    def run(*runs: tuple[str, dict[str, Any], str | None]) -> None:
+        placed = [(str(folder / name), *rest) for name, *rest in runs]
+        script = [sys.executable, "-c", RUN, str(Path(__file__).parent)]
+        done = subprocess.run(
+            [*script, json.dumps({"config": config, "runs": placed})],
+            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(generate: Callable[..., None], folder: Path) -> Path:
+    """The likeliest tokens by vLLM and `plain` transformers; drawn samples, cut in two ways."""
+    likeliest = {"sampling": {"n": 1, "max_tokens": 10, "temperature": 0}}
+    generate(
+        ("plain", {"backend": "transformers", **likeliest}, None),
+        ("likeliest", likeliest, None),
+        ("one chunk", {}, None),
+        ("chunks of 2", {"chunk_rows": 2}, None),
+    )
+    return folder
+
+
+def bytes_of(run_dir: Path) -> bytes:
+    return (run_dir / "dataset/rows.jsonl").read_bytes()
+
+
+def test_vllm_samples_have_the_same_bytes_for_any_chunks(runs):
+    assert bytes_of(runs / "one chunk") == bytes_of(runs / "chunks of 2")
+    for row in rows_of(runs / "one chunk"):
+        drawn = row["conversation_branches"][1:]
+        assert len({tuple(sample["completion_token_ids"]) for sample in drawn}) == 3
+
+
+def test_vllm_likeliest_tokens_and_their_logprobs_are_those_of_transformers(runs):
+    for row, other in zip(rows_of(runs / "likeliest"), rows_of(runs / "plain"), strict=True):
+        found, expected = row["conversation_branches"][-1], other["conversation_branches"][-1]
+        logprobs = found.pop("completion_token_logprobs")
+        assert logprobs == pytest.approx(expected.pop("completion_token_logprobs"), abs=1e-4)
+        assert found == expected
+
+
+@pytest.mark.long
+def test_vllm_engine_that_died_is_restarted_and_the_row_that_did_it_named(runs, generate):
+    generate(("poisoned", {"chunk_rows": 2}, "3 + 9"))
+    [reject] = (runs / "poisoned/rejects.jsonl").read_text().splitlines()
+    assert "RuntimeError: the engine died" in json.loads(reject)["problem"]
+    healthy = rows_of(runs / "one chunk")
+    assert rows_of(runs / "poisoned") == [row for n, row in enumerate(healthy) if n != 2]
