@@ -36,11 +36,15 @@ def build_app() -> Any:
     runs = typer.Typer(help="Look at runs.", **settings)
     artifact = typer.Typer(help="Look at what runs made, and check it.", **settings)
     data = typer.Typer(help="Look at data as training reads it, and fetch it.", **settings)
+    pipeline = typer.Typer(
+        help="Run, submit and watch stages that build on each other.", **settings
+    )
     app.add_typer(image, name="image")
     app.add_typer(edf, name="edf")
     app.add_typer(runs, name="runs")
     app.add_typer(artifact, name="artifact")
     app.add_typer(data, name="data")
+    app.add_typer(pipeline, name="pipeline")
 
     Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]
     Repository = Annotated[Path, typer.Option(help="The checkout of post-training.")]
@@ -281,6 +285,79 @@ def build_app() -> Any:
             dev=dev,
             dry_run=dry_run,
         )
+
+    PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", show_default=False)]
+    PipelineOverrides = Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="stages.NAME.config.KEY=VALUE, run_dir=…",
+            show_default=False,
+        ),
+    ]
+    Checkout = Annotated[
+        Path | None,
+        typer.Option("--dev", metavar="CHECKOUT", help="Run this checkout's sources."),
+    ]
+
+    @pipeline.command("run")
+    def pipeline_run(
+        file: PipelineFile,
+        overrides: PipelineOverrides = None,
+        environment: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME|FILE",
+                help="The EDF to run in; post-training where the stack is not installed.",
+                show_default=False,
+            ),
+        ] = None,
+        dev: Checkout = None,
+        unpinned: Annotated[
+            bool, typer.Option("--unpinned", help="Without an image; the records say so.")
+        ] = False,
+    ) -> None:
+        """Run on this machine what is not finished, one stage after another."""
+        from post_training.stages import pipeline_commands
+
+        where = pipeline_commands.Where(environment, dev)
+        pipeline_commands.run_pipeline(file, overrides or [], where, unpinned=unpinned)
+
+    @pipeline.command("submit")
+    def pipeline_submit(
+        file: PipelineFile,
+        overrides: PipelineOverrides = None,
+        site: Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")] = "laptop",
+        environment: Annotated[
+            str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")
+        ] = "post-training",
+        partition: Annotated[str | None, typer.Option(show_default=False)] = None,
+        account: Annotated[str | None, typer.Option(show_default=False)] = None,
+        reservation: Annotated[str | None, typer.Option(show_default=False)] = None,
+        max_failures: Annotated[
+            int, typer.Option(min=0, help="Failures in a row that may be tried again.")
+        ] = 3,
+        dev: Checkout = None,
+        dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
+    ) -> None:
+        """Queue in Slurm what is not finished, each stage after those it needs."""
+        from post_training.stages import pipeline_commands
+
+        changes = {"partition": partition, "account": account, "reservation": reservation}
+        where = pipeline_commands.Where(environment, dev, (site, changes))
+        pipeline_commands.submit_pipeline(
+            file, overrides or [], where, max_failures=max_failures, dry_run=dry_run
+        )
+
+    @pipeline.command("status")
+    def pipeline_status(
+        file_or_folder: Annotated[Path, typer.Argument(metavar="PIPELINE.YAML|FOLDER")],
+        as_json: Json = False,
+    ) -> None:
+        """Each stage: its state, how far it is, and why it failed."""
+        from post_training.stages import pipeline_commands
+
+        pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
 
     Config = Annotated[
         Path | None,

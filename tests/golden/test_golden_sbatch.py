@@ -1,5 +1,6 @@
 """The batch script of every site, compared whole; `make lint` runs shellcheck on the files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def job(run_dir: str, site) -> Job:
 def test_sbatch_script_of_site_is_the_golden_file(name, golden):
     site = load_site(name, {"nodes": 1 if name == "laptop" else 2, "account": "a1"})
     golden(f"slurm/{name}.sh", sbatch_script(job("/work/runs/one", site), site))
+
+
+def test_sbatch_script_of_an_array_of_workers_is_the_golden_file(golden):
+    site = load_site("clariden", {"partition": "debug"})
+    workers = replace(job("/work/runs/one", site), name="generate-exp", num_workers=8)
+    golden("slurm/clariden-workers.sh", sbatch_script(workers, site))
 
 
 def test_sbatch_script_of_an_odd_path_is_the_golden_file(golden):

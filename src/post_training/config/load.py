@@ -9,8 +9,9 @@ Values have the type YAML gave them: '3' and 3.0 are no integers, 1 is not true.
 number, and text becomes a path or an enum.
 """
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +24,6 @@ from post_training.core import yaml
 from post_training.core.errors import ConfigError, UsageError
 from post_training.core.hashing import sha256_text
 from post_training.core.messages import KeyPath, shown
-from post_training.core.yaml import Document
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 MAX_LEVELS = 10
@@ -76,6 +76,34 @@ class Layer:
             path = path[:-1]
         return self.origins[path]
 
+    def copied(self) -> "Layer":
+        """One whose settings can be set without changing these."""
+        return Layer(copy.deepcopy(self.data), dict(self.origins), self.sources)
+
+    def section(self, path: KeyPath) -> "Layer":
+        """The mapping at `path` as a layer of its own, which shares its data with this one."""
+        data: Any = self.data
+        for part in path:
+            data = data[part]
+        origins = {
+            key[len(path) :]: where
+            for key, where in self.origins.items()
+            if key[: len(path)] == path
+        }
+        return Layer(data, {(): self.origin(path), **origins}, self.sources)
+
+    def with_texts(self, replace: Callable[[str, KeyPath], str]) -> "Layer":
+        """With every text value replaced by `replace(text, its path)`."""
+
+        def replaced(value: Any, path: KeyPath) -> Any:
+            if isinstance(value, dict):
+                return {key: replaced(below, (*path, key)) for key, below in value.items()}
+            if isinstance(value, list):
+                return [replaced(below, (*path, index)) for index, below in enumerate(value)]
+            return replace(value, path) if isinstance(value, str) else value
+
+        return Layer(replaced(self.data, ()), self.origins, self.sources)
+
 
 def load_config(
     model: type[ConfigT],
@@ -88,18 +116,43 @@ def load_config(
 
     Errors: ConfigError with every fault, each as `file.yaml:12: key: what is wrong`.
     """
+    layer = read_layer(path, overrides, presets_dir=presets_dir)
+    return Loaded(check_layer(model, layer), layer.data, layer.sources)
+
+
+def read_layer(
+    path: Path, overrides: Sequence[str] = (), *, presets_dir: Path = PRESETS_DIR
+) -> Layer:
+    """`path` with what it extends and the overrides, unchecked. Errors: ConfigError."""
     try:
         layer = _read(str(path), path, presets_dir, {})
     except UsageError as error:
         raise ConfigError([str(error)]) from None
     layer.origins[()] = str(path)
     _apply(layer, overrides)
+    return layer
+
+
+def extended(layer: Layer, file: Path, *, presets_dir: Path = PRESETS_DIR) -> Layer:
+    """A section of `file` over everything that its own `extends` names, as for a file.
+
+    Errors: ConfigError.
+    """
+    try:
+        whole = _extended(layer, str(file), file, presets_dir, {})
+    except UsageError as error:
+        raise ConfigError([str(error)]) from None
+    whole.origins[()] = layer.origins[()]
+    return whole
+
+
+def check_layer(model: type[ConfigT], layer: Layer) -> ConfigT:
+    """Errors: ConfigError with every fault, each as `file.yaml:12: key: what is wrong`."""
     try:
         # From JSON, strict still takes text for paths and enums, and lists for tuples.
-        config = model.model_validate_json(json.dumps(layer.data), strict=True)
+        return model.model_validate_json(json.dumps(layer.data), strict=True)
     except ValidationError as error:
         raise ConfigError(explain(model, error, layer.data, layer.origin)) from None
-    return Loaded(config, layer.data, layer.sources)
 
 
 def resolved_yaml(config: BaseModel) -> str:
@@ -136,9 +189,18 @@ def _read(name: str, path: Path, presets_dir: Path, above: dict[Path, str]) -> L
     document = yaml.load(content, name)
     if not isinstance(document.data, dict):
         raise UsageError("must be a mapping at the top level", where=name)
+    origins = {key: document.where(key) for key in document.lines}
+    own = Layer(document.data, origins, [Source(path, sha256_text(content))])
+    return _extended(own, name, path, presets_dir, above)
+
+
+def _extended(
+    own: Layer, name: str, path: Path, presets_dir: Path, above: dict[Path, str]
+) -> Layer:
+    """`own`, which stands in `path`, over everything it extends."""
     above = {**above, path.resolve(): name}
     layer = Layer({}, {}, [])
-    for reference, where in _references(document):
+    for reference, where in _references(own):
         found, found_name = _find(reference, where, path.parent, presets_dir)
         chain = " -> ".join([*above.values(), found_name])
         if found.resolve() in above:
@@ -146,9 +208,8 @@ def _read(name: str, path: Path, presets_dir: Path, above: dict[Path, str]) -> L
         if len(above) > MAX_LEVELS:
             raise UsageError(f"extends: more than {MAX_LEVELS} levels: {chain}", where=where)
         layer = layer.under(_read(found_name, found, presets_dir, above))
-    own = {key: value for key, value in document.data.items() if key != "extends"}
-    origins = {key: document.where(key) for key in document.lines}
-    return layer.under(Layer(own, origins, [Source(path, sha256_text(content))]))
+    settings = {key: value for key, value in own.data.items() if key != "extends"}
+    return layer.under(Layer(settings, own.origins, own.sources))
 
 
 def _content(path: Path, name: str) -> str:
@@ -160,13 +221,13 @@ def _content(path: Path, name: str) -> str:
         raise UsageError("is a folder, not a file", where=name) from None
 
 
-def _references(document: Document) -> list[tuple[str, str]]:
-    """(file or preset, where it is named) of everything the document extends, in order."""
-    extends = document.data.get("extends", [])
+def _references(layer: Layer) -> list[tuple[str, str]]:
+    """(file or preset, where it is named) of everything the settings extend, in order."""
+    extends = layer.data.get("extends", [])
     items = extends if isinstance(extends, list) else [extends]
     references = []
     for index, reference in enumerate(items):
-        where = document.where(("extends", index) if items is extends else ("extends",))
+        where = layer.origin(("extends", index) if items is extends else ("extends",))
         if not isinstance(reference, str) or not reference:
             problem = f"extends: must be a file or preset:name (got {shown(reference)})"
             raise UsageError(problem, where=where)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.faults import nearest
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError
 from post_training.data.rows import BadRow
 
 Object = dict[str, Any]
@@ -51,6 +51,8 @@ class Transform:
         """Errors: BadRow when the function raises; PostTrainingError when it returns no row."""
         try:
             result = self._function(value)
+        except Interrupted:  # A signal came while it ran: no fault of the row's.
+            raise
         except Exception as error:
             problem = f"transform {self.name}: {type(error).__name__}: {error}"
             raise BadRow("transform", " ".join(problem.split())) from error

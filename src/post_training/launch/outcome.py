@@ -6,10 +6,13 @@
     anything else that a run says of itself                   final: it would fail the same way
     more than max_failures counted                            final
 
-The count begins anew when a checkpoint was written since the last failure. It runs inside the
-image and not with the login node's Python: what was submitted decides, and every site has it.
+The count begins anew when a checkpoint, or a chunk, was written since the last failure. A worker of
+an array has a record (RUN/workers/I) and a count of its own. It runs inside the image and not with
+the login node's Python: what was submitted decides, and every site has it.
 """
 
+import argparse
+import contextlib
 import re
 import signal
 import sys
@@ -36,7 +39,7 @@ _LOST_STORAGE = re.compile(r"\[Errno (5|104|107|108|110|113|116|121)\] ")
 @dataclass(frozen=True)
 class Tally:
     """num_failures: counted since the last progress. num_attempts, checkpoint: how many attempts
-    the record held, and the newest checkpoint, when it was last counted."""
+    the record held, and how far the run had come, when it was last counted."""
 
     num_failures: int = 0
     num_attempts: int = 0
@@ -46,7 +49,7 @@ class Tally:
 @dataclass(frozen=True)
 class Step:
     """A step that ended. exit_code: srun's, not 0. attempts: of the run's record, all of them.
-    checkpoint: the newest one now."""
+    checkpoint: how far the run is now (`_progress`)."""
 
     exit_code: int
     attempts: Sequence[dict[str, Any]]
@@ -127,29 +130,40 @@ def write_tally(path: Path, tally: Tally) -> None:
 
 
 def current_tally(run_dir: Path) -> Tally:
-    """No failures, and the attempts and the newest checkpoint of a run that may not exist yet."""
-    return Tally(0, len(_attempts(run_dir)), _newest_checkpoint(run_dir))
+    """No failures, and the attempts and the progress of a run that may not exist yet."""
+    return Tally(0, len(_attempts(run_dir)), _progress(run_dir))
 
 
 def _attempts(run_dir: Path) -> list[dict[str, Any]]:
     return read_record(run_dir)["attempts"] if (run_dir / "run.json").exists() else []
 
 
-def _newest_checkpoint(run_dir: Path) -> str | None:
+def _progress(run_dir: Path) -> str | None:
+    """The newest checkpoint, or the number of chunks that are done."""
     # Training stages name it there (stages/training/checkpoints.py).
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return (run_dir / "checkpoints/latest").read_text().strip()
-    except FileNotFoundError:
-        return None
+    # A chunk's record is written last (stages/annotation/chunk_file.py).
+    num_chunks = sum(1 for _ in run_dir.glob("chunks/[0-9]*.json"))
+    return f"chunk {num_chunks}" if num_chunks else None
 
 
-def main(run_dir: Path, max_failures: int, exit_code: int) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print `again` or `stop`, say why on stderr, and keep the count in RUN/slurm."""
     # The wall time's warning goes to every step, and this one has to end by itself.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    path = run_dir / LAUNCH_FOLDER / "failures.json"
-    step = Step(exit_code, _attempts(run_dir), _newest_checkpoint(run_dir))
-    verdict = judge(step, read_tally(path), max_failures)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("max_failures", type=int)
+    parser.add_argument("--exit-code", type=int, required=True)
+    parser.add_argument("--worker", type=int)
+    options = parser.parse_args(arguments)
+    record, name = options.run_dir, "failures.json"
+    if options.worker is not None:
+        record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
+    path = options.run_dir / LAUNCH_FOLDER / name
+    step = Step(options.exit_code, _attempts(record), _progress(options.run_dir))
+    verdict = judge(step, read_tally(path), options.max_failures)
     write_tally(path, verdict.tally)
     print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
     print("again" if verdict.again else "stop")
@@ -158,6 +172,6 @@ def main(run_dir: Path, max_failures: int, exit_code: int) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+        sys.exit(main(sys.argv[1:]))
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))

@@ -35,13 +35,16 @@ class Container:
 @dataclass(frozen=True)
 class Job:
     """A stage to be run. folder: RUN/slurm, which holds config.yaml and environment.toml.
-    container: on a site without EDFs. All paths are absolute."""
+    container: on a site without EDFs. name: what the queue shows. num_workers: the job is an array
+    of so many that share the run's chunks. All paths are absolute."""
 
     stage: str
     run_dir: Path
     working_dir: Path
     max_failures: int
     container: Container | None = None
+    name: str | None = None
+    num_workers: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -73,6 +76,8 @@ def sbatch_script(job: Job, site: Site) -> str:
         *(["entrypoint"] if site.launcher.kind == "edf" else [f"{_IMAGE_BIN}/bin/entrypoint"]),
         job.stage,
         str(job.folder / "config.yaml"),
+        # Requeued by Slurm just after its end, it has nothing left to do.
+        "--skip-finished",
     ]
     verdict = [
         *_srun(job, site),
@@ -92,42 +97,54 @@ def sbatch_script(job: Job, site: Site) -> str:
             "",
             *_array("stage", stage),
             *_array("verdict", verdict),
-            _BODY.format(
-                tally=shlex.quote(str(job.folder / "failures.json")),
-                again=_REQUEUE if scheduler.requeue else _NO_REQUEUE,
-            ),
+            *(_WORKER if job.num_workers else _WHOLE)
+            .format(folder=shlex.quote(str(job.folder)), num_workers=job.num_workers)
+            .splitlines(),
+            _BODY.format(again=_REQUEUE if scheduler.requeue else _NO_REQUEUE),
         ]
     )
 
 
+_WHOLE = """\
+job=$SLURM_JOB_ID
+tally={folder}/failures.json
+"""
+# Slurm gives one task of an array the number of the whole array as its job id.
+_WORKER = """\
+job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+tally={folder}/failures-$SLURM_ARRAY_TASK_ID.json
+stage+=("workers.index=$SLURM_ARRAY_TASK_ID" workers.count={num_workers})
+verdict+=(--worker "$SLURM_ARRAY_TASK_ID")
+"""
 _BODY = """\
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
-is_running() {{ [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; }}
+is_running() {{ [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }}
 
 # No `set -e`: what comes after a failed step is what this script is for.
 "${{stage[@]}}"
 code=$?
 if ((code == 0)); then
-    rm -f {tally}
+    rm -f "$tally"
     exit 0
 fi
 is_running || exit "$code"
-next=$("${{verdict[@]}}" "$code")
+next=$("${{verdict[@]}}" --exit-code "$code")
 if [[ $next == again ]] && is_running; then
     {again}
 fi
 exit "$code"
 """
-_REQUEUE = 'scontrol requeue "$SLURM_JOB_ID"'
+_REQUEUE = 'scontrol requeue "$job"'
 _NO_REQUEUE = "echo 'not requeued, as the site has it: submit the same again to go on' >&2"
 
 
 def _directives(job: Job, site: Site) -> list[str]:
     scheduler = site.scheduler
-    log = f"{job.folder}/slurm-".replace("%", "%%") + "%j.out"
+    log = f"{job.folder}/slurm-".replace("%", "%%")
     options = {
-        "job-name": f"{job.stage}-{job.run_dir.name}",
+        "job-name": job.name or f"{job.stage}-{job.run_dir.name}",
+        "array": f"0-{job.num_workers - 1}" if job.num_workers else None,
         "partition": scheduler.partition,
         "account": scheduler.account,
         "reservation": scheduler.reservation,
@@ -137,7 +154,7 @@ def _directives(job: Job, site: Site) -> list[str]:
         "cpus-per-task": scheduler.cpus_per_task,
         "gpus-per-node": scheduler.gpus_per_node or None,
         "chdir": job.working_dir,
-        "output": log,
+        "output": log + ("%A_%a.out" if job.num_workers else "%j.out"),
         "open-mode": "append",
         # To the tasks of the steps. `B:` would reach this shell alone.
         "signal": f"USR1@{scheduler.signal_s}",

@@ -3,10 +3,14 @@
 RUN/slurm/config.yaml        the whole configuration, defaults and overrides in it
           environment.toml   the EDF with the image's digest, its parents in it
           job.sh             what Slurm got
+          workers.sh         the array that goes before it, where several workers share the chunks
           dev/ dev.json      with --dev: the sources, and their commit and diff
-          submission.json    the job's id and who asked for it, with what
-          slurm-ID.out       what the job prints, all attempts one after another
+          submission.json    the jobs' ids and who asked for them, with what
+          slurm-ID.out       what a job prints, all attempts one after another
           failures.json      failures since the last progress (launch/outcome.py)
+
+Workers that failed for good don't keep the job from starting (afterany): a chunk may have been done
+by another worker since, and the job does what is missing, or fails by itself and says why.
 """
 
 import fcntl
@@ -16,14 +20,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from post_training.config.load import resolved_yaml
 from post_training.config.model import Config
-from post_training.core.errors import UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.process import run_tool
 from post_training.images.checkout import describe_changes
@@ -47,7 +51,9 @@ _SUBMISSION = "submission.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. config: resolved, with an absolute run_dir. command: as it was typed."""
+    """What was asked for. config: resolved, with an absolute run_dir. command: as it was typed.
+    name: of the job, in the queue. after: jobs that must have succeeded. num_workers: jobs that
+    share the work, before the one that ends it."""
 
     stage: str
     config: Config
@@ -58,25 +64,48 @@ class Request:
     max_failures: int
     dev: Path | None = None
     command: Sequence[str] = ()
+    name: str | None = None
+    after: tuple[str, ...] = ()
+    num_workers: int | None = None
+
+    def after_jobs(self, job_ids: tuple[str, ...]) -> "Request":
+        return replace(self, after=job_ids)
 
 
 def submit(request: Request) -> str:
-    """Freeze and queue; the job's id. Errors: UsageError when the run folder is taken."""
+    """Freeze and queue; the job's id, the last one's where workers go before it.
+
+    Errors: UsageError when the run folder is taken; PostTrainingError when Slurm refuses, and then
+    nothing stays in the queue.
+    """
     files = _plan(request)
     folder = request.run_dir / LAUNCH_FOLDER
     _check_free(request.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_submission(folder):
-        _check_not_queued(folder)
+        _check_not_queued(request.run_dir)
         if request.dev is not None:
             _freeze_checkout(request.dev, folder)
         for name, text in files.items():
             write_atomic(folder / name, text)
+        for path in folder.glob("failures-*.json"):
+            path.unlink()
         write_tally(folder / "failures.json", current_tally(request.run_dir))
-        job_id = _sbatch(folder / "job.sh")
+        workers_job_id = None
+        after = [f"afterok:{job_id}" for job_id in request.after]
+        if request.num_workers is not None:
+            workers_job_id = _sbatch(folder / "workers.sh", after)
+            after = [f"afterany:{workers_job_id}"]
+        try:
+            job_id = _sbatch(folder / "job.sh", after)
+        except PostTrainingError:
+            if workers_job_id is not None:
+                cancel([workers_job_id])
+            raise
         submission = {
             "schema": SCHEMA,
             "job_id": job_id,
+            "workers_job_id": workers_job_id,
             "site": request.site_name,
             "command": ["post-training", *request.command],
             "working_dir": str(Path.cwd()),
@@ -112,8 +141,13 @@ def _plan(request: Request) -> dict[str, str]:
         container = None
     else:
         container = _container(edf, extra)
-    job = Job(request.stage, request.run_dir, Path.cwd(), request.max_failures, container)
+    job = Job(
+        request.stage, request.run_dir, Path.cwd(), request.max_failures, container, request.name
+    )
     files["job.sh"] = sbatch_script(job, request.site)
+    if request.num_workers is not None:
+        workers = replace(job, num_workers=request.num_workers)
+        files["workers.sh"] = sbatch_script(workers, request.site)
     return files
 
 
@@ -141,21 +175,49 @@ def _check_free(run_dir: Path) -> None:
         )
 
 
-def _check_not_queued(folder: Path) -> None:
-    try:
-        job_id = read_json(folder / _SUBMISSION, SCHEMA)["job_id"]
-    except FileNotFoundError:
-        return
+@dataclass(frozen=True)
+class QueuedJob:
+    """reason: Slurm's word for why it does not run."""
+
+    state: str
+    reason: str
+
+
+def read_queue() -> dict[str, QueuedJob]:
+    """All jobs in the queue by their id; of an array, the task that is listed first."""
     # All jobs are asked for: for one that is long gone squeue fails, as it does when Slurm is down.
-    queued = dict(
-        line.split() for line in run_tool(["squeue", "--noheader", "--format=%A %T"]).splitlines()
-    )
-    if job_id in queued:
-        raise UsageError(
-            f"job {job_id} is already in the queue for this folder ({queued[job_id].lower()})",
-            where=str(folder.parent),
-            hint=f"`scancel {job_id}` stops it for good",
-        )
+    lines = run_tool(["squeue", "--noheader", "--format=%F %T %r"]).splitlines()
+    queue: dict[str, QueuedJob] = {}
+    for line in lines:
+        job_id, state, reason = line.split(maxsplit=2)
+        queue.setdefault(job_id, QueuedJob(state.lower(), reason))
+    return queue
+
+
+def submitted_jobs(run_dir: Path) -> list[str]:
+    """The ids of the jobs of the run's last submission, the last to run first."""
+    try:
+        submission = read_json(run_dir / LAUNCH_FOLDER / _SUBMISSION, SCHEMA)
+    except FileNotFoundError:
+        return []
+    ids = (submission["job_id"], submission.get("workers_job_id"))
+    return [job_id for job_id in ids if job_id is not None]
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    run_tool(["scancel", *job_ids])
+
+
+def _check_not_queued(run_dir: Path) -> None:
+    job_ids = submitted_jobs(run_dir)
+    queue = read_queue() if job_ids else {}
+    for job_id in job_ids:
+        if job_id in queue:
+            raise UsageError(
+                f"job {job_id} is already in the queue for this folder ({queue[job_id].state})",
+                where=str(run_dir),
+                hint=f"`scancel {' '.join(job_ids)}` stops it for good",
+            )
 
 
 @contextmanager
@@ -176,7 +238,9 @@ def _freeze_checkout(checkout: Path, folder: Path) -> None:
     write_json(folder / "dev.json", describe_changes(checkout))
 
 
-def _sbatch(script: Path) -> str:
+def _sbatch(script: Path, after: Sequence[str] = ()) -> str:
+    # One that can never start should not wait forever.
+    words = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     # In the shell of another job its variables would count before the script's own lines.
     env: dict[str, Any] = {
         name: value
@@ -184,7 +248,7 @@ def _sbatch(script: Path) -> str:
         if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SBATCH_"))
     }
     answer = run_tool(
-        ["sbatch", "--parsable", script],
+        ["sbatch", "--parsable", *words, script],
         env=env,
         hint=f"is it this site, partition and account? {shlex.quote(str(script))} is the script",
     )

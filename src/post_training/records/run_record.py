@@ -71,6 +71,10 @@ class RunDescription:
         )
 
 
+class AlreadyFinished(UsageError):
+    """The very same run is in the folder, and finished."""
+
+
 class RunFolder:
     def __init__(self, path: Path):
         self.path = path
@@ -122,7 +126,7 @@ class RunFolder:
 
         allow_topology: continue although the topology changed; the attempt says so.
         reopen: continue a finished run too: a worker's, which ended when nothing was left to claim.
-        Errors: UsageError when the folder holds a finished run, another run, or something else.
+        Errors: AlreadyFinished; UsageError when the folder holds another run, or something else.
         """
         earlier = earlier_record(self.path)
         changed: list[str] = []
@@ -146,7 +150,7 @@ class RunFolder:
         else:
             changed = check_same_run(self.path, earlier, description, allow_topology=allow_topology)
             if earlier["status"] == "finished" and not reopen:
-                raise UsageError(
+                raise AlreadyFinished(
                     f"this run is finished (run {earlier['run_id']})",
                     where=str(self.path),
                     hint="choose another run_dir to run it again; "

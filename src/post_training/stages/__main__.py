@@ -39,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
         help="continue a run with another world size or micro-batch; its bits will "
         "differ, and the record says so",
     )
+    parser.add_argument(
+        "--skip-finished",
+        action="store_true",
+        help="succeed when the same run is finished already, and change nothing",
+    )
     options = parser.parse_intermixed_args(arguments)
     request = Request(
         options.stage,
@@ -46,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         options.overrides,
         options.unpinned,
         options.allow_topology_change,
+        options.skip_finished,
         tuple(arguments),
     )
     try:

@@ -27,7 +27,12 @@ from post_training.launch.local import run_local_ranks
 from post_training.launch.ranks import Launch, detect_launch
 from post_training.records import machine
 from post_training.records.artifact import origin_of, seal_artifact
-from post_training.records.run_record import CONFIG_NAME, RunDescription, RunFolder
+from post_training.records.run_record import (
+    CONFIG_NAME,
+    AlreadyFinished,
+    RunDescription,
+    RunFolder,
+)
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.registry import Stage, find_stage
@@ -46,6 +51,7 @@ class Request:
     overrides: Sequence[str] = ()
     unpinned: bool = False
     allow_topology_change: bool = False
+    skip_finished: bool = False
     command: Sequence[str] = ()
 
 
@@ -89,7 +95,7 @@ def _run_recorded(
 ) -> None:
     folder: RunFolder | None = None
 
-    def open_run() -> tuple[Path, bool, RunDescription]:
+    def open_run() -> tuple[Path, bool, RunDescription] | None:
         nonlocal folder
         description = _describe(request, stage, config, ranks)
         run_dir = config.run_dir or _default_run_dir(description)
@@ -97,11 +103,17 @@ def _run_recorded(
         opening.claim()
         if config.debug.override_existing:
             opening.remove_trial()
-        resuming = opening.start(
-            description,
-            allow_topology=request.allow_topology_change,
-            reopen=config.is_worker,
-        )
+        try:
+            resuming = opening.start(
+                description,
+                allow_topology=request.allow_topology_change,
+                reopen=config.is_worker,
+            )
+        except AlreadyFinished:
+            if not request.skip_finished:
+                raise
+            print(f"finished already: {opening.path}", file=sys.stderr)
+            return None
         folder = opening
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
@@ -110,6 +122,8 @@ def _run_recorded(
     try:
         # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
         opened = StageContext(Path(), ranks, group=group).on_writer(open_run)
+        if opened is None:
+            return
         run_dir, resuming, description = opened
         context = StageContext(
             run_dir.absolute(),
@@ -167,16 +181,21 @@ def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks)
     )
 
 
-def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{key: {"path", "fingerprint", "made_by" of an artifact}}; a list of paths is `key[0]`, …"""
+def input_paths(settings: dict[str, Any]) -> dict[str, str]:
+    """{key: path} of the input settings that are set; a list of paths is `key[0]`, `key[1]`, …"""
     paths: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, list):
             paths |= {f"{key}[{index}]": item for index, item in enumerate(value)}
         elif value is not None:
             paths[key] = value
+    return paths
+
+
+def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """{key: {"path", "fingerprint", "made_by" of an artifact}}."""
     inputs, missing = {}, []
-    for key, path in paths.items():
+    for key, path in input_paths(settings).items():
         try:
             found = fingerprint(Path(path))
         except FileNotFoundError:

@@ -11,12 +11,14 @@ from post_training.stages.context import Result, StageContext
 
 @dataclass(frozen=True)
 class Stage:
-    """package: a folder of stages/ with config.py (`config_class`) and run.py (`run`)."""
+    """package: a folder of stages/ with config.py (`config_class`) and run.py (`run`). artifacts:
+    the folders of artifacts that a run can leave, which pipelines refer to."""
 
     name: str
     package: str
     config_class: str
     summary: str
+    artifacts: tuple[str, ...] = ("dataset",)
 
     def load_config_class(self) -> type[StageConfig]:
         module = import_module(f"post_training.stages.{self.package}.config")
@@ -26,10 +28,18 @@ class Stage:
         return import_module(f"post_training.stages.{self.package}.run").run
 
 
+# What every training stage can leave.
+TRAINED = ("model", "adapter")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("init-model", "init_model", "InitModelConfig", "make a tiny model and a tokenizer"),
+        Stage(
+            "init-model",
+            "init_model",
+            "InitModelConfig",
+            "make a tiny model and a tokenizer",
+            ("model",),
+        ),
         Stage("mix", "mix", "MixConfig", "one dataset from several, in the shares asked for"),
         Stage("split", "split", "SplitConfig", "a dataset in two: training and evaluation"),
         Stage("prepare", "prepare", "PrepareConfig", "token ids, masks and packed rows"),
@@ -39,10 +49,11 @@ STAGES = {
             "convert_tokenizer",
             "ConvertTokenizerConfig",
             "a SentencePiece model into a Hugging Face tokenizer",
+            ("tokenizer",),
         ),
         Stage("filter", "filter", "FilterConfig", "leave out branches that are too long"),
         Stage("generate", "generate", "GenerateConfig", "sample completions of each prompt"),
-        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data"),
+        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
     )
 }
 

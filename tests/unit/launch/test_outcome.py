@@ -133,9 +133,10 @@ def test_current_tally_is_of_the_run_as_it_is(tmp_path):
     assert current_tally(tmp_path) == Tally(0, 2, "checkpoint-4")
 
 
-def ask(run_dir, exit_code: int) -> tuple[str, str]:
+def ask(run_dir, exit_code: int, *words: str) -> tuple[str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "post_training.launch.outcome", run_dir, "1", str(exit_code)],
+        [sys.executable, "-m", "post_training.launch.outcome", run_dir, "1",
+         "--exit-code", str(exit_code), *words],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout, done.stderr
@@ -150,3 +151,21 @@ def test_outcome_asked_twice_counts_and_says_why(tmp_path):
     )
     assert ask(tmp_path, 137)[0] == "stop\n"
     assert read_tally(tmp_path / "slurm/failures.json") == Tally(2, 1, "checkpoint-4")
+
+
+def test_outcome_of_a_worker_reads_its_record_and_keeps_its_count(tmp_path):
+    write_run(tmp_path, {"status": "finished", "reason": None})
+    (tmp_path / "workers/2").mkdir(parents=True)
+    attempt = failed("[Errno 5] Input/output error: '/scratch/x'")
+    write_json(tmp_path / "workers/2/run.json", {"schema": SCHEMA, "attempts": [attempt]})
+    assert ask(tmp_path, 1, "--worker", "2")[0] == "again\n"
+    assert read_tally(tmp_path / "slurm/failures-2.json").num_failures == 1
+    assert not (tmp_path / "slurm/failures.json").exists()
+
+
+def test_current_tally_of_a_chunked_stage_counts_its_chunks(tmp_path):
+    (tmp_path / "chunks").mkdir()
+    assert current_tally(tmp_path).checkpoint is None
+    for name in ("000000.json", "000001.json", "000001.jsonl", "000002.jsonl", "manifest.json"):
+        (tmp_path / "chunks" / name).touch()
+    assert current_tally(tmp_path).checkpoint == "chunk 2"

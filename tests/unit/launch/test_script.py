@@ -76,7 +76,7 @@ def test_script_stopped_before_the_wall_time_is_requeued_exactly_once(run):
 @pytest.mark.parametrize("code", [1, 137, 255])
 def test_script_failed_step_does_not_end_the_script_before_the_verdict(run, code):
     assert run(code, ["RUNNING", "RUNNING"], "again")[1][-1] == "scontrol"
-    assert run.words(3)[-2:] == ["3", str(code)]
+    assert run.words(3)[-3:] == ["3", "--exit-code", str(code)]
 
 
 # In the seeds the script ended with `exit 0` after a failure.
@@ -110,7 +110,7 @@ def test_script_words_reach_srun_as_they_are(run):
     run(1, ["RUNNING"], "stop")
     config = str(run.job.run_dir / "slurm/config.yaml")
     assert run.words(1)[0] == f"--environment={run.job.run_dir}/slurm/environment.toml"
-    assert run.words(1)[-3:] == ["entrypoint", "sft", config]
+    assert run.words(1)[-4:] == ["entrypoint", "sft", config, "--skip-finished"]
 
 
 def test_script_singularity_task_sees_its_own_gpu(tmp_path):

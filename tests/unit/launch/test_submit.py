@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from slurm_programs import EDF as EDF_OF_AN_IMAGE
 
 from post_training.core.files import write_json
 from post_training.images.edf import load_edf
@@ -19,42 +20,16 @@ training:
 sft: {max_seq_length: 64}
 run_dir: run
 """
-EDF = """
-image = "image.sqsh"
-writable = false
-mounts = ["${PWD}:${PWD}"]
-[env]
-POST_TRAINING_SITE = "laptop"
-POST_TRAINING_IMAGE_SQSH_SHA256 = "33"
-POST_TRAINING_IMAGE_INPUT_HASH = "44"
-"""
-CHILD = 'base_environment = "./base.toml"\n[env]\nEXTRA = "1"\n'
 
 
 @pytest.fixture
-def submit(post_training, tmp_path):
-    """submit("run_dir=x", "--nodes=2", queue="77 PENDING"): in a folder with sft.yaml and EDFs."""
+def submit(slurm_command, tmp_path):
+    """submit("run_dir=x", "--nodes=2", queue="77 PENDING Priority"): in a folder with sft.yaml."""
     (tmp_path / "sft.yaml").write_text(SFT)
-    (tmp_path / "base.toml").write_text(EDF)
-    (tmp_path / "post-training.toml").write_text(CHILD)
-    (tmp_path / "image.sqsh").touch()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "sbatch").write_text(
-        '#!/bin/bash\nenv >"$(dirname "$0")/sbatch-env"\nprintf "%s\\0" "$@"'
-        ' >"$(dirname "$0")/sbatch-words"\n[[ ! -e refuse ]] || { echo no account >&2; exit 1; }\n'
-        'echo "77;cluster"\n'
-    )
-    (programs / "squeue").write_text('#!/bin/bash\ncat "$(dirname "$0")/queue"\n')
-    for program in programs.iterdir():
-        program.chmod(0o755)
 
-    def run(*words: str, queue: str = "", **variables: str):
-        (programs / "queue").write_text(queue)
-        return post_training(
-            "submit", "sft", "sft.yaml", "--environment=./post-training.toml", *words,
-            PATH=f"{programs}:{os.environ['PATH']}", **variables,
-        )  # fmt: skip
+    def run(*words: str, **keywords: str):
+        command = ("submit", "sft", "sft.yaml", "--environment=./post-training.toml")
+        return slurm_command(*command, *words, **keywords)
 
     return run
 
@@ -122,11 +97,11 @@ def test_submit_from_within_a_job_hides_its_variables(submit, tmp_path):
 def test_submit_queued_folder_is_refused_and_a_gone_job_is_not(submit, tmp_path):
     submit()
     before = (tmp_path / "run/slurm/job.sh").stat().st_mtime_ns
-    done = submit(queue="76 RUNNING\n77 PENDING\n")
+    done = submit(queue="76 RUNNING None\n77 PENDING Priority\n")
     assert done.returncode == 2
     assert "job 77 is already in the queue for this folder (pending)" in done.stderr
     assert (tmp_path / "run/slurm/job.sh").stat().st_mtime_ns == before
-    assert submit(queue="76 RUNNING\n").returncode == 0
+    assert submit(queue="76 RUNNING None\n").returncode == 0
 
 
 def test_submit_finished_run_is_refused(submit, tmp_path):
@@ -204,13 +179,15 @@ def test_submit_what_cannot_run_is_refused_and_leaves_nothing(submit, tmp_path, 
 
 
 def test_submit_unpinned_image_is_refused(submit, tmp_path):
-    (tmp_path / "base.toml").write_text(EDF.replace("POST_TRAINING_IMAGE_SQSH_SHA256", "X"))
+    (tmp_path / "base.toml").write_text(
+        EDF_OF_AN_IMAGE.replace("POST_TRAINING_IMAGE_SQSH_SHA256", "X")
+    )
     assert "no image digest is pinned" in submit().stderr
 
 
 def test_submit_working_folder_that_is_not_mounted_is_refused(submit, tmp_path):
     (tmp_path / "runs").mkdir()
-    text = EDF.replace("${PWD}:${PWD}", "${PWD}/runs:${PWD}/runs").replace(
+    text = EDF_OF_AN_IMAGE.replace("${PWD}:${PWD}", "${PWD}/runs:${PWD}/runs").replace(
         "writable", 'workdir = "${PWD}"\nwritable'
     )
     (tmp_path / "base.toml").write_text(text)

@@ -1,0 +1,183 @@
+"""How a run is doing: from its record, its metrics, and Slurm's queue where there is one.
+
+waiting    in the queue, for other jobs         running      at work
+queued     in the queue                         finished     its artifacts are there
+failed, interrupted, killed, ended              over, and not finished
+not started
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.launch.submit import QueuedJob, read_queue, submitted_jobs
+from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, is_live, read_record
+
+_LENGTHS = {
+    # What a training run is as long as, and how far it is by the figures of a metrics line.
+    "training.max_steps": "step",
+    "training.num_train_epochs": "epoch",
+    "training.num_training_samples": "num_sequences",
+    "training.num_training_tokens": "num_tokens",
+}
+_TAIL_BYTES = 1 << 16
+_RUNNING = ("running", "completing", "configuring", "stopped", "suspended")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """reason: why it is so; of a run that waits, why its last attempt ended. job_ids: the last
+    first. done: the share of the whole, 0 to 1. step, loss, tokens_per_s: of the last line of its
+    metrics. time_left_s: at the speed of that line."""
+
+    run_dir: Path
+    stage: str | None
+    state: str
+    reason: str | None
+    job_ids: list[str]
+    num_attempts: int
+    done: float | None = None
+    step: int | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    time_left_s: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "run_dir": str(self.run_dir)}
+
+
+def queue_of(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
+    """Slurm's queue, where any of the runs was submitted. Errors: PostTrainingError."""
+    return read_queue() if any(map(submitted_jobs, run_dirs)) else {}
+
+
+def queue_if_it_answers(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
+    """The same for who only looks: without Slurm's answer, what the records say is shown."""
+    try:
+        return queue_of(run_dirs)
+    except PostTrainingError as error:
+        print(f"warning: Slurm does not answer ({error.problem.splitlines()[0]})", file=sys.stderr)
+        return {}
+
+
+def run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:
+    record = read_record(run_dir) if (run_dir / RECORD_NAME).exists() else None
+    job_ids = submitted_jobs(run_dir)
+    state, reason = _state(run_dir, record, [queue[i] for i in job_ids if i in queue], job_ids)
+    return RunState(
+        run_dir,
+        record and record["stage"],
+        state,
+        reason,
+        job_ids,
+        len(record["attempts"]) if record else 0,
+        **_progress(run_dir, record or {"recipe": {}}, state),
+    )
+
+
+def _state(
+    run_dir: Path, record: dict[str, Any] | None, queued: list[QueuedJob], job_ids: list[str]
+) -> tuple[str, str | None]:
+    status, reason = (record["status"], record["reason"]) if record else (None, None)
+    if status == "finished":
+        return "finished", None
+    if any(job.state in _RUNNING for job in queued) or is_live(run_dir):
+        return "running", None
+    if queued:
+        waits = all(job.reason.startswith("Dependency") for job in queued)
+        last = reason or (status and "killed")
+        return ("waiting" if waits else "queued"), last or None
+    if status == "running":
+        return "killed", "its record was never closed"
+    if status is not None:
+        return status, reason
+    if job_ids:
+        log = run_dir / LAUNCH_FOLDER / f"slurm-{job_ids[0]}.out"
+        return "ended", f"before the run was opened; {'see ' if log.exists() else 'no '}{log}"
+    return "not started", None
+
+
+def _progress(run_dir: Path, record: dict[str, Any], state: str) -> dict[str, Any]:
+    line = _last_line(run_dir / "metrics.jsonl")
+    if line is None:
+        return {"done": 1.0 if state == "finished" else _share_of_chunks(run_dir)}
+    timing = line.get("timing", {})
+    found = {"step": line["step"], "loss": line["loss"], "tokens_per_s": timing.get("tokens_per_s")}
+    if state == "finished":
+        return {**found, "done": 1.0}
+    for setting, figure in _LENGTHS.items():
+        if (length := record["recipe"].get(setting)) and line.get(figure):
+            found["done"] = min(1.0, line[figure] / length)
+            if (step_s := timing.get("step_s")) is not None and state == "running":
+                remaining = line["step"] / found["done"] - line["step"]
+                found["time_left_s"] = round(remaining * step_s, 1)
+    return found
+
+
+def _share_of_chunks(run_dir: Path) -> float | None:
+    """Of a stage that is done in chunks (stages/annotation)."""
+    try:
+        manifest = json.loads((run_dir / "chunks/manifest.json").read_text())
+    except FileNotFoundError:
+        return None
+    num_done = sum(1 for _ in run_dir.glob("chunks/[0-9]*.json"))
+    return num_done / max(1, len(manifest["chunks"]))
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The newest whole line with a loss; evaluations have lines of their own."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for text in reversed(lines):
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if "loss" in line and "step" in line:
+                return line
+    return None
+
+
+def duration(seconds: float) -> str:
+    """`3 h 20 min`, `45 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as they have to be; the last one ends where it ends."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
+
+
+def cells(state: RunState) -> list[str]:
+    """The state for a table: state, job, attempts, progress, loss, speed, time left, reason."""
+    done = "" if state.done is None else f"{state.done:.0%}"
+    if state.step is not None:
+        done = f"{done} (step {state.step})".lstrip()
+    return [
+        state.state,
+        state.job_ids[0] if state.job_ids else "",
+        str(state.num_attempts or ""),
+        done,
+        "" if state.loss is None else f"{state.loss:.4g}",
+        "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
+        "" if state.time_left_s is None else duration(state.time_left_s),
+        (state.reason or "").splitlines()[0] if state.reason else "",
+    ]
+
+
+HEADER = ["state", "job", "attempts", "done", "loss", "tokens/s", "time left", "why"]

@@ -1,0 +1,272 @@
+"""`post-training pipeline run | submit | status`.
+
+PIPELINE/plans/DATE-TIME/plan.json         what was asked for, and the runs that came of it
+                         NAME-xxxx.yaml    with `run`: the stages' configurations, whole
+PIPELINE/NAME-xxxxxxxx/                    the run folders (pipeline_plan.py)
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from post_training.config.load import resolved_yaml
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.files import read_json, write_atomic, write_json
+from post_training.core.hashing import ARTIFACT_RECORD
+from post_training.core.process import dies_with
+from post_training.images.enter import can_run_here
+from post_training.launch.environment import check_is_mounted, read_environment
+from post_training.launch.pipeline import load_pipeline
+from post_training.launch.run_state import (
+    HEADER,
+    RunState,
+    cells,
+    queue_if_it_answers,
+    queue_of,
+    run_state,
+    table,
+)
+from post_training.launch.site import load_site
+from post_training.launch.submit import Request, cancel, preview, submit, submitted_jobs
+from post_training.records.run_record import RECORD_NAME, read_record
+from post_training.stages.pipeline_plan import Plan, PlannedRun, plan_pipeline
+
+SCHEMA = "post-training/pipeline/1"
+_PLANS = "plans"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Where:
+    """environment: the EDF, or None for post-training's. dev: a checkout to take the sources from.
+    site: of the scheduler; and what of it is to be otherwise for every stage."""
+
+    environment: str | None
+    dev: Path | None = None
+    site: tuple[str, Mapping[str, str | int | None]] = ("laptop", {})
+
+
+def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned: bool) -> None:
+    """Run what is not finished, one stage after another, on this machine.
+
+    Errors: PostTrainingError that names the stage that failed; Interrupted.
+    """
+    plan = plan_pipeline(path, overrides)
+    queue = queue_of([run.run_dir for run in plan.runs])
+    for run in plan.runs:
+        if queued := [job_id for job_id in submitted_jobs(run.run_dir) if job_id in queue]:
+            raise UsageError(
+                f"{run.name} is in Slurm's queue as job {queued[0]}",
+                where=str(run.run_dir),
+                hint=f"wait for it, or `scancel {' '.join(queued)}`",
+            )
+    prefix = _prefix(plan, where)
+    folder = _write_plan(plan, path)
+    for number, run in enumerate(plan.runs, 1):
+        title = f"[{number}/{len(plan.runs)}] {run.name}"
+        if _is_finished(run):
+            print(f"{title}: unchanged, and finished: {run.run_dir}", file=sys.stderr)
+            continue
+        print(f"{title}: {run.stage}", file=sys.stderr)
+        config = folder / f"{run.run_dir.name}.yaml"
+        write_atomic(config, resolved_yaml(run.config))
+        words = [*prefix, run.stage, str(config), "--skip-finished"]
+        code = _run(words + (["--unpinned"] if unpinned else []))
+        if code != 0:
+            raise PostTrainingError(
+                f"stage {run.name} ended with exit code {code}",
+                where=str(run.run_dir),
+                hint="the same command goes on from there",
+            )
+
+
+def _prefix(plan: Plan, where: Where) -> list[str]:
+    """The words in front of a stage."""
+    if can_run_here(where.environment):
+        return [sys.executable, "-m", "post_training.stages"]
+    name = where.environment or "post-training"
+    edf = read_environment(name, {**os.environ, "PWD": str(Path.cwd())}, Path.cwd())
+    check_is_mounted(plan.folder, "pipeline's folder", edf)
+    development = ["--dev", str(where.dev)] if where.dev else []
+    return [
+        *(sys.executable, "-m", "post_training.cli", "edf", "run", *development, name),
+        *("--", "entrypoint"),
+    ]
+
+
+def _run(words: Sequence[str]) -> int:
+    """The exit code. A signal goes to the stage, which may take its time to end."""
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=dies_with(os.getpid()))
+    received: list[int] = []
+
+    def forward(number: int, _frame: object) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # The terminal sent it to the stage too.
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received and code != 0:
+        raise Interrupted(signal.Signals(received[0]).name, received[0])
+    return 128 - code if code < 0 else code
+
+
+def submit_pipeline(
+    path: Path, overrides: Sequence[str], where: Where, *, max_failures: int, dry_run: bool
+) -> None:
+    """Queue what is neither finished nor queued, each stage after those it needs.
+
+    All or nothing: when one cannot be queued, those queued by this call are cancelled.
+    """
+    plan = plan_pipeline(path, overrides)
+    requests = {run.run_dir: _request(plan, run, where, max_failures) for run in plan.runs}
+    if dry_run:
+        for run in plan.runs:
+            after = ", ".join(other.name for other in plan.runs if other.run_dir in run.needs)
+            print(f"# ==== {run.name}{f', after {after}' if after else ''}")
+            if _is_finished(run):
+                print(f"# unchanged, and finished: {run.run_dir}\n")
+            else:
+                print(preview(requests[run.run_dir]))
+        return
+    queue = queue_of([run.run_dir for run in plan.runs])
+    jobs: dict[Path, str] = {}
+    queued_now: list[str] = []
+    _write_plan(plan, path)
+    try:
+        for run in plan.runs:
+            job_ids = submitted_jobs(run.run_dir)
+            if _is_finished(run):
+                told = "unchanged, and finished"
+            elif job_ids and job_ids[0] in queue:
+                jobs[run.run_dir] = job_ids[0]
+                told = f"in the queue already: job {job_ids[0]}"
+            else:
+                after = tuple(jobs[needed] for needed in run.needs if needed in jobs)
+                job_id = submit(requests[run.run_dir].after_jobs(after))
+                jobs[run.run_dir] = job_id
+                queued_now += submitted_jobs(run.run_dir)
+                told = f"job {job_id}" + (f", after {', '.join(after)}" if after else "")
+            print(f"{run.name}: {told}: {run.run_dir}", file=sys.stderr)
+    except PostTrainingError:
+        if queued_now:
+            cancel(queued_now)
+        raise
+    print(plan.folder)
+
+
+def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Request:
+    name, changes = where.site
+    site = load_site(name, {**changes, **run.scheduler})
+    if site.scheduler.num_tasks > 1:
+        run.config.check_ranks(site.scheduler.num_tasks)
+    return Request(
+        run.stage,
+        run.config,
+        run.run_dir,
+        name,
+        site,
+        where.environment or "post-training",
+        max_failures,
+        where.dev and where.dev.absolute(),
+        sys.argv[1:],
+        f"{run.name}-{plan.folder.name}",
+        (),
+        run.num_workers,
+    )
+
+
+def _is_finished(run: PlannedRun) -> bool:
+    """Errors: UsageError where an artifact of a finished run is gone."""
+    if not (run.run_dir / RECORD_NAME).exists():
+        return False
+    record = read_record(run.run_dir)
+    if record["status"] != "finished":
+        return False
+    for made in record["outputs"]["artifacts"].values():
+        if not (run.run_dir / made["path"] / ARTIFACT_RECORD).exists():
+            raise UsageError(
+                f"{run.name} is finished, but its {made['path']} is gone",
+                where=str(run.run_dir),
+                hint="remove the folder, and it is made again",
+            )
+    return True
+
+
+def _write_plan(plan: Plan, path: Path) -> Path:
+    """PIPELINE/plans/DATE-TIME, with the plan in it."""
+    now = datetime.now(UTC)
+    folder = plan.folder / _PLANS / f"{now:%Y%m%d-%H%M%S-%f}"
+    record = {
+        "schema": SCHEMA,
+        "file": str(path.absolute()),
+        "command": ["post-training", *sys.argv[1:]],
+        "working_dir": str(Path.cwd()),
+        "time": now.isoformat(timespec="seconds"),
+        "runs": [
+            {
+                "name": run.name,
+                "stage": run.stage,
+                "run_dir": str(run.run_dir),
+                "needs": [str(needed) for needed in run.needs],
+                "num_workers": run.num_workers,
+            }
+            for run in plan.runs
+        ],
+    }
+    write_json(folder / "plan.json", record)
+    return folder
+
+
+def show_pipeline(file_or_folder: Path, *, as_json: bool) -> None:
+    """The runs of the newest plan, and how each is doing. Errors: UsageError when there is none."""
+    folder = file_or_folder
+    if not folder.is_dir():
+        folder = load_pipeline(file_or_folder)[0].config.run_dir
+    plans = sorted((folder / _PLANS).glob("*/plan.json"))
+    if not plans:
+        raise UsageError(
+            "no pipeline was run or submitted here",
+            where=str(folder),
+            hint="`post-training pipeline run FILE` or `pipeline submit FILE` does it",
+        )
+    plan = read_json(plans[-1], SCHEMA)
+    queue = queue_if_it_answers([Path(run["run_dir"]) for run in plan["runs"]])
+    states = {run["run_dir"]: run_state(Path(run["run_dir"]), queue) for run in plan["runs"]}
+    names = {run["run_dir"]: run["name"] for run in plan["runs"]}
+    told = [
+        (run, _with_what_is_missing(states[run["run_dir"]], run["needs"], states, names))
+        for run in plan["runs"]
+    ]
+    if as_json:
+        print(json.dumps([{**run, **state.as_json()} for run, state in told], indent=2))
+        return
+    print(f"{folder}  (planned {plan['time']} from {plan['file']})")
+    rows = [[run["name"], run["stage"], *cells(state)] for run, state in told]
+    print(table(["name", "stage", *HEADER], rows))
+
+
+def _with_what_is_missing(
+    state: RunState, needs: Sequence[str], states: dict[str, RunState], names: dict[str, str]
+) -> RunState:
+    """A run that was not opened says what it waits for."""
+    missing = [names[needed] for needed in needs if states[needed].state != "finished"]
+    if state.state in ("waiting", "ended", "not started") and missing:
+        changes: dict[str, Any] = {"reason": f"needs {', '.join(missing)}"}
+        if state.state == "ended":
+            changes["state"] = "not started"
+        return RunState(**{**vars(state), **changes})
+    return state

@@ -1,0 +1,24 @@
+"""The command line in a folder with an EDF, with stand-ins for Slurm's programs."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# The module beside this one.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from slurm_programs import write_programs
+
+
+@pytest.fixture
+def slurm_command(post_training, tmp_path):
+    """Run `post-training WORDS`; queue: what squeue prints."""
+    programs = write_programs(tmp_path)
+
+    def run(*words: str | Path, queue: str = "", **variables: str):
+        (programs / "queue").write_text(queue)
+        return post_training(*words, PATH=f"{programs}:{os.environ['PATH']}", **variables)
+
+    return run
