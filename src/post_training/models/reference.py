@@ -1,0 +1,63 @@
+"""Whose log-probabilities a dataset holds: `reference.json` beside its rows.
+
+They are of one model, one tokenizer, one template and one dtype of the weights. A stage that goes
+on from the rows carries the file on; a trainer compares it with the model it is given.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import read_json, write_json
+from post_training.core.hashing import fingerprint_files, sha256_file
+
+REFERENCE = "reference.json"
+SCHEMA = "post-training/reference/1"
+_WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """weights: `weights_fingerprint` of the model's folder. tokenizer: `tokenizer_fingerprint`.
+    chat_template: sha256 of its text. dtype: of the weights as they were loaded."""
+
+    weights: str
+    tokenizer: str
+    chat_template: str
+    dtype: str
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / REFERENCE, {"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Reference | None":
+        """None where the rows in `folder` have no reference. Errors: UsageError for a file that is
+        not one of these."""
+        path = folder / REFERENCE
+        if not path.exists():
+            return None
+        record = read_json(path, SCHEMA)
+        del record["schema"]
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise UsageError(f"not a reference: {error}", where=str(path)) from None
+
+    def check(self, other: "Reference", where: str) -> None:
+        """Errors: PostTrainingError that names what differs. where: whose `self` is."""
+        own, others = asdict(self), asdict(other)
+        different = [name for name in own if own[name] != others[name]]
+        if different:
+            first = different[0]
+            raise PostTrainingError(
+                f"the reference log-probabilities are of another model: {', '.join(different)} "
+                f"({first} is {own[first][:12]}, must be {others[first][:12]})",
+                where=where,
+                hint="run `entrypoint logprobs` with the model that is trained",
+            )
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Of the weights and the architecture of a model folder; its tokenizer doesn't count."""
+    files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
+    return fingerprint_files({path.name: sha256_file(path) for path in files})

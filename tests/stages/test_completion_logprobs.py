@@ -1,0 +1,123 @@
+"""Log-probabilities of completions against a full float64 log-softmax, one forward each."""
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.stack
+
+torch = pytest.importorskip("torch")
+
+VOCABULARY = 60
+
+
+@pytest.fixture(scope="module", params=["llama", "apertus", "mistral"])
+def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """The same weights in float32 and in float64; mistral with a sliding window."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    window = {"sliding_window": 6} if request.param == "mistral" else {}
+    config = CONFIG_MAPPING[request.param](
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        **window,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    exact = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    return model, exact
+
+
+def prompts(num_prompts: int = 4) -> list[Any]:
+    """Of 1, 6, 11, … tokens, with completions of different lengths; some tokens are not asked."""
+    from post_training.models.completion_logprobs import Asked
+
+    generator = torch.Generator().manual_seed(3)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+
+    made = []
+    for number in range(num_prompts):
+        completions = [ids(1 + (5 * number + 7 * index) % 17) for index in range(2 + number)]
+        asked = [[t % 4 != 1 for t in range(len(each))] for each in completions]
+        made.append(Asked(ids(1 + 5 * number), completions, asked if number % 2 else ()))
+    return made
+
+
+def naive(model: Any, prompt: Any) -> list[tuple[float, int]]:
+    """(sum over the asked tokens, their number): full logits, one forward a completion."""
+    found = []
+    for index, completion in enumerate(prompt.completions):
+        ids = torch.tensor([[*prompt.ids, *completion]])
+        with torch.no_grad():
+            logprobs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)[0]
+        first = len(prompt.ids) - 1
+        asked = prompt.asked[index] if prompt.asked else [True] * len(completion)
+        terms = [
+            float(logprobs[first + t, token]) for t, token in enumerate(completion) if asked[t]
+        ]
+        found.append((sum(terms), len(terms)))
+    return found
+
+
+def score(model: Any, asked: list[Any], **limits: int) -> list[list[tuple[float, int]]]:
+    from post_training.models.completion_logprobs import LogprobScorer
+
+    limits = {"max_batch_tokens": 100, "prompts_per_batch": 1, **limits}
+    found = LogprobScorer(model, **limits).score(asked)
+    return [[(each.logprob, each.num_tokens) for each in of_prompt] for of_prompt in found]
+
+
+@pytest.mark.parametrize("prompts_per_batch", [1, 3])
+@pytest.mark.parametrize("max_batch_tokens", [1, 60, 10_000])
+def test_logprobs_equal_float64_log_softmax_to_1e_5_a_token(
+    models, prompts_per_batch, max_batch_tokens
+):
+    model, exact = models
+    asked = prompts()
+    found = score(
+        model, asked, prompts_per_batch=prompts_per_batch, max_batch_tokens=max_batch_tokens
+    )
+    for prompt, own in zip(asked, found, strict=True):
+        for (logprob, count), (expected, number) in zip(own, naive(exact, prompt), strict=True):
+            assert count == number
+            assert abs(logprob - expected) <= 1e-5 * max(1, number)
+
+
+def test_logprobs_of_a_prompt_have_the_same_bits_whatever_is_beside_it(models):
+    model, _ = models
+    asked = prompts()
+    together = score(model, asked)
+    assert [score(model, [prompt])[0] for prompt in asked] == together
+    assert score(model, asked[::-1])[::-1] == together
+
+
+def test_logprobs_of_bfloat16_weights_are_summed_in_higher_precision(models):
+    model, exact = models
+    import copy
+
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    rounded = copy.deepcopy(exact)
+    rounded.load_state_dict({name: value.double() for name, value in half.state_dict().items()})
+    asked = prompts()
+    for prompt, own in zip(asked, score(half, asked), strict=True):
+        for (logprob, count), (expected, _) in zip(own, naive(rounded, prompt), strict=True):
+            # bfloat16 logits are off by 2^-9 of their size, in both directions.
+            assert abs(logprob - expected) <= 0.02 * max(1, count)
+
+
+def test_logprobs_of_a_model_without_keys_to_share_are_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from post_training.core.errors import UsageError
+
+    config = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(UsageError, match="mamba keep a state that can't be shared"):
+        score(MambaForCausalLM(config), prompts())
