@@ -29,6 +29,8 @@ from post_training.data.formats.values import filled_text, list_of, required
 from post_training.data.rows import COMPLETION, BadRow, Conversation, Message
 
 ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
+# Of a preference row, which has these in place of branches (preference_rows.py).
+SIDES = ("chosen", "rejected")
 # Columns that hold a prompt and nothing else; what else a row has goes into original_metadata.
 _OF_THE_PROMPT = ("messages", "prompt", "instruction", "input", "system", "tools")
 
@@ -87,6 +89,11 @@ def new_branch(text: str, *, is_reference: bool, metadata: dict[str, Any]) -> di
     }
 
 
+def is_truncated(branch: dict[str, Any]) -> bool:
+    """Whether its model was stopped before it had finished."""
+    return branch.get("finish_reason") == "length"
+
+
 def row_line(row: dict[str, Any]) -> bytes:
     """The row as a line of a JSONL file. Errors: BadRow for what can't be one."""
     try:
@@ -123,7 +130,7 @@ def _prompt_and_answers(
         case "preference":
             pair = read_preference(value, found, train_on_thoughts=True)
             prompt = _single_turn([Entry("prompt", (message,)) for message in pair.prompt])
-            sides = (("chosen", pair.chosen), ("rejected", pair.rejected))
+            sides = zip(SIDES, (pair.chosen, pair.rejected), strict=True)
             conversations = [[*prompt, Entry(name, messages)] for name, messages in sides]
             declared = pair.tools
         case _:

@@ -6,10 +6,14 @@ on from the rows carries the file on; a trainer compares it with the model it is
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
-from post_training.core.hashing import fingerprint_files, sha256_file
+from post_training.core.hashing import fingerprint_files, sha256_file, sha256_text
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 REFERENCE = "reference.json"
 SCHEMA = "post-training/reference/1"
@@ -61,3 +65,16 @@ def weights_fingerprint(folder: Path) -> str:
     """Of the weights and the architecture of a model folder; its tokenizer doesn't count."""
     files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     return fingerprint_files({path.name: sha256_file(path) for path in files})
+
+
+def reference_of(
+    model_path: Path, tokenizer: "PreTrainedTokenizerBase", template: str, dtype: str
+) -> Reference:
+    from post_training.models.fingerprint import tokenizer_fingerprint  # it needs transformers
+
+    return Reference(
+        weights_fingerprint(model_path),
+        tokenizer_fingerprint(tokenizer),
+        sha256_text(template),
+        dtype,
+    )

@@ -53,6 +53,7 @@ STAGES = {
         ),
         Stage("filter", "filter", "FilterConfig", "leave out branches that are too long"),
         Stage("generate", "generate", "GenerateConfig", "sample completions of each prompt"),
+        Stage("logprobs", "logprobs", "LogprobsConfig", "a model's log-probabilities of answers"),
         Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
     )
 }

@@ -45,9 +45,13 @@ class ChunkedStageConfig(StageConfig):
     """data: what is annotated. data.on_error is also for rows that the stage itself can't do.
     chunk_rows: of one piece of work; a killed worker loses what it did of one.
     max_failed_chunks: a worker that fails in more of them ends at once; else at its end.
+
+    keeps_pairs: whether the stage's annotator also takes preference rows (data/preference_rows.py);
+    for others they become branches.
     """
 
     ranks_count: ClassVar[bool] = False
+    keeps_pairs: ClassVar[bool] = False
 
     data: SourcesConfig
     chunk_rows: PositiveInt = 256

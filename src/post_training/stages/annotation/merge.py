@@ -12,9 +12,10 @@ from collections import Counter
 from typing import Any
 
 from post_training.core.files import atomic_directory, write_atomic, write_json
-from post_training.data.branches import BRANCHES, ID, row_line
+from post_training.data.branches import BRANCHES, ID, SIDES, row_line
 from post_training.data.rows import BadRow, Place
 from post_training.data.verdicts import Verdicts
+from post_training.models.reference import Reference
 from post_training.stages.annotation.chunk_file import broken, read_chunk_record, rows_path
 from post_training.stages.annotation.plan import INPUT, REJECTS, Chunk, Plan, ids_sha256
 from post_training.stages.context import StageContext
@@ -22,8 +23,12 @@ from post_training.stages.context import StageContext
 ROWS, COUNTS = "rows.jsonl", "counts.json"
 
 
-def merge(plan: Plan, on_error: str, context: StageContext) -> dict[str, Any]:
+def merge(
+    plan: Plan, on_error: str, reference: Reference | None, context: StageContext
+) -> dict[str, Any]:
     """Write RUN/dataset, and RUN/rejects.jsonl under on_error: quarantine; the run's metrics.
+
+    reference: whose log-probabilities the rows hold, if anybody's.
 
     Errors: PostTrainingError for a chunk that is missing or broken.
     """
@@ -45,6 +50,8 @@ def merge(plan: Plan, on_error: str, context: StageContext) -> dict[str, Any]:
         counts: dict[str, Any] = {"num_rows": num_rows, "num_branches": num_branches}
         counts |= {"rejected": _added(plan.rejected, verdicts.counts)}
         write_json(folder / COUNTS, counts)
+        if reference is not None:
+            reference.write(folder)
         if on_error == "quarantine":
             both = (plan.folder / REJECTS).read_bytes() + rejects.read_bytes()
             write_atomic(context.run_dir / REJECTS, both)
@@ -87,7 +94,7 @@ def _checked(
         bad = BadRow(each["reason"], f"{each[ID]}: {each['problem']}")
         place = Place(str(plan.folder / INPUT), each["row"])
         verdicts.reject(place, bad, row_line(row).rstrip())
-    return content, sum(len(row[BRANCHES]) for row in rows)
+    return content, sum(len(row.get(BRANCHES, SIDES)) for row in rows)
 
 
 def _difference(found: list[str], expected: list[str]) -> str:

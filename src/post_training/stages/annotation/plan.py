@@ -23,12 +23,12 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_value
 from post_training.data.branches import ID, branch_row, row_line
-from post_training.data.config import SourcesConfig
 from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk as SourceChunk
 from post_training.data.verdicts import Verdicts
 from post_training.records.run_record import RunDescription, check_same_run
+from post_training.stages.annotation.config import ChunkedStageConfig
 from post_training.stages.context import StageContext
 
 SCHEMA = "post-training/chunks/1"
@@ -92,7 +92,7 @@ def ids_sha256(ids: list[str]) -> str:
 
 
 def make_plan(
-    folder: Path, data: SourcesConfig, chunk_rows: int, version: int, context: StageContext
+    folder: Path, config: ChunkedStageConfig, version: int, context: StageContext
 ) -> Plan:
     """The plan in `folder`, made now if there is none. version: of the stage's own code.
 
@@ -103,7 +103,7 @@ def make_plan(
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / ".plan.lock", context):
         if not (folder / MANIFEST).exists():
-            _write(folder, data, chunk_rows, version, description, context)
+            _write(folder, config, version, description, context)
     return _read(folder, version, description, context)
 
 
@@ -137,8 +137,7 @@ def _read(folder: Path, version: int, now: RunDescription, context: StageContext
 
 def _write(
     folder: Path,
-    data: SourcesConfig,
-    chunk_rows: int,
+    config: ChunkedStageConfig,
     version: int,
     description: RunDescription,
     context: StageContext,
@@ -146,12 +145,12 @@ def _write(
     chunks: list[Chunk] = []
     first_row = start = 0
     with (
-        Verdicts(data.on_error, folder / REJECTS) as verdicts,
+        Verdicts(config.data.on_error, folder / REJECTS) as verdicts,
         atomic_file(folder / INPUT) as path,
         open(path, "wb") as file,
     ):
-        source = _rows(data, verdicts, context)
-        while rows := list(islice(source, chunk_rows)):
+        source = _rows(config, verdicts, context)
+        while rows := list(islice(source, config.chunk_rows)):
             content = b"".join(line for _, line in rows)
             file.write(content)
             chunks.append(
@@ -180,7 +179,7 @@ def _write(
             "chunks": [asdict(chunk) for chunk in chunks],
         },
     )
-    context.log(f"data: {first_row:,} rows in {len(chunks):,} chunks of {chunk_rows:,}")
+    context.log(f"data: {first_row:,} rows in {len(chunks):,} chunks of {config.chunk_rows:,}")
     if verdicts.counts:
         context.log(f"data: {verdicts.summary()}")
 
@@ -189,6 +188,15 @@ def _write(
 class _Conversion:
     reader: Reader
     names: tuple[str, ...]
+    keeps_pairs: bool
+
+    def row(self, value: dict[str, Any], dataset: int) -> dict[str, Any]:
+        found = self.reader.formats[dataset]
+        if self.keeps_pairs and found.name == "preference":
+            from post_training.data.preference_rows import preference_row  # it needs jinja2
+
+            return preference_row(value, found)
+        return branch_row(value, found, self.names[dataset])
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ def _convert(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
     for record in chunk.records():
         try:
             for value in state.reader.values(record, dataset):
-                row = branch_row(value, state.reader.formats[dataset], state.names[dataset])
+                row = state.row(value, dataset)
                 # What is said of a row that turns out to be one too many.
                 twice = BadRow("duplicate", f"a second row {row[ID]}")
                 place = Rejected(record.place, twice, record.raw)
@@ -217,16 +225,17 @@ def _convert(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
 
 
 def _rows(
-    data: SourcesConfig, verdicts: Verdicts, context: StageContext
+    config: ChunkedStageConfig, verdicts: Verdicts, context: StageContext
 ) -> Iterator[tuple[str, bytes]]:
     """(conversation_id, line) of every good row, in the order of the inputs."""
+    data = config.data
     sources, formats = open_sources(data)
     names = tuple(name_of(dataset) for dataset in data.datasets)
     for name, found in zip(names, formats, strict=True):
         context.log(f"data: {name} is read as {found.describe()}")
     num_rows = [0] * len(sources)
     seen: set[bytes] = set()
-    state = _Conversion(Reader(data, formats), names)
+    state = _Conversion(Reader(data, formats), names, config.keeps_pairs)
     for chunk in read_chunks(_convert, state, sources, data, num_rows.__getitem__):
         for rejected in chunk.rejected:
             verdicts.reject(rejected.place, rejected.bad, rejected.raw)

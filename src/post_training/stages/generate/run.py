@@ -1,5 +1,6 @@
 """Write `RUN/dataset/rows.jsonl`: each prompt with n more branches, drawn from the model.
 
+row:     prompt_length, prompt_token_ids   what the samples go on from
 branch:  is_reference_completion     true
          metadata                    {"model", "model_fingerprint"}
          completion_token_ids        as they were drawn, the end of the turn included
@@ -85,7 +86,12 @@ class Generator(Annotator):
             for number, sample in enumerate(samples)
             if sample.finish_reason != "length" or not self.config.exclude_truncated
         ]
-        return {**row, "prompt_length": len(prompt.ids), BRANCHES: [*row[BRANCHES], *branches]}
+        return {
+            **row,
+            "prompt_length": len(prompt.ids),
+            "prompt_token_ids": prompt.ids,
+            BRANCHES: [*row[BRANCHES], *branches],
+        }
 
     def _branch(self, sample: Completion, seed: int) -> dict:
         return {

@@ -1,0 +1,146 @@
+"""From rows to what the scorer works on, and its figures into the rows.
+
+The tokens of an answer are those that a model sampled, where the row has them: never its text
+tokenised again, which may give others. Else they are those that training would see, masks included.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from post_training.data.branches import BRANCHES, SIDES, conversations_of, prompt_of
+from post_training.data.preference_rows import read_written_pair
+from post_training.data.rows import COMPLETION, BadRow, Conversation
+from post_training.data.tokenize import Encoder
+from post_training.models.completion_logprobs import Asked, CompletionLogprob, LogprobScorer
+from post_training.stages.annotation.annotator import Annotator, Row
+
+
+@dataclass(frozen=True)
+class Answer:
+    """prompt, ids: token ids. asked: of each of ids, whether it is the assistant's."""
+
+    prompt: list[int]
+    ids: list[int]
+    asked: list[bool]
+
+
+class LogprobAnnotator(Annotator):
+    def __init__(self, encoder: Encoder, scorer: LogprobScorer, max_length: int | None):
+        self._encoder = encoder
+        self._scorer = scorer
+        self._max_length = max_length
+
+    def __call__(self, rows: list[Row]) -> list[Row | BadRow]:
+        answers: list[list[Answer] | BadRow] = []
+        for row in rows:
+            try:
+                answers.append(self._answers(row))
+            except BadRow as bad:
+                answers.append(bad)
+        found = iter(self._score([each for each in answers if not isinstance(each, BadRow)]))
+        return [
+            own if isinstance(own, BadRow) else _annotated(row, next(found))
+            for row, own in zip(rows, answers, strict=True)
+        ]
+
+    def _answers(self, row: Row) -> list[Answer]:
+        """Errors: BadRow."""
+        if BRANCHES in row:
+            prompt, conversations = prompt_of(row), conversations_of(row)
+            sampled = [branch.get("completion_token_ids") for branch in row[BRANCHES]]
+            keys = [f"{BRANCHES}[{index}]" for index in range(len(sampled))]
+        else:
+            pair = read_written_pair(row)
+            prompt = Conversation(pair.prompt, pair.tools)
+            conversations = [
+                Conversation(pair.prompt + answer, pair.tools)
+                for answer in (pair.chosen, pair.rejected)
+            ]
+            sampled = [row.get(f"{side}_token_ids") for side in SIDES]
+            keys = list(SIDES)
+        prompt_ids = None
+        if any(ids is not None for ids in sampled):
+            prompt_ids = self._prompt_ids(prompt, row.get("prompt_token_ids"))
+        return [
+            self._answer(key, conversation, prompt_ids, ids)
+            for key, conversation, ids in zip(keys, conversations, sampled, strict=True)
+        ]
+
+    def _prompt_ids(self, prompt: Conversation, stored: list[int] | None) -> list[int]:
+        """Errors: BadRow where those that were sampled after are not what the template gives: the
+        sampled ids may then be another tokenizer's."""
+        [encoded] = self._encoder.encode_prompts([prompt])
+        if isinstance(encoded, BadRow):
+            raise encoded
+        if stored not in (None, encoded.tolist()):
+            problem = "the answers were sampled after other tokens than this model and template "
+            raise BadRow("failed", f"prompt_token_ids: {problem}give the prompt")
+        return encoded.tolist()
+
+    def _answer(
+        self,
+        key: str,
+        conversation: Conversation,
+        prompt: list[int] | None,
+        sampled: list[int] | None,
+    ) -> Answer:
+        if sampled is None:
+            answer = self._tokenised(key, conversation)
+        elif not sampled:
+            raise BadRow("untrained", f"{key}: no token was sampled")
+        else:
+            assert prompt is not None
+            answer = Answer(prompt, sampled, [True] * len(sampled))
+        length = len(answer.prompt) + len(answer.ids)
+        if self._max_length is not None and length > self._max_length:
+            problem = f"{key}: {length} tokens, and the model has {self._max_length} positions"
+            raise BadRow("failed", problem)
+        return answer
+
+    def _tokenised(self, key: str, conversation: Conversation) -> Answer:
+        [sequence] = self._encoder.encode([conversation])
+        if isinstance(sequence, BadRow):
+            raise BadRow(sequence.reason, f"{key}: {sequence.problem}")
+        asked = (sequence.kinds == COMPLETION).nonzero()[0]
+        first, end = int(asked[0]), int(asked[-1]) + 1
+        if first == 0:
+            raise BadRow("roles", f"{key}: nothing stands before the answer")
+        ids = sequence.ids.tolist()
+        return Answer(
+            ids[:first], ids[first:end], (sequence.kinds[first:end] == COMPLETION).tolist()
+        )
+
+    def _score(self, answers: list[list[Answer]]) -> list[list[CompletionLogprob]]:
+        """Of each row's answers. Those of one row nearly always have one prompt in common."""
+        prompts: list[Asked] = []
+        places: list[list[tuple[int, int]]] = []
+        for own in answers:
+            numbers: dict[tuple[int, ...], int] = {}
+            places.append([])
+            for answer in own:
+                number = numbers.setdefault(tuple(answer.prompt), len(prompts))
+                if number == len(prompts):
+                    prompts.append(Asked(answer.prompt, [], []))
+                prompt = prompts[number]
+                places[-1].append((number, len(prompt.completions)))
+                prompts[number] = replace(
+                    prompt,
+                    completions=[*prompt.completions, answer.ids],
+                    asked=[*prompt.asked, answer.asked],
+                )
+                self.num_tokens += sum(answer.asked)
+        scores = self._scorer.score(prompts)
+        return [[scores[number][index] for number, index in own] for own in places]
+
+
+def _annotated(row: Row, scores: list[CompletionLogprob]) -> Row:
+    if BRANCHES in row:
+        branches = [
+            {**branch, "completion_ref_logprob": each.logprob, "completion_length": each.num_tokens}
+            for branch, each in zip(row[BRANCHES], scores, strict=True)
+        ]
+        return {**row, BRANCHES: branches}
+    added: dict[str, Any] = {}
+    for side, each in zip(SIDES, scores, strict=True):
+        added |= {f"ref_{side}_logprob": each.logprob, f"{side}_length": each.num_tokens}
+    return {**row, **added}

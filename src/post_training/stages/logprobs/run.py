@@ -1,0 +1,49 @@
+"""Add log-probabilities to rows: RUN/dataset/rows.jsonl, and reference.json, which says whose.
+
+    a branch          completion_ref_logprob, completion_length
+    a preference row  ref_chosen_logprob, chosen_length, ref_rejected_logprob, rejected_length
+
+Sums over the tokens of the answer, in nats, and their number.
+"""
+
+from post_training.models.quiet import quiet_libraries
+from post_training.stages.annotation.annotate import annotate
+from post_training.stages.context import Result, StageContext
+from post_training.stages.logprobs.config import LogprobsConfig
+
+VERSION = 1
+
+
+def run(config: LogprobsConfig, context: StageContext) -> Result:
+    quiet_libraries(context.run_dir / "cache")
+    from post_training.models.completion_logprobs import LogprobScorer
+    from post_training.models.device import on_device
+    from post_training.models.load import check_vocabulary, load_model
+    from post_training.models.reference import reference_of
+    from post_training.stages.annotation.reading_model import load_encoder, load_own_tokenizer
+    from post_training.stages.logprobs.annotator import LogprobAnnotator
+
+    path = config.model.path
+    tokenizer = load_own_tokenizer(path, config.data)
+    encoder = load_encoder(path, config.data)
+
+    def make_annotator() -> LogprobAnnotator:
+        model = load_model(
+            path, dtype=config.model.dtype, attn_implementation=config.model.attn_implementation
+        )
+        check_vocabulary(model, tokenizer)
+        scorer = LogprobScorer(
+            on_device(model, context.ranks.local_rank),
+            max_batch_tokens=config.max_batch_tokens,
+            prompts_per_batch=config.prompts_per_batch,
+        )
+        max_length = getattr(model.config, "max_position_embeddings", None)
+        return LogprobAnnotator(encoder, scorer, max_length)
+
+    return annotate(
+        config,
+        context,
+        make_annotator,
+        version=VERSION,
+        reference=lambda: reference_of(path, tokenizer, encoder.template.text, config.model.dtype),
+    )
