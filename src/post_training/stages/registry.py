@@ -54,6 +54,7 @@ STAGES = {
         Stage("filter", "filter", "FilterConfig", "leave out branches that are too long"),
         Stage("generate", "generate", "GenerateConfig", "sample completions of each prompt"),
         Stage("logprobs", "logprobs", "LogprobsConfig", "a model's log-probabilities of answers"),
+        Stage("select", "select", "SelectConfig", "preference rows from rewarded branches"),
         Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
     )
 }

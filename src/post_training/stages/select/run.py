@@ -1,0 +1,125 @@
+"""Write `RUN/dataset/pairs.jsonl`, whose logprobs those are, and `RUN/report/`.
+
+Prompts are done by worker processes, and pairs written in the prompts' order: the same bytes for
+any number of workers.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.files import atomic_directory, write_json
+from post_training.data.branches import branch_row
+from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
+from post_training.data.rows import BadRow
+from post_training.data.sources import Chunk
+from post_training.data.verdicts import Verdicts
+from post_training.stages.context import Result, StageContext
+from post_training.stages.leftovers import remove_leftovers
+from post_training.stages.progress import Progress
+from post_training.stages.references import common_reference
+from post_training.stages.select.config import SelectConfig
+from post_training.stages.select.pairs import DROPPED, preference_rows
+from post_training.stages.select.report import Report, table
+
+PAIRS = "pairs.jsonl"
+REPORT = ("report/report.json", "report/report.html")
+
+
+def run(config: SelectConfig, context: StageContext) -> Result:
+    metrics = context.on_writer(lambda: _select(config, context))
+    return Result(artifacts={"dataset": "dataset"}, metrics=metrics, state_files=list(REPORT))
+
+
+def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
+    remove_leftovers(context.run_dir, "dataset", "report")
+    for name in ("dataset", "report"):
+        shutil.rmtree(context.run_dir / name, ignore_errors=True)  # of an attempt that was killed
+    reference = common_reference(config.data.datasets)
+    report = Report()
+    with (
+        atomic_directory(context.run_dir / "dataset") as folder,
+        Verdicts(config.data.on_error, context.run_dir / "rejects.jsonl") as verdicts,
+    ):
+        _write_pairs(folder / PAIRS, config, report, verdicts, context)
+        if not report.num_pairs:
+            raise PostTrainingError(
+                f"not one pair from {report.num_prompts} prompts: {report.reasons()}",
+                where="strategy",
+            )
+        if reference is not None:
+            reference.write(folder)
+        counts = {"num_pairs": report.num_pairs, "num_prompts": report.num_prompts}
+        counts |= {"dropped": report.dropped, "rejected": verdicts.counts}
+        write_json(folder / "counts.json", counts)
+    with atomic_directory(context.run_dir / "report") as folder:
+        figures = report.figures()
+        write_json(folder / "report.json", figures)
+        (folder / "report.html").write_text(report.page(), encoding="utf-8")
+    for line in table(figures):
+        context.log(line)
+    if verdicts.counts:
+        context.log(f"data: {verdicts.summary()}")
+    return {
+        "num_pairs": report.num_pairs,
+        "num_prompts": report.num_prompts,
+        "num_prompts_without": sum(report.dropped.values()),
+        "num_rejected": sum(verdicts.counts.values()),
+    }
+
+
+def _write_pairs(
+    path: Any, config: SelectConfig, report: Report, verdicts: Verdicts, context: StageContext
+) -> None:
+    sources, formats = open_sources(config.data)
+    names = tuple(name_of(dataset) for dataset in config.data.datasets)
+    for name, found in zip(names, formats, strict=True):
+        context.log(f"data: {name} is read as {found.describe()}")
+    state = _Selection(Reader(config.data, formats), names, config)
+    num_rows = [0] * len(sources)
+    with open(path, "wb") as file, Progress("prompt", None, shown=True) as progress:
+        for chunk in read_chunks(_select_chunk, state, sources, config.data, num_rows.__getitem__):
+            for rejected in chunk.rejected:
+                verdicts.reject(rejected.place, rejected.bad, rejected.raw)
+            for selected in chunk.selected:
+                if config.data.debug_subsample == num_rows[chunk.dataset]:
+                    break
+                num_rows[chunk.dataset] += 1
+                report.add(selected)
+                if not isinstance(selected, str):
+                    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in selected)
+                    file.write("".join(lines).encode())
+            progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
+
+
+@dataclass(frozen=True)
+class _Selection:
+    reader: Reader
+    names: tuple[str, ...]
+    config: SelectConfig
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """selected: of each prompt, its preference rows, or why there is none."""
+
+    dataset: int
+    selected: list[list[dict[str, Any]] | str]
+    rejected: list[Rejected]
+
+
+def _select_chunk(state: _Selection, item: tuple[int, Chunk]) -> _Selected:
+    dataset, chunk = item
+    result = _Selected(dataset, [], [])
+    for record in chunk.records():
+        try:
+            for value in state.reader.values(record, dataset):
+                row = branch_row(value, state.reader.formats[dataset], state.names[dataset])
+                selected = preference_rows(row, state.config)
+                assert not isinstance(selected, str) or selected in DROPPED
+                result.selected.append(selected)
+        except BadRow as bad:
+            result.rejected.append(Rejected(record.place, bad, record.raw))
+    return result
