@@ -52,8 +52,7 @@ golden: setup ## Write the golden files anew; read the diff before you commit it
 	$(BIN)/pytest tests/golden --write-golden
 
 lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes, and lock the Debian base anew
-	containers/lock $(IMAGE)
-	$(BIN)/post-training image lock-base $(IMAGE)
+	$(BIN)/post-training image lock $(IMAGE)
 
 clean: ## Remove what this checkout made; the image store stays
 	rm -rf .venv build edf/post-training.toml

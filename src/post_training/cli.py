@@ -85,16 +85,24 @@ def build_app() -> Any:
 
         commands.push_sif(name, store, repository)
 
-    @image.command("lock-base")
-    def image_lock_base(
+    @image.command("lock")
+    def image_lock(
         name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+        base: Annotated[
+            str | None,
+            typer.Option(
+                help="Where to read a registry's base instead: docker://MIRROR/NAME:TAG or "
+                "oci:FOLDER:TAG.",
+                show_default=False,
+            ),
+        ] = None,
         store: Store = None,
         repository: Repository = Path("."),
     ) -> None:
-        """Bootstrap the base from Debian as it is now, and write containers/NAME/base.lock."""
+        """Resolve what containers/NAME asks for into locks; exit 1 where something stays open."""
         from post_training.images import commands
 
-        commands.lock_base(name, store, repository)
+        sys.exit(commands.lock(name, base, store, repository))
 
     @image.command("list")
     def image_list(store: Store = None, as_json: Json = False) -> None:

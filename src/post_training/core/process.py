@@ -42,6 +42,18 @@ def run_tool(
     show: pass the program's own words through to stderr while it runs, and return nothing.
     Errors: PostTrainingError when the program is missing or fails, with the end of its output.
     """
+    return tool_bytes(argv, hint=hint, env=env, cwd=cwd, show=show).decode().strip()
+
+
+def tool_bytes(
+    argv: Sequence[str | Path],
+    *,
+    hint: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    show: bool = False,
+) -> bytes:
+    """As run_tool, with stdout as it is."""
     program = str(argv[0])
     if shutil.which(program) is None:
         raise PostTrainingError(f"{program}: not installed", hint=hint or "see installation/laptop")
@@ -50,12 +62,12 @@ def run_tool(
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr if show else subprocess.PIPE,
         stderr=None if show else subprocess.PIPE,
-        text=True,
         env=env,
         cwd=cwd,
     )
     if done.returncode != 0:
-        lines = f"{done.stdout or ''}\n{done.stderr or ''}".strip().splitlines()[-12:]
+        said = b"\n".join([done.stdout or b"", done.stderr or b""]).decode(errors="replace")
+        lines = said.strip().splitlines()[-12:]
         problem = f"{program} failed with exit code {done.returncode}"
         raise PostTrainingError("\n".join([problem, *(f"  {line}" for line in lines)]), hint=hint)
-    return (done.stdout or "").strip()
+    return done.stdout or b""

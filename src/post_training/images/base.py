@@ -8,7 +8,6 @@ Both are kept in the store and counted by content, so a build needs the network 
 """
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -34,17 +33,14 @@ from post_training.images.bootstrap import (
     installed_packages,
     snapshot_is_reachable,
 )
+from post_training.images.package_index import download_sources
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
+from post_training.images.recipe_settings import RecipeSettings
+from post_training.images.registry_base import read_registry_base
 from post_training.images.store import ImageStore
+from post_training.images.system_packages import package_names
 from post_training.images.verify import image_digest
 
-# Debian 12 has glibc 2.36 and Python 3.11.
-_PYTHON = "3.11"
-_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + [
-    "manylinux2014_x86_64",
-    "manylinux2010_x86_64",
-    "manylinux1_x86_64",
-]
 # What is published as source only; the Dockerfile builds it.
 _SOURCE_LOCK = "source.lock"
 # Where the CPU build of torch is published, asked when the configured index doesn't have it.
@@ -55,12 +51,17 @@ _PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"
 
 @dataclass(frozen=True)
 class Base:
-    """A bootstrapped base in the store. moved: how it differs from the locked one, if it does."""
+    """A bootstrapped base in the store, or an image in a registry.
+
+    moved: how a bootstrapped one differs from the locked one, if it does.
+    reference: `NAME@sha256:…` of a registry's, which has no file here.
+    """
 
     sha256: str
-    file: Path
+    file: Path | None
     packages: dict[str, str]
     moved: list[str]
+    reference: str | None = None
 
     @property
     def is_locked(self) -> bool:
@@ -74,7 +75,10 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
     Debian has moved on and no snapshot can be reached, the moved base is used, and said to be
     unlocked: other bytes have another input hash, so no image changes under its name.
     """
-    include = _package_list(recipe.folder / "base.packages")
+    if image := recipe.settings.base:
+        reference = read_registry_base(recipe.folder / LOCK_NAME, image, recipe.settings.platform)
+        return Base(reference.rpartition(":")[2], None, {}, [], reference)
+    include = package_names(recipe.folder / "base.packages")
     lock = read_base_lock(
         recipe.folder / LOCK_NAME, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
     )
@@ -102,7 +106,7 @@ def lock_base(recipe: Recipe, store: ImageStore) -> Path:
 
     The old lock's base stays in the store.
     """
-    include = _package_list(recipe.folder / "base.packages")
+    include = package_names(recipe.folder / "base.packages")
     # Before the mirrors are read: the snapshot service may have a state that is newer than ours.
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     sha256, packages = _bootstrap(include, store)
@@ -177,33 +181,19 @@ def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
         source_lock = locks.pop(_SOURCE_LOCK, None)
         for name, lock in locks.items():
             print(f"downloading the wheels of {name} …", file=sys.stderr)
-            _download_wheels(lock, temporary)
+            _download_wheels(lock, temporary, recipe.settings)
         if source_lock:
             print(f"downloading the sources of {_SOURCE_LOCK} …", file=sys.stderr)
-            _download_sources(source_lock, temporary)
+            download_sources(source_lock, temporary)
     return folder
 
 
-def _download_sources(lock: Path, folder: Path) -> None:
-    """Fetch source archives into `folder`, where the wheels of the other locks are.
-
-    pip runs each archive's setup.py for its metadata. It gets the locked setuptools for that, so
-    that nothing unlocked is fetched or run.
-    """
-    with tempfile.TemporaryDirectory() as unpacked:
-        for wheel in folder.glob("setuptools-*.whl"):
-            shutil.unpack_archive(wheel, unpacked, "zip")
-        run_tool(
-            [*_PIP_DOWNLOAD, "--no-binary", ":all:", "--no-build-isolation",
-             "--dest", str(folder), "-r", str(lock)],
-            env={**os.environ, "PYTHONPATH": unpacked},
-        )  # fmt: skip
-
-
-def _download_wheels(lock: Path, folder: Path) -> None:
-    command = [*_PIP_DOWNLOAD, "--only-binary", ":all:", "--python-version", _PYTHON,
-               "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
-               *(word for platform in _PLATFORMS for word in ("--platform", platform)),
+def _download_wheels(lock: Path, folder: Path, settings: RecipeSettings) -> None:
+    tag = f"cp{settings.python.replace('.', '')}"
+    platforms = settings.wheel_platforms
+    command = [*_PIP_DOWNLOAD, "--only-binary", ":all:", "--python-version", settings.python,
+               "--implementation", "cp", "--abi", tag, "--abi", "abi3", "--abi", "none",
+               *(word for platform in platforms for word in ("--platform", platform)),
                "--dest", str(folder), "-r", str(lock)]  # fmt: skip
     try:
         run_tool(command)
@@ -212,11 +202,6 @@ def _download_wheels(lock: Path, folder: Path) -> None:
             raise
         print(f"torch is not in the configured index; asking {_TORCH_INDEX}", file=sys.stderr)
         run_tool([*command, "--extra-index-url", _TORCH_INDEX])
-
-
-def _package_list(path: Path) -> list[str]:
-    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-    return sorted(line for line in lines if line)
 
 
 def _say(text: str) -> None:

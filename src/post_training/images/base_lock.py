@@ -75,4 +75,4 @@ def _text(value: object) -> str:
 
 
 def _hint(path: Path) -> str:
-    return f"`post-training image lock-base {path.parent.name}` writes it"
+    return f"`post-training image lock {path.parent.name}` writes it"

@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
 from post_training.images.base import Base, ensure_base, ensure_wheels
+from post_training.images.lock import loose_requirements, unlocked_requirements
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import ImageStore
+from post_training.images.system_packages import (
+    ASKED,
+    ensure_system_packages,
+    read_system_lock,
+)
 
 _INPUT_HASH_LABEL = "org.post-training.input-hash"
 
@@ -43,7 +49,7 @@ def image_identity(recipe: Recipe, base: Base) -> dict[str, Any]:
         "base": "locked" if base.is_locked else "unlocked",
         "base_sha256": base.sha256,
         "lock_sha256": {name: sha256_file(path) for name, path in recipe.locks.items()},
-        "platform": "linux/amd64",
+        "platform": recipe.settings.platform,
     }
 
 
@@ -55,19 +61,24 @@ def image_tag(identity: dict[str, Any]) -> str:
 def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
     """Build, unless an image of the same input hash is there; (image, whether it was built)."""
     with store.lock():
+        _refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
         identity = image_identity(recipe, base)
         if built := find_built(identity):
             return built, False
-        wheels = ensure_wheels(recipe, store)
+        folders = {"wheels": ensure_wheels(recipe, store)}
+        if base.reference and (recipe.folder / ASKED).exists():
+            files = read_system_lock(recipe.folder, base.reference)
+            folders["system"] = ensure_system_packages(files, store.folder)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
             context.mkdir()
             if recipe.stage(context, base.sha256) != identity["input_hash"]:
                 raise PostTrainingError("the sources changed while the build started; run it again")
             write_json(context / "image.json", identity)
-            os.link(base.file, context / "base.tar")
-            _buildah_build(context, wheels, identity)
+            if base.file:
+                os.link(base.file, context / "base.tar")
+            _buildah_build(context, folders, identity, base.reference)
     built = find_built(identity)
     if built is None:
         raise PostTrainingError("buildah finished, but the image is not in its storage")
@@ -89,7 +100,20 @@ def find_built(identity: dict[str, Any]) -> BuiltImage | None:
     return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity, labels, environment)
 
 
-def _buildah_build(context: Path, wheels: Path, identity: dict[str, Any]) -> None:
+def _refuse_unlocked(recipe: Recipe) -> None:
+    """Errors: ConfigError for requirements that could be met by more than one file."""
+    asked = [path for path in recipe.folder.glob("*.in") if path.name != ASKED]
+    faults = [fault for path in sorted(asked) for fault in loose_requirements(path)]
+    for path in recipe.package_locks.values():
+        faults += unlocked_requirements(path)
+    if faults:
+        raise ConfigError(faults, hint=f"`post-training image lock {recipe.name}` locks it")
+
+
+def _buildah_build(
+    context: Path, folders: dict[str, Path], identity: dict[str, Any], base: str | None
+) -> None:
+    """folders: what the Dockerfile may mount, by name. base: the registry image to start from."""
     # What the Dockerfile's labels are made of; declared there after everything that can be cached.
     arguments = {
         "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
@@ -98,12 +122,15 @@ def _buildah_build(context: Path, wheels: Path, identity: dict[str, Any]) -> Non
         "BASE_SHA256": identity["base_sha256"],
         "LOCK_SHA256": " ".join(f"{k}={v}" for k, v in identity["lock_sha256"].items()),
     }
+    if base:
+        arguments["BASE"] = base
     run_tool(
         [
             "buildah", "bud", "--runtime=runc", "--network=none", "--format=oci", "--layers=true",
             "--identity-label=false", f"--timestamp={SOURCE_DATE_EPOCH}",
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
-            f"--build-context=wheels={wheels}",
+            *(f"--build-context={name}={folder}" for name, folder in folders.items()),
+            f"--platform={identity['platform']}",
             f"--tag={image_tag(identity)}", context,
         ],
         show=True,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.images import base, retention
+from post_training.images import retention
 from post_training.images.base import ensure_base
 from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity
 from post_training.images.edf import edf_folders
+from post_training.images.lock import lock_recipe
 from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
@@ -82,11 +83,15 @@ def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, 
     return record
 
 
-def lock_base(name: str, store_folder: Path | None, repository: Path) -> None:
-    store, recipe = open_store(store_folder), load_recipe(name, repository.resolve())
-    with store.lock():
-        path = base.lock_base(recipe, store)
-    print(path)
+def lock(name: str, base: str | None, store_folder: Path | None, repository: Path) -> int:
+    """Exit code 0 when everything is locked; 1 when something stays unresolved."""
+    recipe = load_recipe(name, repository.resolve())
+    unresolved = lock_recipe(recipe, open_store(store_folder), base)
+    for path in sorted(recipe.folder.glob("*.lock")):
+        print(path)
+    for line in unresolved:
+        _say(f"unresolved: {line}")
+    return 1 if unresolved else 0
 
 
 def show_list(store_folder: Path | None, *, as_json: bool) -> None:

@@ -27,7 +27,7 @@ COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
 _TEMPORARY = ".push-"
 # Inside, where nothing else can say it: the image cannot hold its own digest.
 _OCI_DIGEST_LABEL = "org.post-training.oci-digest"
-_SITE_PACKAGES = "opt/post-training/venv/lib/python3.11/site-packages"
+_SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
 
 
 def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
@@ -124,7 +124,8 @@ def image_record(
 
     root: the image's root file system, from which the package lists are read.
     """
-    distributions = metadata.distributions(path=[str(root / _SITE_PACKAGES)])
+    folders = [str(folder) for folder in root.glob(_SITE_PACKAGES)]
+    distributions = metadata.distributions(path=folders)
     return {
         "schema": RECORD_SCHEMA,
         **image.identity,

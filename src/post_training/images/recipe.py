@@ -7,15 +7,18 @@ path, so the same inputs give the same bits. The build sees these files and noth
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from post_training import __version__
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_file, sha256_value
 from post_training.images.base_lock import LOCK_NAME
+from post_training.images.recipe_settings import RecipeSettings, load_settings
 
 # 2026-01-01. Every file of an image carries this time.
 SOURCE_DATE_EPOCH = 1767225600
+_OTHER_LOCKS = (LOCK_NAME, "system.lock")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Recipe:
     def folder(self) -> Path:
         return self.repository / "containers" / self.name
 
+    @cached_property
+    def settings(self) -> RecipeSettings:
+        return load_settings(self.folder)
+
     @property
     def locks(self) -> dict[str, Path]:
         return {name: path for name, path in self.files.items() if name.endswith(".lock")}
@@ -41,7 +48,7 @@ class Recipe:
     @property
     def package_locks(self) -> dict[str, Path]:
         """The locks of Python packages."""
-        return {name: path for name, path in self.locks.items() if name != LOCK_NAME}
+        return {name: path for name, path in self.locks.items() if name not in _OTHER_LOCKS}
 
     def input_hash(self, base_sha256: str) -> str:
         """Identity of what the image will hold, given its base; hexadecimal sha256."""

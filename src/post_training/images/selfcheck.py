@@ -1,19 +1,18 @@
-"""Run inside the image as the last build step: versions equal the locks, and everything imports."""
+"""Run inside the image as the last build step: versions equal the locks, everything that
+imports.txt names imports, and what recipe.toml leaves to the base was not installed over it.
+"""
 
 import importlib
 import re
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import post_training
+
 CONFIGURATION = Path("/etc/post-training")
-IMPORTS = (
-    *("torch", "transformers", "trl", "accelerate", "datasets", "peft", "sentencepiece"),
-    *("deepspeed", "deepspeed.ops.adam.cpu_adam_op", "deepspeed.ops.comm.deepspeed_shm_comm_op"),
-    *("pytorch_optimizer", "torch.utils.tensorboard", "wandb"),
-    *("vllm", "vllm._C", "pydantic", "yaml", "post_training.cli"),
-    *("post_training.stages.prepared_data", "post_training.stages.data_commands"),
-)
+ENVIRONMENT = Path("/opt/post-training/venv")
 
 
 def locked_versions(lock: str) -> dict[str, str]:
@@ -21,12 +20,24 @@ def locked_versions(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock, flags=re.MULTILINE))
 
 
-def stage_modules() -> list[str]:
-    """What each stage runs; by its file, since this layer knows nothing of the stages."""
-    stages = Path(__file__).parents[1] / "stages"
-    return [
-        f"post_training.stages.{run.parent.name}.run" for run in sorted(stages.glob("*/run.py"))
-    ]
+def named_modules(text: str) -> list[str]:
+    """The modules of imports.txt. `post_training.stages.*.run`: of every folder that has one."""
+    modules = []
+    for name in (line.strip() for line in text.splitlines()):
+        if "*" in name:
+            root = Path(post_training.__file__).parents[1]
+            found = sorted(root.glob(f"{name.replace('.', '/')}.py"))
+            modules += [".".join(path.relative_to(root).with_suffix("").parts) for path in found]
+        elif name and not name.startswith("#"):
+            modules.append(name)
+    return modules
+
+
+def replaced_packages(without: list[str], environment: Path) -> list[str]:
+    """Those of `without` that lie in our own environment."""
+    folders = [str(folder) for folder in environment.glob("lib/python3.*/site-packages")]
+    installed = {d.name.lower().replace("_", "-") for d in metadata.distributions(path=folders)}
+    return sorted(installed & set(without))
 
 
 def main() -> int:
@@ -39,7 +50,10 @@ def main() -> int:
                 installed = "nothing"
             if installed != version:
                 wrong.append(f"{name}: {lock.name} has {version}, installed is {installed}")
-    for module in (*IMPORTS, *stage_modules()):
+    settings = tomllib.loads((CONFIGURATION / "recipe.toml").read_text())
+    for name in replaced_packages(settings.get("without", []), ENVIRONMENT):
+        wrong.append(f"{name}: installed, which recipe.toml forbids")
+    for module in named_modules((CONFIGURATION / "imports.txt").read_text()):
         try:
             importlib.import_module(module)
         except Exception as error:

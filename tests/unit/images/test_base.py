@@ -1,4 +1,4 @@
-"""What a build downloads, by the real pip from an index that the test makes."""
+"""What a build downloads, by the real pip and uv from an index that the test makes."""
 
 import io
 import tarfile
@@ -13,21 +13,11 @@ from post_training.images.base import ensure_wheels
 from post_training.images.recipe import Recipe
 from post_training.images.store import ImageStore
 
-# Stands for setuptools: only one that was fetched by its hash may be asked for metadata.
-BUILD_BACKEND = """
-from pathlib import Path
-
-def prepare_metadata_for_build_wheel(folder, settings=None):
-    info = Path(folder) / "tiny-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: tiny\\nVersion: 1\\n")
-    return info.name
-
-def build_wheel(folder, settings=None, metadata=None):
-    raise AssertionError("nothing is built on this side")
-"""
+# No metadata can be had from it where torch is not installed, and none is asked for.
+SETUP = "import torch\nraise AssertionError('nothing of an archive is run on this side')\n"
 SOURCE = {
-    "tiny-1/PKG-INFO": "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n",
+    "tiny-1/PKG-INFO": "Metadata-Version: 2.2\nName: tiny\nVersion: 1\n",
+    "tiny-1/setup.py": SETUP,
     "tiny-1/pyproject.toml": (
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
     ),
@@ -41,7 +31,6 @@ def index(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / "setuptools-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("setuptools/__init__.py", "")
-        wheel.writestr("setuptools/build_meta.py", BUILD_BACKEND)
         wheel.writestr(
             "setuptools-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: setuptools\nVersion: 1"
         )
@@ -58,12 +47,16 @@ def index(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def recipe(folder: Path, **locks: str) -> Recipe:
-    folder.mkdir()
+def recipe(repository: Path, **locks: str) -> Recipe:
+    folder = repository / "containers/tiny"
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(
+        'platform = "linux/amd64"\npython = "3.11"\nglibc = "2.36"\n'
+    )
     files = {f"{name}.lock": folder / f"{name}.lock" for name in locks}
     for name, text in locks.items():
         files[f"{name}.lock"].write_text(text)
-    return Recipe("tiny", folder, files)
+    return Recipe("tiny", repository, files)
 
 
 def locked(requirement: str, file: Path) -> str:
@@ -90,7 +83,7 @@ def test_wheels_source_archive_of_another_hash_is_refused_and_nothing_kept(index
         source=f"tiny==1 --hash=sha256:{'0' * 64}\n",
     )
     store = ImageStore(tmp_path / "store")
-    with pytest.raises(PostTrainingError, match="DO NOT MATCH THE HASHES"):
+    with pytest.raises(PostTrainingError, match="which is not locked"):
         ensure_wheels(both, store)
     assert list((store.folder / "wheels/tiny").glob("*")) == []
 

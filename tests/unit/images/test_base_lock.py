@@ -73,6 +73,9 @@ def recipe(tmp_path, debian) -> Recipe:
     """A recipe whose lock names bash 1 and dash 1, the mirrors' present state."""
     folder = tmp_path / "containers/tiny"
     folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(
+        'platform = "linux/amd64"\npython = "3.11"\nglibc = "2.36"\n'
+    )
     (folder / "base.packages").write_text("bash\ndash # small\n")
     recipe = Recipe("tiny", tmp_path, {"base.lock": folder / "base.lock"})
     lock_base(recipe, ImageStore(tmp_path / "locking"))
@@ -161,7 +164,7 @@ def test_base_damaged_in_the_store_is_refused(recipe, store):
 
 def test_base_without_a_lock_is_refused_with_the_command(recipe, store):
     (recipe.folder / "base.lock").unlink()
-    with pytest.raises(UsageError, match=r"not locked\nhint: `post-training image lock-base tiny`"):
+    with pytest.raises(UsageError, match=r"not locked\nhint: `post-training image lock tiny`"):
         ensure_base(recipe, store)
 
 

@@ -1,0 +1,144 @@
+"""`post-training image lock NAME`: from what a recipe asks for to what exactly it gets.
+
+    recipe.toml's base   ->  base.lock            digest (or the Debian packages of base.packages)
+    system.in            ->  system.lock          files of the base's distribution
+    source.in            ->  source.lock          source archives, with hashes
+    requirements.in      ->  requirements.lock    wheels for the recipe's platform, with hashes
+    dev.in               ->  dev.lock
+
+What is asked for is exact already; resolving only adds what it needs. Versions that a lock has are
+kept where they still fit, so that locking again moves nothing by itself.
+"""
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from post_training.core.errors import ConfigError, PostTrainingError
+from post_training.core.files import atomic_file
+from post_training.images.base import lock_base
+from post_training.images.package_index import run_uv
+from post_training.images.recipe import Recipe
+from post_training.images.recipe_settings import RecipeSettings
+from post_training.images.registry_base import lock_registry_base, read_registry_base
+from post_training.images.store import ImageStore
+from post_training.images.system_packages import ASKED, leave_unresolved, lock_system_packages
+
+_ORDER = ("source", "requirements", "dev")
+_EXACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[\w,-]+\])?==[^\s*,;]+(\s*;.*)?")
+_LOCKED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
+# Where the CPU build of torch is published, asked when the configured index doesn't have it.
+_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> list[str]:
+    """Write every lock of the recipe; what stays unresolved and why, empty when all is locked.
+
+    base_source: see `lock_registry_base`.
+    Errors: ConfigError for loose requirements, before anything is written.
+    """
+    asked = [recipe.folder / f"{name}.in" for name in _ORDER]
+    asked = [path for path in asked if path.exists()]
+    if faults := [fault for path in asked for fault in loose_requirements(path)]:
+        raise ConfigError(faults, hint="name one version with ==")
+    unresolved = _lock_base(recipe, store, base_source)
+    for path in asked:
+        print(f"resolving {path.name} …", file=sys.stderr)
+        _resolve(path, recipe)
+    return unresolved
+
+
+def loose_requirements(path: Path) -> list[str]:
+    """A line for each requirement that more than one version would meet."""
+    faults = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        text = line.split(" #")[0].strip()
+        if not text or text.startswith(("#", "-r ", "-c ")) or _EXACT.fullmatch(text):
+            continue
+        faults.append(f"{path}:{number}: not pinned to one version: {text}")
+    return faults
+
+
+def unlocked_requirements(path: Path) -> list[str]:
+    """A line for each requirement of a lock that is not exact or has no hash."""
+    text = path.read_text().replace("\\\n", " ")
+    faults = []
+    for line in text.splitlines():
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if not _EXACT.fullmatch(words[0]):
+            faults.append(f"{path}: not pinned to one version: {words[0]}")
+        elif not any(word.startswith("--hash=sha256:") for word in words):
+            faults.append(f"{path}: no sha256: {words[0]}")
+    return faults
+
+
+def _lock_base(recipe: Recipe, store: ImageStore, source: str | None) -> list[str]:
+    settings = recipe.settings
+    if settings.base is None:
+        with store.lock():
+            lock_base(recipe, store)
+        return []
+    unresolved = []
+    path = recipe.folder / "base.lock"
+    if reason := lock_registry_base(path, settings.base, settings.platform, source):
+        unresolved.append(f"{path}: {reason}")
+    if (recipe.folder / ASKED).exists():
+        try:
+            reference = read_registry_base(path, settings.base, settings.platform)
+            with tempfile.TemporaryDirectory() as working:
+                lock_system_packages(recipe.folder, reference, settings.platform, Path(working))
+        except PostTrainingError as error:
+            leave_unresolved(recipe.folder, "the base could not be pulled and run")
+            unresolved.append(f"{recipe.folder / ASKED}: {error.problem}")
+    return unresolved
+
+
+def _resolve(asked: Path, recipe: Recipe) -> None:
+    settings = recipe.settings
+    target = asked.with_suffix(".lock")
+    if asked.stem == "source":
+        options = ["--no-deps", "--no-binary", ":all:"]
+    else:
+        options = _wheels_only(asked, settings)
+    if "+cpu" in asked.read_text():
+        options += ["--extra-index-url", _TORCH_INDEX, "--index-strategy", "unsafe-best-match"]
+    with tempfile.TemporaryDirectory() as temporary, atomic_file(target) as lock:
+        # uv prefers the versions that its output file has.
+        lock.write_text(_preferred_versions(target, settings, recipe.folder.parent))
+        if settings.without:
+            excluded = Path(temporary) / "without.txt"
+            excluded.write_text("\n".join(settings.without))
+            options += ["--excludes", excluded]
+        run_uv(
+            ["--generate-hashes", "--no-annotate", "--no-header",
+             "--python-version", settings.python,
+             "--python-platform", f"{settings.architecture}-manylinux_{_tag(settings)}",
+             *options, "--output-file", lock, asked.name],
+            cwd=recipe.folder,
+        )  # fmt: skip
+
+
+def _wheels_only(asked: Path, settings: RecipeSettings) -> list[str | Path]:
+    """What is built from source is resolved with the rest, and locked apart."""
+    options: list[str | Path] = ["--only-binary", ":all:"]
+    source = asked.with_name("source.in")
+    for name, _ in _LOCKED.findall(source.read_text() if source.exists() else ""):
+        options += ["--no-binary", name, "--no-emit-package", name]
+    return options
+
+
+def _preferred_versions(lock: Path, settings: RecipeSettings, recipes: Path) -> str:
+    """`name==version` lines: this lock's own, over which go those of the recipe it follows."""
+    versions = dict(_LOCKED.findall(lock.read_text())) if lock.exists() else {}
+    if settings.versions_from:
+        for other in sorted((recipes / settings.versions_from).glob("*.lock")):
+            if other.name != "base.lock":
+                versions |= dict(_LOCKED.findall(other.read_text()))
+    return "".join(f"{name}=={v.split('+')[0]}\n" for name, v in sorted(versions.items()))
+
+
+def _tag(settings: RecipeSettings) -> str:
+    return settings.glibc.replace(".", "_")

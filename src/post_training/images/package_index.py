@@ -1,0 +1,78 @@
+"""uv asks the index that pip is configured for: one place to set it, for locks and for builds.
+
+pip config list  ->  UV_DEFAULT_INDEX, UV_INDEX, UV_FIND_LINKS, UV_NO_INDEX
+"""
+
+import os
+import re
+import shutil
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.files import atomic_file
+from post_training.core.hashing import sha256_file
+from post_training.core.process import run_tool
+
+_SETTING = re.compile(r"\S+\.(index-url|find-links|no-index)='(.*)'")
+# pip's name: (uv's, how uv separates several).
+_VARIABLES = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "no-index": ("UV_NO_INDEX", " "),
+}
+
+
+def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
+    """`uv pip compile ARGUMENTS` with pip's index settings; its stdout."""
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
+    return run_tool(
+        [uv, "pip", "compile", "--quiet", *arguments],
+        env={**os.environ, **_index_settings()},
+        hint="`make setup` installs uv" if uv == "uv" else None,
+        **keywords,
+    )
+
+
+def download_sources(lock: Path, folder: Path) -> None:
+    """Fetch the source archives that `lock` names into `folder`, each checked by its hash.
+
+    Not by pip: it runs every archive's setup.py for its metadata, and some import torch there.
+    """
+    resolved = run_uv(["--no-deps", "--no-binary", ":all:", "--format", "pylock.toml", lock])
+    allowed = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text()))
+    for package in tomllib.loads(resolved)["packages"]:
+        archive = package.get("sdist") or package["archive"]
+        address = archive.get("url") or Path(archive["path"]).absolute().as_uri()
+        download(address, folder / address.rsplit("/", 1)[1], allowed)
+
+
+def download(address: str, target: Path, allowed: set[str] | None) -> None:
+    """allowed: the sha256 it may have; None takes what comes.
+
+    Errors: PostTrainingError when it cannot be had, or is another.
+    """
+    with atomic_file(target) as temporary:
+        try:
+            with urllib.request.urlopen(address) as answer, temporary.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except (urllib.error.URLError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            raise PostTrainingError(f"cannot be downloaded: {reason}", where=address) from None
+        if allowed is not None and (found := sha256_file(temporary)) not in allowed:
+            raise PostTrainingError(f"sha256 is {found}, which is not locked", where=address)
+
+
+def _index_settings() -> Mapping[str, str]:
+    settings: dict[str, str] = {}
+    listed = run_tool([sys.executable, "-m", "pip", "config", "list"])
+    # Sorted, so that a variable (`:env:`) is read first; the first one counts, as for pip.
+    for name, text in _SETTING.findall(listed):
+        variable, separator = _VARIABLES[name]
+        settings.setdefault(variable, separator.join(text.replace("\\n", " ").split()))
+    return settings

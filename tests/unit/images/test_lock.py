@@ -1,0 +1,171 @@
+"""What is asked for is one version each, what is locked has a hash, and the recipes of this
+project keep to both."""
+
+from pathlib import Path
+
+import pytest
+
+from post_training.core.errors import ConfigError, UsageError
+from post_training.images.build import build_image
+from post_training.images.lock import lock_recipe, loose_requirements, unlocked_requirements
+from post_training.images.recipe import load_recipe
+from post_training.images.recipe_settings import load_settings
+from post_training.images.selfcheck import locked_versions, named_modules, replaced_packages
+from post_training.images.store import ImageStore
+
+REPOSITORY = Path(__file__).parents[3]
+RECIPES = sorted(path.parent.name for path in REPOSITORY.glob("containers/*/Dockerfile"))
+SETTINGS = 'platform = "linux/arm64"\npython = "3.12"\nglibc = "2.39"\n'
+HASH = f"--hash=sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_asks_for_exact_versions_and_its_locks_have_hashes(name):
+    recipe = load_recipe(name, REPOSITORY)
+    asked = [path for path in recipe.folder.glob("*.in") if path.name != "system.in"]
+    assert {path.stem for path in asked} == {Path(lock).stem for lock in recipe.package_locks}
+    assert [fault for path in asked for fault in loose_requirements(path)] == []
+    for path in recipe.package_locks.values():
+        assert locked_versions(path.read_text())
+        assert unlocked_requirements(path) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_locks_hold_every_version_that_is_asked_for(name):
+    recipe = load_recipe(name, REPOSITORY)
+    for path in recipe.package_locks.values():
+        asked = locked_versions(path.with_suffix(".in").read_text())
+        found = locked_versions(path.read_text())
+        assert {key.lower(): found.get(key.lower()) for key in asked} == {
+            key.lower(): version for key, version in asked.items()
+        }
+
+
+def test_recipes_share_the_versions_of_what_they_share():
+    """One set of versions everywhere, but for what one platform alone needs otherwise."""
+    versions = {
+        name: locked_versions((REPOSITORY / f"containers/{name}/requirements.lock").read_text())
+        for name in RECIPES
+    }
+    for name in ("gh200", "rocm"):
+        shared = versions["cpu"].keys() & versions[name].keys()
+        assert len(shared) > 60
+        other = {
+            key
+            for key in shared
+            if versions[name][key].split("+")[0] != versions["cpu"][key].split("+")[0]
+        }
+        # vLLM's two builds ask for two versions of it.
+        assert other <= {"apache-tvm-ffi"}
+
+
+def test_rocm_lock_has_nothing_that_is_the_bases_or_nvidias():
+    recipe = load_recipe("rocm", REPOSITORY)
+    for path in recipe.package_locks.values():
+        names = set(locked_versions(path.read_text()))
+        assert not names & set(recipe.settings.without)
+        assert not [name for name in names if name.startswith(("nvidia-", "cuda-"))]
+
+
+@pytest.mark.parametrize("name", ["gh200", "rocm"])
+def test_build_on_a_base_without_a_digest_is_refused_and_leaves_nothing(name, tmp_path):
+    recipe = load_recipe(name, REPOSITORY)
+    if '"unresolved"' not in (recipe.folder / "base.lock").read_text():
+        pytest.skip("the base is resolved now")
+    with pytest.raises(UsageError, match="the base has no digest"):
+        build_image(recipe, ImageStore(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch",
+        "torch>=2.13",
+        "torch~=2.13.0",
+        "torch==2.13.*",
+        "torch==2.13.0,<3",
+        "torch @ https://example.org/torch.whl",
+        "git+https://example.org/x@main",
+        "-e ../x",
+        "--extra-index-url https://example.org",
+    ],
+)
+def test_loose_requirement_is_named_with_its_line(tmp_path, line):
+    path = tmp_path / "requirements.in"
+    path.write_text(f"# exact ones\n-r source.in\nsix==1.17.0\npackage[extra]==1.0\n{line}\n")
+    assert loose_requirements(path) == [f"{path}:5: not pinned to one version: {line}"]
+
+
+def test_lock_with_a_loose_or_unhashed_line_is_named(tmp_path):
+    path = tmp_path / "requirements.lock"
+    path.write_text(f"six==1 \\\n    {HASH} \\\n    {HASH}\nattrs==2\ntorch>=2 \\\n    {HASH}\n")
+    assert unlocked_requirements(path) == [
+        f"{path}: no sha256: attrs==2",
+        f"{path}: not pinned to one version: torch>=2",
+    ]
+
+
+def small_recipe(repository: Path, settings: str = SETTINGS, **files: str):
+    folder = repository / "containers/tiny"
+    folder.mkdir(parents=True)
+    for name, text in {"Dockerfile": "FROM scratch", "recipe.toml": settings, **files}.items():
+        (folder / name).write_text(text)
+    (repository / "pyproject.toml").write_text("")
+    return load_recipe("tiny", repository)
+
+
+def test_lock_refuses_loose_requirements_before_anything_is_written(tmp_path):
+    recipe = small_recipe(tmp_path, **{"requirements.in": "six>=1\n", "dev.in": "pytest\n"})
+    before = sorted(recipe.folder.iterdir())
+    with pytest.raises(ConfigError) as error:
+        lock_recipe(recipe, ImageStore(tmp_path / "store"), None)
+    assert len(error.value.faults) == 2
+    assert sorted(recipe.folder.iterdir()) == before
+
+
+def test_build_refuses_a_loose_lock(tmp_path):
+    recipe = small_recipe(tmp_path, **{"requirements.lock": "six>=1\n"})
+    with pytest.raises(ConfigError, match=r"not pinned to one version: six>=1\nhint: .*lock tiny"):
+        build_image(recipe, ImageStore(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "platform: missing"),
+        (SETTINGS + 'pythn = "3"', "pythn: unknown key"),
+        (SETTINGS.replace("arm64", "riscv"), "platform: must be one of linux/amd64, linux/arm64"),
+        (SETTINGS.replace('"3.12"', '"3"'), "python: must be like"),
+        (SETTINGS + 'without = "torch"', "without: must be a list of names"),
+        ("platform = ", "not valid TOML"),
+    ],
+)
+def test_recipe_settings_that_are_wrong_are_named(tmp_path, text, fault):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_settings(tmp_path)
+    assert fault in str(error.value)
+
+
+def test_recipe_settings_wheel_platforms_are_the_machines(tmp_path):
+    (tmp_path / "recipe.toml").write_text(SETTINGS)
+    tags = load_settings(tmp_path).wheel_platforms
+    assert (tags[0], tags[-1]) == ("manylinux_2_39_aarch64", "manylinux2014_aarch64")
+    assert len(tags) == len(set(tags)) == 24
+
+
+def test_selfcheck_finds_what_was_installed_over_the_base(tmp_path):
+    for name in ("torch", "flash_attn", "six"):
+        info = tmp_path / f"lib/python3.12/site-packages/{name}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    assert replaced_packages(["torch", "flash-attn", "vllm"], tmp_path) == ["flash-attn", "torch"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_imports_of_a_recipe_hold_every_stage(name):
+    modules = named_modules((REPOSITORY / f"containers/{name}/imports.txt").read_text())
+    assert {"torch", "vllm", "post_training.stages.sft.run", "post_training.stages.mix.run"} <= {
+        *modules
+    }
