@@ -18,7 +18,7 @@ from pathlib import Path
 from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import atomic_file
 from post_training.images.base import lock_base
-from post_training.images.package_index import run_uv
+from post_training.images.package_index import index_settings, run_uv
 from post_training.images.recipe import Recipe
 from post_training.images.recipe_settings import RecipeSettings
 from post_training.images.registry_base import lock_registry_base, read_registry_base
@@ -28,7 +28,7 @@ from post_training.images.system_packages import ASKED, leave_unresolved, lock_s
 _ORDER = ("source", "requirements", "dev")
 _EXACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[\w,-]+\])?==[^\s*,;]+(\s*;.*)?")
 _LOCKED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
-# Where the CPU build of torch is published, asked when the configured index doesn't have it.
+# Where the CPU build of torch is published, asked when pip is told no other place to look.
 _TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -103,7 +103,7 @@ def _resolve(asked: Path, recipe: Recipe) -> None:
         options = ["--no-deps", "--no-binary", ":all:"]
     else:
         options = _wheels_only(asked, settings)
-    if "+cpu" in asked.read_text():
+    if "+cpu" in asked.read_text() and "UV_FIND_LINKS" not in index_settings():
         options += ["--extra-index-url", _TORCH_INDEX, "--index-strategy", "unsafe-best-match"]
     with tempfile.TemporaryDirectory() as temporary, atomic_file(target) as lock:
         # uv prefers the versions that its output file has.

@@ -33,7 +33,7 @@ def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
     uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
     return run_tool(
         [uv, "pip", "compile", "--quiet", *arguments],
-        env={**os.environ, **_index_settings()},
+        env={**os.environ, **index_settings()},
         hint="`make setup` installs uv" if uv == "uv" else None,
         **keywords,
     )
@@ -68,7 +68,8 @@ def download(address: str, target: Path, allowed: set[str] | None) -> None:
             raise PostTrainingError(f"sha256 is {found}, which is not locked", where=address)
 
 
-def _index_settings() -> Mapping[str, str]:
+def index_settings() -> Mapping[str, str]:
+    """pip's settings as variables of uv."""
     settings: dict[str, str] = {}
     listed = run_tool([sys.executable, "-m", "pip", "config", "list"])
     # Sorted, so that a variable (`:env:`) is read first; the first one counts, as for pip.
