@@ -77,13 +77,21 @@ def build_app() -> Any:
     @image.command("push-sif")
     def image_push_sif(
         name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+        site: Annotated[
+            str | None,
+            typer.Option(help="Render edf/post-training.toml for this site.", show_default=False),
+        ] = None,
         store: Store = None,
         repository: Repository = Path("."),
     ) -> None:
         """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
         from post_training.images import commands
+        from post_training.launch import render_command
 
         commands.push_sif(name, store, repository)
+        if site is not None:
+            path = render_command.install(name, site, store, repository)
+            print(f"EDF: {path}", file=sys.stderr)
 
     @image.command("lock")
     def image_lock(
@@ -187,13 +195,17 @@ def build_app() -> Any:
             str, typer.Option(help="Digest or name of an image in the store.")
         ] = "cpu",
         site: Annotated[str, typer.Option(help="A site file of edf/.")] = "laptop",
+        form: Annotated[
+            str | None,
+            typer.Option("--as", help="edf or singularity; else the site's own.", metavar="FORM"),
+        ] = None,
         store: Store = None,
         repository: Repository = Path("."),
     ) -> None:
-        """Print the EDF of an image for a site."""
-        from post_training.images import commands
+        """Print an image's EDF for a site, or the script that runs Singularity there."""
+        from post_training.launch import render_command
 
-        print(commands.render(image, site, store, repository), end="")
+        print(render_command.render(image, site, form, store, repository), end="")
 
     @edf.command("run")
     def edf_run() -> None:

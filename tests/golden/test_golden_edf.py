@@ -1,4 +1,4 @@
-"""The rendered EDF of every site file in edf/, compared whole."""
+"""The rendered EDF of every site file in edf/, and the Singularity script, compared whole."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import pytest
 
 from post_training.images.render import RENDERED_NAME, render_edf
 from post_training.images.store import ImageStore
+from post_training.launch.singularity import render_script
+from post_training.launch.site import load_site
 
 REPOSITORY = Path(__file__).parents[2]
 RECORD = {
@@ -14,11 +16,22 @@ RECORD = {
     "input_hash": "1" * 64,
     "oci_digest": "sha256:" + "2" * 64,
     "sqsh_sha256": "3" * 64,
+    "sif_sha256": "6" * 64,
 }
+STORE = ImageStore(Path("/store"))
 SITES = sorted(p.stem for p in (REPOSITORY / "edf").glob("*.toml") if p.name != RENDERED_NAME)
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_render_edf_of_site_is_the_golden_file(site, golden):
-    text = render_edf(REPOSITORY / "edf" / f"{site}.toml", RECORD, ImageStore(Path("/store")))
+    is_sif = load_site(site, {}).launcher.kind == "singularity"
+    image = STORE.sif_path(RECORD["sif_sha256"]) if is_sif else None
+    text = render_edf(REPOSITORY / "edf" / f"{site}.toml", RECORD, STORE, image)
     golden(f"edf/{site}.toml", text)
+
+
+def test_render_singularity_script_of_lumi_is_the_golden_file(golden):
+    launcher = load_site("lumi", {}).launcher
+    golden(
+        "edf/lumi.sh", render_script("lumi", launcher, REPOSITORY / "edf/lumi.toml", RECORD, STORE)
+    )

@@ -11,7 +11,8 @@ from post_training.launch.site import SITES_DIR, load_site
 SITES = sorted(path.stem for path in SITES_DIR.glob("*.yaml"))
 CONTAINER = Container(
     Path("/store/image.sif"),
-    {"POST_TRAINING_IMAGE_PATH": "/store/image.sif", "POST_TRAINING_IMAGE_INPUT_HASH": "1" * 64},
+    {"POST_TRAINING_IMAGE_PATH": "/store/image.sif", "NCCL_SOCKET_IFNAME": "hsn0,hsn1,hsn2,hsn3"},
+    ("/pfs:/pfs", "/store:/store:ro"),
 )
 
 

@@ -5,6 +5,7 @@ says which bytes are meant (sha256), which package versions are in them, and fro
 snapshot service has them.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,9 +53,11 @@ def read_base_lock(path: Path, *, suite: str, epoch: int, include: list[str]) ->
 
 
 def locked_bases(repository: Path) -> list[str]:
-    """The sha256 that each recipe's base.lock names."""
+    """The sha256 of every bootstrapped base that a recipe's base.lock names."""
     paths = sorted(repository.glob(f"containers/*/{LOCK_NAME}"))
-    return [read_json(path, _SCHEMA)["sha256"] for path in paths]
+    locks = [json.loads(path.read_text()) for path in paths]
+    # A registry's base is not in the store.
+    return [lock["sha256"] for lock in locks if lock["schema"] == _SCHEMA]
 
 
 def write_base_lock(path: Path, lock: BaseLock) -> None:

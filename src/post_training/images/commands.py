@@ -182,10 +182,5 @@ def verify(reference: str, store_folder: Path | None) -> int:
     return 0 if all(each.status == "ok" for each in verified) else 1
 
 
-def render(reference: str, site: str, store_folder: Path | None, repository: Path) -> str:
-    store = open_store(store_folder)
-    return render_edf(site_file(site, repository.resolve()), store.find(reference), store)
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr)

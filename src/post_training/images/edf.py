@@ -100,10 +100,13 @@ def edf_folders(env: Mapping[str, str]) -> list[Path]:
     return [Path(home) / ".edf"]
 
 
-def load_edf(path: Path, env: Mapping[str, str], cwd: Path) -> Edf:
+def load_edf(
+    path: Path, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
+) -> Edf:
     """Read, merge with the parents, expand and check.
 
     env: the host's environment, for `${VAR}`. cwd: what relative paths are relative to.
+    sources_are_here: whether the sources of its mounts must exist on this machine.
     Errors: ConfigError with every fault found, each as `file: key: what`.
     """
     faults: list[str] = []
@@ -116,7 +119,7 @@ def load_edf(path: Path, env: Mapping[str, str], cwd: Path) -> Edf:
         except ValueError as error:
             faults.append(f"{path}: mounts[{index}]: {error}")
             continue
-        if not mount.source.exists():
+        if sources_are_here and not mount.source.exists():
             faults.append(f"{path}: mounts[{index}]: source does not exist: {mount.source}")
         mounts.append(mount)
     image = expanded.get("image", "")

@@ -36,10 +36,15 @@ def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
     return pins
 
 
-def render_edf(site_file: Path, record: Mapping[str, Any], store: ImageStore) -> str:
-    """The EDF's text. Variables of the site file stay: they are expanded where it runs."""
+def render_edf(
+    site_file: Path, record: Mapping[str, Any], store: ImageStore, image: Path | None = None
+) -> str:
+    """The EDF's text. Variables of the site file stay: they are expanded where it runs.
+
+    image: the file that runs; the squashfs unless given.
+    """
     site = merge_edf(site_file, os.environ, Path.cwd())
-    image = store.image_path(record["sqsh_sha256"])
+    image = image or store.image_path(record["sqsh_sha256"])
     environment = {**site.get("env", {}), **image_environment(record, image)}
     keys: dict[str, Any] = {
         "image": str(image),

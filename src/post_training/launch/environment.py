@@ -10,13 +10,15 @@ from post_training.images.inside import FINDINGS
 from post_training.images.render import edf_text
 from post_training.images.runner import PINNED_DIGEST, image_file
 
-_PINS = "POST_TRAINING_IMAGE_"
 
+def read_environment(
+    name: str, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
+) -> Edf:
+    """The EDF that `name` means, checked; the sources of its mounts too if they are here.
 
-def read_environment(name: str, env: Mapping[str, str], cwd: Path) -> Edf:
-    """The EDF that `name` means, checked. Errors: UsageError when it pins no image digest or its
-    image is not there; ConfigError."""
-    edf = load_edf(find_edf(name, env, cwd), env, cwd)
+    Errors: UsageError when it pins no image digest or its image is not there; ConfigError.
+    """
+    edf = load_edf(find_edf(name, env, cwd), env, cwd, sources_are_here=sources_are_here)
     if PINNED_DIGEST not in edf.env:
         raise UsageError(
             f"no image digest is pinned ({PINNED_DIGEST} is not in [env])",
@@ -61,11 +63,6 @@ def frozen_edf(edf: Edf, mounts: Sequence[str]) -> str:
     merged["mounts"] = [*merged.get("mounts", []), *mounts]
     header = f"# {edf.path} as it was at submission.\n"
     return header + edf_text(merged, tables)
-
-
-def pins(edf: Edf) -> dict[str, str]:
-    """The variables that say which image it is."""
-    return {name: value for name, value in edf.env.items() if name.startswith(_PINS)}
 
 
 def development_mounts(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from post_training.core.errors import UsageError
+from post_training.launch.singularity import script_exports, singularity_words
 from post_training.launch.site import Site
 
 _IMAGE_BIN = "/opt/post-training"
@@ -25,11 +26,12 @@ _CACHES = {
 
 @dataclass(frozen=True)
 class Container:
-    """What Singularity is told and an EDF says itself. env: the pins of the image."""
+    """What the EDF says, for Singularity, which reads none. mounts: SRC:DST[:FLAGS]. env: values as
+    they are."""
 
     image: Path
     env: dict[str, str]
-    binds: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,7 @@ def _exports(job: Job, site: Site) -> list[str]:
     lines = ["", f"cache={shlex.quote(str(site.cache_dir))}/post-training-$SLURM_JOB_ID"]
     lines += [f'export {name}="$cache/{folder}"' for name, folder in _CACHES.items()]
     if job.container is not None:
-        variables = {**site.launcher.env, **job.container.env}
-        lines += ["", *(f"export {k}={shlex.quote(v)}" for k, v in variables.items())]
+        lines += ["", *script_exports(job.container.env)]
     return lines
 
 
@@ -188,9 +189,10 @@ def _inside(job: Job, site: Site, *, each_its_gpu: bool = False) -> list[str]:
     """Words between srun's options and the command in the image."""
     if job.container is None:
         return []
-    words = ["singularity", "exec", *site.launcher.options]
-    words += [f"--bind={bind}" for bind in (*site.launcher.binds, *job.container.binds)]
-    words += [f"--pwd={job.working_dir}", str(job.container.image)]
+    container = job.container
+    words = singularity_words(
+        site.launcher, container.mounts, str(job.working_dir), str(container.image)
+    )
     if each_its_gpu and site.launcher.gpu_variable:
         # Known in the task only.
         select = f'{site.launcher.gpu_variable}=$SLURM_LOCALID exec "$@"'

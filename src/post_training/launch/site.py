@@ -1,22 +1,28 @@
 """A site: how jobs are asked for there, and how its compute nodes start an image.
 
-    sites/NAME.yaml (may extend another) < --nodes, --time, --partition … of the command line
+    sites/NAME.yaml (may extend another) < the user's own settings < the command line's
 
 `scheduler` becomes the #SBATCH lines. `launcher` becomes the words in front of the stage: with
-kind edf, srun has an --environment option and all that is of the container is in the EDF; with
-kind singularity, there is none, and binds and variables stand here.
+kind edf, srun has an --environment option; with kind singularity there is none, and the EDF's
+mounts and variables become words of a command line (launch/singularity.py).
+
+A site's file names nobody's account. ~/.config/post-training/sites.yaml does, for its owner:
+
+    clariden: {account: a-something, partition: debug}
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from post_training.config.load import load_config
 from post_training.config.model import Config
+from post_training.core import yaml
 from post_training.core.errors import UsageError
 
 SITES_DIR = Path(__file__).parent / "sites"
@@ -69,22 +75,27 @@ class Scheduler(Config):
 
 class Launcher(Config):
     """srun: further words for srun. The rest is of Singularity alone. options: for `singularity
-    exec`. binds: SRC[:DST[:ro]]. env: variables of every run there.
-    gpu_variable: gets the task's number on its node, so that each task sees one GPU."""
+    exec`. gpu_variable: gets the task's number on its node, so that each task sees one GPU."""
 
     kind: Literal["edf", "singularity"]
     srun: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    binds: tuple[str, ...] = ()
-    env: dict[str, str] = Field(default_factory=dict)
     gpu_variable: str | None = None
 
     @model_validator(mode="after")
     def _edf_says_the_rest(self) -> "Launcher":
-        for name in ("options", "binds", "env", "gpu_variable"):
+        for name in ("options", "gpu_variable"):
             if self.kind == "edf" and getattr(self, name):
                 raise ValueError(f"{name}: only with kind singularity; an EDF says it itself")
         return self
+
+
+class Storage(Config):
+    """scratch: for work. permanent: for what must last. Both may hold `${VARIABLES}`, since they
+    are the user's own."""
+
+    scratch: str
+    permanent: str | None = None
 
 
 class Site(Config):
@@ -93,10 +104,12 @@ class Site(Config):
     scheduler: Scheduler
     launcher: Launcher
     cache_dir: Path
+    storage: Storage
 
 
 def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path = SITES_DIR) -> Site:
-    """The site's file, with `changes` to its scheduler; None leaves what the file says.
+    """The site's file, with `changes` to its scheduler over the user's own settings; None leaves
+    what is below.
 
     Errors: UsageError for an unknown site, ConfigError for a setting that is wrong.
     """
@@ -104,13 +117,28 @@ def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path =
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UsageError(f"no site {name!r}", hint=f"there are: {known}")
+    asked = {key: value for key, value in changes.items() if value is not None}
     # JSON is YAML: a time like 90 stays text.
     overrides = [
         f"scheduler.{key}={json.dumps(value)}"
-        for key, value in changes.items()
-        if value is not None
+        for key, value in {**own_settings(name), **asked}.items()
     ]
     return load_config(Site, path, overrides).config
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """What the user's sites.yaml says of a site's scheduler. Errors: UsageError, ConfigError."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    path = Path(folder) / "post-training/sites.yaml"
+    if not path.exists():
+        return {}
+    sites = yaml.load(path.read_bytes(), str(path)).data or {}
+    settings = sites.get(name) or {} if isinstance(sites, dict) else None
+    if not isinstance(settings, dict):
+        raise UsageError(
+            "must be SITE: {setting: value, …}", where=str(path), hint="account, partition, time …"
+        )
+    return settings
 
 
 def seconds_of(time: str) -> int:

@@ -37,7 +37,6 @@ from post_training.launch.environment import (
     check_site,
     development_mounts,
     frozen_edf,
-    pins,
     read_environment,
 )
 from post_training.launch.outcome import current_tally, write_tally
@@ -124,7 +123,18 @@ def preview(request: Request) -> str:
 
 
 def _plan(request: Request) -> dict[str, str]:
-    edf = read_environment(request.environment, {**os.environ, "PWD": str(Path.cwd())}, Path.cwd())
+    is_edf_site = request.site.launcher.kind == "edf"
+    edf = read_environment(
+        request.environment,
+        {**os.environ, "PWD": str(Path.cwd())},
+        Path.cwd(),
+        # Singularity's binds are of the compute nodes; a login node may lack some.
+        sources_are_here=is_edf_site,
+    )
+    check_site(edf, request.site_name)
+    check_is_mounted(request.run_dir, "run folder", edf)
+    if edf.workdir == str(Path.cwd()):
+        check_is_mounted(Path.cwd(), "working folder", edf)
     folder = request.run_dir / LAUNCH_FOLDER
     extra = []
     if request.dev is not None:
@@ -132,11 +142,7 @@ def _plan(request: Request) -> dict[str, str]:
             raise UsageError("--dev: not a checkout of this project", where=str(request.dev))
         extra = development_mounts(folder)
     files = {"job.sh": "", "config.yaml": resolved_yaml(request.config)}
-    if request.site.launcher.kind == "edf":
-        check_site(edf, request.site_name)
-        check_is_mounted(request.run_dir, "run folder", edf)
-        if edf.workdir == str(Path.cwd()):
-            check_is_mounted(Path.cwd(), "working folder", edf)
+    if is_edf_site:
         files["environment.toml"] = frozen_edf(edf, extra)
         container = None
     else:
@@ -151,9 +157,15 @@ def _plan(request: Request) -> dict[str, str]:
     return files
 
 
-def _container(edf: Edf, binds: Sequence[str]) -> Container:
-    """Singularity gets the image and its pins from the EDF, and all the rest from the site."""
-    return Container(Path(edf.image), pins(edf), tuple(binds))
+def _container(edf: Edf, extra: Sequence[str]) -> Container:
+    """Errors: UsageError for an image that Singularity does not take."""
+    if not edf.image.endswith(".sif"):
+        raise UsageError(
+            f"Singularity needs a SIF (got {edf.image})",
+            where=str(edf.path),
+            hint="`post-training image push-sif` makes one; render the EDF for this site then",
+        )
+    return Container(Path(edf.image), edf.env, (*map(str, edf.mounts), *extra))
 
 
 def _check_free(run_dir: Path) -> None:

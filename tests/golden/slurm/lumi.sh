@@ -25,24 +25,8 @@ export TORCH_EXTENSIONS_DIR="$cache/torch-extensions"
 export MIOPEN_USER_DB_PATH="$cache/miopen"
 export MIOPEN_CUSTOM_CACHE_DIR="$cache/miopen"
 
-export POST_TRAINING_SITE=lumi
-export POST_TRAINING_NETWORK_PROFILE=lumi-shs-ccl
-export HSA_FORCE_FINE_GRAIN_PCIE=1
-export FI_MR_CACHE_MONITOR=userfaultfd
-export FI_CXI_DISABLE_HOST_REGISTER=1
-export FI_CXI_DEFAULT_CQ_SIZE=131072
-export FI_CXI_DEFAULT_TX_SIZE=2048
-export FI_CXI_RDZV_PROTO=alt_read
-export FI_CXI_RX_MATCH_MODE=hybrid
-export FI_CXI_RDZV_EAGER_SIZE=0
-export FI_CXI_RDZV_THRESHOLD=0
-export FI_CXI_RDZV_GET_MIN=0
-export NCCL_NET='AWS Libfabric'
-export NCCL_NET_GDR_LEVEL=PHB
-export NCCL_CROSS_NIC=1
-export NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3
-export POST_TRAINING_IMAGE_PATH=/store/image.sif
-export POST_TRAINING_IMAGE_INPUT_HASH=1111111111111111111111111111111111111111111111111111111111111111
+export SINGULARITYENV_POST_TRAINING_IMAGE_PATH=/store/image.sif
+export SINGULARITYENV_NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3
 
 stage=(
     srun
@@ -60,15 +44,8 @@ stage=(
     singularity
     exec
     --rocm
-    --bind=/var/spool/slurmd
-    --bind=/opt/cray
-    --bind=/usr/lib64/libcxi.so.1
     --bind=/pfs
-    --bind=/scratch
-    --bind=/projappl
-    --bind=/project
-    --bind=/flash
-    --bind=/appl
+    --bind=/store:/store:ro
     --pwd=/work
     /store/image.sif
     /opt/post-training/bin/entrypoint
@@ -85,15 +62,8 @@ verdict=(
     singularity
     exec
     --rocm
-    --bind=/var/spool/slurmd
-    --bind=/opt/cray
-    --bind=/usr/lib64/libcxi.so.1
     --bind=/pfs
-    --bind=/scratch
-    --bind=/projappl
-    --bind=/project
-    --bind=/flash
-    --bind=/appl
+    --bind=/store:/store:ro
     --pwd=/work
     /store/image.sif
     /opt/post-training/venv/bin/python

@@ -118,7 +118,9 @@ def test_script_singularity_task_sees_its_own_gpu(tmp_path):
     site = load_site("lumi", {})
     job = Job("sft", tmp_path / "run", tmp_path, 3, Container(Path("/i.sif"), {"PIN": "a b"}))
     script = sbatch_script(job, site).split("# A cancelled")[0]
-    (tmp_path / "singularity").write_text("#!/bin/sh\necho $ROCR_VISIBLE_DEVICES $PIN $1 $2\n")
+    (tmp_path / "singularity").write_text(
+        "#!/bin/sh\necho $ROCR_VISIBLE_DEVICES $SINGULARITYENV_PIN $1 $2\n"
+    )
     (tmp_path / "singularity").chmod(0o755)
     task = 'for at in "${!stage[@]}"; do [[ ${stage[at]} != bash ]] || break; done; '
     done = subprocess.run(

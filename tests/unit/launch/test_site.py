@@ -1,14 +1,18 @@
 """Site files, and what of them may be changed on the command line."""
 
+from pathlib import Path
+
 import pytest
 
 from post_training.core.errors import ConfigError, UsageError
+from post_training.images.render import RENDERED_NAME
 from post_training.launch.site import SITES_DIR, load_site, seconds_of
 
 SITE = """
 scheduler: {time: "01:00:00", gpus_per_node: 4, cpus_per_task: 8, signal_s: 600}
 launcher: {kind: edf}
 cache_dir: /tmp
+storage: {scratch: /tmp}
 """
 
 
@@ -65,7 +69,53 @@ def test_load_site_impossible_change_is_refused(tmp_path, changes, fault):
     assert fault in str(error.value)
 
 
-def test_load_site_edf_with_binds_is_refused(tmp_path):
-    (tmp_path / "here.yaml").write_text(SITE.replace("kind: edf", "kind: edf, binds: [/x]"))
-    with pytest.raises(ConfigError, match="binds: only with kind singularity"):
+def test_load_site_edf_with_singularitys_options_is_refused(tmp_path):
+    (tmp_path / "here.yaml").write_text(SITE.replace("kind: edf", "kind: edf, options: [--rocm]"))
+    with pytest.raises(ConfigError, match="options: only with kind singularity"):
         load_site("here", {}, tmp_path)
+
+
+def own(tmp_path, monkeypatch, text: str) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "post-training").mkdir()
+    (tmp_path / "post-training/sites.yaml").write_text(text)
+
+
+def test_load_site_own_settings_are_over_the_file_and_below_the_command_line(tmp_path, monkeypatch):
+    own(tmp_path, monkeypatch, "clariden: {account: a1, partition: debug}\nlumi: {account: p2}\n")
+    scheduler = load_site("clariden", {"partition": "large512"}).scheduler
+    assert (scheduler.account, scheduler.partition) == ("a1", "large512")
+    assert load_site("lumi", {}).scheduler.account == "p2"
+    assert load_site("laptop", {}).scheduler.account is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("clariden: {acount: a1}", "acount"),
+        ("clariden: a1", "must be SITE: {setting: value"),
+        ("- clariden", "must be SITE: {setting: value"),
+    ],
+)
+def test_load_site_own_settings_that_are_wrong_are_refused(tmp_path, monkeypatch, text, fault):
+    own(tmp_path, monkeypatch, text)
+    with pytest.raises(UsageError) as error:
+        load_site("clariden", {})
+    assert fault in str(error.value)
+
+
+def test_site_files_name_nobodys_account_user_or_nodes():
+    edfs = Path(__file__).parents[3] / "edf"
+    for path in (*SITES_DIR.glob("*.yaml"), *edfs.glob("*.toml")):
+        if path.name == RENDERED_NAME:
+            continue
+        words = path.read_text()
+        for word in ("account:", "reservation:", "nodelist", "/users/", "/home/"):
+            assert word not in words, path
+
+
+def test_every_site_has_both_its_files():
+    edfs = Path(__file__).parents[3] / "edf"
+    assert {path.stem for path in SITES_DIR.glob("*.yaml")} == {
+        path.stem for path in edfs.glob("*.toml") if path.name != RENDERED_NAME
+    }

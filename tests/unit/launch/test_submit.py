@@ -85,6 +85,28 @@ def test_submit_dry_run_prints_the_files_and_leaves_nothing(submit, tmp_path):
     assert not (tmp_path / "bin/sbatch-words").exists()
 
 
+def test_submit_to_a_site_of_singularity_takes_the_edfs_mounts_and_variables(submit, tmp_path):
+    edf = EDF.replace('"laptop"', '"lumi"').replace('"]', '", "/only/on/nodes:/x:ro"]')
+    (tmp_path / "base.toml").write_text(edf)
+    options = ("--dry-run", "--site=lumi", "training.effective_batch_size=16")
+    refused = submit(*options)
+    assert refused.returncode == 2
+    assert "Singularity needs a SIF (got image.sqsh)" in refused.stderr
+    (tmp_path / "base.toml").write_text(edf.replace("image.sqsh", f"{tmp_path}/image.sif"))
+    (tmp_path / "image.sif").touch()
+    done = submit(*options)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "export SINGULARITYENV_EXTRA=1",
+        "export SINGULARITYENV_POST_TRAINING_IMAGE_SQSH_SHA256=33",
+        f"    --bind={tmp_path}",
+        "    --bind=/only/on/nodes:/x:ro",
+        f"    {tmp_path}/image.sif",
+    ):
+        assert f"{line}\n" in done.stdout
+    assert "environment.toml" not in done.stdout
+
+
 def test_submit_from_within_a_job_hides_its_variables(submit, tmp_path):
     submit(SBATCH_PARTITION="other", SLURM_JOB_ID="5", SLURM_CONF="/conf", KEPT="yes")
     env = (tmp_path / "bin/sbatch-env").read_text()

@@ -1,0 +1,69 @@
+#!/bin/bash
+# sft, written by `post-training submit`. A requeued job runs this again.
+# shellcheck disable=SC2016,SC2054  # every quoted word below stands for itself
+#SBATCH --job-name=sft-one
+#SBATCH --partition=normal
+#SBATCH --account=a1
+#SBATCH --time=12:00:00
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=72
+#SBATCH --gpus-per-node=4
+#SBATCH --chdir=/work
+#SBATCH --output=/work/runs/one/slurm/slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@600
+#SBATCH --requeue
+#SBATCH --exclusive
+#SBATCH --mem=0
+
+cache=/dev/shm/post-training-$SLURM_JOB_ID
+export TRITON_CACHE_DIR="$cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
+export TORCH_EXTENSIONS_DIR="$cache/torch-extensions"
+export MIOPEN_USER_DB_PATH="$cache/miopen"
+export MIOPEN_CUSTOM_CACHE_DIR="$cache/miopen"
+
+stage=(
+    srun
+    --environment=/work/runs/one/slurm/environment.toml
+    --nodes=2
+    --ntasks-per-node=4
+    --cpus-per-task=72
+    --wait=60
+    --kill-on-bad-exit=0
+    entrypoint
+    sft
+    /work/runs/one/slurm/config.yaml
+)
+verdict=(
+    srun
+    --environment=/work/runs/one/slurm/environment.toml
+    --nodes=1
+    --ntasks=1
+    --overlap
+    --time=5
+    /opt/post-training/venv/bin/python
+    -I
+    -m
+    post_training.launch.outcome
+    /work/runs/one
+    3
+)
+
+# A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
+is_running() { [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; }
+
+# No `set -e`: what comes after a failed step is what this script is for.
+"${stage[@]}"
+code=$?
+if ((code == 0)); then
+    rm -f /work/runs/one/slurm/failures.json
+    exit 0
+fi
+is_running || exit "$code"
+next=$("${verdict[@]}" "$code")
+if [[ $next == again ]] && is_running; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
