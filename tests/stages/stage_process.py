@@ -16,7 +16,9 @@ from typing import Any
 from post_training.stages.context import Ranks, StageContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["post_training.stages.sft.training"])
+_CONTEXT.set_forkserver_preload(
+    ["post_training.stages.sft.training", "post_training.stages.dpo.training"]
+)
 
 # Where a run can be hit: (module, class, method, at which call, before or after it).
 KILL_POINTS = {
@@ -62,8 +64,25 @@ KILL_POINTS = {
     "before the model is saved": ("stages.training.trainer", "Trainer", "train", 1, "after"),
 }
 
+# In `entrypoint dpo` alone.
+DPO_KILL_POINTS = {
+    "while preparing pairs": ("data.prepared.writer", "SequenceWriter", "append", 1, "after"),
+    "while computing the reference": (
+        "models.completion_logprobs",
+        "LogprobScorer",
+        "score",
+        9,
+        "after",
+    ),
+}
 
-def run_sft(
+
+def run_sft(config: dict[str, Any], run_dir: Path, **others: Any) -> list[int]:
+    return run_stage("sft", config, run_dir, **others)
+
+
+def run_stage(
+    stage: str,
     config: dict[str, Any],
     run_dir: Path,
     *,
@@ -85,6 +104,7 @@ def run_sft(
         _CONTEXT.Process(
             target=_run_rank,
             args=(
+                stage,
                 config,
                 run_dir,
                 Ranks(rank, rank, world_size, world_size),
@@ -112,6 +132,7 @@ def rank_file(run_dir: Path, rank: int, kind: str) -> Path:
 
 
 def _run_rank(
+    stage: str,
     config: dict[str, Any],
     run_dir: Path,
     ranks: Ranks,
@@ -122,8 +143,7 @@ def _run_rank(
 ) -> None:
     import torch.distributed as dist
 
-    from post_training.stages.sft.config import SftConfig
-    from post_training.stages.sft.run import run
+    from post_training.stages.registry import find_stage
 
     rank, world_size = ranks.rank, ranks.world_size
     try:
@@ -136,9 +156,10 @@ def _run_rank(
             )
         _record_weights(rank_file(run_dir, rank, "weights"))
         if kill_at is not None:
-            _kill_at(*KILL_POINTS[kill_at], kill_with)
+            _kill_at(*(KILL_POINTS | DPO_KILL_POINTS)[kill_at], kill_with)
         context = StageContext(run_dir, ranks, resuming)
-        run(SftConfig.model_validate(config), context)
+        found = find_stage(stage)
+        found.load_run()(found.load_config_class().model_validate(config), context)
         if world_size > 1:
             dist.destroy_process_group()
     except BaseException:

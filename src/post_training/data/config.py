@@ -1,4 +1,4 @@
-"""The `data` and `sft` blocks of a configuration: what is read, and how it becomes rows."""
+"""The `data`, `sft` and `dpo` blocks of a configuration: what is read, and how it becomes rows."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -173,6 +173,35 @@ class SequenceConfig(Config):
     max_seq_length: PositiveInt
     overlong: Literal["truncate", "split", "drop", "fail"] = "truncate"
     packing: Literal["none", "bfd", "k_bin_packed", "next_fit"] = "none"
+
+
+class PairConfig(Config):
+    """How preference rows become pairs of token sequences.
+
+    max_prompt_length, max_completion_length: in tokens, of what both answers have in common and of
+    each answer. Of a longer prompt keep_prompt says which end stays. truncated_completions: a pair
+    with an answer that is cut here, or was when it was generated (chosen_is_truncated), is left
+    out, or trained on as it is. num_ref_rewards: quantiles are taken over so many of ref_rewards,
+    the first; by default the dataset's own quantile rewards, or else over all of them.
+
+    packing: whole pairs share a row of max_seq_length tokens, as in SequenceConfig. share_prompt:
+    a pair's prompt is in its row once, and both answers see it, by a mask.
+    """
+
+    max_prompt_length: PositiveInt | None = None
+    max_completion_length: PositiveInt | None = None
+    keep_prompt: Literal["start", "end"] = "end"
+    truncated_completions: Literal["drop", "train"] = "drop"
+    num_ref_rewards: PositiveInt | None = None
+    packing: Literal["none", "bfd", "k_bin_packed", "next_fit"] = "none"
+    max_seq_length: PositiveInt | None = None
+    share_prompt: Annotated[bool, Role.TOPOLOGY] = False
+
+    @model_validator(mode="after")
+    def _length_of_packed_rows(self) -> "PairConfig":
+        if (self.packing == "none") != (self.max_seq_length is None):
+            raise ValueError("set max_seq_length with packing, and only with it")
+        return self
 
 
 def format_of_columns(columns: dict[str, str], name: str | None = None) -> str:

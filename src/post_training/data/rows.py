@@ -26,6 +26,7 @@ REASONS = {
     "transform": "the transform raised an error",
     "filtered": "the transform, or a filter, left it out",
     "too-long": "longer than the limit, with overlong: drop or fail",
+    "truncated": "an answer that is cut off, with truncated_completions: drop",
     "untrained": "no token to train on within the limit",
     "duplicate": "the same tokens, or the same prompt, as an earlier row",
     "failed": "the stage failed at it, and at it alone",
@@ -106,7 +107,8 @@ class Text:
 @dataclass(frozen=True)
 class Preference:
     """prompt: ends before the answers. chosen, rejected: messages of the assistant's turn(s).
-    figures: the numbers that stand beside them (reference logprobs, rewards, …), by column."""
+    figures: what stands beside them (reference logprobs, rewards, token ids, …), by column:
+    numbers, lists of numbers, and whether an answer is_truncated."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]

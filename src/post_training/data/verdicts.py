@@ -15,8 +15,8 @@ from typing import IO, Any, Literal
 from post_training.core.errors import PostTrainingError
 from post_training.data.rows import REASONS, BadRow, Place
 
-# Asked for by a setting: overlong: drop, a transform that returns None.
-MEANT = ("too-long", "filtered")
+# Asked for by a setting: overlong: drop, a transform that returns None, …
+MEANT = ("too-long", "filtered", "truncated")
 
 
 class Verdicts:

@@ -10,7 +10,7 @@ each other and say nothing.
 from importlib.util import find_spec
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from post_training.core.errors import PostTrainingError, UsageError
 
@@ -95,6 +95,27 @@ def check_packing(model: PreTrainedModel) -> None:
         where="model",
         hint="set sft.packing: none and training.padding_free: false",
     )
+
+
+def check_shared_prompt(model: PreTrainedModel) -> None:
+    """A mask of [T, T] is handed to the attention as it is, in place of the model's own: a sliding
+    window would be forgotten. Errors: PostTrainingError."""
+    has_one = has_window(model.config.get_text_config())
+    if has_one or model.config.model_type not in KEEP_PACKED_APART:
+        raise PostTrainingError(
+            f"models of the type {model.config.model_type} aren't known to take the mask of a "
+            "shared prompt" + (" (they have a sliding window)" if has_one else ""),
+            where="model",
+            hint="set dpo.share_prompt: false",
+        )
+
+
+def has_window(config: PreTrainedConfig) -> bool:
+    """Whether some layer sees only the last tokens. config: of the text model."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    return bool(getattr(config, "sliding_window", None))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -30,6 +30,7 @@ from post_training.data.prepared.encode import ChunkEncoder
 from post_training.data.prepared.indexed_rows import open_stores, prepare_indexed
 from post_training.data.prepared.prepare import VERSION, prepare
 from post_training.data.reading import Reader, name_of, open_sources
+from post_training.data.sources import Source
 from post_training.data.tokenize import Encoder
 from post_training.models.fingerprint import tokenizer_fingerprint
 from post_training.stages.context import StageContext
@@ -48,21 +49,26 @@ class DataPreparation:
     seed: int
     name: str = "data"
 
+    limits_key: ClassVar[str] = "sft"  # of `limits` in a configuration
+
     def dataset(self) -> PreparedDataset:
         """What to train on; every rank calls this. Errors: those of the data; UsageError when
         prepared data was made otherwise."""
         if self.data.prepared is not None:
-            dataset = PreparedDataset.open(self.data.prepared)
-            self._check_fits(dataset)
+            dataset = self.open(self.data.prepared)
+            self._check_fits(dataset.record)
             return dataset
         folder = self.context.run_dir / self.name
         self.context.on_writer(lambda: self._ensure(folder))
+        return self.open(folder)
+
+    def open(self, folder: Path) -> PreparedDataset:
         return PreparedDataset.open(folder, open_stores(self.data))
 
     def make(self, folder: Path) -> dict[str, Any]:
         """Prepare the data into `folder`, unless an earlier attempt did; its record."""
         if folder.exists():  # complete, or it wouldn't be there
-            return PreparedDataset.open(folder).record
+            return self.open(folder).record
         return self._make(folder, *self._identity())
 
     def _ensure(self, folder: Path) -> None:
@@ -95,7 +101,7 @@ class DataPreparation:
         return template, {
             "version": VERSION,
             "data": settings_by_role(self.data)[Role.RECIPE],
-            "sft": self.limits.model_dump(mode="json"),
+            self.limits_key: self.limits.model_dump(mode="json"),
             "inputs": {key: inputs[key] for key in sorted(inputs) if key.startswith(own)},
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "template": template and sha256_text(template.text),
@@ -118,22 +124,19 @@ class DataPreparation:
             )
         else:
             record = self._prepare(folder, template, identity)
-        for line in described(record):
+        for line in self.described(record):
             log(f"{self.name}: {line}")
         log(f"{self.name}: prepared in {time.monotonic() - started_at:.1f} s")
         return record
 
+    def described(self, record: dict[str, Any]) -> Iterator[str]:
+        return described(record)
+
     def _prepare(
         self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
     ) -> dict[str, Any]:
-        sources, formats = open_sources(self.data)
-        for dataset, found in zip(self.data.datasets, formats, strict=True):
-            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
-        encoder = ChunkEncoder(
-            Reader(self.data, formats, self.data.train_on, self.data.train_on_thoughts),
-            Encoder.create(self.tokenizer, template, control_tokens=self.data.control_tokens),
-            self.limits,
-        )
+        sources, reader = self._sources()
+        encoder = ChunkEncoder(reader, self._encoder(template), self.limits)
         with Progress("row", None, shown=True) as progress:
             return prepare(
                 folder,
@@ -146,21 +149,31 @@ class DataPreparation:
                 on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
             )
 
+    def _sources(self) -> tuple[list[Source], Reader]:
+        sources, formats = open_sources(self.data)
+        for dataset, found in zip(self.data.datasets, formats, strict=True):
+            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
+        data = self.data
+        return sources, Reader(data, formats, data.train_on, data.train_on_thoughts)
+
+    def _encoder(self, template: ChatTemplate) -> Encoder:
+        return Encoder.create(self.tokenizer, template, control_tokens=self.data.control_tokens)
+
     @property
     def _rejects_path(self) -> Path:
         prefix = "" if self.name == "data" else f"{self.name}_"
         return self.context.run_dir / f"{prefix}rejects.jsonl"
 
-    def _check_fits(self, dataset: PreparedDataset) -> None:
-        where = str(self.data.prepared)
-        made_with = dataset.record["identity"]
+    def _check_fits(self, record: dict[str, Any]) -> None:
+        where, made_with = str(self.data.prepared), record["identity"]
         if made_with["tokenizer"] != tokenizer_fingerprint(self.tokenizer):
             raise UsageError(
                 "the data was prepared with another tokenizer than the model's", where=where
             )
-        limits = self.limits.model_dump(mode="json")
-        if changed := changed_settings(made_with["sft"], limits):
-            problem = f"the data was prepared with other settings: sft.{'; sft.'.join(changed)}"
+        key, limits = self.limits_key, self.limits.model_dump(mode="json")
+        if changed := changed_settings(made_with[key], limits):
+            names = "; ".join(f"{key}.{each}" for each in changed)
+            problem = f"the data was prepared with other settings: {names}"
             raise UsageError(problem, where=where)
 
 

@@ -17,8 +17,9 @@ from post_training.data.formats.messages import (
 )
 from post_training.data.rows import BadRow, Preference
 
-# The numbers that alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, …
-FIGURES = ("chosen_", "rejected_", "ref_")
+# What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
+FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
+_FLAG = "_is_truncated"
 
 
 def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
@@ -76,6 +77,9 @@ def _check_prompt_column(value: dict[str, Any], found: Format, prompt: list[Entr
 def _figures(value: dict[str, Any]) -> dict[str, Any]:
     figures = {}
     for column, figure in value.items():
+        if column.startswith(FIGURES) and column.endswith(_FLAG) and isinstance(figure, bool):
+            figures[column] = figure
+            continue
         numbers = figure if isinstance(figure, list) else [figure]
         if not column.startswith(FIGURES) or not numbers or not all(map(_is_numeric, numbers)):
             continue

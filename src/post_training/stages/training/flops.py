@@ -12,6 +12,8 @@ from math import prod
 import torch
 from transformers import PreTrainedModel
 
+from post_training.models.attention import has_window
+
 # Dense peaks of bfloat16 and float16 products, FLOP/s, by the name torch gives the device; a GCD is
 # a device. The sheets of NVIDIA give H100, H200 and GH200 with sparsity, which doubles them.
 #   https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet     H100
@@ -68,7 +70,7 @@ def model_flops(model: PreTrainedModel) -> ModelFlops | None:
     The rows of the input embedding are looked up, not multiplied with: they don't count.
     """
     config = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in _EXPERTS) or _has_windows(config):
+    if any(getattr(config, name, None) for name in _EXPERTS) or has_window(config):
         return None
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     matrices = [
@@ -95,13 +97,6 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float | None:
 
 def half_precision_peak(device_name: str) -> float | None:
     return _HALF_PRECISION_PEAKS.get(device_name)
-
-
-def _has_windows(config: object) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return any(kind != "full_attention" for kind in kinds)
-    return bool(getattr(config, "sliding_window", None))
 
 
 def _flops_per_token(parameter: torch.nn.Parameter) -> int:

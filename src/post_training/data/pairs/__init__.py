@@ -1,0 +1,1 @@
+"""Preference rows as pairs of token sequences: encoded, planned into rows, kept on disk."""

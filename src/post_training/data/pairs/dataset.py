@@ -1,0 +1,118 @@
+"""A prepared dataset of pairs: token ids and figures on disk, and the rows that pairs make up.
+
+    tokens.{bin,idx}   a document for each pair: what both answers begin with, then what each goes
+                       on with, chosen first
+    kinds.{bin,idx}    PROMPT, COMPLETION or EXCLUDED for each id
+    pairs.npy          int64 [S, 5]: the lengths of those three parts, and more (encode.py)
+    figures.npy        float64 [S, 2, 3]: of chosen and rejected (encode.py)
+    row_offsets.npy    int64 [R + 1]: row r is row_pieces[row_offsets[r] : row_offsets[r + 1]]
+    row_pieces.npy     int64 [N, 3]: the pair, 0, and its tokens as it lies in the row
+    prepared.json      what it was made from, the chat template, the counts, and `references`:
+                       what made the logprobs of each dataset, null where nothing says it
+
+As a dataset of sequences (data/prepared/dataset.py) it holds no times and no paths.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from post_training.core.errors import UsageError
+from post_training.core.files import read_json
+from post_training.data.pairs.encode import CHOSEN, CUT, PREFIX, REJECTED, SOURCE
+from post_training.data.prepared.dataset import (
+    OFFSETS,
+    PIECES,
+    RECORD,
+    PreparedRow,
+    SequenceStore,
+    UsedTemplate,
+    own_store,
+)
+
+SCHEMA = "post-training/pairs/1"
+PAIRS, FIGURES = "pairs.npy", "figures.npy"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """number: in the dataset. source: index of its dataset. prefix: ids int32 [P] that both answers
+    begin with, none of them trained. chosen, rejected: what each goes on with. figures: float64
+    [2, 3]. is_cut: whether the limits cut something off."""
+
+    number: int
+    source: int
+    prefix: np.ndarray
+    chosen: PreparedRow
+    rejected: PreparedRow
+    figures: np.ndarray
+    is_cut: bool
+
+
+class PairDataset:
+    """Rows of whole pairs, read one at a time."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], store: SequenceStore):
+        self.folder = folder
+        self.record = record
+        self._store = store
+        self._offsets = np.load(folder / OFFSETS)
+        self._numbers = np.load(folder / PIECES, mmap_mode="r")[:, 0]
+        self.pairs = np.load(folder / PAIRS, mmap_mode="r")
+        self.figures = np.load(folder / FIGURES, mmap_mode="r")
+
+    @classmethod
+    def open(cls, folder: Path) -> "PairDataset":
+        """Errors: UsageError for what is no prepared dataset of pairs."""
+        if not (folder / RECORD).exists():
+            raise UsageError(
+                f"not a prepared dataset: it has no {RECORD}",
+                where=str(folder),
+                hint="give the RUN/dataset folder of `entrypoint prepare` with a dpo block",
+            )
+        return cls(folder, read_json(folder / RECORD, SCHEMA), own_store(folder))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @property
+    def num_pairs(self) -> int:
+        """All that are on disk; each is in some row, or in several, or in none."""
+        return len(self.pairs)
+
+    @property
+    def template(self) -> UsedTemplate:
+        return UsedTemplate(**self.record["template"])
+
+    @property
+    def source_names(self) -> list[str]:
+        return [source["name"] for source in self.record["sources"]]
+
+    def used_pairs(self) -> np.ndarray:
+        """Numbers of the pairs that are in some row, ascending; int64."""
+        return np.unique(self._numbers)
+
+    def read(self, row: int) -> list[Pair]:
+        numbers = self._numbers[self._offsets[row] : self._offsets[row + 1]]
+        return [self.read_pair(number) for number in numbers.tolist()]
+
+    def read_pair(self, number: int) -> Pair:
+        entry = self.pairs[number]
+        lengths = entry[[PREFIX, CHOSEN, REJECTED]]
+        sequence = self._store.read(number, 0, int(lengths.sum()))
+        prefix, *answers = _split(sequence, lengths)
+        chosen, rejected = answers
+        is_cut, source = bool(entry[CUT]), int(entry[SOURCE])
+        return Pair(
+            number, source, prefix.ids, chosen, rejected, np.array(self.figures[number]), is_cut
+        )
+
+
+def _split(sequence: PreparedRow, lengths: np.ndarray) -> Iterator[PreparedRow]:
+    ends = np.cumsum(lengths)[:-1]
+    parts = zip(np.split(sequence.ids, ends), np.split(sequence.kinds, ends), strict=True)
+    for ids, kinds in parts:
+        yield PreparedRow(ids, kinds, None, (len(ids),))

@@ -1,0 +1,1 @@
+"""Preference training: DPO, its length-normalised form, IPO, hinge and QRPO on pairs of answers."""

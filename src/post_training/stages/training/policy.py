@@ -1,0 +1,37 @@
+"""The model that is trained, read and checked against what it is trained on."""
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from post_training.core.errors import PostTrainingError
+from post_training.models.attention import check_packing
+from post_training.models.load import check_vocabulary, load_model
+from post_training.stages.training.config import TrainingStageConfig
+
+
+def load_policy(
+    config: TrainingStageConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    longest: int,
+    where: str,
+) -> PreTrainedModel:
+    """longest: sequence, in tokens. where: what says so.
+
+    Errors: PostTrainingError when the model can't have such sequences, tokens or rows.
+    """
+    model = load_model(
+        config.model.path,
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+    )
+    check_vocabulary(model, tokenizer)
+    on_cpu = config.model.attn_implementation in ("eager", "sdpa")
+    if on_cpu and (config.rows_are_packed or config.training.padding_free):
+        check_packing(model)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise PostTrainingError(
+            f"must be ≤ {limit}, the positions of the model (got {longest})", where=where
+        )
+    return model
