@@ -55,6 +55,8 @@ def test_preference_keeps_the_figures_beside_it():
         "ref_chosen_logprob": -3.5,
         "chosen_reward": 1,
         "rejected_rewards": [0.5, 1],
+        "prompt_token_ids": [3, 4],
+        "chosen_is_truncated": False,
         "ref_rewards": [],
     }
     row = {"prompt": "?", "chosen": "2", "rejected": "3", "chosen_model": "m", "score": 1}
