@@ -181,3 +181,22 @@ def test_qrpo_without_quantiles_is_refused(config: dict[str, Any], tmp_path: Pat
     settings = {"loss": {"name": "qrpo", "beta": 0.1}}
     with pytest.raises(PostTrainingError, match="4 of 6 pairs lack a quantile reward"):
         dpo(with_rows(config, tmp_path, **settings), tmp_path / "run")
+
+
+def test_pairs_prepared_beforehand_train_what_the_run_itself_prepares(
+    config: dict[str, Any], computed: Path, model: Path, tmp_path: Path
+):
+    from post_training.stages.context import StageContext
+    from post_training.stages.prepare.config import PrepareConfig
+    from post_training.stages.prepare.run import run
+
+    (tmp_path / "prepare").mkdir()
+    settings = {name: config[name] for name in ("data", "dpo", "seed")}
+    prepared = PrepareConfig.model_validate({**settings, "tokenizer": str(model)})
+    inputs = {"data.datasets[0].path": "a"}
+    run(prepared, StageContext(tmp_path / "prepare", input_fingerprints=inputs))
+    from_folder = changed(config, data={"prepared": str(tmp_path / "prepare/dataset")})
+    dpo(from_folder, tmp_path / "run")
+    assert metrics(tmp_path / "run") == metrics(computed)
+    with pytest.raises(UsageError, match=r"other settings: dpo\.share_prompt"):
+        dpo(changed(from_folder, **{"dpo.share_prompt": True}), tmp_path / "other")

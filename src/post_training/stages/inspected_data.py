@@ -38,6 +38,11 @@ def load_settings(path: Path, overrides: Sequence[str]) -> SftConfig | PrepareCo
     check_there({"configuration": str(path)})
     keys = load_config(_AnySettings, path, overrides).data.keys()
     model: type[SftConfig] | type[PrepareConfig]
+    if "dpo" in keys:
+        raise UsageError(
+            "it is of pairs, and these are not shown (`entrypoint prepare` counts them)",
+            where=str(path),
+        )
     if {"model", "data"} <= keys:
         model = SftConfig
     elif {"tokenizer", "data"} <= keys:

@@ -133,6 +133,8 @@ def _compute(
     path = config.reference.ref_model_name_or_path or config.model.path
     context.log(f"reference: computing logprobs of {len(used):,} pairs with {path}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)  # bits depend on it
     # Deterministic either way; flash attention would need another layout of the cache.
     model = load_model(path, dtype=config.model.dtype, attn_implementation="sdpa")
     model = model.to(device).eval()
