@@ -55,8 +55,8 @@ STAGES = {
         Stage("generate", "generate", "GenerateConfig", "sample completions of each prompt"),
         Stage("logprobs", "logprobs", "LogprobsConfig", "a model's log-probabilities of answers"),
         Stage("select", "select", "SelectConfig", "preference rows from rewarded branches"),
-        Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
         Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
+        Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
     )
 }
 

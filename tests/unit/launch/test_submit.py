@@ -86,7 +86,7 @@ def test_submit_dry_run_prints_the_files_and_leaves_nothing(submit, tmp_path):
 
 
 def test_submit_to_a_site_of_singularity_takes_the_edfs_mounts_and_variables(submit, tmp_path):
-    edf = EDF.replace('"laptop"', '"lumi"').replace('"]', '", "/only/on/nodes:/x:ro"]')
+    edf = EDF_OF_AN_IMAGE.replace('"laptop"', '"lumi"').replace('"]', '", "/only/on/nodes:/x:ro"]')
     (tmp_path / "base.toml").write_text(edf)
     options = ("--dry-run", "--site=lumi", "training.effective_batch_size=16")
     refused = submit(*options)
