@@ -257,6 +257,41 @@ def build_app() -> Any:
 
         lineage.verify_artifact(folder)
 
+    @runs.command("list")
+    def runs_list(
+        folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+        as_json: Json = False,
+    ) -> None:
+        """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
+        from post_training.launch import run_commands
+
+        run_commands.list_runs(folder, as_json=as_json)
+
+    @runs.command("logs")
+    def runs_logs(
+        run: Annotated[Path, typer.Argument(help="The folder of a submitted run.")],
+        worker: Annotated[
+            int | None, typer.Option(help="Of this worker of an array.", show_default=False)
+        ] = None,
+        lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The last ones.")] = 50,
+        follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    ) -> None:
+        """What a run's job printed, with all its attempts."""
+        from post_training.launch import run_commands
+
+        run_commands.show_log(run, worker=worker, num_lines=lines, follow=follow)
+
+    @runs.command("cancel")
+    def runs_cancel(
+        folders: Annotated[
+            list[Path], typer.Argument(metavar="FOLDER…", help="Runs, or folders of runs.")
+        ],
+    ) -> None:
+        """Stop the jobs of runs for good; a pipeline's folder stops all of it."""
+        from post_training.launch import run_commands
+
+        run_commands.cancel_runs(folders)
+
     @app.command("submit")
     def submit_stage(
         stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],

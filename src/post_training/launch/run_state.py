@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
+from post_training.launch.outcome import read_tally
 from post_training.launch.submit import QueuedJob, read_queue, submitted_jobs
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, is_live, read_record
 
@@ -33,15 +34,17 @@ _RUNNING = ("running", "completing", "configuring", "stopped", "suspended")
 @dataclass(frozen=True)
 class RunState:
     """reason: why it is so; of a run that waits, why its last attempt ended. job_ids: the last
-    first. done: the share of the whole, 0 to 1. step, loss, tokens_per_s: of the last line of its
-    metrics. time_left_s: at the speed of that line."""
+    first. attempts: status and reason of each. num_failures: counted since the last progress.
+    done: the share of the whole, 0 to 1. step, loss, tokens_per_s: of the last line of its metrics.
+    time_left_s: at the speed of that line."""
 
     run_dir: Path
     stage: str | None
     state: str
     reason: str | None
     job_ids: list[str]
-    num_attempts: int
+    attempts: list[dict[str, Any]]
+    num_failures: int
     done: float | None = None
     step: int | None = None
     loss: float | None = None
@@ -76,7 +79,11 @@ def run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:
         state,
         reason,
         job_ids,
-        len(record["attempts"]) if record else 0,
+        [
+            {key: attempt[key] for key in ("status", "reason", "started", "ended", "scheduler_job")}
+            for attempt in (record["attempts"] if record else [])
+        ],
+        read_tally(run_dir / LAUNCH_FOLDER / "failures.json").num_failures,
         **_progress(run_dir, record or {"recipe": {}}, state),
     )
 
@@ -144,40 +151,3 @@ def _last_line(path: Path) -> dict[str, Any] | None:
             if "loss" in line and "step" in line:
                 return line
     return None
-
-
-def duration(seconds: float) -> str:
-    """`3 h 20 min`, `45 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as they have to be; the last one ends where it ends."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    )
-
-
-def cells(state: RunState) -> list[str]:
-    """The state for a table: state, job, attempts, progress, loss, speed, time left, reason."""
-    done = "" if state.done is None else f"{state.done:.0%}"
-    if state.step is not None:
-        done = f"{done} (step {state.step})".lstrip()
-    return [
-        state.state,
-        state.job_ids[0] if state.job_ids else "",
-        str(state.num_attempts or ""),
-        done,
-        "" if state.loss is None else f"{state.loss:.4g}",
-        "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
-        "" if state.time_left_s is None else duration(state.time_left_s),
-        (state.reason or "").splitlines()[0] if state.reason else "",
-    ]
-
-
-HEADER = ["state", "job", "attempts", "done", "loss", "tokens/s", "time left", "why"]

@@ -25,14 +25,12 @@ from post_training.images.enter import can_run_here
 from post_training.launch.environment import check_is_mounted, read_environment
 from post_training.launch.pipeline import load_pipeline
 from post_training.launch.run_state import (
-    HEADER,
     RunState,
-    cells,
     queue_if_it_answers,
     queue_of,
     run_state,
-    table,
 )
+from post_training.launch.run_table import HEADER, cells, table
 from post_training.launch.site import load_site
 from post_training.launch.submit import Request, cancel, preview, submit, submitted_jobs
 from post_training.records.run_record import RECORD_NAME, read_record

@@ -52,7 +52,7 @@ def finish(tmp_path, name: str) -> None:
     run_dir = folder(tmp_path, name)
     (run_dir / "dataset").mkdir()
     (run_dir / "dataset/artifact.json").touch()
-    record = {"status": "finished", "run_id": "x", "attempts": [{}], "outputs": outputs}
+    record = {"status": "finished", "run_id": "x", "attempts": [], "outputs": outputs}
     write_json(
         run_dir / "run.json",
         {"schema": SCHEMA, "stage": "mix", "reason": None, "recipe": {}, **record},

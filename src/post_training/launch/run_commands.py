@@ -1,0 +1,84 @@
+"""`post-training runs list | logs | cancel`: runs as Slurm and their records tell of them."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from post_training.core.errors import UsageError
+from post_training.launch.run_state import queue_if_it_answers, run_state
+from post_training.launch.run_table import HEADER, cells, table
+from post_training.launch.submit import cancel, read_queue, submitted_jobs
+from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME
+
+
+def list_runs(folder: Path, *, as_json: bool) -> None:
+    """Every run below the folder, by its path."""
+    run_dirs = list(_runs_below(folder))
+    queue = queue_if_it_answers(run_dirs)
+    states = [run_state(run_dir, queue) for run_dir in run_dirs]
+    if as_json:
+        print(json.dumps([state.as_json() for state in states], indent=2))
+        return
+    rows = [[str(state.run_dir), state.stage or "", *cells(state)] for state in states]
+    print(table(["run", "stage", *HEADER], rows))
+
+
+def show_log(run_dir: Path, *, worker: int | None, num_lines: int, follow: bool) -> NoReturn:
+    """What the run's newest job printed, all its attempts. Errors: UsageError without a log."""
+    job_ids = submitted_jobs(run_dir)
+    if not job_ids:
+        raise UsageError(
+            "no log: the run was not submitted, and its words went to its terminal",
+            where=str(run_dir),
+        )
+    name = f"slurm-{job_ids[0]}.out"
+    if worker is not None:
+        if len(job_ids) == 1:
+            raise UsageError("the run has no workers", where=str(run_dir))
+        name = f"slurm-{job_ids[1]}_{worker}.out"
+    path = run_dir / LAUNCH_FOLDER / name
+    if not path.exists() and not follow:
+        raise UsageError("not there: the job has not started", where=str(path))
+    print(f"==> {path}", file=sys.stderr, flush=True)
+    lines = f"--lines={num_lines}"
+    os.execvp("tail", ["tail", lines, *(["--follow=name", "--retry"] if follow else []), str(path)])
+
+
+def cancel_runs(folders: Sequence[Path]) -> None:
+    """Stop the jobs of these runs, and of all runs below these folders, for good.
+
+    Errors: UsageError when none of them is in the queue.
+    """
+    run_dirs = [run_dir for folder in folders for run_dir in _runs_below(folder)]
+    submitted = {run_dir: submitted_jobs(run_dir) for run_dir in run_dirs}
+    queue = read_queue() if any(submitted.values()) else {}
+    # The last to run first: what waits for a cancelled job must not start.
+    queued = {
+        run_dir: [job_id for job_id in job_ids if job_id in queue]
+        for run_dir, job_ids in submitted.items()
+    }
+    job_ids = [job_id for ids in queued.values() for job_id in ids]
+    if not job_ids:
+        raise UsageError(
+            "no job of it is in Slurm's queue",
+            where=", ".join(map(str, folders)),
+            hint="a run without Slurm is stopped where it runs, with Ctrl-C or SIGTERM",
+        )
+    cancel(sorted(job_ids, key=int, reverse=True))
+    for run_dir, ids in queued.items():
+        if ids:
+            print(f"cancelled {', '.join(ids)}: {run_dir}", file=sys.stderr)
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Run folders in or below `folder`, sorted; not those in run folders. Errors: UsageError."""
+    if not folder.is_dir():
+        raise UsageError("no such folder", where=str(folder))
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if RECORD_NAME in files or (Path(path) / LAUNCH_FOLDER / "submission.json").exists():
+            folders.clear()
+            yield Path(path)
