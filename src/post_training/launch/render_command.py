@@ -33,7 +33,7 @@ def render(
 
 
 def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:
-    """Write edf/post-training.toml for the site and link it into the user's EDF folder; its path."""
+    """Write edf/post-training.toml for the site, linked into the user's EDF folder; its path."""
     repository = repository.resolve()
     text = render(reference, site, "edf", store_folder, repository)
     return install_edf(text, repository, edf_folders(os.environ)[0])

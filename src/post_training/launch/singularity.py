@@ -65,7 +65,7 @@ def render_script(
     words = singularity_words(launcher, mounts, edf.get("workdir", "${PWD}"), str(image))
     lines = [
         "#!/bin/bash",
-        f"# {record['name']} {record['version']} for the site {site_name!r}: run it with a command.",
+        f"# {record['name']} {record['version']} for the site {site_name!r}: give it a command.",
         "# Rendered: edit the site's file in edf/ and render it again instead.",
         "set -euo pipefail",
         *(f"export {ENV_PREFIX}{name}={shell_word(value)}" for name, value in variables.items()),

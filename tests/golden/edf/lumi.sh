@@ -1,5 +1,5 @@
 #!/bin/bash
-# cpu 1.2.3 for the site 'lumi': run it with a command.
+# cpu 1.2.3 for the site 'lumi': give it a command.
 # Rendered: edit the site's file in edf/ and render it again instead.
 set -euo pipefail
 export SINGULARITYENV_POST_TRAINING_SITE=lumi

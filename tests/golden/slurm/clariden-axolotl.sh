@@ -35,6 +35,7 @@ stage=(
     entrypoint
     sft
     /work/runs/one/slurm/config.yaml
+    --skip-finished
 )
 verdict=(
     srun
@@ -50,20 +51,22 @@ verdict=(
     /work/runs/one
     3
 )
+job=$SLURM_JOB_ID
+tally=/work/runs/one/slurm/failures.json
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
-is_running() { [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; }
+is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
 
 # No `set -e`: what comes after a failed step is what this script is for.
 "${stage[@]}"
 code=$?
 if ((code == 0)); then
-    rm -f /work/runs/one/slurm/failures.json
+    rm -f "$tally"
     exit 0
 fi
 is_running || exit "$code"
-next=$("${verdict[@]}" "$code")
+next=$("${verdict[@]}" --exit-code "$code")
 if [[ $next == again ]] && is_running; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
 fi
 exit "$code"
