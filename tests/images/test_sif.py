@@ -30,6 +30,9 @@ def squashfs(tmp_path) -> Path:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "hello").write_text("hello\n")
+    (tree / ".singularity.d/env").mkdir(parents=True)
+    for name in ("90-environment.sh", "99-base.sh"):
+        (tree / ".singularity.d/env" / name).write_text("")
     make_squashfs(tree, tmp_path / "image.sqsh")
     return tmp_path / "image.sqsh"
 
@@ -142,6 +145,18 @@ def test_push_sif_is_recorded_and_found_by_its_digest(store, post_training):
     assert verified.stdout == f"ok: {store.image_path(record['sqsh_sha256'])}\nok: {path}\n"
     path.write_bytes(path.read_bytes()[:-1])
     assert post_training("image", "verify", "cpu", "--store", store.folder).returncode == 1
+
+
+def test_push_sif_image_in_which_variables_would_be_lost_is_refused(store, tmp_path):
+    """Singularity sets what --env gives after 99-base.sh, and without that file not at all."""
+    (tmp_path / "tree/.singularity.d/env/99-base.sh").unlink()
+    make_squashfs(tmp_path / "tree", tmp_path / "image.sqsh")
+    digest = sha256_file(tmp_path / "image.sqsh")
+    (tmp_path / "image.sqsh").rename(store.image_path(digest))
+    record = {**store.find("cpu"), "sqsh_sha256": digest}
+    with pytest.raises(PostTrainingError, match=r"/\.singularity\.d/env/99-base\.sh is not in"):
+        push_sif(record, store)
+    assert not list(store.folder.glob("*.sif"))
 
 
 def test_push_sif_damaged_squashfs_is_refused_and_leaves_nothing(store):

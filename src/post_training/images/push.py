@@ -25,6 +25,10 @@ from post_training.images.store import RECORD_SCHEMA, ImageStore
 # On an image of 1.66 GB: level 3 makes 469 MiB in 9.5 s, level 15 makes 407 MiB in 65 s.
 COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
 _TEMPORARY = ".push-"
+_ENVIRONMENT_FILES = (
+    ".singularity.d/env/90-environment.sh",
+    ".singularity.d/env/99-base.sh",
+)
 # Inside, where nothing else can say it: the image cannot hold its own digest.
 _OCI_DIGEST_LABEL = "org.post-training.oci-digest"
 _SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
@@ -65,6 +69,7 @@ def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
             hint="build and push it again from today's sources",
         )
     squashfs = store.image_path(record["sqsh_sha256"])
+    _check_environment_files(squashfs)
     with store.lock(), tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as folder:
         sif = Path(folder) / "image.sif"
         written = write_sif(
@@ -88,6 +93,19 @@ def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
         record = {**record, "sif_sha256": written.sif_sha256, "sif_size_bytes": size_bytes}
         store.add(record)
     return record
+
+
+def _check_environment_files(squashfs: Path) -> None:
+    """Errors: PostTrainingError when Singularity would silently ignore variables in this image."""
+    listed = run_tool(["unsquashfs", "-ls", squashfs, *_ENVIRONMENT_FILES]).splitlines()
+    for name in _ENVIRONMENT_FILES:
+        if not any(line.endswith(f"/{name}") for line in listed):
+            raise PostTrainingError(
+                f"/{name} is not in the image",
+                where=str(squashfs),
+                hint="Singularity takes the image's variables and --env from there; "
+                "containers/cpu/Dockerfile writes both files",
+            )
 
 
 def make_squashfs(root: Path, target: Path) -> None:
