@@ -31,6 +31,7 @@ from post_training.data.rows import COMPLETION, BadRow, Conversation, Message
 ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
 # Of a preference row, which has these in place of branches (preference_rows.py).
 SIDES = ("chosen", "rejected")
+_BEGINNING = f'{{"{ID}": "'.encode()  # as branch_row has it
 # Columns that hold a prompt and nothing else; what else a row has goes into original_metadata.
 _OF_THE_PROMPT = ("messages", "prompt", "instruction", "input", "system", "tools")
 
@@ -102,6 +103,15 @@ def row_line(row: dict[str, Any]) -> bytes:
         raise BadRow("malformed", "a text holds half a character (lone surrogate)") from None
     except ValueError as error:  # JSON has no number for it
         raise BadRow("malformed", str(error).lower()) from None
+
+
+def row_id(line: bytes) -> str:
+    """The conversation_id of a line that `row_line` wrote, most of which need not be parsed."""
+    if line.startswith(_BEGINNING):
+        text = line[len(_BEGINNING) : line.index(b'"', len(_BEGINNING))]
+        if b"\\" not in text:
+            return text.decode()
+    return json.loads(line)[ID]
 
 
 def _with_own_names(value: dict[str, Any], found: Format) -> dict[str, Any]:

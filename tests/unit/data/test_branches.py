@@ -9,6 +9,7 @@ from post_training.data.branches import (
     conversations_of,
     new_branch,
     prompt_of,
+    row_id,
     row_line,
 )
 from post_training.data.config import DatasetConfig
@@ -150,3 +151,11 @@ def test_row_line_refuses_what_json_can_not_hold():
         row_line({"text": "\ud800"})
     with pytest.raises(BadRow, match="not json compliant"):
         row_line({"reward": float("nan")})
+
+
+@pytest.mark.parametrize("given", ["plain", 'a "quoted" \\ one', "ü ☃ \u2028", "conversation_id"])
+def test_row_id_is_read_without_the_rest(given):
+    row = {"conversation_id": given, "initial_prompt": USER, "conversation_branches": []}
+    assert row_id(row_line(converted(row))) == given
+    # A stage may move it.
+    assert row_id(row_line({"conversation_branches": [], "conversation_id": given})) == given

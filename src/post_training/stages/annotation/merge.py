@@ -6,13 +6,12 @@ or moved is found, whoever did it.
 """
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from typing import Any
 
 from post_training.core.files import atomic_directory, write_atomic, write_json
-from post_training.data.branches import BRANCHES, ID, SIDES, row_line
+from post_training.data.branches import ID, row_id
 from post_training.data.rows import BadRow, Place
 from post_training.data.verdicts import Verdicts
 from post_training.models.reference import Reference
@@ -41,10 +40,9 @@ def merge(
         with Verdicts(on_error, rejects) as verdicts, open(folder / ROWS, "wb") as file:
             for chunk in plan.chunks:
                 record = read_chunk_record(plan, chunk)
-                content, num_branches_here = _checked(plan, chunk, record, verdicts)
-                file.write(content)
+                file.write(_checked(plan, chunk, record, verdicts))
                 num_rows += record["num_rows"]
-                num_branches += num_branches_here
+                num_branches += record["num_branches"]
                 num_tokens += record["timing"]["num_tokens"]
                 seconds += record["timing"]["seconds"]
         counts: dict[str, Any] = {"num_rows": num_rows, "num_branches": num_branches}
@@ -70,10 +68,8 @@ def merge(
     }
 
 
-def _checked(
-    plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts
-) -> tuple[bytes, int]:
-    """The chunk's bytes, and how many branches its rows have."""
+def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts) -> bytes:
+    """The chunk's bytes."""
     try:
         content = rows_path(plan, chunk).read_bytes()
     except FileNotFoundError:
@@ -81,28 +77,27 @@ def _checked(
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
         raise broken(plan, chunk, "has other bytes than were written")
     inputs = plan.read_input(chunk)
-    ids = [row[ID] for row in inputs]
+    ids = [row_id(line) for line in inputs]
     assert ids_sha256(ids) == chunk.ids_sha256
     rejected = {each[ID] for each in record["rejected"]}
-    rows = [json.loads(line) for line in content.splitlines()]
-    found = [row[ID] for row in rows]
+    found = [row_id(line) for line in content.splitlines()]
     expected = [row_id for row_id in ids if row_id not in rejected]
     if found != expected:
         raise broken(plan, chunk, _difference(found, expected))
     for each in record["rejected"]:
-        row = inputs[each["row"] - 1 - chunk.first_row]
+        line = inputs[each["row"] - 1 - chunk.first_row]
         bad = BadRow(each["reason"], f"{each[ID]}: {each['problem']}")
         place = Place(str(plan.folder / INPUT), each["row"])
-        verdicts.reject(place, bad, row_line(row).rstrip())
-    return content, sum(len(row.get(BRANCHES, SIDES)) for row in rows)
+        verdicts.reject(place, bad, line.rstrip())
+    return content
 
 
 def _difference(found: list[str], expected: list[str]) -> str:
     """Of two lists that are not equal; expected has each id once."""
     counts = Counter(found)
-    for row_id in expected:
-        if counts[row_id] != 1:
-            return f"has row {row_id} twice" if counts[row_id] else f"has lost row {row_id}"
+    for missing in expected:
+        if counts[missing] != 1:
+            return f"has row {missing} twice" if counts[missing] else f"has lost row {missing}"
     if strange := set(found) - set(expected):
         return f"has a row it was not given, {min(strange)}"
     return "has its rows in another order"

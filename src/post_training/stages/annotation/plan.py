@@ -11,13 +11,11 @@ Who comes later must be of the same run, or is refused with the setting that dif
 
 import fcntl
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_file, read_json, write_json
@@ -72,8 +70,8 @@ class Plan:
         """What the chunk's output is made from, in one hash."""
         return sha256_value([self.identity, chunk.number, chunk.sha256])
 
-    def read_input(self, chunk: Chunk) -> list[dict[str, Any]]:
-        """Errors: PostTrainingError when it is no longer what was planned."""
+    def read_input(self, chunk: Chunk) -> list[bytes]:
+        """The chunk's lines. Errors: PostTrainingError when they are not what was planned."""
         path = self.folder / INPUT
         with open(path, "rb") as file:
             file.seek(chunk.start)
@@ -84,7 +82,7 @@ class Plan:
                 where=str(path),
                 hint="remove the run folder, and begin anew",
             )
-        return [json.loads(line) for line in content.splitlines()]
+        return content.splitlines(keepends=True)
 
 
 def ids_sha256(ids: list[str]) -> str:

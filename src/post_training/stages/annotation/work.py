@@ -4,13 +4,14 @@ A row that makes the annotator fail is found by halving and rejected, so that th
 chunk live; under data.on_error: fail it ends the stage, with the row's name.
 """
 
+import json
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
-from post_training.data.branches import ID, row_line
+from post_training.data.branches import BRANCHES, ID, SIDES, row_line
 from post_training.data.rows import BadRow
 from post_training.data.verdicts import MEANT
 from post_training.stages.annotation.annotator import Annotator, Row
@@ -116,16 +117,17 @@ class Worker:
             self._seen.add(chunk.number)
 
     def _annotate(self, chunk: Chunk) -> None:
-        inputs = self.plan.read_input(chunk)
+        inputs = [json.loads(line) for line in self.plan.read_input(chunk)]
         if self._annotator is None:
             self._annotator = self.make_annotator()
         started_at, tokens_before = time.monotonic(), self._annotator.num_tokens
-        lines = _Attempt(self, self._annotator, chunk).annotate(inputs)
+        attempt = _Attempt(self, self._annotator, chunk)
+        lines = attempt.annotate(inputs)
         timing = {
             "seconds": time.monotonic() - started_at,
             "num_tokens": self._annotator.num_tokens - tokens_before,
         }
-        write_chunk(self.plan, chunk, inputs, lines, timing)
+        write_chunk(self.plan, chunk, inputs, lines, attempt.num_branches, timing)
 
     def _log(self, chunk: Chunk, text: str) -> None:
         with open(log_path(self.plan, chunk), "a", encoding="utf-8") as file:
@@ -134,12 +136,14 @@ class Worker:
 
 @dataclass
 class _Attempt:
-    """At one chunk. num_failures: rows that failed since one didn't."""
+    """At one chunk. num_failures: rows that failed since one didn't. num_branches: of the rows
+    that were done."""
 
     worker: Worker
     annotator: Annotator
     chunk: Chunk
     num_failures: int = 0
+    num_branches: int = 0
 
     def annotate(self, rows: list[Row]) -> list[bytes | BadRow]:
         """Each row's line, or why there is none. Errors: PostTrainingError."""
@@ -173,6 +177,7 @@ class _Attempt:
                     raise output
                 assert output[ID] == row[ID], f"{row[ID]} became {output[ID]}"
                 lines.append(row_line(output))
+                self.num_branches += len(output.get(BRANCHES, SIDES))
             except BadRow as bad:
                 if self.worker.on_error == "fail" and bad.reason not in MEANT:
                     raise PostTrainingError(
