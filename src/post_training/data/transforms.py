@@ -12,31 +12,24 @@ file's content is part of the recipe, so it can't import files beside it. It is 
 every process that asks for one of its functions.
 """
 
-import types
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from post_training.config.faults import nearest
+<<<<<<< HEAD
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+=======
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.data.function_files import FunctionFiles
+>>>>>>> fde9f49 (entrypoint rewards: reward models by their own template, functions by name, refused where they would judge something else)
 from post_training.data.rows import BadRow
 
 Object = dict[str, Any]
 Function = Callable[[Object], Object | list[Object] | None]
 
-# Of the file that is being executed.
-_registered: dict[str, Function] = {}
-
-
-def register_transform(name: str) -> Callable[[Function], Function]:
-    def register(function: Function) -> Function:
-        if name in _registered:
-            raise UsageError(f"transform {name!r} is registered twice")
-        _registered[name] = function
-        return function
-
-    return register
+_FILES = FunctionFiles("transform")
+register_transform = _FILES.register
 
 
 class Transform:
@@ -83,50 +76,12 @@ def find_transform(name: str, paths: Sequence[Path]) -> Transform:
     return transforms[name]
 
 
-@cache
 def load_transforms(paths: tuple[Path, ...]) -> dict[str, Transform]:
     """Execute the files; every function that they register, by name. Once in a process.
 
     Errors: UsageError for a file that fails or registers nothing, and for a name used twice.
     """
-    transforms: dict[str, Transform] = {}
-    for path in paths:
-        for name, function in _functions_of(path).items():
-            if name in transforms:
-                problem = f"transform {name!r} is registered by {transforms[name].path} too"
-                raise UsageError(problem, where=str(path))
-            transforms[name] = Transform(name, path, function)
-    return transforms
-
-
-def _functions_of(path: Path) -> dict[str, Function]:
-    module = types.ModuleType(path.stem)
-    module.__file__ = str(path)
-    _registered.clear()
-    try:
-        code = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"can't be read: {error.strerror}".lower(), where=str(path)) from None
-    try:
-        # Not by import, which would leave a __pycache__ beside it and could take a stale one.
-        exec(compile(code, path, "exec"), module.__dict__)
-    except UsageError as error:
-        raise UsageError(error.problem, where=str(path)) from None
-    except Exception as error:
-        problem = f"can't be loaded: {type(error).__name__}: {error}"
-        raise UsageError(" ".join(problem.split()), where=_place(path, error)) from error
-    if not _registered:
-        hint = "mark its functions with @register_transform"
-        raise UsageError("registers no transform", where=str(path), hint=hint)
-    return dict(_registered)
-
-
-def _place(path: Path, error: BaseException) -> str:
-    """`file.py:LINE`: the last line of the file that the error passed through."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"{path}:{line}" if line else str(path)
+    return {
+        name: Transform(name, path, function)
+        for name, (path, function) in _FILES.load(paths).items()
+    }

@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
@@ -35,9 +40,42 @@ def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTraine
 
     Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
     """
+    model = _load(AutoModelForCausalLM, path, dtype, attn_implementation)
+    _check_generation(path, model)
+    check_dropout(model, attn_implementation)
+    return model
+
+
+def load_reward_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTrainedModel:
+    """A sequence-classification model with one output, a number: `model.score` of a state.
+
+    Errors: as of load_model; PostTrainingError for a model with several outputs.
+    """
+    settings = read_model_settings(path)
+    # With a new head, transformers would give a language model rewards drawn at random.
+    architectures = settings.get("architectures") or ["none"]
+    if not architectures[0].endswith("ForSequenceClassification"):
+        raise PostTrainingError(
+            f"not a reward model: its architecture is {architectures[0]}, must be one "
+            "ForSequenceClassification",
+            where=str(path),
+            hint="train one with `entrypoint reward-model`",
+        )
+    model = _load(AutoModelForSequenceClassification, path, dtype, attn_implementation)
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise PostTrainingError(
+            f"not a reward model: it must give one number (its outputs: {model.config.num_labels})",
+            where=str(path),
+        )
+    return model
+
+
+def _load(
+    auto_class: type[Any], path: Path, dtype: str, attn_implementation: str
+) -> PreTrainedModel:
     read_model_settings(path)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class.from_pretrained(
             path,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
@@ -51,8 +89,6 @@ def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTraine
             f"the model can't be loaded: {_first_line(error)}", where=str(path)
         ) from None
     _check_complete(path, info)
-    _check_generation(path, model)
-    check_dropout(model, attn_implementation)
     return model
 
 

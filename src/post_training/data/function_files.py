@@ -1,0 +1,81 @@
+"""Python files of the user's whose functions register themselves, by name.
+
+The file's content is part of the recipe, so it can't import files beside it. It is executed anew in
+every process that asks for one of its functions, once.
+"""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from post_training.core.errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class FunctionFiles:
+    """Functions of one kind. what: the word for them; `@register_<what>` marks one."""
+
+    def __init__(self, what: str):
+        self._what = what
+        self._registered: dict[str, Callable[..., Any]] = {}  # of the file that is executed
+        self._loaded: dict[tuple[Path, ...], dict[str, tuple[Path, Callable[..., Any]]]] = {}
+
+    def register(self, name: str) -> Callable[[Function], Function]:
+        def register(function: Function) -> Function:
+            if name in self._registered:
+                raise UsageError(f"{self._what} {name!r} is registered twice")
+            self._registered[name] = function
+            return function
+
+        return register
+
+    def load(self, paths: tuple[Path, ...]) -> dict[str, tuple[Path, Callable[..., Any]]]:
+        """{name: (file, function)} of all the files.
+
+        Errors: UsageError for a file that fails or registers nothing, and for a name used twice.
+        """
+        if paths in self._loaded:
+            return self._loaded[paths]
+        found: dict[str, tuple[Path, Callable[..., Any]]] = {}
+        for path in paths:
+            for name, function in self._functions_of(path).items():
+                if name in found:
+                    problem = f"{self._what} {name!r} is registered by {found[name][0]} too"
+                    raise UsageError(problem, where=str(path))
+                found[name] = path, function
+        self._loaded[paths] = found
+        return found
+
+    def _functions_of(self, path: Path) -> dict[str, Callable[..., Any]]:
+        module = types.ModuleType(path.stem)
+        module.__file__ = str(path)
+        self._registered.clear()
+        try:
+            code = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"can't be read: {error.strerror}".lower(), where=str(path)) from None
+        try:
+            # Not by import, which would leave a __pycache__ beside it and could take a stale one.
+            exec(compile(code, path, "exec"), module.__dict__)
+        except UsageError as error:
+            raise UsageError(error.problem, where=str(path)) from None
+        except Exception as error:
+            problem = f"can't be loaded: {type(error).__name__}: {error}"
+            raise UsageError(" ".join(problem.split()), where=_place(path, error)) from error
+        if not self._registered:
+            hint = f"mark its functions with @register_{self._what}"
+            raise UsageError(f"registers no {self._what}", where=str(path), hint=hint)
+        return dict(self._registered)
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """`file.py:LINE`: the last line of the file that the error passed through."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{path}:{line}" if line else str(path)
