@@ -17,12 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.faults import nearest
-<<<<<<< HEAD
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
-=======
-from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.function_files import FunctionFiles
->>>>>>> fde9f49 (entrypoint rewards: reward models by their own template, functions by name, refused where they would judge something else)
 from post_training.data.rows import BadRow
 
 Object = dict[str, Any]

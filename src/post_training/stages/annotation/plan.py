@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_file, read_json, write_json
