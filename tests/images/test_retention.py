@@ -93,6 +93,7 @@ def test_gc_removes_only_what_nothing_names_and_only_with_delete(store, gc, tmp_
         ("runs/a/run.json", "sqsh_sha256"),
         ("runs/model/artifact.json", "sqsh_sha256"),
         ("runs/queued/slurm/environment.toml", "sqsh_sha256"),
+        ("runs/queued/slurm/job.sh", "oci_digest"),
         ("edf/mine.toml", "sqsh_sha256"),
     ],
 )

@@ -26,7 +26,8 @@ from post_training.core.files import write_json
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.images.store import ImageStore, digests
 
-_RUN_FILES = {"run.json", ARTIFACT_RECORD, "environment.toml"}
+# environment.toml or, on a site of Singularity's, job.sh: what a submitted run will start in.
+_RUN_FILES = {"run.json", ARTIFACT_RECORD, "environment.toml", "job.sh"}
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
