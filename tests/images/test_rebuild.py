@@ -30,7 +30,7 @@ def test_rebuild_of_the_image_from_its_commit_is_identical(committed_image, post
     os.umask(old_umask)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"identical: {record['oci_digest']}, squashfs {digest}\n"
-    assert not list(store.folder.glob(".rebuild-*"))
+    assert not list(store.folder.glob(".work-*"))
     listed = subprocess.run(
         ["git", "worktree", "list"], cwd=checkout, capture_output=True, text=True, check=True
     ).stdout
@@ -133,7 +133,7 @@ def test_rebuild_without_the_sources_is_refused(
     )
     assert done.returncode == 2
     assert problem in done.stderr
-    assert not list(store.folder.glob(".rebuild-*"))
+    assert not list(store.folder.glob(".work-*"))
 
 
 @pytest.mark.parametrize(

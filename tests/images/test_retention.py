@@ -147,6 +147,14 @@ def test_gc_removes_leftovers_and_bases_of_no_image(store, gc, tmp_path):
     assert (store.folder / locked).exists()
 
 
+def test_gc_removes_the_work_of_a_killed_rebuild_and_not_of_a_live_one(store, gc, tmp_path):
+    write(store.folder / ".work-killed/.live", "")
+    with store.work_folder() as live:
+        gc(tmp_path / "runs", "--delete")
+        assert {path.name for path in store.folder.glob(".work-*")} == {live.name}
+    assert not list(store.folder.glob(".work-*"))
+
+
 def test_show_of_a_removed_image_says_how_to_have_it_again(store, gc, post_training, tmp_path):
     gc(tmp_path / "runs", "--delete")
     done = post_training("image", "show", "0105050505", "--store", store.folder)

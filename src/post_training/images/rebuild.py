@@ -23,7 +23,6 @@ from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore
 from post_training.images.trees import differing_paths
 
-_TEMPORARY = ".rebuild-"
 _MOST_PATHS = 10
 
 
@@ -38,10 +37,8 @@ def rebuild(
     checkout = record["checkout"]
     if checkout is None:
         raise UsageError("the image was not built from a git checkout, so its sources are unknown")
-    store.folder.mkdir(parents=True, exist_ok=True)
     # In the store: as large as an image, and files of the store can be linked.
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
-        folder = Path(temporary)
+    with store.work_folder() as folder:
         with worktree(repository, checkout["commit"], folder / "checkout") as sources:
             if checkout["dirty"]:
                 _check_changes_are_elsewhere(record, sources)

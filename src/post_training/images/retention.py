@@ -123,12 +123,14 @@ def remove(store: ImageStore, decided: Plan) -> None:
 
 
 def _leftovers(store: ImageStore, records: list[dict[str, Any]], bases: set[str]) -> Iterator[Path]:
-    """Of killed pushes and builds (none runs: the store is locked); bases no image is made of."""
+    """Of killed pushes and builds (none runs: the store is locked) and rebuilds; bases no image is
+    made of."""
     known = {path for record in records for path in store.files(record)}
     for pattern in ("sha256-*.sqsh", "sha256-*.sif"):
         yield from (path for path in store.folder.glob(pattern) if path not in known)
     yield from store.folder.glob(".push-*")
     yield from store.folder.glob(".build-*")
+    yield from store.abandoned_work()
     for path in (store.folder / "bases").glob("*"):
         if path.name.startswith("sha256-") and path.stem.removeprefix("sha256-") not in bases:
             yield path

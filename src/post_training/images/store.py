@@ -14,6 +14,8 @@ The record is the truth; the index is derived and may be deleted.
 import fcntl
 import json
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,8 @@ _INDEX_KEYS = (
     *("size_bytes", "pushed"),
 )
 _SHORTEST_PREFIX = 8
+_WORK = ".work-"
+_WORK_STARTS_S = 60
 
 
 def default_store() -> Path:
@@ -68,6 +72,21 @@ class ImageStore:
         with open(self.folder / ".lock", "w") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def work_folder(self) -> Iterator[Path]:
+        """A folder in the store for work that does not lock it, removed at the end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=_WORK, dir=self.folder) as folder,
+            open(Path(folder) / ".live", "w") as file,
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield Path(folder)
+
+    def abandoned_work(self) -> list[Path]:
+        """Work folders whose process was killed."""
+        return [path for path in self.folder.glob(f"{_WORK}*") if not _is_live(path)]
 
     def records(self) -> list[dict[str, Any]]:
         """Every image's record, the last pushed first."""
@@ -177,6 +196,17 @@ class ImageStore:
     def verify(self, record: dict[str, Any]) -> list[Verification]:
         """Hash the image's files again, whole, and compare."""
         return [_verify(path) for path in self.files(record)]
+
+
+def _is_live(work_folder: Path) -> bool:
+    try:
+        with open(work_folder / ".live") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # Made this moment, or killed in the moment after.
+        return time.time() - work_folder.stat().st_mtime < _WORK_STARTS_S
+    return False
 
 
 def _verify(path: Path) -> Verification:
