@@ -128,10 +128,15 @@ def _make_base(lock: BaseLock, store: ImageStore) -> Base:
         _say(f"  {line}")
     if moved and snapshot_is_reachable(lock.snapshot):
         _say(f"making it from the snapshot of {lock.snapshot}")
-        then_sha256, then_packages = _bootstrap(lock.include, store, snapshot=lock.snapshot)
-        if then_sha256 == lock.sha256:
-            return Base(then_sha256, _base_path(store, then_sha256), then_packages, [])
-        _say(f"the snapshot's base is {then_sha256}, not the locked {lock.sha256}")
+        try:
+            then_sha256, then_packages = _bootstrap(lock.include, store, snapshot=lock.snapshot)
+        except PostTrainingError as error:
+            # The service limits how much one machine may fetch; that must not end a build.
+            _say(str(error))
+        else:
+            if then_sha256 == lock.sha256:
+                return Base(then_sha256, _base_path(store, then_sha256), then_packages, [])
+            _say(f"the snapshot's base is {then_sha256}, not the locked {lock.sha256}")
     _say("going on with the moved base; the image's record says `base: unlocked`")
     return Base(sha256, _base_path(store, sha256), packages, moved or ["other bytes"])
 

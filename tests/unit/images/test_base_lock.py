@@ -155,6 +155,15 @@ def test_base_snapshot_of_other_versions_is_not_taken(recipe, store, debian, sna
     assert base.moved == ["bash 1 -> 2"]
 
 
+def test_base_snapshot_that_fails_half_way_does_not_end_the_build(
+    recipe, store, debian, snapshot_service, capsys
+):
+    debian.mirror(bash="2", dash="1")  # The snapshot has nothing, and mmdebstrap fails.
+    base = ensure_base(recipe, store)
+    assert base.moved == ["bash 1 -> 2"]
+    assert "mmdebstrap failed with exit code 1" in capsys.readouterr().err
+
+
 def test_base_damaged_in_the_store_is_refused(recipe, store):
     base = ensure_base(recipe, store)
     base.file.write_bytes(base.file.read_bytes()[:-1] + b"x")
