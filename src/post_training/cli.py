@@ -207,6 +207,16 @@ def build_app() -> Any:
 
         print(render_command.render(image, site, form, store, repository), end="")
 
+    @edf.command("check")
+    def edf_check(
+        environment: Annotated[str, typer.Argument(help="NAME, NAME.toml or a path, as for srun.")],
+        repository: Repository = Path("."),
+    ) -> None:
+        """Tell every fault of an EDF at once, without running it; exit 2 where there is one."""
+        from post_training.images import commands
+
+        commands.check(environment, repository)
+
     @edf.command("run")
     def edf_run() -> None:
         """Run a command in an EDF's image: `edf run NAME -- COMMAND …`."""

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import UsageError
+from post_training.core.credentials import find_credentials
+from post_training.core.errors import ConfigError, UsageError
 from post_training.images import retention
 from post_training.images.base import ensure_base
 from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity
-from post_training.images.edf import edf_folders
+from post_training.images.edf import edf_folders, find_edf
+from post_training.images.edf_check import check_edf
 from post_training.images.lock import lock_recipe
 from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
@@ -46,7 +48,9 @@ def push(name: str, site: str, store_folder: Path | None, repository: Path) -> N
     store, site_path = open_store(store_folder), site_file(site, repository)
     record = _ensure_pushed(name, store, repository)
     rendered = install_edf(
-        render_edf(site_path, record, store), repository, edf_folders(os.environ)[0]
+        render_edf(site_path, record, store, credentials=find_credentials(os.environ)),
+        repository,
+        edf_folders(os.environ)[0],
     )
     _say(f"EDF: {rendered}")
     print(store.image_path(record["sqsh_sha256"]))
@@ -180,6 +184,16 @@ def verify(reference: str, store_folder: Path | None) -> int:
         if status == "corrupt":
             _say(f"error: {path}: sha256 is {found}, expected {expected}")
     return 0 if all(each.status == "ok" for each in verified) else 1
+
+
+def check(environment: str, repository: Path) -> None:
+    """Errors: ConfigError with every fault."""
+    cwd = Path.cwd()
+    env = {**os.environ, "PWD": str(cwd)}
+    path = find_edf(environment, env, cwd)
+    if faults := check_edf(path, env, cwd, read_releases(repository.resolve())):
+        raise ConfigError(faults)
+    print(f"ok: {path}")
 
 
 def _say(text: str) -> None:

@@ -109,6 +109,16 @@ def load_edf(
     sources_are_here: whether the sources of its mounts must exist on this machine.
     Errors: ConfigError with every fault found, each as `file: key: what`.
     """
+    edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
+    if faults:
+        raise ConfigError(faults)
+    return edf
+
+
+def examine_edf(
+    path: Path, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
+) -> tuple[Edf, list[str]]:
+    """As load_edf: what could be read of it, and every fault."""
     faults: list[str] = []
     merged = _merge_parents(path, env, cwd, faults, chain=())
     expanded = _expand(merged, env, str(path), faults)
@@ -125,9 +135,7 @@ def load_edf(
     image = expanded.get("image", "")
     if not image:
         faults.append(f"{path}: image: missing")
-    if faults:
-        raise ConfigError(faults)
-    return Edf(
+    edf = Edf(
         path=path,
         image=image,
         workdir=expanded.get("workdir"),
@@ -138,6 +146,7 @@ def load_edf(
         env=expanded.get("env", {}),
         annotations=expanded.get("annotations", {}),
     )
+    return edf, faults
 
 
 def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from post_training.core.credentials import FoundCredentials
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.images.edf import merge_edf
 from post_training.images.store import ImageStore
 
+NO_CREDENTIALS = FoundCredentials()
 RENDERED_NAME = "post-training.toml"
 
 
@@ -37,21 +39,33 @@ def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
 
 
 def render_edf(
-    site_file: Path, record: Mapping[str, Any], store: ImageStore, image: Path | None = None
+    site_file: Path,
+    record: Mapping[str, Any],
+    store: ImageStore,
+    image: Path | None = None,
+    credentials: FoundCredentials = NO_CREDENTIALS,
 ) -> str:
     """The EDF's text. Variables of the site file stay: they are expanded where it runs.
 
-    image: the file that runs; the squashfs unless given.
+    image: the file that runs; the squashfs unless given. credentials: token files to mount.
     """
     site = merge_edf(site_file, os.environ, Path.cwd())
     image = image or store.image_path(record["sqsh_sha256"])
-    environment = {**site.get("env", {}), **image_environment(record, image)}
+    environment = {
+        **dict(credentials.variables),
+        **site.get("env", {}),
+        **image_environment(record, image),
+    }
     keys: dict[str, Any] = {
         "image": str(image),
         "workdir": site.get("workdir"),
         "entrypoint": site.get("entrypoint", False),
         "writable": site.get("writable", True),
-        "mounts": [*site.get("mounts", []), f"{store.folder}:{store.folder}:ro"],
+        "mounts": [
+            *site.get("mounts", []),
+            f"{store.folder}:{store.folder}:ro",
+            *credentials.mounts,
+        ],
         "devices": site.get("devices"),
     }
     header = (

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from post_training.core.credentials import find_credentials
 from post_training.core.errors import UsageError
 from post_training.images.edf import edf_folders
 from post_training.images.render import install_edf, render_edf, site_file
@@ -26,10 +27,11 @@ def render(
     store = ImageStore(store_folder or default_store())
     record = store.find(reference)
     launcher = _launcher(site)
+    credentials = find_credentials(os.environ)
     if (form or launcher.kind) == "singularity":
-        return render_script(site, launcher, path, record, store)
+        return render_script(site, launcher, path, record, store, credentials)
     image = sif_of(record, store) if launcher.kind == "singularity" else None
-    return render_edf(path, record, store, image)
+    return render_edf(path, record, store, image, credentials)
 
 
 def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from post_training.core.credentials import FoundCredentials
 from post_training.core.errors import UsageError
 from post_training.images.edf import merge_edf
-from post_training.images.render import image_environment
+from post_training.images.render import NO_CREDENTIALS, image_environment
 from post_training.images.store import ImageStore
 from post_training.launch.site import Launcher
 
@@ -52,6 +53,7 @@ def render_script(
     site_file: Path,
     record: Mapping[str, Any],
     store: ImageStore,
+    credentials: FoundCredentials = NO_CREDENTIALS,
 ) -> str:
     """A script that runs its arguments in the image: `./run.sh entrypoint sft cfg.yaml`.
 
@@ -60,12 +62,24 @@ def render_script(
     """
     image = sif_of(record, store)
     edf = merge_edf(site_file, os.environ, Path.cwd())
-    variables = {**edf.get("env", {}), **image_environment(record, image)}
-    mounts = [*edf.get("mounts", []), f"{store.folder}:{store.folder}:ro"]
+    variables = {
+        **dict(credentials.variables),
+        **edf.get("env", {}),
+        **image_environment(record, image),
+    }
+    mounts = [
+        *edf.get("mounts", []),
+        f"{store.folder}:{store.folder}:ro",
+        *credentials.mounts,
+    ]
     words = singularity_words(launcher, mounts, edf.get("workdir", "${PWD}"), str(image))
     lines = [
         "#!/bin/bash",
+<<<<<<< HEAD
         f"# {record['name']} {record['version']} for the site {site_name!r}: give it a command.",
+=======
+        f"# {record['name']} {record['version']} for the site {site_name!r}: run COMMAND …",
+>>>>>>> 7bb8817 (edf check tells every fault at once; token files are mounted by path and refused when others can read them)
         "# Rendered: edit the site's file in edf/ and render it again instead.",
         "set -euo pipefail",
         *(f"export {ENV_PREFIX}{name}={shell_word(value)}" for name, value in variables.items()),

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from post_training.config.load import load_config, resolved_yaml
 from post_training.config.model import Role, settings_by_role
 from post_training.config.recipe import changed_settings, recipe_hash
+from post_training.core.credentials import check_named_files
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.core.hashing import fingerprint, sha256_file, sha256_value
@@ -59,6 +60,7 @@ def execute(request: Request) -> int:
     """Run the stage in this process, or in one process per device; the exit code."""
     stage = find_stage(request.stage)
     config = load_config(stage.load_config_class(), request.config_path, request.overrides).config
+    check_named_files(os.environ)
     launch = detect_launch(os.environ)
     if launch is None:
         num_processes = config.num_processes or _num_local_devices()

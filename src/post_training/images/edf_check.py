@@ -1,0 +1,133 @@
+"""`post-training edf check FILE`: every fault of an EDF at once, before a job waits in a queue.
+
+What the engine would refuse (keys, variables, mounts), what its successor would
+(https://github.com/sarus-suite/raster), and what would make a run wrong without a word: a secret
+in [env], an image that is not the pinned or the released one, a network setting that corrupts data.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.images.edf import Edf, examine_edf, merge_edf
+from post_training.images.verify import image_digest
+
+PROFILE = "POST_TRAINING_NETWORK_PROFILE"
+ALLOW_LL128 = "POST_TRAINING_ALLOW_LL128"
+_PIN = "POST_TRAINING_IMAGE_"
+_PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
+_BARE = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
+_HARMLESS_NAME = re.compile(r"_(PATH|FILE|DIR|URL)$|TOKENIZERS?_", re.IGNORECASE)
+# Of Hugging Face, GitHub, GitLab, OpenAI and its like, AWS, Slack; and a name with a password in an
+# address.
+_SECRET_VALUE = re.compile(
+    r"hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
+    r"|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,}|://[^/\s:@]+:[^/\s@]+@"
+)
+
+
+def check_edf(
+    path: Path, env: Mapping[str, str], cwd: Path, releases: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """One line a fault, `file: key: what`; empty when all is well.
+
+    releases: the entries of containers/images.lock.
+    """
+    try:
+        edf, faults = examine_edf(path, env, cwd)
+    except PostTrainingError as error:
+        return [str(error).split("\nhint: ")[0]]
+    here = [*_style(path, env, cwd), *secrets_in(edf.env), *network_faults(edf.env)]
+    if edf.image:
+        here += _image(edf, cwd, releases)
+    return [*faults, *(f"{path}: {fault}" for fault in here)]
+
+
+def secrets_in(variables: Mapping[str, str]) -> list[str]:
+    """A line for each variable that looks like a secret; never its value."""
+    hint = "is exported and printed by tools: mount a token file and name its path"
+    return [
+        f"env.{name}: holds a secret, and [env] {hint}"
+        for name, value in variables.items()
+        if _SECRET_VALUE.search(value)
+        or (value and _SECRET_NAME.search(name) and not _HARMLESS_NAME.search(name))
+    ]
+
+
+def network_faults(variables: Mapping[str, str]) -> list[str]:
+    """LL128 corrupts data silently on GH200 with Slingshot: https://github.com/NVIDIA/nccl/issues/2001"""
+    profile = variables.get(PROFILE, "")
+    if not profile.startswith("alps-") or variables.get(ALLOW_LL128) == "1":
+        return []
+    protocols = variables.get("NCCL_PROTO")
+    names = (protocols or "").removeprefix("^").split(",")
+    # `^` begins a list of what is not to be used.
+    if protocols and ("LL128" in names) == protocols.startswith("^"):
+        return []
+    return [
+        f"env.NCCL_PROTO: must be ^LL128 on Alps, where LL128 corrupts data silently (got "
+        f"{protocols!r}); {ALLOW_LL128}=1 lifts this, and the record says so"
+    ]
+
+
+def _style(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
+    try:
+        merged = merge_edf(path, env, cwd)
+    except PostTrainingError:
+        return []  # Told already.
+    faults = []
+    for index, text in enumerate(merged.get("mounts", [])):
+        if not _BARE.fullmatch(text):
+            faults.append(
+                f"mounts[{index}]: {text!r}: the engine's successor refuses a bare path: write "
+                f"{text}:{text}"
+            )
+    if "entrypoint" not in merged:
+        faults.append("entrypoint: not written: its default differs between the engines")
+    return faults
+
+
+def _image(edf: Edf, cwd: Path, releases: Sequence[Mapping[str, Any]]) -> list[str]:
+    pins = {name: edf.env.get(f"{_PIN}{name}") for name in _PINS}
+    faults = [f"env.{_PIN}{name}: missing" for name, value in pins.items() if not value]
+    if faults:
+        return [*faults, "image: not pinned: `post-training edf render` writes what is missing"]
+    image = cwd / edf.image
+    if str(image) != pins["PATH"]:
+        faults.append(f"env.{_PIN}PATH: is {pins['PATH']}, image is {edf.image}")
+    is_sif = image.suffix == ".sif"
+    expected = edf.env.get(f"{_PIN}SIF_SHA256") if is_sif else pins["SQSH_SHA256"]
+    try:
+        found = image_digest(image).sha256
+    except PostTrainingError as error:
+        return [*faults, f"image: {error.problem}: {image}"]
+    if found != expected:
+        faults.append(f"image: its sha256 is {found}, pinned is {expected}")
+    return [*faults, *_contradictions(image, pins, releases)]
+
+
+def _contradictions(
+    image: Path, pins: Mapping[str, str | None], releases: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Where the pins are not those of the image's record, or the record not the release's."""
+    beside = image.with_name(f"sha256-{pins['SQSH_SHA256']}.json")
+    if not beside.exists():
+        return []  # A copy of the file alone: its own sha256 was compared.
+    record = json.loads(beside.read_text())
+    faults = [
+        f"env.{_PIN}{key.upper()}: is {pins[key.upper()]}, the image's record has {record[key]}"
+        for key in ("oci_digest", "input_hash")
+        if pins[key.upper()] != record[key]
+    ]
+    for entry in releases:
+        same = all(entry[key] == record.get(key) for key in ("name", "version", "platform"))
+        if same and entry["oci_digest"] != record["oci_digest"]:
+            faults.append(
+                f"image: is {record['oci_digest']}, but {entry['name']} {entry['version']} is "
+                f"released as {entry['oci_digest']} (containers/images.lock)"
+            )
+    return faults

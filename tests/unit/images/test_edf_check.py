@@ -1,0 +1,163 @@
+"""Every fault of an EDF at once: of its form, its secrets, its network, its image."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from post_training.core.hashing import sha256_text
+from post_training.images.edf import merge_edf
+from post_training.images.edf_check import check_edf, network_faults, secrets_in
+from post_training.images.render import RENDERED_NAME, render_edf
+from post_training.images.store import ImageStore
+
+REPOSITORY = Path(__file__).parents[3]
+SITES = sorted(p for p in (REPOSITORY / "edf").glob("*.toml") if p.name != RENDERED_NAME)
+IMAGE = "the bytes of an image"
+DIGEST = sha256_text(IMAGE)
+RECORD = {
+    "name": "cpu", "version": "1.2.3", "platform": "linux/amd64", "input_hash": "1" * 64,
+    "oci_digest": "sha256:" + "2" * 64, "sqsh_sha256": DIGEST,
+}  # fmt: skip
+
+
+@pytest.fixture
+def rendered(tmp_path, monkeypatch) -> Path:
+    """An EDF rendered from the laptop's file for an image in a store."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = ImageStore(tmp_path / "store")
+    store.folder.mkdir()
+    store.image_path(DIGEST).write_text(IMAGE)
+    store.record_path(DIGEST).write_text(json.dumps(RECORD))
+    path = tmp_path / "x.toml"
+    path.write_text(render_edf(REPOSITORY / "edf/laptop.toml", RECORD, store))
+    return path
+
+
+def check(path: Path, releases=(), **env: str) -> list[str]:
+    found = check_edf(path, {"PWD": str(path.parent), **env}, path.parent, releases)
+    return [line.removeprefix(f"{path}: ") for line in found]
+
+
+def test_check_rendered_edf_has_no_fault(rendered):
+    assert check(rendered) == []
+
+
+def test_check_tells_every_fault_at_once(rendered):
+    text = rendered.read_text().replace("entrypoint = false\n", 'wrkdir = "/x"\n')
+    text = text.replace("mounts = [", 'mounts = ["/gone:/gone", "/usr", "${NOT_SET}:/x", "a:b:c", ')
+    text += 'HF_TOKEN = "hf_planted0planted0planted"\n'
+    text = text.replace(f'SQSH_SHA256 = "{DIGEST}"', f'SQSH_SHA256 = "{"0" * 64}"')
+    rendered.write_text(text)
+    faults = check(rendered)
+    for start in (
+        "wrkdir: unknown key, did you mean 'workdir'?",
+        "mounts[2]: undefined variable NOT_SET",
+        "mounts[0]: source does not exist: /gone",
+        "mounts[3]: ",
+        "env.HF_TOKEN: holds a secret",
+        f"image: its sha256 is {DIGEST}, pinned is {'0' * 64}",
+    ):
+        assert [line for line in faults if line.startswith(start)], (start, faults)
+    assert "planted" not in "\n".join(faults)
+
+
+def test_check_bare_mount_and_unwritten_entrypoint_are_told(rendered):
+    text = rendered.read_text().replace("entrypoint = false\n", "")
+    rendered.write_text(text.replace("mounts = [", 'mounts = ["/usr", '))
+    assert check(rendered) == [
+        "mounts[0]: '/usr': the engine's successor refuses a bare path: write /usr:/usr",
+        "entrypoint: not written: its default differs between the engines",
+    ]
+
+
+def test_check_image_without_pins_or_with_another_record_is_told(rendered, tmp_path):
+    text = rendered.read_text()
+    rendered.write_text(text.replace("2" * 64, "9" * 64))
+    assert check(rendered) == [
+        f"env.POST_TRAINING_IMAGE_OCI_DIGEST: is sha256:{'9' * 64}, the image's record has "
+        f"sha256:{'2' * 64}"
+    ]
+    lines = [line for line in text.splitlines() if "IMAGE_INPUT_HASH" not in line]
+    rendered.write_text("\n".join(lines))
+    assert check(rendered)[0] == "env.POST_TRAINING_IMAGE_INPUT_HASH: missing"
+
+
+def test_check_image_that_is_not_the_released_one_is_told(rendered):
+    assert check(rendered, [RECORD]) == []
+    other = {**RECORD, "oci_digest": "sha256:" + "7" * 64}
+    [fault] = check(rendered, [{**other, "version": "1.2.2"}, other])
+    assert f"cpu 1.2.3 is released as sha256:{'7' * 64}" in fault
+
+
+def test_check_missing_image_and_broken_toml_are_one_line_each(rendered, tmp_path):
+    (tmp_path / f"store/sha256-{DIGEST}.sqsh").unlink()
+    assert [line for line in check(rendered) if line.startswith("image: no such image")]
+    rendered.write_text("image = [")
+    [fault] = check(rendered)
+    assert "not valid TOML" in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_TOKEN", "anything"),
+        ("WANDB_API_KEY", "0" * 40),
+        ("MY_PASSWORD", "opensesame"),
+        ("HARMLESS", "hf_abcdefghijklmnopqrstuvwxyz"),
+        ("PIP_INDEX_URL", "https://me:word@index.example/simple"),
+    ],
+)
+def test_secrets_in_env_are_named_and_not_shown(name, value):
+    [line] = secrets_in({name: value, "LANG": "C"})
+    assert line.startswith(f"env.{name}: holds a secret")
+    assert value not in line.replace(name, "")
+
+
+def test_secrets_paths_and_settings_are_none():
+    harmless = {
+        "HF_TOKEN_PATH": "/run/x", "WANDB_API_KEY_FILE": "/run/y", "HF_TOKEN": "",
+        "TOKENIZERS_PARALLELISM": "false", "POST_TRAINING_IMAGE_SQSH_SHA256": "3" * 64,
+    }  # fmt: skip
+    assert secrets_in(harmless) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_fault"),
+    [
+        ({"NCCL_PROTO": "^LL128"}, False),
+        ({"NCCL_PROTO": "Simple"}, False),
+        ({}, True),
+        ({"NCCL_PROTO": ""}, True),
+        ({"NCCL_PROTO": "LL,LL128,Simple"}, True),
+        ({"NCCL_PROTO": "^LL"}, True),
+        ({"POST_TRAINING_ALLOW_LL128": "1"}, False),
+    ],
+)
+def test_network_ll128_on_alps_is_a_fault_unless_lifted(variables, is_fault):
+    alps = {"POST_TRAINING_NETWORK_PROFILE": "alps-cscs", **variables}
+    assert bool(network_faults(alps)) is is_fault
+    assert network_faults({"POST_TRAINING_NETWORK_PROFILE": "lumi-shs-ccl", **variables}) == []
+
+
+@pytest.mark.parametrize("path", SITES, ids=lambda path: path.stem)
+def test_site_file_has_no_fault_of_its_own(path):
+    merged = merge_edf(path, {}, path.parent)
+    assert network_faults(merged["env"]) == []
+    assert secrets_in(merged["env"]) == []
+    assert merged["env"]["POST_TRAINING_SITE"] == path.stem
+    assert "entrypoint" in merged
+    assert merged["writable"] is False
+    assert all(":" in mount for mount in merged["mounts"])
+
+
+def test_check_command_tells_faults_and_exits_2(rendered, cli, tmp_path):
+    done = subprocess.run([cli, "edf", "check", rendered], cwd=tmp_path, capture_output=True,
+                          text=True)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"ok: {rendered}\n"), done.stderr
+    rendered.write_text(rendered.read_text() + 'HF_TOKEN = "x"\nWANDB_API_KEY = "y"\n')
+    done = subprocess.run([cli, "edf", "check", rendered], cwd=tmp_path, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "error"]
