@@ -328,6 +328,10 @@ def build_app() -> Any:
             Path | None,
             typer.Option(metavar="CHECKOUT", help="Run a copy of this checkout's sources."),
         ] = None,
+        chain: Annotated[
+            int,
+            typer.Option(min=1, help="Jobs that go on from each other, where none is requeued."),
+        ] = 1,
         dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
     ) -> None:
         """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
@@ -348,6 +352,7 @@ def build_app() -> Any:
             environment,
             max_failures=max_failures,
             dev=dev,
+            num_chained=chain,
             dry_run=dry_run,
         )
 

@@ -33,6 +33,12 @@ def test_sbatch_script_of_an_array_of_workers_is_the_golden_file(golden):
     golden("slurm/clariden-workers.sh", sbatch_script(workers, site))
 
 
+def test_sbatch_script_of_a_chain_is_the_golden_file(golden):
+    site = load_site("laptop", {})
+    chained = replace(job("/work/runs/one", site), is_chained=True)
+    golden("slurm/laptop-chain.sh", sbatch_script(chained, site))
+
+
 def test_sbatch_script_of_an_odd_path_is_the_golden_file(golden):
     site = load_site("laptop", {})
     odd = """/work/it's "odd" $HOME;#%j größe"""

@@ -6,6 +6,7 @@
     anything else that a run says of itself                   final: it would fail the same way
     more than max_failures counted                            final
 
+Where a node is suspected of a counted failure, the next attempt leaves it out, if it can.
 The count begins anew when a checkpoint, or a chunk, was written since the last failure. A worker of
 an array has a record (RUN/workers/I) and a count of its own. It runs inside the image and not with
 the login node's Python: what was submitted decides, and every site has it.
@@ -13,16 +14,22 @@ the login node's Python: what was submitted decides, and every site has it.
 
 import argparse
 import contextlib
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import UsageError, report
+from post_training.core.errors import Interrupted, UsageError, report
 from post_training.core.files import read_json, write_json
+from post_training.launch.suspected_node import (
+    last_attempt,
+    suspected_node,
+    was_out_of_memory,
+)
 from post_training.records.run_record import LAUNCH_FOLDER, read_record
 
 SCHEMA = "post-training/failures/1"
@@ -49,18 +56,24 @@ class Tally:
 @dataclass(frozen=True)
 class Step:
     """A step that ended. exit_code: srun's, not 0. attempts: of the run's record, all of them.
-    checkpoint: how far the run is now (`_progress`)."""
+    checkpoint: how far the run is now (`_progress`). printed: by the attempt, into the job's log.
+    nodes: of the job, as Slurm writes them."""
 
     exit_code: int
     attempts: Sequence[dict[str, Any]]
     checkpoint: str | None
+    printed: str = ""
+    nodes: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """suspect: the node that the next attempt should not have."""
+
     again: bool
     reason: str
     tally: Tally
+    suspect: str | None = None
 
 
 def judge(step: Step, tally: Tally, max_failures: int) -> Verdict:
@@ -80,10 +93,15 @@ def judge(step: Step, tally: Tally, max_failures: int) -> Verdict:
     if step.exit_code == 128 + signal.SIGUSR1 and has_progressed:
         return verdict(True, f"stopped before the wall time, at {step.checkpoint}", 0)
     num_failures += 1
-    reason = f"{_passing_reason(step.exit_code, attempt)}: failure {num_failures}"
+    passing = _passing_reason(step, attempt)
+    # Nobody's node is at fault when the time was over, or somebody ended the step.
+    ended = step.exit_code in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    suspect = None if ended else suspected_node(step.printed, step.nodes)
+    reason = f"{passing}{f' (suspected: {suspect})' if suspect else ''}: failure {num_failures}"
     if num_failures > max_failures:
         return verdict(False, f"{reason}, and {max_failures} may be tried again", num_failures)
-    return verdict(True, f"{reason} of {max_failures} that may be tried again", num_failures)
+    again = verdict(True, f"{reason} of {max_failures} that may be tried again", num_failures)
+    return replace(again, suspect=suspect)
 
 
 def _final_reason(exit_code: int, attempt: dict[str, Any] | None) -> str | None:
@@ -101,11 +119,14 @@ def _final_reason(exit_code: int, attempt: dict[str, Any] | None) -> str | None:
     return f"the run failed: {_first_line(reason)}"
 
 
-def _passing_reason(exit_code: int, attempt: dict[str, Any] | None) -> str:
+def _passing_reason(step: Step, attempt: dict[str, Any] | None) -> str:
+    exit_code = step.exit_code
     if exit_code == 128 + signal.SIGUSR1:
         return "stopped before the wall time, without a new checkpoint"
     if attempt is not None and attempt["status"] == "failed":
         return _first_line(attempt["reason"])
+    if was_out_of_memory(step.printed):
+        return "killed for its memory by the node"
     if exit_code > 128:
         return f"killed by signal {exit_code - 128}"
     if attempt is None:
@@ -148,25 +169,46 @@ def _progress(run_dir: Path) -> str | None:
     return f"chunk {num_chunks}" if num_chunks else None
 
 
+def _start(attempts: Sequence[dict[str, Any]]) -> str:
+    """`go`, or `stop` when the last attempt was cancelled: that is meant for all of a chain."""
+    if attempts and attempts[-1]["reason"] == str(Interrupted("SIGTERM", signal.SIGTERM)):
+        print("stopped: the attempt before was cancelled", file=sys.stderr)
+        return "stop"
+    return "go"
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Print `again` or `stop`, say why on stderr, and keep the count in RUN/slurm."""
+    """Print `again`, and the suspected node, or `stop`; say why on stderr; keep the count. With
+    --start: `go` or `stop`."""
     # The wall time's warning goes to every step, and this one has to end by itself.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("max_failures", type=int)
-    parser.add_argument("--exit-code", type=int, required=True)
+    moment = parser.add_mutually_exclusive_group(required=True)
+    moment.add_argument("--exit-code", type=int, help="of the stage's step")
+    moment.add_argument("--start", action="store_true", help="may the next of a chain begin?")
+    parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--worker", type=int)
     options = parser.parse_args(arguments)
     record, name = options.run_dir, "failures.json"
     if options.worker is not None:
         record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
+    if options.start:
+        print(_start(_attempts(record)))
+        return 0
     path = options.run_dir / LAUNCH_FOLDER / name
-    step = Step(options.exit_code, _attempts(record), _progress(options.run_dir))
+    step = Step(
+        options.exit_code,
+        _attempts(record),
+        _progress(options.run_dir),
+        last_attempt(options.log),
+        os.environ.get("SLURM_JOB_NODELIST", ""),
+    )
     verdict = judge(step, read_tally(path), options.max_failures)
     write_tally(path, verdict.tally)
     print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
-    print("again" if verdict.again else "stop")
+    print(f"again {verdict.suspect or ''}".strip() if verdict.again else "stop")
     return 0
 
 

@@ -34,12 +34,14 @@ def show_log(run_dir: Path, *, worker: int | None, num_lines: int, follow: bool)
             "no log: the run was not submitted, and its words went to its terminal",
             where=str(run_dir),
         )
-    name = f"slurm-{job_ids[0]}.out"
-    if worker is not None:
-        if len(job_ids) == 1:
-            raise UsageError("the run has no workers", where=str(run_dir))
-        name = f"slurm-{job_ids[1]}_{worker}.out"
-    path = run_dir / LAUNCH_FOLDER / name
+    folder = run_dir / LAUNCH_FOLDER
+    if worker is None:
+        started = [path for i in job_ids if (path := folder / f"slurm-{i}.out").exists()]
+        path = max(started, key=os.path.getmtime, default=folder / f"slurm-{job_ids[0]}.out")
+    elif not (folder / "workers.sh").exists():
+        raise UsageError("the run has no workers", where=str(run_dir))
+    else:
+        path = folder / f"slurm-{job_ids[1]}_{worker}.out"
     if not path.exists() and not follow:
         raise UsageError("not there: the job has not started", where=str(path))
     print(f"==> {path}", file=sys.stderr, flush=True)

@@ -38,7 +38,8 @@ class Container:
 class Job:
     """A stage to be run. folder: RUN/slurm, which holds config.yaml and environment.toml.
     container: on a site without EDFs. name: what the queue shows. num_workers: the job is an array
-    of so many that share the run's chunks. All paths are absolute."""
+    of so many that share the run's chunks. is_chained: further jobs of the run wait behind it, and
+    none is requeued. All paths are absolute."""
 
     stage: str
     run_dir: Path
@@ -47,6 +48,7 @@ class Job:
     container: Container | None = None
     name: str | None = None
     num_workers: int | None = None
+    is_chained: bool = False
 
     @property
     def folder(self) -> Path:
@@ -89,6 +91,7 @@ def sbatch_script(job: Job, site: Site) -> str:
         *(f"{_IMAGE_BIN}/venv/bin/python", "-I", "-m", "post_training.launch.outcome"),
         *(str(job.run_dir), str(job.max_failures)),
     ]
+    again = _again(job, site)
     return "\n".join(
         [
             "#!/bin/bash",
@@ -99,10 +102,13 @@ def sbatch_script(job: Job, site: Site) -> str:
             "",
             *_array("stage", stage),
             *_array("verdict", verdict),
-            *(_WORKER if job.num_workers else _WHOLE)
-            .format(folder=shlex.quote(str(job.folder)), num_workers=job.num_workers)
-            .splitlines(),
-            _BODY.format(again=_REQUEUE if scheduler.requeue else _NO_REQUEUE),
+            *_names(job),
+            _BODY.format(
+                suspect="suspect" if again is _REQUEUE else "_",
+                over="    end_chain\n" if job.is_chained else "",
+                again=again,
+                otherwise="end_chain\n" if job.is_chained else "",
+            ),
         ]
     )
 
@@ -110,13 +116,27 @@ def sbatch_script(job: Job, site: Site) -> str:
 _WHOLE = """\
 job=$SLURM_JOB_ID
 tally={folder}/failures.json
+verdict+=(--log {folder}/"slurm-$job.out")
 """
 # Slurm gives one task of an array the number of the whole array as its job id.
 _WORKER = """\
 job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 tally={folder}/failures-$SLURM_ARRAY_TASK_ID.json
 stage+=("workers.index=$SLURM_ARRAY_TASK_ID" workers.count={num_workers})
-verdict+=(--worker "$SLURM_ARRAY_TASK_ID")
+verdict+=(--log {folder}/"slurm-$job.out" --worker "$SLURM_ARRAY_TASK_ID")
+"""
+# The file has the chain's ids, one a line. A job of it starts however the one before it ended.
+_CHAIN = """\
+chain={folder}/chain
+end_chain() {{
+    local behind
+    mapfile -t behind < <(sed "0,/^$SLURM_JOB_ID\\$/d" "$chain")
+    ((${{#behind[@]}} == 0)) || scancel "${{behind[@]}}"
+}}
+if [[ $SLURM_JOB_ID != "$(head -n 1 "$chain")" && $("${{verdict[@]}}" --start) != go ]]; then
+    end_chain
+    exit 1
+fi
 """
 _BODY = """\
 
@@ -128,17 +148,50 @@ is_running() {{ [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]];
 code=$?
 if ((code == 0)); then
     rm -f "$tally"
+{over}\
     exit 0
 fi
 is_running || exit "$code"
-next=$("${{verdict[@]}}" --exit-code "$code")
+read -r next {suspect} <<<"$("${{verdict[@]}}" --exit-code "$code")"
 if [[ $next == again ]] && is_running; then
-    {again}
+{again}\
 fi
+{otherwise}\
 exit "$code"
 """
-_REQUEUE = 'scontrol requeue "$job"'
-_NO_REQUEUE = "echo 'not requeued, as the site has it: submit the same again to go on' >&2"
+_REQUEUE = """\
+    left=0
+    if [[ -n $suspect ]]; then
+        without=$(squeue --noheader --jobs="$job" --format=%x)
+        [[ $without == "(null)" ]] && without=$suspect || without+=,$suspect
+        left=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N \\
+            --states=idle,allocated,mixed,completing | sort --unique |
+            grep -cvxFf <(scontrol show hostnames "$without"))
+    fi
+    # Requeueing ends this shell, and only then can the job be told which nodes to leave out.
+    trap '' TERM
+    scontrol requeue "$job"
+    ((left < SLURM_JOB_NUM_NODES)) || scontrol update "JobId=$job" "ExcNodeList=$without"
+"""
+_NO_REQUEUE = """\
+    echo 'not requeued, as the site has it: submit the same again to go on' >&2
+"""
+# The next of the chain goes on.
+_LEAVE_TO_THE_NEXT = """\
+    exit "$code"
+"""
+
+
+def _names(job: Job) -> list[str]:
+    text = (_WORKER if job.num_workers else _WHOLE) + (_CHAIN if job.is_chained else "")
+    folder = shlex.quote(str(job.folder))
+    return text.format(folder=folder, num_workers=job.num_workers).splitlines()
+
+
+def _again(job: Job, site: Site) -> str:
+    if job.is_chained:
+        return _LEAVE_TO_THE_NEXT
+    return _REQUEUE if site.scheduler.requeue else _NO_REQUEUE
 
 
 def _directives(job: Job, site: Site) -> list[str]:
@@ -166,7 +219,8 @@ def _directives(job: Job, site: Site) -> list[str]:
         for name, value in options.items()
         if value is not None
     ]
-    words += ["--requeue" if scheduler.requeue else "--no-requeue", *scheduler.options]
+    requeue = scheduler.requeue and not job.is_chained
+    words += ["--requeue" if requeue else "--no-requeue", *scheduler.options]
     return [f"#SBATCH {word}" for word in words]
 
 

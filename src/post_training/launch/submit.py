@@ -5,6 +5,7 @@ RUN/slurm/config.yaml        the whole configuration, defaults and overrides in 
           job.sh             what Slurm got
           workers.sh         the array that goes before it, where several workers share the chunks
           dev/ dev.json      with --dev: the sources, and their commit and diff
+          chain              the ids of a chain's jobs, in order
           submission.json    the jobs' ids and who asked for them, with what
           slurm-ID.out       what a job prints, all attempts one after another
           failures.json      failures since the last progress (launch/outcome.py)
@@ -52,7 +53,8 @@ _SUBMISSION = "submission.json"
 class Request:
     """What was asked for. config: resolved, with an absolute run_dir. command: as it was typed.
     name: of the job, in the queue. after: jobs that must have succeeded. num_workers: jobs that
-    share the work, before the one that ends it."""
+    share the work, before the one that ends it. num_chained: jobs of which each goes on where the
+    one before it was stopped."""
 
     stage: str
     config: Config
@@ -66,6 +68,7 @@ class Request:
     name: str | None = None
     after: tuple[str, ...] = ()
     num_workers: int | None = None
+    num_chained: int = 1
 
     def after_jobs(self, job_ids: tuple[str, ...]) -> "Request":
         return replace(self, after=job_ids)
@@ -90,21 +93,11 @@ def submit(request: Request) -> str:
         for path in folder.glob("failures-*.json"):
             path.unlink()
         write_tally(folder / "failures.json", current_tally(request.run_dir))
-        workers_job_id = None
-        after = [f"afterok:{job_id}" for job_id in request.after]
-        if request.num_workers is not None:
-            workers_job_id = _sbatch(folder / "workers.sh", after)
-            after = [f"afterany:{workers_job_id}"]
-        try:
-            job_id = _sbatch(folder / "job.sh", after)
-        except PostTrainingError:
-            if workers_job_id is not None:
-                cancel([workers_job_id])
-            raise
+        job_id, *others = _queue(request, folder)
         submission = {
             "schema": SCHEMA,
             "job_id": job_id,
-            "workers_job_id": workers_job_id,
+            "other_job_ids": others,
             "site": request.site_name,
             "command": ["post-training", *request.command],
             "working_dir": str(Path.cwd()),
@@ -112,6 +105,29 @@ def submit(request: Request) -> str:
         }
         write_json(folder / _SUBMISSION, submission)
     return job_id
+
+
+def _queue(request: Request, folder: Path) -> list[str]:
+    """The ids: of the job, then of its workers' array; of a chain, in its order. All or none."""
+    after = [f"afterok:{job_id}" for job_id in request.after]
+    queued: list[str] = []
+    try:
+        if request.num_workers is not None:
+            queued.append(_sbatch(folder / "workers.sh", after))
+            after = [f"afterany:{queued[0]}"]
+        if request.num_chained == 1:
+            return [_sbatch(folder / "job.sh", after), *queued]
+        # The first one must not start before it can know who is behind it.
+        queued.append(_sbatch(folder / "job.sh", after, hold=True))
+        for _ in range(request.num_chained - 1):
+            queued.append(_sbatch(folder / "job.sh", [f"afterany:{queued[-1]}"]))
+        write_atomic(folder / "chain", "".join(f"{job_id}\n" for job_id in queued))
+        run_tool(["scontrol", "release", queued[0]])
+    except PostTrainingError:
+        if queued:
+            cancel(queued)
+        raise
+    return queued
 
 
 def preview(request: Request) -> str:
@@ -148,7 +164,13 @@ def _plan(request: Request) -> dict[str, str]:
     else:
         container = _container(edf, extra)
     job = Job(
-        request.stage, request.run_dir, Path.cwd(), request.max_failures, container, request.name
+        request.stage,
+        request.run_dir,
+        Path.cwd(),
+        request.max_failures,
+        container,
+        request.name,
+        is_chained=request.num_chained > 1,
     )
     files["job.sh"] = sbatch_script(job, request.site)
     if request.num_workers is not None:
@@ -207,13 +229,13 @@ def read_queue() -> dict[str, QueuedJob]:
 
 
 def submitted_jobs(run_dir: Path) -> list[str]:
-    """The ids of the jobs of the run's last submission, the last to run first."""
+    """The ids of the jobs of the run's last submission: the job, then its workers' array; of a
+    chain, in its order."""
     try:
         submission = read_json(run_dir / LAUNCH_FOLDER / _SUBMISSION, SCHEMA)
     except FileNotFoundError:
         return []
-    ids = (submission["job_id"], submission.get("workers_job_id"))
-    return [job_id for job_id in ids if job_id is not None]
+    return [submission["job_id"], *submission["other_job_ids"]]
 
 
 def cancel(job_ids: Sequence[str]) -> None:
@@ -250,7 +272,7 @@ def _freeze_checkout(checkout: Path, folder: Path) -> None:
     write_json(folder / "dev.json", describe_changes(checkout))
 
 
-def _sbatch(script: Path, after: Sequence[str] = ()) -> str:
+def _sbatch(script: Path, after: Sequence[str] = (), *, hold: bool = False) -> str:
     # One that can never start should not wait forever.
     words = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     # In the shell of another job its variables would count before the script's own lines.
@@ -260,7 +282,7 @@ def _sbatch(script: Path, after: Sequence[str] = ()) -> str:
         if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SBATCH_"))
     }
     answer = run_tool(
-        ["sbatch", "--parsable", *words, script],
+        ["sbatch", "--parsable", *words, *(["--hold"] if hold else []), script],
         env=env,
         hint=f"is it this site, partition and account? {shlex.quote(str(script))} is the script",
     )

@@ -26,9 +26,11 @@ class StageConfig(Config):
     """run_dir: the run folder. num_processes: local processes, when no launcher started us.
     num_threads: CPU threads of each process; by default, its share of the machine's cores.
 
-    ranks_count: whether the number of processes changes what comes out, and so is identity."""
+    ranks_count: whether the number of processes changes what comes out, and so is identity.
+    continues: whether what was stopped is gone on from, and not begun over."""
 
     ranks_count: ClassVar[bool] = True
+    continues: ClassVar[bool] = False
 
     run_dir: Annotated[Path | None, Role.PLACEMENT] = None
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = None

@@ -21,6 +21,7 @@ def submit_stage(
     *,
     max_failures: int,
     dev: Path | None,
+    num_chained: int,
     dry_run: bool,
 ) -> None:
     """Print the job's id; with dry_run, the files that it would read. site: its name, and what of
@@ -30,6 +31,11 @@ def submit_stage(
     config = load_config(stage.load_config_class(), config_path, overrides).config
     loaded = load_site(site_name, changes)
     run_dir = _run_dir(config, config_path)
+    if num_chained > 1 and not config.continues:
+        raise UsageError(
+            f"--chain: {stage.name} begins over each time it is stopped",
+            hint="give it the --time that it needs",
+        )
     if loaded.scheduler.num_tasks > 1:
         config.check_ranks(loaded.scheduler.num_tasks)
     request = Request(
@@ -42,6 +48,7 @@ def submit_stage(
         max_failures,
         dev and dev.absolute(),
         sys.argv[1:],
+        num_chained=num_chained,
     )
     if dry_run:
         print(preview(request), end="")

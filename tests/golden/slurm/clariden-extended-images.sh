@@ -55,6 +55,7 @@ verdict=(
 )
 job=$SLURM_JOB_ID
 tally=/work/runs/one/slurm/failures.json
+verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
@@ -67,8 +68,19 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-next=$("${verdict[@]}" --exit-code "$code")
+read -r next suspect <<<"$("${verdict[@]}" --exit-code "$code")"
 if [[ $next == again ]] && is_running; then
+    left=0
+    if [[ -n $suspect ]]; then
+        without=$(squeue --noheader --jobs="$job" --format=%x)
+        [[ $without == "(null)" ]] && without=$suspect || without+=,$suspect
+        left=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N \
+            --states=idle,allocated,mixed,completing | sort --unique |
+            grep -cvxFf <(scontrol show hostnames "$without"))
+    fi
+    # Requeueing ends this shell, and only then can the job be told which nodes to leave out.
+    trap '' TERM
     scontrol requeue "$job"
+    ((left < SLURM_JOB_NUM_NODES)) || scontrol update "JobId=$job" "ExcNodeList=$without"
 fi
 exit "$code"

@@ -54,7 +54,7 @@ verdict=(
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 tally=/work/runs/one/slurm/failures-$SLURM_ARRAY_TASK_ID.json
 stage+=("workers.index=$SLURM_ARRAY_TASK_ID" workers.count=8)
-verdict+=(--worker "$SLURM_ARRAY_TASK_ID")
+verdict+=(--log /work/runs/one/slurm/"slurm-$job.out" --worker "$SLURM_ARRAY_TASK_ID")
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
@@ -67,8 +67,19 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-next=$("${verdict[@]}" --exit-code "$code")
+read -r next suspect <<<"$("${verdict[@]}" --exit-code "$code")"
 if [[ $next == again ]] && is_running; then
+    left=0
+    if [[ -n $suspect ]]; then
+        without=$(squeue --noheader --jobs="$job" --format=%x)
+        [[ $without == "(null)" ]] && without=$suspect || without+=,$suspect
+        left=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N \
+            --states=idle,allocated,mixed,completing | sort --unique |
+            grep -cvxFf <(scontrol show hostnames "$without"))
+    fi
+    # Requeueing ends this shell, and only then can the job be told which nodes to leave out.
+    trap '' TERM
     scontrol requeue "$job"
+    ((left < SLURM_JOB_NUM_NODES)) || scontrol update "JobId=$job" "ExcNodeList=$without"
 fi
 exit "$code"

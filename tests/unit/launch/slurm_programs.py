@@ -25,6 +25,7 @@ echo "$id;cluster"
 """
 PROGRAMS = {
     "sbatch": SBATCH,
+    "scontrol": 'echo "$@" >>"$(dirname "$0")/scontrol-words"\n',
     "squeue": 'cat "$(dirname "$0")/queue"\n',
     "scancel": 'echo "$@" >>"$(dirname "$0")/cancelled"\n',
 }

@@ -1,5 +1,6 @@
 """What may be tried again, and what is final."""
 
+import os
 import subprocess
 import sys
 
@@ -133,11 +134,12 @@ def test_current_tally_is_of_the_run_as_it_is(tmp_path):
     assert current_tally(tmp_path) == Tally(0, 2, "checkpoint-4")
 
 
-def ask(run_dir, exit_code: int, *words: str) -> tuple[str, str]:
+def ask(run_dir, exit_code: int | None, *words: str, nodes: str = "nid[1-2]") -> tuple[str, str]:
+    moment = ["--start"] if exit_code is None else ["--exit-code", str(exit_code)]
     done = subprocess.run(
         [sys.executable, "-m", "post_training.launch.outcome", run_dir, "1",
-         "--exit-code", str(exit_code), *words],
-        capture_output=True, text=True, check=True,
+         *moment, "--log", run_dir / "log", *words],
+        env={**os.environ, "SLURM_JOB_NODELIST": nodes}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout, done.stderr
 
@@ -169,3 +171,61 @@ def test_current_tally_of_a_chunked_stage_counts_its_chunks(tmp_path):
     for name in ("000000.json", "000001.json", "000001.jsonl", "000002.jsonl", "manifest.json"):
         (tmp_path / "chunks" / name).touch()
     assert current_tally(tmp_path).checkpoint == "chunk 2"
+
+
+LOG = """\
+srun: error: nid7: task 0: Killed
+trying again: killed by signal 9 (suspected: nid7): failure 1 of 9 that may be tried again
+training
+srun: error: nid2: task 3: Killed
+srun: error: nid1: tasks 0-1: Terminated
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "nodes", "suspect"),
+    [
+        (LOG, "nid[1-2]", "nid2"),
+        (LOG + "srun: error: Node failure on nid5\n", "nid[1-5]", "nid5"),
+        ("words\n", "nid1", "nid1"),
+        ("words\n", "nid[1-2]", None),
+        ("words\n", "nid1,nid2", None),
+    ],
+)
+def test_outcome_names_the_node_of_this_attempts_first_failure(tmp_path, log, nodes, suspect):
+    write_run(tmp_path, KILLED)
+    (tmp_path / "log").write_text(log)
+    answer, told = ask(tmp_path, 137, nodes=nodes)
+    assert answer.split() == ["again", *([suspect] if suspect else [])]
+    assert f"killed by signal 9{f' (suspected: {suspect})' if suspect else ''}: " in told
+
+
+@pytest.mark.parametrize("exit_code", [138, 143])
+def test_outcome_suspects_no_node_when_somebody_ended_the_step(tmp_path, exit_code):
+    write_run(tmp_path, INTERRUPTED)
+    write_tally(tmp_path / "slurm/failures.json", Tally(0, 0, "checkpoint-4"))
+    assert ask(tmp_path, exit_code, nodes="nid1")[0] == "again\n"
+
+
+def test_outcome_out_of_memory_on_the_node_is_told_by_its_name(tmp_path):
+    write_run(tmp_path, KILLED)
+    (tmp_path / "log").write_text(
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have"
+        " been OOM Killed.\nsrun: error: nid2: task 0: Out Of Memory\n"
+    )
+    told = ask(tmp_path, 1)[1]
+    assert "trying again: killed for its memory by the node (suspected: nid2): failure 1" in told
+
+
+@pytest.mark.parametrize(
+    ("attempt", "answer"),
+    [
+        ({"status": "interrupted", "reason": "stopped by SIGTERM"}, "stop\n"),
+        (INTERRUPTED, "go\n"),
+        (KILLED, "go\n"),
+    ],
+)
+def test_outcome_next_of_a_chain_begins_unless_the_last_was_cancelled(tmp_path, attempt, answer):
+    write_run(tmp_path, attempt)
+    assert ask(tmp_path, None)[0] == answer
+    assert not (tmp_path / "slurm/failures.json").exists()

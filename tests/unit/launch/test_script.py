@@ -5,6 +5,7 @@ The step's exit code, the verdict and the job's state come from files, one line 
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,20 @@ case $* in
     *) exit "$(answer codes)" ;;
 esac
 """
-PROGRAMS = {"srun": SRUN, "squeue": "answer states\n", "scontrol": "exit 0\n"}
+SQUEUE = """\
+case $* in
+    *%x*) cat "$(dirname "$0")/excluded" ;;
+    *) answer states ;;
+esac
+"""
+SCONTROL = '[[ $1 != show ]] || tr , "\\n" <<<"$3"\n'
+PROGRAMS = {
+    "srun": SRUN,
+    "squeue": SQUEUE,
+    "scontrol": SCONTROL,
+    "sinfo": "printf 'n1\\nn2\\nn3\\nn1\\n'\n",
+    "scancel": "exit 0\n",
+}
 
 
 @pytest.fixture
@@ -40,6 +54,8 @@ def run(tmp_path):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
+    (programs / "excluded").write_text("(null)\n")
+
     def bash(code: int, states: list[str], verdict: str, **scheduler) -> tuple[int, list[str]]:
         site = load_site("laptop", {})
         site = site.model_copy(update={"scheduler": site.scheduler.model_copy(update=scheduler)})
@@ -48,8 +64,13 @@ def run(tmp_path):
         (tmp_path / "verdicts").write_text(f"{verdict}\n")
         (tmp_path / "calls").write_text("")
         done = subprocess.run(
-            ["bash", "-c", sbatch_script(job, site)],
-            env={"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"},
+            ["bash", "-c", sbatch_script(bash.job, site)],
+            env={
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "SLURM_JOB_ID": "77",
+                "SLURM_JOB_NUM_NODES": "2",
+                "SLURM_JOB_PARTITION": "main",
+            },
             capture_output=True, text=True,
         )  # fmt: skip
         bash.stderr = done.stderr
@@ -76,7 +97,8 @@ def test_script_stopped_before_the_wall_time_is_requeued_exactly_once(run):
 @pytest.mark.parametrize("code", [1, 137, 255])
 def test_script_failed_step_does_not_end_the_script_before_the_verdict(run, code):
     assert run(code, ["RUNNING", "RUNNING"], "again")[1][-1] == "scontrol"
-    assert run.words(3)[-3:] == ["3", "--exit-code", str(code)]
+    log = f"{run.job.folder}/slurm-77.out"
+    assert run.words(3)[-5:] == ["3", "--log", log, "--exit-code", str(code)]
 
 
 # In the seeds the script ended with `exit 0` after a failure.
@@ -98,6 +120,48 @@ def test_script_cancelled_during_the_verdict_has_no_successor(run):
 
 def test_script_verdict_that_cannot_be_had_is_final(run):
     assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", "srun"])
+
+
+def test_script_suspected_node_is_left_out_after_the_requeue(run):
+    calls = run(137, ["RUNNING", "RUNNING"], "again n2")[1]
+    assert calls[-2:] == ["scontrol", "scontrol"]
+    assert run.words(len(calls) - 1) == ["requeue", "77"]
+    assert run.words(len(calls)) == ["update", "JobId=77", "ExcNodeList=n2"]
+
+
+def test_script_suspected_node_is_kept_when_too_few_would_be_left(run, tmp_path):
+    (tmp_path / "bin/excluded").write_text("n1\n")
+    calls = run(137, ["RUNNING", "RUNNING"], "again n2")[1]
+    assert run.words(len(calls)) == ["requeue", "77"]
+    (tmp_path / "bin/excluded").write_text("n9\n")
+    calls = run(137, ["RUNNING", "RUNNING"], "again n2")[1]
+    assert run.words(len(calls)) == ["update", "JobId=77", "ExcNodeList=n9,n2"]
+
+
+def chained(run, job_id: str, before: str = "go", **how) -> tuple[int, list[str]]:
+    run.job = replace(run.job, is_chained=True)
+    ids = ["70", "77", "78", "79"] if job_id == "77" else ["77", "78", "79"]
+    (run.job.folder / "chain").write_text("".join(f"{i}\n" for i in ids))
+    return run(**how)
+
+
+def test_script_first_of_a_chain_leaves_the_rest_to_the_next(run):
+    code, calls = chained(run, "first", code=138, states=["RUNNING"] * 2, verdict="again")
+    assert (code, calls) == (138, ["srun", "squeue", "srun", "squeue"])
+
+
+@pytest.mark.parametrize(("code", "verdict"), [(0, "again"), (1, "stop"), (1, "")])
+def test_script_chain_ends_with_its_run(run, code, verdict):
+    done, calls = chained(run, "first", code=code, states=["RUNNING"] * 2, verdict=verdict)
+    assert (done, calls[-1]) == (code, "scancel")
+    assert run.words(len(calls)) == ["78", "79"]
+
+
+def test_script_next_of_a_chain_asks_first_and_ends_what_was_cancelled(run):
+    code, calls = chained(run, "77", code=0, states=["RUNNING"], verdict="stop")
+    assert (code, calls) == (1, ["srun", "scancel"])
+    assert run.words(1)[-1] == "--start"
+    assert run.words(2) == ["78", "79"]
 
 
 def test_script_site_without_requeue_says_so(run):

@@ -231,6 +231,36 @@ def test_submit_dev_copies_the_sources_and_mounts_the_copy(submit, tmp_path):
     assert targets["/run/post-training/dev.json"] == folder / "dev.json"
 
 
+def test_submit_chain_is_held_until_all_of_it_is_queued(submit, tmp_path):
+    done = submit("--chain=3", "--site=laptop")
+    assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr
+    script = tmp_path / "run/slurm/job.sh"
+    assert (tmp_path / "bin/sbatch-77").read_text() == f"--hold {script}\n"
+    for job_id in (78, 79):
+        words = f"--dependency=afterany:{job_id - 1} --kill-on-invalid-dep=yes {script}\n"
+        assert (tmp_path / f"bin/sbatch-{job_id}").read_text() == words
+    assert (tmp_path / "run/slurm/chain").read_text() == "77\n78\n79\n"
+    assert (tmp_path / "bin/scontrol-words").read_text() == "release 77\n"
+    assert "#SBATCH --no-requeue\n" in script.read_text()
+    again = submit(queue="79 PENDING Dependency\n")
+    assert "job 79 is already in the queue" in again.stderr
+
+
+def test_submit_chain_refused_in_its_middle_leaves_nothing_queued(submit, tmp_path):
+    (tmp_path / "refuse").write_text("78")
+    assert submit("--chain=3").returncode == 1
+    assert (tmp_path / "bin/cancelled").read_text() == "77\n"
+    assert not (tmp_path / "run/slurm/submission.json").exists()
+
+
+def test_submit_chain_of_a_stage_that_begins_over_is_refused(slurm_command, tmp_path):
+    (tmp_path / "mix.yaml").write_text("{data: {datasets: [{path: x.jsonl}]}, run_dir: run}")
+    command = ("submit", "mix", "mix.yaml", "--environment=./post-training.toml", "--chain=2")
+    done = slurm_command(*command)
+    assert done.returncode == 2
+    assert "--chain: mix begins over each time it is stopped" in done.stderr
+
+
 def test_submit_two_at_once_one_is_refused(submit, cli, tmp_path):
     """The first one's sbatch takes until the second has been refused."""
     sbatch = tmp_path / "bin/sbatch"

@@ -51,6 +51,7 @@ class ChunkedStageConfig(StageConfig):
     """
 
     ranks_count: ClassVar[bool] = False
+    continues: ClassVar[bool] = True
     keeps_pairs: ClassVar[bool] = False
 
     data: SourcesConfig

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -197,6 +197,8 @@ class LoggingConfig(Config):
 
 
 class TrainingStageConfig(StageConfig):
+    continues: ClassVar[bool] = True
+
     model: ModelConfig
     lora: LoraConfig | None = None
     training: TrainingConfig

@@ -1,0 +1,43 @@
+"""Which node may have made an attempt fail, from what srun and slurmstepd wrote into the job's log.
+
+    srun: error: Node failure on nid001
+    srun: error: nid002: task 5: Killed           the first task that failed, of several nodes
+    slurmstepd: error: Detected 1 oom_kill event  the node took the memory back
+
+The name is for the next attempt, which leaves the node out where others are free. Where nothing is
+said, the one node of a job is the suspect, and of several nodes none is.
+"""
+
+import re
+from pathlib import Path
+
+_LAST_BYTES = 1 << 20
+# launch/outcome.py writes it at the end of each attempt.
+_END_OF_ATTEMPT = "trying again: "
+_NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
+_FAILED_TASK = re.compile(r"^srun: error: ([^\s:]+): tasks? [^\s:]+: ", re.MULTILINE)
+_OUT_OF_MEMORY = re.compile(r"^slurmstepd: error: .*oom[-_ ]kill", re.MULTILINE | re.IGNORECASE)
+
+
+def last_attempt(log: Path) -> str:
+    """What the last attempt printed; of a long log, its end. Empty without a log."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LAST_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return text[text.rfind(f"\n{_END_OF_ATTEMPT}") + 1 :]
+
+
+def suspected_node(printed: str, job_nodes: str) -> str | None:
+    """job_nodes: as Slurm writes them, `nid[001-004]`."""
+    for pattern in (_NODE_FAILURE, _FAILED_TASK):
+        if match := pattern.search(printed):
+            return match[1]
+    return job_nodes if job_nodes and not set(job_nodes) & set("[,") else None
+
+
+def was_out_of_memory(printed: str) -> bool:
+    return _OUT_OF_MEMORY.search(printed) is not None

@@ -1,0 +1,80 @@
+#!/bin/bash
+# sft, written by `post-training submit`. A requeued job runs this again.
+# shellcheck disable=SC2016,SC2054  # every quoted word below stands for itself
+#SBATCH --job-name=sft-one
+#SBATCH --time=01:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --chdir=/work
+#SBATCH --output=/work/runs/one/slurm/slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@60
+#SBATCH --no-requeue
+
+cache=/tmp/post-training-$SLURM_JOB_ID
+export TRITON_CACHE_DIR="$cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
+export TORCH_EXTENSIONS_DIR="$cache/torch-extensions"
+export MIOPEN_USER_DB_PATH="$cache/miopen"
+export MIOPEN_CUSTOM_CACHE_DIR="$cache/miopen"
+
+stage=(
+    srun
+    --environment=/work/runs/one/slurm/environment.toml
+    --nodes=1
+    --ntasks-per-node=1
+    --cpus-per-task=1
+    --wait=60
+    --kill-on-bad-exit=0
+    entrypoint
+    sft
+    /work/runs/one/slurm/config.yaml
+    --skip-finished
+)
+verdict=(
+    srun
+    --environment=/work/runs/one/slurm/environment.toml
+    --nodes=1
+    --ntasks=1
+    --overlap
+    --time=5
+    /opt/post-training/venv/bin/python
+    -I
+    -m
+    post_training.launch.outcome
+    /work/runs/one
+    3
+)
+job=$SLURM_JOB_ID
+tally=/work/runs/one/slurm/failures.json
+verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
+chain=/work/runs/one/slurm/chain
+end_chain() {
+    local behind
+    mapfile -t behind < <(sed "0,/^$SLURM_JOB_ID\$/d" "$chain")
+    ((${#behind[@]} == 0)) || scancel "${behind[@]}"
+}
+if [[ $SLURM_JOB_ID != "$(head -n 1 "$chain")" && $("${verdict[@]}" --start) != go ]]; then
+    end_chain
+    exit 1
+fi
+
+# A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
+is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
+
+# No `set -e`: what comes after a failed step is what this script is for.
+"${stage[@]}"
+code=$?
+if ((code == 0)); then
+    rm -f "$tally"
+    end_chain
+    exit 0
+fi
+is_running || exit "$code"
+read -r next _ <<<"$("${verdict[@]}" --exit-code "$code")"
+if [[ $next == again ]] && is_running; then
+    exit "$code"
+fi
+end_chain
+exit "$code"
