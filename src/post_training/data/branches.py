@@ -134,6 +134,9 @@ def _prompt_and_answers(
             prompt, declared = read_side(value, found, "prompt", "user")
             answer, _ = read_side(value, found, "completion", "assistant")
             conversations = [_single_turn(prompt) + answer]
+        case "prompt":
+            prompt, declared = read_side(value, found, "prompt", "user")
+            conversations = [_single_turn(prompt)]
         case "alpaca":
             answer, _ = read_side(value, found, "output", "assistant")
             conversations = [read_instruction(value, found) + answer]

@@ -15,6 +15,8 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
     "preference": (("chosen", "rejected"), ("prompt", "system", "tools")),
     "swissai": (("initial_prompt", "conversation_branches"), ()),
+    # For annotation; only where the settings say so, since in training an answer is missing.
+    "prompt": (("prompt",), ("system", "tools")),
 }
 TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain")
 

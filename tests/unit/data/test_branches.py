@@ -54,6 +54,15 @@ def test_branch_row_of_each_format_has_one_prompt_and_id(row, answers):
     assert next(iter(result)) == "conversation_id"
 
 
+def test_branch_row_of_a_prompt_alone_has_no_branch():
+    row = converted({"question": "1 + 1?", "level": 2}, columns={"prompt": "question"})
+    assert prompt_of(row).messages == (Message("user", "1 + 1?"),)
+    assert row["conversation_branches"] == []
+    assert row["original_metadata"] == {"level": 2}
+    row = converted({"prompt": [USER], "completion": "2"}, format="prompt")
+    assert row["original_metadata"] == {"completion": "2"}
+
+
 def test_branch_row_reads_back_thoughts_calls_and_further_turns():
     messages = [
         {"role": "system", "content": "Be brief."},

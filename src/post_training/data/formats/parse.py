@@ -6,6 +6,7 @@
     text                all of it
     preference          the messages, or text, of chosen and rejected
     swissai             as messages, for each branch that is not for reference
+    prompt              nothing: it is for annotation
 
 Columns that a format doesn't name are ignored, but for the figures of a preference.
 """
@@ -46,6 +47,8 @@ def parse(
         case "text":
             column = found.columns["text"]
             return [Text(filled_text(required(value, column), column))]
+        case "prompt":
+            raise BadRow("untrained", "a prompt without an answer")
         case "preference":
             return [read_preference(value, found, train_on_thoughts=train_on_thoughts)]
         case "swissai":

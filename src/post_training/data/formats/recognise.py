@@ -30,7 +30,7 @@ KNOWN: list[tuple[str, dict[str, str]]] = [
     ),
     *(
         (name, {column: column for column in FORMATS[name][0]})
-        for name in ("alpaca", "text", "preference", "swissai")
+        for name in ("alpaca", "text", "preference", "swissai", "prompt")
     ),
 ]
 OPTIONAL = {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
@@ -78,8 +78,8 @@ def _by_columns(
 ) -> tuple[str, dict[str, str]]:
     choices = [
         (name, columns)
-        for name, columns in KNOWN
-        if all(given in value for given in columns.values()) and dataset.format in (None, name)
+        for name, columns in _known(dataset)
+        if all(given in value for given in columns.values())
     ]
     if len(choices) == 1:
         name, columns = choices[0]
@@ -100,16 +100,18 @@ def _by_columns(
     problem = f"unknown columns: {_names(value)}"
     if dataset.format:
         problem = f"no columns of format {dataset.format}; the row has: {_names(value)}"
-    known = "; ".join(
-        f"{name}: {', '.join(given.values())}"
-        for name, given in KNOWN
-        if dataset.format in (None, name)
-    )
+    known = "; ".join(f"{name}: {', '.join(given.values())}" for name, given in _known(dataset))
     raise UsageError(
         f"{problem}; known: {known}",
         where=where,
         hint=f"map them in the dataset's settings: columns: {_mapping(example)}",
     )
+
+
+def _known(dataset: DatasetConfig) -> list[tuple[str, dict[str, str]]]:
+    if dataset.format is None:
+        return [choice for choice in KNOWN if choice[0] != "prompt"]
+    return [choice for choice in KNOWN if choice[0] == dataset.format]
 
 
 def _message_list(values: list[Any]) -> list[dict[str, Any]]:
