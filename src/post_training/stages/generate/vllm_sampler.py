@@ -9,6 +9,9 @@ prompt depend on the prompts before it, so it is off wherever samples have to be
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +30,8 @@ class VllmSampler(Sampler):
         self.config = config
         self.context = context
         self.has_gpu = torch.cuda.is_available()
+        if find_spec("vllm") is None:
+            raise UsageError("vllm is not in this image", where="backend")
         if not self.has_gpu and context.ranks.world_size > 1:
             raise UsageError(
                 "without a GPU a vLLM worker is one process",
@@ -37,7 +42,14 @@ class VllmSampler(Sampler):
             context.log("warning: vllm.batch_invariant is off: other runs draw other samples")
         self.endings = Endings.of(config.model.path, encoder, config.sampling.stop)
         settings = read_model_settings(config.model.path)
-        self.longest = config.vllm.max_model_len or settings["max_position_embeddings"]
+        longest = config.vllm.max_model_len or settings.get("max_position_embeddings")
+        if longest is None:
+            raise UsageError(
+                "config.json does not say how long a text the model reads",
+                where=str(config.model.path),
+                hint="set vllm.max_model_len",
+            )
+        self.longest: int = longest
         self.num_restarts = 0
         _set_environment(config, context, self.has_gpu)
         self.engine = self._start()
@@ -72,19 +84,20 @@ class VllmSampler(Sampler):
 
         config, n = self.config, self.config.sampling.n
         varying = self.has_gpu and not config.vllm.batch_invariant
-        return LLM(
-            model=str(config.model.path),
-            dtype=config.model.dtype,
-            tensor_parallel_size=config.vllm.tensor_parallel_size,
-            gpu_memory_utilization=config.vllm.gpu_memory_utilization,
-            max_model_len=self.longest,
-            enable_prefix_caching=varying,
-            enforce_eager=not self.has_gpu,
-            generation_config="vllm",  # the recipe says how to sample, not the model's folder
-            disable_log_stats=True,
-            seed=0,
-            **({} if self.has_gpu else {"max_num_seqs": n}),
-        )
+        with _explained(config):
+            return LLM(
+                model=str(config.model.path),
+                dtype=config.model.dtype,
+                tensor_parallel_size=config.vllm.tensor_parallel_size,
+                gpu_memory_utilization=config.vllm.gpu_memory_utilization,
+                max_model_len=self.longest,
+                enable_prefix_caching=varying,
+                enforce_eager=not self.has_gpu,
+                generation_config="vllm",  # the recipe says how to sample, not the model's folder
+                disable_log_stats=True,
+                seed=0,
+                **({} if self.has_gpu else {"max_num_seqs": n}),
+            )
 
     def _sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
         from vllm.inputs import TokensPrompt
@@ -126,6 +139,20 @@ class VllmSampler(Sampler):
             [step[token].logprob for token, step in steps],
             output.finish_reason,
         )
+
+
+@contextmanager
+def _explained(config: GenerateConfig) -> Iterator[None]:
+    """vLLM fails to start with whatever exception its parts raise; none is a row's fault."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise PostTrainingError(
+            f"vLLM can't start with this model: {lines[0]}",
+            where=str(config.model.path),
+            hint="VLLM_LOGGING_LEVEL=INFO says more; backend: transformers does without it",
+        ) from error
 
 
 def _set_environment(config: GenerateConfig, context: StageContext, has_gpu: bool) -> None:

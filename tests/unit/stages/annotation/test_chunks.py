@@ -61,7 +61,9 @@ def test_workers_at_once_share_the_chunks_and_end_in_the_same_bytes(prompts, exp
     assert not list((tmp_path / "run/chunks").glob("0*.lock"))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 60))]
+)
 def test_killed_anywhere_and_restarted_with_other_workers_gives_the_same_bytes(
     seed, prompts, expected, tmp_path
 ):
