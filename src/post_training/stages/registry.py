@@ -56,8 +56,9 @@ STAGES = {
         Stage("logprobs", "logprobs", "LogprobsConfig", "a model's log-probabilities of answers"),
         Stage("rewards", "rewards", "RewardsConfig", "rewards of answers, by models and functions"),
         Stage("select", "select", "SelectConfig", "preference rows from rewarded branches"),
-        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
         Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
+        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
+        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data"),
     )
 }
 
