@@ -1,6 +1,7 @@
 """A model and its tokenizer from a folder on disk. Nothing is downloaded, no code of it is run."""
 
 import json
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,39 @@ def load_reward_model(path: Path, *, dtype: str, attn_implementation: str) -> Pr
     return model
 
 
-def _load(
-    auto_class: type[Any], path: Path, dtype: str, attn_implementation: str
+def load_untrained_reward_model(
+    path: Path, *, dtype: str, attn_implementation: str, pad_token_id: int, seed: int
 ) -> PreTrainedModel:
+    """A reward model to be trained: a language model with one output, drawn from the seed, in place
+    of its vocabulary's; or a reward model as it is.
+
+    pad_token_id: what follows a conversation's last token in a batch.
+    Errors: as of load_model; PostTrainingError where the architecture has no such model.
+    """
+    torch.manual_seed(seed)  # the new output is drawn where the weights are read
+    model = _load(
+        AutoModelForSequenceClassification,
+        path,
+        dtype,
+        attn_implementation,
+        may_lack={"score.weight"},
+        num_labels=1,
+        pad_token_id=pad_token_id,
+    )
+    check_dropout(model, attn_implementation)
+    return model
+
+
+def _load(
+    auto_class: type[Any],
+    path: Path,
+    dtype: str,
+    attn_implementation: str,
+    *,
+    may_lack: AbstractSet[str] = frozenset(),
+    **settings: Any,
+) -> PreTrainedModel:
+    """may_lack: names of weights. settings: of config.json, in place of its own."""
     read_model_settings(path)
     try:
         model, info = auto_class.from_pretrained(
@@ -83,11 +114,13 @@ def _load(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # its own error tells nothing; _check_complete's does
+            **settings,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise PostTrainingError(
             f"the model can't be loaded: {_first_line(error)}", where=str(path)
         ) from None
+    info["missing_keys"] = set(info["missing_keys"]) - may_lack
     _check_complete(path, info)
     return model
 

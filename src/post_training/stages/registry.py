@@ -57,8 +57,14 @@ STAGES = {
         Stage("rewards", "rewards", "RewardsConfig", "rewards of answers, by models and functions"),
         Stage("select", "select", "SelectConfig", "preference rows from rewarded branches"),
         Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
+        Stage(
+            "reward-model",
+            "reward_model",
+            "RewardModelConfig",
+            "a reward model from preference rows",
+            ("model",),
+        ),
         Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
-        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data"),
     )
 }
 

@@ -72,7 +72,9 @@ def model_flops(model: PreTrainedModel) -> ModelFlops | None:
     config = model.config.get_text_config()
     if any(getattr(config, name, None) for name in _EXPERTS) or has_window(config):
         return None
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embedding = model.get_input_embeddings().weight
+    # A reward model has none: its one output is nothing beside the rest.
+    head = getattr(model.get_output_embeddings(), "weight", None)
     matrices = [
         parameter
         for parameter in model.parameters()
@@ -82,7 +84,7 @@ def model_flops(model: PreTrainedModel) -> ModelFlops | None:
     head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     return ModelFlops(
         body=sum(map(_flops_per_token, matrices)),
-        head=_flops_per_token(head),
+        head=0 if head is None else _flops_per_token(head),
         attention=6 * config.num_hidden_layers * num_heads * head_size,
     )
 

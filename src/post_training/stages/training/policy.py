@@ -29,9 +29,14 @@ def load_policy(
     on_cpu = config.model.attn_implementation in ("eager", "sdpa")
     if on_cpu and (config.rows_are_packed or config.training.padding_free):
         check_packing(model)
+    check_positions(model, longest, where=where)
+    return model
+
+
+def check_positions(model: PreTrainedModel, longest: int, *, where: str) -> None:
+    """Errors: PostTrainingError when the longest sequence has more tokens than that."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise PostTrainingError(
             f"must be ≤ {limit}, the positions of the model (got {longest})", where=where
         )
-    return model

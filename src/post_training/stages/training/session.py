@@ -62,10 +62,13 @@ def run_training(
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     make_trainer: Callable[..., Trainer],
+    *,
+    scores_tokens: bool = True,
 ) -> Result:
     """Train to the end, from the newest checkpoint where there is one.
 
     load: reads the model. make_trainer: gets the keywords of `Trainer`, but for its collator.
+    scores_tokens: whether the loss is of the language model's head, which is then chunked.
     Errors: Interrupted when a signal asked for an end, once the checkpoint is written.
     """
     if rows.template is not None:
@@ -83,7 +86,7 @@ def run_training(
         context.on_writer(lambda: write_json(file, arguments.deepspeed))
         join_ranks_silently()
     model = load()
-    head = ChunkedHead.install(model)
+    head = ChunkedHead.install(model) if scores_tokens else None
     model = to_be_trained(config, model)
     flops = model_flops(model)
 

@@ -78,7 +78,7 @@ class Trainer(SFTTrainer):
     A subclass has `compute_loss`, which calls `count` once, and may have `prepare_step`,
     `derived_figures` and `evaluate_now`.
 
-    head: of the model.
+    head: of the model; None where the loss needs none.
     collator: from [{"row": number}, …] to {"batch": whatever the subclass works on}.
     shuffled: rows come in an order that `args.data_seed` decides, else as they are stored.
     save_model: writes the model, on rank 0; gets the weights where they had to be gathered.
@@ -89,7 +89,7 @@ class Trainer(SFTTrainer):
         self,
         *,
         model: PreTrainedModel,
-        head: ChunkedHead,
+        head: ChunkedHead | None,
         args: SFTConfig,
         tokenizer: PreTrainedTokenizerBase,
         collator: Callable[[list[dict[str, int]]], dict[str, Any]],

@@ -1,0 +1,1 @@
+"""`entrypoint reward-model`: a model that tells the better of two answers."""
