@@ -42,7 +42,7 @@ class Job:
         return WARMUP_STEPS + self.num_steps
 
 
-class _Over(Exception):
+class Over(Exception):
     """The last step that is looked at is done."""
 
 
@@ -70,7 +70,7 @@ class Steps:
             self._before_mib = _start_of_peak()
         if len(self._ends) == self._last:
             self._peak_mib = _peak_mib()
-            raise _Over
+            raise Over
 
     def figures(self) -> dict[str, Any]:
         """step_s, cpu_s: of each step, by the clock and of the process's threads together.
@@ -143,12 +143,12 @@ def ours(job: Job, output: Path) -> dict[str, Any]:
     config = SftConfig.model_validate(settings)
     output.mkdir(parents=True)
     steps = Steps(job)
-    with suppress(_Over):
+    with suppress(Over):
         run(config, StageContext(output))
-    return {**steps.figures(), "losses": _losses(output / "metrics.jsonl")}
+    return {**steps.figures(), "losses": logged_losses(output / "metrics.jsonl")}
 
 
-def _losses(metrics: Path) -> dict[int, float]:
+def logged_losses(metrics: Path) -> dict[int, float]:
     import json
 
     if not metrics.exists():
@@ -160,7 +160,7 @@ def _losses(metrics: Path) -> dict[int, float]:
 def trl(job: Job, output: Path, **others: Any) -> dict[str, Any]:
     """TRL's SFTTrainer with its defaults, but for what makes it the same run: rows (already ids and
     labels), their order, dtype, schedule and threads. others: further arguments of its."""
-    _quiet(output)
+    quiet(output)
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -194,7 +194,7 @@ def trl(job: Job, output: Path, **others: Any) -> dict[str, Any]:
     )
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     steps = Steps(job)
-    with suppress(_Over):
+    with suppress(Over):
         trainer.train()
     history = trainer.state.log_history
     return {**steps.figures(), "losses": {line["step"]: line["loss"] for line in history}}
@@ -226,7 +226,7 @@ def full_logits(job: Job, output: Path) -> dict[str, Any]:
 
     Nothing is kept but what autograd keeps; the batches are those of ours.
     """
-    _quiet(output)
+    quiet(output)
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -252,7 +252,7 @@ def full_logits(job: Job, output: Path) -> dict[str, Any]:
         return (weights.flatten() * losses).sum()
 
     losses, steps = {}, Steps(job)
-    with suppress(_Over):
+    with suppress(Over):
         for step in range(job.num_steps_in_all):
             rows = [{"row": number} for number in islice(numbers, job.rows_per_step)]
             loss = loss_of(collator(rows)["batch"])
@@ -314,7 +314,7 @@ def count(job: Job) -> Counts:
     return Counts(tokens, trained, squares, positions)
 
 
-def _quiet(output: Path) -> None:
+def quiet(output: Path) -> None:
     from post_training.models.quiet import quiet_libraries
 
     quiet_libraries(output / "cache")
