@@ -302,6 +302,18 @@ def build_app() -> Any:
 
         run_commands.cancel_runs(folders)
 
+    @app.command("doctor")
+    def doctor(
+        site: Annotated[str, typer.Option(help="laptop, clariden, lumi, …")] = "laptop",
+        store: Store = None,
+    ) -> None:
+        """Say what of this machine is not ready for a site's jobs; exit 1 if anything is wrong."""
+        from post_training.core.findings import print_findings
+        from post_training.images.commands import open_store
+        from post_training.launch.doctor import examine_host
+
+        sys.exit(print_findings(examine_host(site, open_store(store))))
+
     @app.command("submit")
     def submit_stage(
         stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],

@@ -31,14 +31,19 @@ _SECRET_VALUE = re.compile(
 
 
 def check_edf(
-    path: Path, env: Mapping[str, str], cwd: Path, releases: Sequence[Mapping[str, Any]]
+    path: Path,
+    env: Mapping[str, str],
+    cwd: Path,
+    releases: Sequence[Mapping[str, Any]],
+    *,
+    sources_are_here: bool = True,
 ) -> list[str]:
     """One line a fault, `file: key: what`; empty when all is well.
 
-    releases: the entries of containers/images.lock.
+    releases: the entries of containers/images.lock. sources_are_here: see `load_edf`.
     """
     try:
-        edf, faults = examine_edf(path, env, cwd)
+        edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
     except PostTrainingError as error:
         return [str(error).split("\nhint: ")[0]]
     here = [*_style(path, env, cwd), *secrets_in(edf.env), *network_faults(edf.env)]

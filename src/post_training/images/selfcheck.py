@@ -40,16 +40,22 @@ def replaced_packages(without: list[str], environment: Path) -> list[str]:
     return sorted(installed & set(without))
 
 
-def main() -> int:
-    wrong = []
-    for lock in sorted(CONFIGURATION.glob("*.lock")):
+def version_faults(configuration: Path) -> list[str]:
+    """A line for each package that is not the one its lock names."""
+    faults = []
+    for lock in sorted(configuration.glob("*.lock")):
         for name, version in locked_versions(lock.read_text()).items():
             try:
                 installed = metadata.version(name)
             except metadata.PackageNotFoundError:
                 installed = "nothing"
             if installed != version:
-                wrong.append(f"{name}: {lock.name} has {version}, installed is {installed}")
+                faults.append(f"{name}: {lock.name} has {version}, installed is {installed}")
+    return faults
+
+
+def main() -> int:
+    wrong = version_faults(CONFIGURATION)
     settings = tomllib.loads((CONFIGURATION / "recipe.toml").read_text())
     for name in replaced_packages(settings.get("without", []), ENVIRONMENT):
         wrong.append(f"{name}: installed, which recipe.toml forbids")

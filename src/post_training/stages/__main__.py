@@ -1,4 +1,4 @@
-"""`entrypoint STAGE cfg.yaml [key=value …]`, inside the image."""
+"""`entrypoint STAGE cfg.yaml [key=value …]` and `entrypoint doctor`, inside the image."""
 
 import argparse
 import os
@@ -13,12 +13,18 @@ from post_training.stages.registry import STAGES
 
 
 def main(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["doctor"]:
+        from post_training.stages import doctor
+
+        return doctor.main()
     parser = argparse.ArgumentParser(
         prog="entrypoint",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run one stage of post-training.",
-        epilog="stages:\n" + "\n".join(f"  {s.name:18} {s.summary}" for s in STAGES.values()),
+        epilog="stages:\n"
+        + "\n".join(f"  {s.name:18} {s.summary}" for s in STAGES.values())
+        + "\n\n`entrypoint doctor` says whether this container has what a run needs.",
     )
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("config", type=Path, metavar="cfg.yaml")

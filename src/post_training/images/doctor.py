@@ -1,0 +1,172 @@
+"""`entrypoint doctor`: is this container what a run needs? Asked inside the image, on the node.
+
+Image identity, versions, fabric, credentials and storage; the devices are stages/doctor.py's, which
+may import torch. Nothing is changed but small files that prove a folder writable, and no secret is
+shown.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from post_training.core.credentials import CREDENTIALS, check_token_file
+from post_training.core.errors import UsageError
+from post_training.core.findings import Finding, examine, note, ok, wrong
+from post_training.images.edf_check import PROFILE, network_faults
+from post_training.images.inside import IMAGE_FILE, development_mount, identify_image
+from post_training.images.selfcheck import CONFIGURATION, version_faults
+
+_PLUGINS = ("libnccl-net*.so*", "librccl-net*.so*")
+_FABRIC = "libfabric.so*"
+# Where images and hooks put them beside LD_LIBRARY_PATH.
+_LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/*/lib", "/opt/cray/*/*/lib64")
+_LEAST_FREE_BYTES = 1 << 30
+
+
+def examine_image(env: Mapping[str, str]) -> list[Finding]:
+    """What can be said without torch. env: the process's environment."""
+    return [
+        *examine("image", lambda: _identity(env)),
+        *examine("versions", _versions),
+        *examine("network", lambda: network(env, Path("/"))),
+        *examine("credentials", lambda: credentials(env)),
+        *examine("storage", lambda: storage(env)),
+    ]
+
+
+def _identity(env: Mapping[str, str]) -> Iterator[Finding]:
+    image = identify_image(env)
+    text = f"{image['name']} {image['version']}, {image['oci_digest']}"
+    if image["verified_by"] == "declared":
+        yield note(
+            "image",
+            f"{text}: the EDF's word, since the file cannot be read from here",
+            f"mount {Path(image['path']).parent} into the container, read-only",
+        )
+    else:
+        yield ok("image", f"{text}, verified by {image['verified_by']}")
+    if development := development_mount():
+        yield note(
+            "image",
+            f"the code is of a mounted checkout (commit {development['commit']}): runs are not "
+            "reproducible by digest",
+        )
+
+
+def _versions() -> Iterator[Finding]:
+    if not IMAGE_FILE.exists():
+        raise UsageError("not inside an image of post-training", where=str(IMAGE_FILE))
+    faults = version_faults(CONFIGURATION)
+    for fault in faults:
+        yield wrong("versions", fault, "packages were added over the image's: build an image")
+    if not faults:
+        platform = json.loads(IMAGE_FILE.read_text())["platform"]
+        yield ok("versions", f"every package is the locked one ({platform})")
+
+
+def network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
+    """root: of the file system to look at."""
+    profile = env.get(PROFILE)
+    if not profile:
+        yield wrong("network", f"{PROFILE} is not set", "run it with an EDF that `edf render` made")
+        return
+    yield ok("network", f"profile {profile} of the site {env.get('POST_TRAINING_SITE')}")
+    for fault in network_faults(env):
+        yield wrong("network", fault.removeprefix("env."))
+    yield from _interfaces(env.get("NCCL_SOCKET_IFNAME", ""), root)
+    if profile == "none":
+        return
+    plugins = _libraries(env, root, _PLUGINS)
+    if plugins:
+        yield ok("network", f"plugin of NCCL or RCCL for libfabric: {plugins[0]}")
+    elif env.get("NCCL_NET") == "AWS Libfabric":
+        yield wrong(
+            "network",
+            "NCCL_NET asks for the libfabric plugin, and there is none (libnccl-net.so)",
+            "on Alps the aws_ofi_nccl hook brings it: see [annotations]; on LUMI the base has it",
+        )
+    else:
+        yield note("network", "no plugin for libfabric found: several nodes would talk over TCP")
+    fabric = _libraries(env, root, (_FABRIC,))
+    if not fabric:
+        yield wrong("network", "no libfabric in the container", "the cxi hook, or a bind, is off")
+    if not list((root / "dev").glob("cxi*")):
+        yield wrong(
+            "network", "no Slingshot device (/dev/cxi*)", "the cxi hook is off, or not on a node"
+        )
+
+
+def _interfaces(names: str, root: Path) -> Iterator[Finding]:
+    present = sorted(path.name for path in (root / "sys/class/net").glob("*"))
+    for name in filter(None, names.split(",")):
+        if not any(interface.startswith(name) for interface in present):
+            yield wrong(
+                "network",
+                f"NCCL_SOCKET_IFNAME names {name}, and there is only {', '.join(present)}",
+            )
+
+
+def _libraries(env: Mapping[str, str], root: Path, patterns: tuple[str, ...]) -> list[Path]:
+    folders = [Path(word) for word in env.get("LD_LIBRARY_PATH", "").split(":") if word]
+    for pattern in _LIBRARY_FOLDERS:
+        folders += [Path("/", path.relative_to(root)) for path in root.glob(pattern.lstrip("/"))]
+    return [
+        Path("/", path.relative_to(root))
+        for folder in folders
+        for pattern in patterns
+        for path in sorted((root / str(folder).lstrip("/")).glob(pattern))
+    ]
+
+
+def credentials(env: Mapping[str, str]) -> Iterator[Finding]:
+    for credential in CREDENTIALS:
+        if env.get(credential.value_variable):
+            yield note(
+                "credentials",
+                f"{credential.value_variable} is set: the secret itself is in the environment of "
+                "every process",
+                f"unset it; put it into ~/.config/post-training/credentials/{credential.name}",
+            )
+        path = env.get(credential.path_variable)
+        if not path or not Path(path).exists():
+            yield ok("credentials", f"{credential.name}: none")
+            continue
+        check_token_file(Path(path))
+        Path(path).read_bytes()
+        yield ok("credentials", f"{credential.name}: {path}, readable by its owner alone")
+
+
+def storage(env: Mapping[str, str]) -> Iterator[Finding]:
+    """The folders that a run writes to."""
+    folders = {"working folder": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        if env.get(name):
+            folders[name] = Path(env[name])
+    for name, folder in folders.items():
+        yield from writable(name, folder)
+    shared = shutil.disk_usage("/dev/shm").total
+    if shared < _LEAST_FREE_BYTES:
+        yield wrong("storage", f"/dev/shm has {shared >> 20} MiB; data loaders need 1 GiB")
+
+
+def writable(name: str, folder: Path) -> Iterator[Finding]:
+    """Proved by a file, since a mode says nothing of a read-only mount or a quota."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        yield wrong("storage", f"{name}: cannot be written: {folder}: {reason}")
+        return
+    free = shutil.disk_usage(folder).free
+    said = f"{name}: {folder}, {free / (1 << 30):.0f} GiB free"
+    if free < _LEAST_FREE_BYTES:
+        yield wrong("storage", said, "a checkpoint would not fit")
+    else:
+        yield ok("storage", said)

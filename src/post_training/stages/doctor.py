@@ -1,0 +1,73 @@
+"""`entrypoint doctor`: the image, this node and what was mounted: what is right, what is wrong."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from post_training.core.findings import Finding, examine, note, ok, print_findings, wrong
+from post_training.images.doctor import examine_image
+from post_training.images.inside import IMAGE_FILE
+
+
+def main() -> int:
+    """Print the findings; the exit code, 1 when something is wrong."""
+    findings = [*examine_image(os.environ), *examine("devices", lambda: devices(_image_name()))]
+    return print_findings(findings)
+
+
+def devices(image_name: str | None) -> Iterator[Finding]:
+    """What torch sees, and computes. image_name: a GPU's image without one is wrong."""
+    import torch
+
+    build = f"torch {torch.__version__}"
+    if torch.version.cuda:
+        build += f" (CUDA {torch.version.cuda})"
+    if torch.version.hip:
+        build += f" (ROCm {torch.version.hip})"
+    count = torch.cuda.device_count()
+    if count == 0:
+        cores = len(os.sched_getaffinity(0))
+        if image_name in (None, "cpu"):
+            yield ok("devices", f"{build}, CPU, {cores} cores")
+            return
+        yield wrong(
+            "devices",
+            f"{build} sees no GPU",
+            "on Alps NVIDIA_VISIBLE_DEVICES must be set; on LUMI `singularity exec --rocm`; and "
+            "not on a login node",
+        )
+        return
+    for index in range(count):
+        yield from _device(torch, index)
+    yield ok("devices", f"{build}, {_collectives(torch)}")
+
+
+def _device(torch: Any, index: int) -> Iterator[Finding]:
+    properties = torch.cuda.get_device_properties(index)
+    name = f"{index}: {properties.name}, {properties.total_memory / (1 << 30):.0f} GiB"
+    try:
+        ones = torch.ones(64, 64, device=f"cuda:{index}")
+        is_right = (ones @ ones).sum().item() == 64.0**3
+    except RuntimeError as error:
+        yield wrong("devices", f"{name}: cannot compute: {str(error).splitlines()[0]}")
+        return
+    free, total = torch.cuda.mem_get_info(index)
+    if not is_right:
+        yield wrong("devices", f"{name}: a product of ones is wrong", "exclude this node")
+    elif free < 0.9 * total:
+        yield note("devices", f"{name}: {free / (1 << 30):.0f} GiB free: somebody else is on it")
+    else:
+        yield ok("devices", name)
+
+
+def _collectives(torch: Any) -> str:
+    version = ".".join(str(number) for number in torch.cuda.nccl.version())
+    return f"{'RCCL' if torch.version.hip else 'NCCL'} {version}"
+
+
+def _image_name() -> str | None:
+    try:
+        return json.loads(IMAGE_FILE.read_text())["name"]
+    except FileNotFoundError:
+        return None
