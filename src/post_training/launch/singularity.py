@@ -75,11 +75,7 @@ def render_script(
     words = singularity_words(launcher, mounts, edf.get("workdir", "${PWD}"), str(image))
     lines = [
         "#!/bin/bash",
-<<<<<<< HEAD
         f"# {record['name']} {record['version']} for the site {site_name!r}: give it a command.",
-=======
-        f"# {record['name']} {record['version']} for the site {site_name!r}: run COMMAND …",
->>>>>>> 7bb8817 (edf check tells every fault at once; token files are mounted by path and refused when others can read them)
         "# Rendered: edit the site's file in edf/ and render it again instead.",
         "set -euo pipefail",
         *(f"export {ENV_PREFIX}{name}={shell_word(value)}" for name, value in variables.items()),
