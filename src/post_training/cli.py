@@ -112,6 +112,18 @@ def build_app() -> Any:
 
         sys.exit(commands.lock(name, base, store, repository))
 
+    @image.command("context")
+    def image_context(
+        name: Annotated[str, typer.Argument(help="A folder of containers/.")],
+        folder: Annotated[Path, typer.Argument(help="A new folder.")],
+        store: Store = None,
+        repository: Repository = Path("."),
+    ) -> None:
+        """Put all that a build reads into one folder, for builders other than ours."""
+        from post_training.images import commands
+
+        commands.context(name, folder, store, repository)
+
     @image.command("list")
     def image_list(store: Store = None, as_json: Json = False) -> None:
         """The images in the store, the last pushed first."""

@@ -6,13 +6,14 @@ are SOURCE_DATE_EPOCH, wheels come by hash, and the builder leaves no label of i
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import ConfigError, PostTrainingError
-from post_training.core.files import write_json
+from post_training.core.files import atomic_directory, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
 from post_training.images.base import Base, ensure_base, ensure_wheels
@@ -66,23 +67,43 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
         identity = image_identity(recipe, base)
         if built := find_built(identity):
             return built, False
-        folders = {"wheels": ensure_wheels(recipe, store)}
-        if base.reference and (recipe.folder / ASKED).exists():
-            files = read_system_lock(recipe.folder, base.reference)
-            folders["system"] = ensure_system_packages(files, store.folder)
+        folders = _download(recipe, base, store)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
-            context.mkdir()
-            if recipe.stage(context, base.sha256) != identity["input_hash"]:
-                raise PostTrainingError("the sources changed while the build started; run it again")
-            write_json(context / "image.json", identity)
-            if base.file:
-                os.link(base.file, context / "base.tar")
+            _stage(recipe, base, identity, context)
             _buildah_build(context, folders, identity, base.reference)
     built = find_built(identity)
     if built is None:
         raise PostTrainingError("buildah finished, but the image is not in its storage")
     return built, True
+
+
+def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
+    """Everything that a build reads, in one new folder, for a builder that is not ours."""
+    with store.lock(), atomic_directory(folder) as temporary:
+        _refuse_unlocked(recipe)
+        base = ensure_base(recipe, store)
+        _stage(recipe, base, image_identity(recipe, base), temporary)
+        for name, source in _download(recipe, base, store).items():
+            shutil.copytree(source, temporary / name)
+
+
+def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
+    """The folders with what the locks name, by the name under which the Dockerfile mounts them."""
+    folders = {"wheels": ensure_wheels(recipe, store)}
+    if base.reference and (recipe.folder / ASKED).exists():
+        files = read_system_lock(recipe.folder, base.reference)
+        folders["system"] = ensure_system_packages(files, store.folder)
+    return folders
+
+
+def _stage(recipe: Recipe, base: Base, identity: dict[str, Any], context: Path) -> None:
+    context.mkdir(exist_ok=True)
+    if recipe.stage(context, base.sha256) != identity["input_hash"]:
+        raise PostTrainingError("the sources changed while the build started; run it again")
+    write_json(context / "image.json", identity)
+    if base.file:
+        os.link(base.file, context / "base.tar")
 
 
 def find_built(identity: dict[str, Any]) -> BuiltImage | None:

@@ -11,7 +11,7 @@ from post_training.core.errors import ConfigError, UsageError
 from post_training.images import retention
 from post_training.images.base import ensure_base
 from post_training.images.base_lock import locked_bases
-from post_training.images.build import build_image, find_built, image_identity
+from post_training.images.build import build_image, find_built, image_identity, write_context
 from post_training.images.edf import edf_folders, find_edf
 from post_training.images.edf_check import check_edf
 from post_training.images.lock import lock_recipe
@@ -184,6 +184,13 @@ def verify(reference: str, store_folder: Path | None) -> int:
         if status == "corrupt":
             _say(f"error: {path}: sha256 is {found}, expected {expected}")
     return 0 if all(each.status == "ok" for each in verified) else 1
+
+
+def context(name: str, folder: Path, store_folder: Path | None, repository: Path) -> None:
+    if folder.exists():
+        raise UsageError("it exists already", where=str(folder), hint="give a new folder")
+    write_context(load_recipe(name, repository.resolve()), open_store(store_folder), folder)
+    print(folder)
 
 
 def check(environment: str, repository: Path) -> None:

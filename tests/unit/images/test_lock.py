@@ -1,12 +1,15 @@
 """What is asked for is one version each, what is locked has a hash, and the recipes of this
 project keep to both."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from post_training.core.errors import ConfigError, UsageError
-from post_training.images.build import build_image
+from post_training.images.build import build_image, write_context
+from post_training.images.edf import merge_edf
 from post_training.images.lock import lock_recipe, loose_requirements, unlocked_requirements
 from post_training.images.recipe import load_recipe
 from post_training.images.recipe_settings import load_settings
@@ -75,6 +78,30 @@ def test_build_on_a_base_without_a_digest_is_refused_and_leaves_nothing(name, tm
     with pytest.raises(UsageError, match="the base has no digest"):
         build_image(recipe, ImageStore(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_rocm_definition_pins_the_sites_network_profile():
+    """post-training.def and edf/lumi.toml say one thing."""
+    definition = (REPOSITORY / "containers/rocm/post-training.def").read_text()
+    said = dict(re.findall(r'^    export (\w+)="([^$"]*)"$', definition, re.MULTILINE))
+    site = merge_edf(REPOSITORY / "edf/lumi.toml", {}, REPOSITORY)["env"]
+    network = ("NCCL_", "FI_", "HSA_", "POST_TRAINING_NETWORK_")
+    assert said == {name: value for name, value in site.items() if name.startswith(network)}
+
+
+def test_context_holds_what_a_build_reads(tmp_path):
+    recipe = small_recipe(tmp_path, settings=SETTINGS + 'base = "registry.example/cuda:13"\n')
+    digest = "sha256:" + "1" * 64
+    lock = {"schema": "post-training/registry-base-lock/1", "image": "registry.example/cuda:13",
+            "platform": "linux/arm64", "digest": digest}  # fmt: skip
+    (recipe.folder / "base.lock").write_text(json.dumps(lock))
+    recipe = load_recipe("tiny", tmp_path)
+    write_context(recipe, ImageStore(tmp_path / "store"), tmp_path / "context")
+    found = {path.name for path in (tmp_path / "context").iterdir()}
+    assert found >= {"Dockerfile", "base.lock", "image.json", "recipe.toml", "wheels", "project"}
+    identity = json.loads((tmp_path / "context/image.json").read_text())
+    assert (identity["platform"], identity["base_sha256"]) == ("linux/arm64", "1" * 64)
+    assert identity["input_hash"] == recipe.input_hash("1" * 64)
 
 
 @pytest.mark.parametrize(
