@@ -120,6 +120,14 @@ def test_gc_without_any_run_folder_is_refused(store, gc):
     assert len(kept(store)) == 5
 
 
+def test_gc_outside_a_checkout_is_refused(store, gc, tmp_path):
+    (tmp_path / "checkout/containers").rmdir()
+    done = gc(tmp_path / "runs", "--delete")
+    assert done.returncode == 2
+    assert "which images are released is unknown" in done.stderr
+    assert len(kept(store)) == 5
+
+
 def test_gc_run_folder_that_is_gone_is_refused_until_forgotten(store, gc, tmp_path):
     other = tmp_path / "scratch"
     other.mkdir()

@@ -121,6 +121,12 @@ def gc(
 ) -> None:
     """Print what may go, and with `delete` remove it."""
     store, repository = open_store(store_folder), repository.resolve()
+    if not (repository / "containers").is_dir():
+        raise UsageError(
+            "no checkout of post-training here, so which images are released is unknown",
+            where=str(repository),
+            hint="run it in a checkout, or name one with --repository",
+        )
     with store.lock():
         folders = retention.RunFolders(store)
         if forget is not None:
