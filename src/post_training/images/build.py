@@ -1,10 +1,9 @@
-"""Build a recipe into an OCI image, with buildah and no network.
+"""Build a recipe into an OCI image, with no network.
 
 Everything that could make two builds differ is fixed: the context holds only hashed files, times
 are SOURCE_DATE_EPOCH, wheels come by hash, and the builder leaves no label of its own.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.core.hashing import sha256_file
-from post_training.core.process import run_tool
+from post_training.images import builder
 from post_training.images.base import Base, ensure_base, ensure_wheels
 from post_training.images.lock import loose_requirements, unlocked_requirements
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
@@ -31,7 +30,7 @@ _INPUT_HASH_LABEL = "org.post-training.input-hash"
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in buildah's storage. oci_digest: `sha256:<hex>` of the OCI config; labels and
+    """An image in the builder's storage. oci_digest: `sha256:<hex>` of the OCI config; labels and
     environment: as that says."""
 
     tag: str
@@ -71,10 +70,10 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
             _stage(recipe, base, identity, context)
-            _buildah_build(context, folders, identity, base.reference)
+            _build(context, folders, identity, base.reference)
     built = find_built(identity)
     if built is None:
-        raise PostTrainingError("buildah finished, but the image is not in its storage")
+        raise PostTrainingError("the builder finished, but the image is not in its storage")
     return built, True
 
 
@@ -107,18 +106,12 @@ def _stage(recipe: Recipe, base: Base, identity: dict[str, Any], context: Path) 
 
 
 def find_built(identity: dict[str, Any]) -> BuiltImage | None:
-    """The image with this identity in buildah's storage, or None."""
+    """The image with this identity in the builder's storage, or None."""
     tag = image_tag(identity)
-    listed = json.loads(run_tool(["buildah", "images", "--json"]) or "[]") or []
-    if not any(tag in (image.get("names") or []) for image in listed):
+    stored = builder.stored_image(tag)
+    if stored is None or stored.labels.get(_INPUT_HASH_LABEL) != identity["input_hash"]:
         return None
-    inspected = json.loads(run_tool(["buildah", "inspect", "--type", "image", tag]))
-    config = inspected["OCIv1"]["config"]
-    labels = config.get("Labels") or {}
-    if labels.get(_INPUT_HASH_LABEL) != identity["input_hash"]:
-        return None
-    environment = dict(line.split("=", 1) for line in config.get("Env") or [])
-    return BuiltImage(tag, f"sha256:{inspected['FromImageID']}", identity, labels, environment)
+    return BuiltImage(tag, stored.oci_digest, identity, stored.labels, stored.environment)
 
 
 def _refuse_unlocked(recipe: Recipe) -> None:
@@ -131,7 +124,7 @@ def _refuse_unlocked(recipe: Recipe) -> None:
         raise ConfigError(faults, hint=f"`post-training image lock {recipe.name}` locks it")
 
 
-def _buildah_build(
+def _build(
     context: Path, folders: dict[str, Path], identity: dict[str, Any], base: str | None
 ) -> None:
     """folders: what the Dockerfile may mount, by name. base: the registry image to start from."""
@@ -145,14 +138,13 @@ def _buildah_build(
     }
     if base:
         arguments["BASE"] = base
-    run_tool(
+    builder.build(
         [
-            "buildah", "bud", "--runtime=runc", "--network=none", "--format=oci", "--layers=true",
+            "--network=none", "--format=oci", "--layers=true",
             "--identity-label=false", f"--timestamp={SOURCE_DATE_EPOCH}",
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             *(f"--build-context={name}={folder}" for name, folder in folders.items()),
             f"--platform={identity['platform']}",
             f"--tag={image_tag(identity)}", context,
-        ],
-        show=True,
+        ]
     )  # fmt: skip

@@ -4,9 +4,7 @@ from that squashfs to a SIF."""
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +14,7 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import sync
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
+from post_training.images import builder
 from post_training.images.bootstrap import parse_dpkg_status
 from post_training.images.build import BuiltImage
 from post_training.images.checkout import describe_checkout
@@ -40,7 +39,7 @@ def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str,
     with store.lock():
         for leftover in store.folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(leftover)  # Of a push that was killed; nobody else pushes now.
-        with _mounted(image.tag) as root:
+        with builder.mounted(image.tag) as root:
             # Inside the store, so that the rename into place is one step on one file system.
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
                 squashfs = Path(temporary) / "image.sqsh"
@@ -124,16 +123,6 @@ def make_squashfs(root: Path, target: Path) -> None:
     )  # fmt: skip
 
 
-@contextmanager
-def _mounted(tag: str) -> Iterator[Path]:
-    """The image's root file system, read from buildah's own mount: no export, no unpacking."""
-    container = run_tool(["buildah", "from", "--pull-never", tag])
-    try:
-        yield Path(run_tool(["buildah", "mount", container]))
-    finally:
-        run_tool(["buildah", "rm", container])
-
-
 def image_record(
     image: BuiltImage,
     root: Path,
@@ -169,6 +158,6 @@ def image_record(
 
 def _builder() -> dict[str, str]:
     return {
-        "buildah": run_tool(["buildah", "--version"]),
+        **builder.version(),
         "mksquashfs": run_tool(["mksquashfs", "-version"]).splitlines()[0],
     }

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, read_json, write_json
 from post_training.core.hashing import sha256_file, sha256_text
-from post_training.core.process import run_tool
+from post_training.images.builder import run_in
 from post_training.images.package_index import download
 from post_training.images.registry_base import UNRESOLVED
 
@@ -28,15 +28,8 @@ def lock_system_packages(folder: Path, base: str, platform: str, working: Path) 
     Errors: PostTrainingError where the base cannot be pulled, run, or reach its mirror.
     """
     names = package_names(folder / ASKED)
-    container = run_tool(["buildah", "from", f"--platform={platform}", base])
     ask = "apt-get update -qq >&2 && apt-get install --no-install-recommends --print-uris -qq"
-    try:
-        said = run_tool(
-            ["buildah", "run", "--runtime=runc", container, "--", "sh", "-c",
-             f"{ask} {' '.join(names)}"]
-        )  # fmt: skip
-    finally:
-        run_tool(["buildah", "rm", container])
+    said = run_in(base, platform, f"{ask} {' '.join(names)}")
     files = parse_files(said)
     for file in files:
         # apt shows MD5 here, whose word is not enough; its index was signed, and we hash.

@@ -14,6 +14,7 @@ from post_training.core.credentials import CREDENTIALS, credentials_folder, find
 from post_training.core.errors import PostTrainingError
 from post_training.core.findings import Finding, examine, note, ok, wrong
 from post_training.core.process import run_tool
+from post_training.images.builder import program
 from post_training.images.doctor import writable
 from post_training.images.edf import expand, find_edf, merge_edf
 from post_training.images.edf_check import check_edf
@@ -21,7 +22,6 @@ from post_training.images.store import ImageStore
 from post_training.launch.site import Site, load_site
 
 _ENVIRONMENT = "post-training"
-_BUILDERS = ("buildah", "mksquashfs")
 
 
 def examine_host(site_name: str, store: ImageStore) -> list[Finding]:
@@ -53,7 +53,7 @@ def _site(name: str, site: Site) -> Iterator[Finding]:
 def _tools(site: Site) -> Iterator[Finding]:
     if site.launcher.kind == "singularity" and shutil.which("singularity") is None:
         yield wrong("tools", "singularity is not installed", "not on a node of this site?")
-    missing = [name for name in _BUILDERS if shutil.which(name) is None]
+    missing = [name for name in (program(), "mksquashfs") if shutil.which(name) is None]
     if missing:
         yield note("tools", f"no images can be built here: {', '.join(missing)} missing")
     else:

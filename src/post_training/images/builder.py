@@ -1,0 +1,95 @@
+"""What builds images on this machine: buildah, or podman where it is missing (Alps has podman).
+
+podman builds with buildah's own code, so equal inputs give equal digests from both. It is asked
+through the same few questions: build, inspect, mount, run.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from post_training.core.process import run_tool
+
+# crun refuses to start where control groups are of the first version, or missing.
+_RUNTIME = "--runtime=runc"
+
+
+class StoredImage(NamedTuple):
+    """An image in the builder's storage. oci_digest: `sha256:<hex>` of the OCI config."""
+
+    oci_digest: str
+    labels: dict[str, str]
+    environment: dict[str, str]
+
+
+def program() -> str:
+    """`buildah` or `podman`; buildah's name where there is neither, for the error to show."""
+    return "podman" if shutil.which("podman") and not shutil.which("buildah") else "buildah"
+
+
+def version() -> dict[str, str]:
+    """{program: what it says of itself}, for the image's record."""
+    return {program(): run_tool([program(), "--version"])}
+
+
+def build(options: Sequence[str | Path]) -> None:
+    """Build with the options that both share."""
+    verb = ["buildah", "bud", _RUNTIME] if program() == "buildah" else _podman("build")
+    run_tool([*verb, *options], show=True)
+
+
+def stored_image(tag: str) -> StoredImage | None:
+    if program() == "buildah":
+        listed = json.loads(run_tool(["buildah", "images", "--json"]) or "[]") or []
+        if not any(tag in (image.get("names") or []) for image in listed):
+            return None
+        inspected = json.loads(run_tool(["buildah", "inspect", "--type", "image", tag]))
+        return _stored(inspected["FromImageID"], inspected["OCIv1"]["config"])
+    listed = json.loads(run_tool(["podman", "images", "--format", "json"]) or "[]") or []
+    if not any(tag in (image.get("Names") or []) for image in listed):
+        return None
+    [inspected] = json.loads(run_tool(["podman", "image", "inspect", tag]))
+    return _stored(inspected["Id"], inspected["Config"])
+
+
+@contextmanager
+def mounted(tag: str) -> Iterator[Path]:
+    """The image's root file system, read from the builder's own mount: no export, no unpacking.
+
+    As an ordinary user inside `podman unshare` or `buildah unshare` only.
+    """
+    if program() == "buildah":
+        container = run_tool(["buildah", "from", "--pull-never", tag])
+        try:
+            yield Path(run_tool(["buildah", "mount", container]))
+        finally:
+            run_tool(["buildah", "rm", container])
+        return
+    try:
+        yield Path(run_tool(["podman", "image", "mount", tag]))
+    finally:
+        run_tool(["podman", "image", "unmount", tag])
+
+
+def run_in(image: str, platform: str, script: str) -> str:
+    """The stdout of a shell script in a registry's image, with the network."""
+    if program() == "podman":
+        words = _podman("run", "--rm", "--entrypoint=", f"--platform={platform}", image)
+        return run_tool([*words, "sh", "-c", script])
+    container = run_tool(["buildah", "from", f"--platform={platform}", image])
+    try:
+        return run_tool(["buildah", "run", _RUNTIME, container, "--", "sh", "-c", script])
+    finally:
+        run_tool(["buildah", "rm", container])
+
+
+def _podman(*words: str) -> list[str]:
+    return ["podman", *([_RUNTIME] if shutil.which("runc") else []), *words]
+
+
+def _stored(image_id: str, config: dict[str, Any]) -> StoredImage:
+    environment = dict(line.split("=", 1) for line in config.get("Env") or [])
+    return StoredImage(f"sha256:{image_id}", config.get("Labels") or {}, environment)
