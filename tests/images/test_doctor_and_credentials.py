@@ -30,7 +30,7 @@ def personal_edf(tokens, image_edf, post_training, tmp_path) -> Path:
     digest = load_edf(image_edf, os.environ, Path("/")).env["POST_TRAINING_IMAGE_OCI_DIGEST"]
     done = post_training(
         "edf", "render", "--image", digest, "--repository", REPOSITORY,
-        HOME=str(tmp_path / "home"), XDG_CONFIG_HOME="",
+        XDG_CONFIG_HOME=str(tmp_path / "home/.config"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     path = tmp_path / "personal.toml"

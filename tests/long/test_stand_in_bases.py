@@ -1,0 +1,92 @@
+"""The gh200 and rocm Dockerfiles really build, on a Debian base that stands in for theirs.
+
+The base has what theirs have where the Dockerfile looks (a CUDA-less Debian; /opt/venv of LUMI's).
+Locks are small, and what only a GPU's compiler can build is left out. Under emulation for arm64 where
+the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else natively.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from post_training.core.process import run_tool
+from post_training.images import builder
+from post_training.images.bootstrap import SUITE
+from post_training.images.build import build_image
+from post_training.images.lock import lock_recipe
+from post_training.images.recipe import load_recipe
+from post_training.images.store import ImageStore
+
+pytestmark = [pytest.mark.long, pytest.mark.image]
+REPOSITORY = Path(__file__).parents[2]
+ASKED = ["pydantic==2.14.3", "PyYAML==6.0.3", "rich==15.0.0", "typer==0.29.2"]
+NATIVE = "linux/arm64" if platform.machine() == "aarch64" else "linux/amd64"
+IS_EMULATED = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists()
+
+
+@pytest.fixture(scope="module", params=[NATIVE, "linux/arm64"] if IS_EMULATED else [NATIVE])
+def base(request, tmp_path_factory):
+    """(platform, NAME@DIGEST) of the stand-in, in an OCI folder and in the builder's storage."""
+    folder = tmp_path_factory.mktemp("base")
+    architecture = request.param.removeprefix("linux/")
+    run_tool(
+        ["mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}",
+         "--include=python3,python3-venv,ca-certificates", SUITE, folder / "base.tar"]
+    )  # fmt: skip
+    (folder / "Dockerfile").write_text(
+        "FROM scratch\nADD base.tar /\nENV OF_THE_BASE='kept in the image'\n"
+        "RUN python3 -m venv /opt/venv\n"
+    )
+    name = f"localhost/post-training/stand-in-{architecture}"
+    builder.build([f"--platform={request.param}", "--format=oci", f"--tag={name}:1", folder])
+    layout = folder / "layout"
+    run_tool(["buildah", "push", f"{name}:1", f"oci:{layout}:1"])
+    yield request.param, name, f"oci:{layout}:1"
+    run_tool(["buildah", "rmi", "--force", f"{name}:1"])
+
+
+@pytest.mark.parametrize("name", ["gh200", "rocm"])
+def test_dockerfile_builds_on_a_stand_in_base(name, base, tmp_path):
+    kind, base_name, layout = base
+    for part in ("entrypoints", "src"):
+        shutil.copytree(REPOSITORY / part, tmp_path / part)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    folder = tmp_path / "containers" / name
+    folder.mkdir(parents=True)
+    dockerfile = (REPOSITORY / f"containers/{name}/Dockerfile").read_text()
+    # What needs nvcc, and Ubuntu's packages.
+    dockerfile = re.sub(r"# flash-attn and.*?(?=# What only dev)", "", dockerfile, flags=re.DOTALL)
+    dockerfile = re.sub(r"# apt said which.*?(?=COPY req)", "", dockerfile, flags=re.DOTALL)
+    (folder / "Dockerfile").write_text(dockerfile)
+    (folder / "recipe.toml").write_text(
+        f'base = "{base_name}:1"\nplatform = "{kind}"\npython = "3.11"\nglibc = "2.36"\n'
+        'without = ["torch"]\n'
+    )
+    (folder / "requirements.in").write_text("\n".join(ASKED) + "\n")
+    (folder / "dev.in").write_text("-c requirements.lock\nhatchling==1.33.0\n")
+    (folder / "imports.txt").write_text("pydantic\nyaml\npost_training.cli\n")
+    store = ImageStore(tmp_path / "store")
+    assert lock_recipe(load_recipe(name, tmp_path), store, layout) == []
+    recipe = load_recipe(name, tmp_path)
+    image, is_new = build_image(recipe, store)
+    try:
+        assert is_new
+        assert image.identity["platform"] == kind
+        assert image.environment["OF_THE_BASE"] == "kept in the image"
+        assert "PIP_NO_INDEX" not in image.environment
+        with builder.mounted(image.tag) as root:
+            said = (root / "etc/environment").read_text()
+            assert "OF_THE_BASE=kept in the image\n" in said
+            assert not re.search("PIP_|SOURCE_DATE|HOME=|proxy", said, re.IGNORECASE)
+            identity = json.loads((root / "etc/post-training/image.json").read_text())
+            assert identity["input_hash"] == recipe.input_hash(identity["base_sha256"])
+        said = builder.run_in(image.tag, kind, "entrypoint --help && post-training --help")
+        assert "Run one stage of post-training." in said
+    finally:
+        subprocess.run(["buildah", "rmi", "--force", image.tag], env=os.environ, check=False)
