@@ -1,7 +1,7 @@
 """The gh200 and rocm Dockerfiles really build, on a Debian base that stands in for theirs.
 
 The base has what theirs have where the Dockerfile looks (a CUDA-less Debian; /opt/venv of LUMI's).
-Locks are small, and what only a GPU's compiler can build is left out. Under emulation for arm64 where
+Locks are small, and what only a GPU's compiler can build is left out. For arm64 too, emulated, where
 the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else natively.
 """
 
@@ -44,9 +44,14 @@ def base(request, tmp_path_factory):
         "RUN python3 -m venv /opt/venv\n"
     )
     name = f"localhost/post-training/stand-in-{architecture}"
-    builder.build([f"--platform={request.param}", "--format=oci", f"--tag={name}:1", folder])
+    builder.build(
+        [f"--platform={request.param}", "--network=none", "--format=oci", f"--tag={name}:1", folder]
+    )
     layout = folder / "layout"
     run_tool(["buildah", "push", f"{name}:1", f"oci:{layout}:1"])
+    # As pulled from a registry: found by the digest of its compressed layers' manifest.
+    run_tool(["buildah", "rmi", "--force", f"{name}:1"])
+    run_tool(["skopeo", "copy", f"oci:{layout}:1", f"containers-storage:{name}:1"])
     yield request.param, name, f"oci:{layout}:1"
     run_tool(["buildah", "rmi", "--force", f"{name}:1"])
 

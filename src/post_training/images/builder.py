@@ -75,13 +75,17 @@ def mounted(tag: str) -> Iterator[Path]:
 
 
 def run_in(image: str, platform: str, script: str) -> str:
-    """The stdout of a shell script in a registry's image, with the network."""
+    """The stdout of a shell script in a registry's image, with this machine's own network."""
     if program() == "podman":
-        words = _podman("run", "--rm", "--entrypoint=", f"--platform={platform}", image)
+        words = _podman(
+            "run", "--rm", "--network=host", "--entrypoint=", f"--platform={platform}", image
+        )
         return run_tool([*words, "sh", "-c", script])
     container = run_tool(["buildah", "from", f"--platform={platform}", image])
     try:
-        return run_tool(["buildah", "run", _RUNTIME, container, "--", "sh", "-c", script])
+        return run_tool(
+            ["buildah", "run", _RUNTIME, "--network=host", container, "--", "sh", "-c", script]
+        )
     finally:
         run_tool(["buildah", "rm", container])
 
