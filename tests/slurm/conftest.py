@@ -42,13 +42,13 @@ def runner(folder: Callable[[], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_cluster(folder: Callable[[], Path]) -> Iterator[Callable[[Path], Path]]:
+def start_cluster(folder: Callable[[], Path]) -> Iterator[Callable[..., Path]]:
     """Start a cluster that calls the given runner; what comes back is its SLURM_CONF."""
     started: list[Path] = []
 
-    def start(runner: Path) -> Path:
+    def start(runner: Path, *, nodes: int = 1) -> Path:
         started.append(folder() / "cluster")
-        up = run_script("up", str(started[-1]), POST_TRAINING_RUNNER=str(runner))
+        up = run_script("up", str(started[-1]), POST_TRAINING_RUNNER=str(runner), NODES=str(nodes))
         if up.returncode != 0:
             pytest.fail(f"no Slurm test cluster:\n{up.stderr}", pytrace=False)
         return Path(up.stdout.strip().removeprefix("export SLURM_CONF="))
