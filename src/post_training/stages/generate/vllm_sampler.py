@@ -24,6 +24,8 @@ from post_training.stages.generate.config import GenerateConfig
 from post_training.stages.generate.endings import Endings
 from post_training.stages.generate.sampling import Completion, Prompt, Sampler
 
+_MOST_CHARACTERS = 300  # of what vLLM says when it can't start
+
 
 class VllmSampler(Sampler):
     def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
@@ -147,9 +149,9 @@ def _explained(config: GenerateConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        words = " ".join(str(error).split())[:_MOST_CHARACTERS] or type(error).__name__
         raise PostTrainingError(
-            f"vLLM can't start with this model: {lines[0]}",
+            f"vLLM can't start with this model: {words}",
             where=str(config.model.path),
             hint="VLLM_LOGGING_LEVEL=INFO says more; backend: transformers does without it",
         ) from error
