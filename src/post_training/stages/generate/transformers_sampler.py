@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from post_training.data.tokenize import Encoder
-from post_training.models.load import load_model
+from post_training.models.device import on_device
+from post_training.models.load import check_vocabulary, load_model
+from post_training.stages.annotation.reading_model import load_own_tokenizer
 from post_training.stages.context import StageContext
 from post_training.stages.generate.config import GenerateConfig, SamplingConfig
 from post_training.stages.generate.endings import Endings
@@ -23,17 +25,15 @@ from post_training.stages.generate.sampling import Completion, Prompt, Sampler
 class TransformersSampler(Sampler):
     def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
         self.settings = config.sampling
-        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        torch.use_deterministic_algorithms(True)
         model = load_model(
             config.model.path,
             dtype=config.model.dtype,
             attn_implementation=config.model.attn_implementation,
         )
-        self.model = model.to(self.device).eval()
+        check_vocabulary(model, load_own_tokenizer(config.model.path, config.data))
+        self.model = on_device(model, context.ranks.local_rank)
         self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
 
     def max_length(self) -> int:
@@ -50,7 +50,7 @@ class TransformersSampler(Sampler):
         logprobs: list[list[float]] = [[] for _ in range(n)]
         is_open = [True] * n
         output = self.model(
-            input_ids=torch.tensor([prompt.ids], device=self.device), logits_to_keep=1
+            input_ids=torch.tensor([prompt.ids], device=self.model.device), logits_to_keep=1
         )
         cache = output.past_key_values
         cache.batch_repeat_interleave(n)
@@ -65,7 +65,7 @@ class TransformersSampler(Sampler):
                     is_open[j] = not self._has_ended(drawn[j])
             if not any(is_open):
                 break
-            step = torch.tensor(tokens_N, device=self.device).unsqueeze(1)
+            step = torch.tensor(tokens_N, device=self.model.device).unsqueeze(1)
             output = self.model(input_ids=step, past_key_values=cache)
             logits_NV = output.logits[:, -1]
         return [

@@ -97,6 +97,7 @@ class VllmSampler(Sampler):
                 enforce_eager=not self.has_gpu,
                 generation_config="vllm",  # the recipe says how to sample, not the model's folder
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 seed=0,
                 **({} if self.has_gpu else {"max_num_seqs": n}),
             )
