@@ -32,12 +32,12 @@ REF_LOGPROB, QUANTILE, NUM_REF_REWARDS = range(3)
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """All that a worker needs. vocab_size: ids of the data must be below it."""
+    """All that a worker needs. num_ids: those of the data must be below it."""
 
     reader: Reader
     encoder: Encoder
     limits: PairConfig
-    vocab_size: int
+    num_ids: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _both_sequences(
     state: PairEncoder, rows: list[Preference]
 ) -> list[tuple[Sequence | BadRow, Sequence | BadRow]]:
     """Tokens and kinds of prompt + chosen and of prompt + rejected, for each row."""
-    results = [_from_ids(row.figures, side, state.vocab_size) for row in rows for side in ANSWERS]
+    results = [_from_ids(row.figures, side, state.num_ids) for row in rows for side in ANSWERS]
     missing = [index for index, result in enumerate(results) if result is None]
     conversations = [
         Conversation(row.prompt + getattr(row, side), row.tools)
@@ -133,7 +133,7 @@ def _both_sequences(
     return list(zip(results[0::2], results[1::2], strict=True))
 
 
-def _from_ids(figures: dict[str, Any], side: str, vocab_size: int) -> Sequence | BadRow | None:
+def _from_ids(figures: dict[str, Any], side: str, num_ids: int) -> Sequence | BadRow | None:
     """Of the ids in the data; None where they aren't there."""
     columns = ("prompt_token_ids", f"{side}_token_ids")
     if any(column not in figures for column in columns):
@@ -142,8 +142,8 @@ def _from_ids(figures: dict[str, Any], side: str, vocab_size: int) -> Sequence |
         ids = figures[column]
         if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
             return BadRow("columns", f"{column}: must be a list of integers")
-        if wrong := [each for each in ids if not 0 <= each < vocab_size]:
-            problem = f"{column}: must be from 0 to {vocab_size - 1} (got {wrong[0]})"
+        if wrong := [each for each in ids if not 0 <= each < num_ids]:
+            problem = f"{column}: must be from 0 to {num_ids - 1} (got {wrong[0]})"
             return BadRow("columns", problem)
     prompt, completion = (figures[column] for column in columns)
     kinds = [PROMPT] * len(prompt) + [COMPLETION] * len(completion)

@@ -62,7 +62,7 @@ def prepare_pairs(
         atomic_directory(folder) as temporary,
         Verdicts(data.on_error, rejects_path) as verdicts,
     ):
-        with SequenceWriter(temporary, best_dtype(encoder.vocab_size)) as writer:
+        with SequenceWriter(temporary, best_dtype(encoder.num_ids)) as writer:
             for chunk in read_chunks(
                 encode_pairs, encoder, sources, data, lambda dataset: builder.num_rows[dataset]
             ):

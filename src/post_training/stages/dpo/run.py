@@ -20,12 +20,19 @@ def run(config: DpoConfig, context: StageContext) -> Result:
     from post_training.data.chat.special_tokens import with_special_tokens
     from post_training.models.load import load_tokenizer
     from post_training.stages.dpo.training import train
-    from post_training.stages.pair_data import PairPreparation
+    from post_training.stages.pair_data import PairPreparation, num_embedded_ids
     from post_training.stages.training.requirements import check_requirements
 
     check_requirements(config)
     names = ("data", "reference", "model", "adapter", "metrics.jsonl")
     context.on_writer(lambda: remove_leftovers(context.run_dir, *names))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
-    dataset = PairPreparation(context, config.data, config.dpo, tokenizer, config.seed).dataset()
-    return train(config, context, tokenizer, dataset)
+    pairs = PairPreparation(
+        context,
+        config.data,
+        config.dpo,
+        tokenizer,
+        config.seed,
+        num_ids=num_embedded_ids(config.model.path),
+    )
+    return train(config, context, tokenizer, pairs.dataset())

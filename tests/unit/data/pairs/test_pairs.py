@@ -32,6 +32,7 @@ def prepare(
     rows: list[dict[str, Any]],
     data: dict[str, Any] | None = None,
     name: str = "chatml",
+    num_ids: int | None = None,
     **limits: Any,
 ) -> PairDataset:
     folder.mkdir(exist_ok=True)
@@ -44,7 +45,10 @@ def prepare(
     config = DataConfig.model_validate(settings)
     sources, formats = open_sources(config)
     state = PairEncoder(
-        Reader(config, formats), make_encoder(tokenizer, name), PairConfig(**limits), len(tokenizer)
+        Reader(config, formats),
+        make_encoder(tokenizer, name),
+        PairConfig(**limits),
+        num_ids or len(tokenizer),
     )
     prepare_pairs(
         folder / "pairs",
@@ -108,6 +112,16 @@ def test_pairs_with_token_ids_are_not_tokenised_again(tokenizer: Any, tmp_path: 
     # Chosen was written by somebody else: rendered with its prompt, and they begin differently.
     assert mixed.rejected.ids.tolist()[-5:] == [9, 8, 7, 5, 6]
     assert trained(mixed.chosen, tokenizer) == "two<|im_end|>"
+
+
+def test_pairs_may_hold_ids_that_the_model_embeds_and_its_tokenizer_lacks(
+    tokenizer: Any, tmp_path: Path
+):
+    row = ROW | {"prompt_token_ids": [9], "rejected_token_ids": [len(tokenizer) + 3]}
+    with pytest.raises(PostTrainingError, match="must be from 0 to 260"):
+        prepare(tmp_path / "refused", tokenizer, [row])
+    dataset = prepare(tmp_path / "taken", tokenizer, [row], num_ids=300)
+    assert dataset.read_pair(0).rejected.ids[-1] == len(tokenizer) + 3
 
 
 @pytest.mark.parametrize(
