@@ -34,6 +34,7 @@ def build_app() -> Any:
     image = typer.Typer(help="Build images and keep the image store.", **settings)
     edf = typer.Typer(help="Render, check and run EDF files.", **settings)
     runs = typer.Typer(help="Look at runs.", **settings)
+    storage = typer.Typer(help="Scratch, and what must outlive it.", **settings)
     artifact = typer.Typer(help="Look at what runs made, and check it.", **settings)
     data = typer.Typer(help="Look at data as training reads it, and fetch it.", **settings)
     pipeline = typer.Typer(
@@ -43,6 +44,7 @@ def build_app() -> Any:
     app.add_typer(edf, name="edf")
     app.add_typer(runs, name="runs")
     app.add_typer(artifact, name="artifact")
+    app.add_typer(storage, name="storage")
     app.add_typer(data, name="data")
     app.add_typer(pipeline, name="pipeline")
 
@@ -257,6 +259,44 @@ def build_app() -> Any:
         sys.exit(diff.print_diff(first, second))
 
     Artifact = Annotated[Path, typer.Argument(metavar="FOLDER", help="With artifact.json.")]
+
+    SiteName = Annotated[str, typer.Option(help="laptop, clariden, …")]
+
+    @storage.command("setup")
+    def storage_setup(
+        site: SiteName,
+        group: Annotated[
+            str | None, typer.Option(help="Who shares it, by default as the folder has it.")
+        ] = None,
+    ) -> None:
+        """Make artifacts/{private,shared,store}: folders of the site, and links to them."""
+        from post_training.launch import storage
+        from post_training.launch.site import load_site
+
+        storage.setup(site, load_site(site, {}), group)
+
+    @storage.command("promote")
+    def storage_promote(
+        folder: Artifact,
+        name: Annotated[str | None, typer.Option(help="Of the copy.", show_default=False)] = None,
+    ) -> None:
+        """Copy an artifact to artifacts/store, every file compared."""
+        from post_training.launch import storage
+
+        storage.promote(folder, name)
+
+    @storage.command("doctor")
+    def storage_doctor(
+        site: SiteName,
+        folder: Annotated[Path, typer.Argument(help="On scratch.")] = Path("."),
+        margin: Annotated[int, typer.Option(min=0, help="Days before the deletion.")] = 7,
+        as_json: Json = False,
+    ) -> None:
+        """Warn of files that the site is about to delete: exit 1 when there are any."""
+        from post_training.launch import storage
+        from post_training.launch.site import load_site
+
+        sys.exit(storage.doctor(folder, site, load_site(site, {}), margin, as_json=as_json))
 
     @artifact.command("show")
     def artifact_show(folder: Artifact, as_json: Json = False) -> None:

@@ -92,10 +92,11 @@ class Launcher(Config):
 
 class Storage(Config):
     """scratch: for work. permanent: for what must last. Both may hold `${VARIABLES}`, since they
-    are the user's own."""
+    are the user's own. deleted_after_days: without use, on scratch; None where nothing is."""
 
     scratch: str
     permanent: str | None = None
+    deleted_after_days: PositiveInt | None = None
 
 
 class Site(Config):

@@ -1,0 +1,152 @@
+"""storage setup, promote and doctor, on a site of the test's own."""
+
+import json
+import os
+import stat
+import time
+
+import pytest
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.launch import storage
+from post_training.launch.site import SITES_DIR, load_site
+from post_training.records.artifact import seal_artifact
+
+SITE = """
+extends: {base}
+storage:
+  scratch: {folder}/scratch/${{STORAGE_TEST_USER}}
+  permanent: {folder}/permanent
+  deleted_after_days: 30
+"""
+RECORD = {"run_id": "x", "stage": "mix", "recipe": {}, "recipe_hash": "1", "inputs": {}}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The working folder, at a site `here`."""
+    (tmp_path / "sites").mkdir()
+    base = SITES_DIR / "laptop.yaml"
+    (tmp_path / "sites/here.yaml").write_text(SITE.format(base=base, folder=tmp_path))
+    monkeypatch.setenv("STORAGE_TEST_USER", "someone")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def setup(place) -> None:
+    storage.setup("here", load_site("here", {}, place / "sites"), None)
+
+
+def doctor(place, folder, margin_days: int, *, as_json: bool) -> int:
+    here = load_site("here", {}, place / "sites")
+    return storage.doctor(folder, "here", here, margin_days, as_json=as_json)
+
+
+@pytest.fixture
+def model(place):
+    folder = place / "work/runs/one/model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep/weights").write_bytes(b"12")
+    (folder / "config.json").write_text("{}")
+    seal_artifact(folder, "model", RECORD)
+    setup(place)
+    return folder
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_setup_makes_folders_and_links_and_twice_is_the_same(place):
+    setup(place)
+    setup(place)
+    links = place / "work/artifacts"
+    assert os.readlink(links / "private") == f"{place}/scratch/someone/post-training"
+    assert os.readlink(links / "store") == f"{place}/permanent/post-training"
+    assert mode(links / "private") == 0o700
+    assert mode(links / "shared") == mode(links / "store") == 0o2770
+
+
+def test_setup_gives_default_acls_where_the_tool_is_there(place, monkeypatch):
+    (place / "bin").mkdir()
+    (place / "bin/setfacl").write_text(f'#!/bin/sh\necho "$@" >>{place}/acls\n')
+    (place / "bin/setfacl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}/bin:{os.environ['PATH']}")
+    setup(place)
+    words = "--default --modify group::rwX,other::---"
+    assert (place / "acls").read_text().splitlines() == [
+        f"{words} {place}/scratch/someone/post-training-shared",
+        f"{words} {place}/permanent/post-training",
+    ]
+
+
+def test_setup_of_a_link_that_leads_elsewhere_is_refused_and_makes_nothing(place):
+    (place / "work/artifacts").mkdir()
+    (place / "work/artifacts/store").symlink_to("/elsewhere")
+    with pytest.raises(UsageError, match="there already, and not a link to"):
+        setup(place)
+    assert not (place / "scratch").exists()
+
+
+def test_setup_without_the_users_variable_names_it(place, monkeypatch):
+    monkeypatch.delenv("STORAGE_TEST_USER")
+    with pytest.raises(UsageError, match="STORAGE_TEST_USER is not set"):
+        setup(place)
+
+
+def test_promote_copies_all_files_and_leaves_a_pointer(place, model, capsys):
+    storage.promote(model, None)
+    fingerprint = json.loads((model / "artifact.json").read_text())["fingerprint"]
+    copy = place / f"permanent/post-training/one-model-{fingerprint[:12]}"
+    assert (copy / "deep/weights").read_bytes() == b"12"
+    assert capsys.readouterr().out.splitlines()[-1] == str(copy)
+    pointer = json.loads((model.parent / "model.promoted.json").read_text())
+    assert (pointer["path"], pointer["fingerprint"]) == (str(copy), fingerprint)
+    storage.promote(model, None)  # Again: found, and compared.
+
+
+def test_promote_changed_artifact_is_refused_and_copies_nothing(place, model):
+    (model / "deep/weights").write_bytes(b"21")
+    with pytest.raises(PostTrainingError, match="changed since it was made: deep/weights"):
+        storage.promote(model, None)
+    assert list((place / "permanent/post-training").iterdir()) == []
+
+
+def test_promote_finds_a_damaged_copy(place, model):
+    storage.promote(model, "kept")
+    (place / "permanent/post-training/kept/deep/weights").write_bytes(b"??")
+    with pytest.raises(PostTrainingError, match="the copy that is there was changed"):
+        storage.promote(model, "kept")
+
+
+def test_promote_to_the_name_of_another_is_refused(place, model):
+    storage.promote(model, "kept")
+    other = place / "work/other"
+    other.mkdir()
+    (other / "x").touch()
+    seal_artifact(other, "model", RECORD)
+    with pytest.raises(UsageError, match="another artifact is there"):
+        storage.promote(other, "kept")
+
+
+def test_doctor_lists_what_is_about_to_be_deleted_by_its_last_use(place, capsys):
+    folder = place / "work"
+    for name, read, written in (("old", 29, 29), ("read", 1, 40), ("new", 0, 0), ("due", 22, 25)):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("12345")
+        now = time.time()
+        os.utime(folder / name / "file", (now - read * 86400, now - written * 86400))
+    assert doctor(place, folder, 7, as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["folder"] for entry in found] == [str(folder / "old")]
+    assert (found[0]["num_files"], found[0]["size_bytes"], found[0]["days_left"]) == (1, 5, 1.0)
+    assert doctor(place, folder, 9, as_json=False) == 1
+    assert "hint: here deletes what is unused for 30 days" in capsys.readouterr().err
+    assert doctor(place, folder / "read", 7, as_json=True) == 0
+
+
+def test_doctor_where_nothing_is_deleted_says_so(place, capsys):
+    (place / "sites/here.yaml").write_text(f"extends: {SITES_DIR}/laptop.yaml\n")
+    assert doctor(place, place, 7, as_json=False) == 0
+    assert "nothing is known to be deleted there" in capsys.readouterr().err
