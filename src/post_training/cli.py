@@ -34,6 +34,7 @@ def build_app() -> Any:
     image = typer.Typer(help="Build images and keep the image store.", **settings)
     edf = typer.Typer(help="Render, check and run EDF files.", **settings)
     runs = typer.Typer(help="Look at runs.", **settings)
+    experiment = typer.Typer(help="Folders of experiments.", **settings)
     storage = typer.Typer(help="Scratch, and what must outlive it.", **settings)
     artifact = typer.Typer(help="Look at what runs made, and check it.", **settings)
     data = typer.Typer(help="Look at data as training reads it, and fetch it.", **settings)
@@ -45,6 +46,7 @@ def build_app() -> Any:
     app.add_typer(runs, name="runs")
     app.add_typer(artifact, name="artifact")
     app.add_typer(storage, name="storage")
+    app.add_typer(experiment, name="experiment")
     app.add_typer(data, name="data")
     app.add_typer(pipeline, name="pipeline")
 
@@ -259,6 +261,18 @@ def build_app() -> Any:
         sys.exit(diff.print_diff(first, second))
 
     Artifact = Annotated[Path, typer.Argument(metavar="FOLDER", help="With artifact.json.")]
+
+    @experiment.command("new")
+    def experiment_new(
+        name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens.")],
+        parent: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(
+            "reproducibility"
+        ),
+    ) -> None:
+        """Make a folder with a pipeline that runs, and a page to be filled in."""
+        from post_training.launch.experiment import new_experiment
+
+        print(new_experiment(name, parent))
 
     SiteName = Annotated[str, typer.Option(help="laptop, clariden, …")]
 
