@@ -71,7 +71,8 @@ if [[ $next == again ]] && is_running; then
     left=0
     if [[ -n $suspect ]]; then
         without=$(squeue --noheader --jobs="$job" --format=%x)
-        [[ $without == "(null)" ]] && without=$suspect || without+=,$suspect
+        # Of no nodes some versions say `(null)`, others nothing.
+        [[ -z ${without/"(null)"/} ]] && without=$suspect || without+=,$suspect
         left=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N \
             --states=idle,allocated,mixed,completing | sort --unique |
             grep -cvxFf <(scontrol show hostnames "$without"))

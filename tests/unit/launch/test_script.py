@@ -122,7 +122,9 @@ def test_script_verdict_that_cannot_be_had_is_final(run):
     assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", "srun"])
 
 
-def test_script_suspected_node_is_left_out_after_the_requeue(run):
+@pytest.mark.parametrize("nothing", ["(null)", ""])
+def test_script_suspected_node_is_left_out_after_the_requeue(run, tmp_path, nothing):
+    (tmp_path / "bin/excluded").write_text(f"{nothing}\n")
     calls = run(137, ["RUNNING", "RUNNING"], "again n2")[1]
     assert calls[-2:] == ["scontrol", "scontrol"]
     assert run.words(len(calls) - 1) == ["requeue", "77"]
