@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,25 @@ def test_mix_of_different_formats_is_refused(two, tmp_path: Path):
     with pytest.raises(PostTrainingError, match=r"different formats.*t.jsonl: text \(text\)"):
         mix(tmp_path / "run", data={"datasets": [two[1], {"path": str(texts)}]})
     assert not (tmp_path / "run/dataset").exists()
+
+
+def test_mix_says_whose_logprobs_its_rows_hold_and_refuses_two(two, tmp_path: Path):
+    from post_training.models.reference import Reference
+
+    one = Reference("a" * 64, "b" * 64, "c" * 64, "float32")
+    folders = [tmp_path / "one", tmp_path / "other"]
+    paths = []
+    for folder in folders:
+        folder.mkdir()
+        one.write(folder)
+        paths.append({"path": str(write(folder / "rows.jsonl", pairs(folder.name, 5)))})
+    mix(tmp_path / "run", data={"datasets": paths})
+    assert Reference.read(tmp_path / "run/dataset") == one
+    replace(one, weights="d" * 64).write(folders[1])
+    with pytest.raises(PostTrainingError, match="of different models"):
+        mix(tmp_path / "again", data={"datasets": paths})
+    with pytest.raises(PostTrainingError, match=r"or one has no reference\.json"):
+        mix(tmp_path / "without", data={"datasets": [paths[0], two[1]]})
 
 
 def test_mix_goes_through_a_transform(tmp_path: Path):

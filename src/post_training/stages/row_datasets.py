@@ -15,6 +15,7 @@ from post_training.data.verdicts import Verdicts
 from post_training.stages.context import StageContext
 from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.progress import Progress
+from post_training.stages.references import common_reference
 
 _GATHERED = "gathered.jsonl"
 
@@ -31,11 +32,13 @@ def gathered_rows(
 
     The folder becomes RUN/dataset when the block ends without an error; rejected rows go to
     RUN/rejects.jsonl.
-    Errors: UsageError for datasets of different formats, whose rows can't stand in one file.
+    Errors: UsageError for datasets of different formats, or with log-probabilities of different
+    models, whose rows can't stand in one file.
     """
     remove_leftovers(context.run_dir, "dataset")
     target = context.run_dir / "dataset"
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
+    reference = common_reference(config.datasets)
     sources, formats = open_sources(config)
     names = tuple(name_of(dataset) for dataset in config.datasets)
     described = [found.describe() for found in formats]
@@ -65,5 +68,7 @@ def gathered_rows(
         yield rows, folder, counts
         rows.path.unlink()
         write_json(folder / "counts.json", counts)
+        if reference is not None:
+            reference.write(folder)
         if verdicts.counts:
             context.log(f"data: {verdicts.summary()}")
