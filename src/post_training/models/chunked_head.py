@@ -47,6 +47,7 @@ class _Request:
     targets: Tensor
     coefficients: Tensor | None
     with_top: bool
+    chunk_numbers: int | None
 
 
 class ChunkedHead:
@@ -83,7 +84,12 @@ class ChunkedHead:
 
     @contextmanager
     def scoring(
-        self, targets: Tensor, coefficients: Tensor | None = None, *, with_top: bool = False
+        self,
+        targets: Tensor,
+        coefficients: Tensor | None = None,
+        *,
+        with_top: bool = False,
+        chunk_numbers: int | None = None,
     ) -> Iterator[None]:
         """Make `outputs.logits` of the model's forward a tuple of float32 tensors.
 
@@ -94,8 +100,9 @@ class ChunkedHead:
         loss = Σ coefficients · −logprobs, a sum over the positions whose coefficient is not 0,
         which alone are looked at. Only the loss is then differentiable.
         with_top: find out where the target is the likeliest id (tops: 1, else 0).
+        chunk_numbers: logits of a chunk; by default what is fastest.
         """
-        self._request = _Request(targets, coefficients, with_top)
+        self._request = _Request(targets, coefficients, with_top, chunk_numbers)
         try:
             yield
         finally:
@@ -111,7 +118,9 @@ def _score(hidden_BTD: Tensor, weight_VD: Tensor, request: _Request) -> tuple[Te
     targets_N = request.targets.flatten()[positions_N]
     device = hidden_BTD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    arguments = (hidden_BTD, weight_VD, positions_N, targets_N, dtype, request.with_top)
+    numbers = request.chunk_numbers or _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_ELSEWHERE)
+    size = max(_SMALLEST_CHUNK, numbers // len(weight_VD))
+    arguments = (hidden_BTD, weight_VD, positions_N, targets_N, dtype, request.with_top, size)
 
     def spread(values_N: Tensor) -> Tensor:
         flat = values_N.new_zeros(asked.numel())
@@ -141,10 +150,8 @@ class _Chunk:
 
 
 def _chunks(
-    hidden_PD: Tensor, weight_VD: Tensor, positions_N: Tensor, targets_N: Tensor
+    hidden_PD: Tensor, weight_VD: Tensor, positions_N: Tensor, targets_N: Tensor, size: int
 ) -> Iterator[_Chunk]:
-    numbers = _CHUNK_NUMBERS.get(hidden_PD.device.type, _CHUNK_NUMBERS_ELSEWHERE)
-    size = max(_SMALLEST_CHUNK, numbers // len(weight_VD))
     for start in range(0, len(positions_N), size):
         span = slice(start, start + size)
         rows = positions_N[span]
@@ -208,13 +215,13 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, coefficients_N
+        ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, size, coefficients_N
     ):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_PD, weight = _flat(hidden_BTD, weight_VD, dtype)
             gradients = _Gradients(hidden_PD, weight, ctx.needs_input_grad)
             results = []
-            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N):
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, size):
                 scored = _scores_(chunk, with_top)
                 results.append(torch.stack([scored.logprobs, scored.tops]))
                 if any(ctx.needs_input_grad[:2]):
@@ -233,23 +240,23 @@ class _WeightedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         gradients, ctx.gradients = ctx.gradients, None
-        return *_scaled(ctx, gradients, grad_loss), *[None] * 5
+        return *_scaled(ctx, gradients, grad_loss), *[None] * 6
 
 
 class _Scores(torch.autograd.Function):
     """(logprobs [N], logsumexps [N], tops [N]); the backward pass makes the logits again."""
 
     @staticmethod
-    def forward(ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top):
+    def forward(ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, size):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_PD, weight = _flat(hidden_BTD, weight_VD, dtype)
             results = []
-            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N):
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, size):
                 scored = _scores_(chunk, with_top)
                 results.append(torch.stack([scored.logprobs, scored.logsumexps, scored.tops]))
         logprobs_N, logsumexps_N, tops_N = _joined(results, 3, hidden_BTD.new_zeros(0).float())
         ctx.save_for_backward(hidden_BTD, weight_VD, positions_N, targets_N, logsumexps_N)
-        ctx.dtype, ctx.shape = dtype, hidden_BTD.shape
+        ctx.dtype, ctx.size, ctx.shape = dtype, size, hidden_BTD.shape
         ctx.dtypes = hidden_BTD.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(tops_N)
         return logprobs_N, logsumexps_N, tops_N
@@ -260,14 +267,14 @@ class _Scores(torch.autograd.Function):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_PD, weight = _flat(hidden_BTD, weight_VD, ctx.dtype)
             gradients = _Gradients(hidden_PD, weight, ctx.needs_input_grad)
-            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N):
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, ctx.size):
                 of_logprobs = grad_logprobs_N[chunk.span, None]
                 of_logsumexps = grad_logsumexps_N[chunk.span, None]
                 grad_logits = chunk.softmax_(logsumexps_N[chunk.span])
                 grad_logits.mul_(of_logsumexps - of_logprobs)
                 grad_logits.scatter_add_(1, chunk.targets[:, None], of_logprobs)
                 gradients.add(chunk, grad_logits)
-        return *_scaled(ctx, gradients, None), *[None] * 4
+        return *_scaled(ctx, gradients, None), *[None] * 5
 
 
 def _joined(results: list[Tensor], num_rows: int, like: Tensor) -> Tensor:
