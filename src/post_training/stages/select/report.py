@@ -60,7 +60,8 @@ class Report:
                     self._keep(name, row[columns[0]] - row[columns[1]])
 
     def _keep(self, name: str, *values: float) -> None:
-        self._values.setdefault(name, array("d")).extend(values)
+        if values:
+            self._values.setdefault(name, array("d")).extend(values)
 
     def reasons(self) -> str:
         return ", ".join(f"{number:,}: {DROPPED[key]}" for key, number in self.dropped.items())
