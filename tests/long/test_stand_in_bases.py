@@ -2,7 +2,8 @@
 
 The base has what theirs have where the Dockerfile looks (a CUDA-less Debian; /opt/venv of LUMI's).
 Locks are small, and what only a GPU's compiler can build is left out. For arm64 too, emulated,
-where the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else natively.
+where the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else
+natively.
 """
 
 import json
