@@ -1,0 +1,146 @@
+"""`post-training submit`, `pipeline …` and `experiment …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from post_training.cli.options import GROUP, Environment, Json, Overrides
+
+
+def add_commands(app: typer.Typer) -> None:
+    pipeline = typer.Typer(help="Run, submit and watch stages that build on each other.", **GROUP)
+    app.add_typer(pipeline, name="pipeline")
+    experiment = typer.Typer(help="Folders of experiments.", **GROUP)
+    app.add_typer(experiment, name="experiment")
+
+    @app.command("submit")
+    def submit_stage(
+        stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
+        config: Annotated[Path, typer.Argument(metavar="CFG.YAML", show_default=False)],
+        overrides: Overrides = None,
+        site: Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")] = "laptop",
+        environment: Annotated[
+            str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")
+        ] = "post-training",
+        nodes: Annotated[int | None, typer.Option(show_default=False)] = None,
+        time: Annotated[
+            str | None, typer.Option(help="Wall time of one attempt.", show_default=False)
+        ] = None,
+        partition: Annotated[str | None, typer.Option(show_default=False)] = None,
+        account: Annotated[str | None, typer.Option(show_default=False)] = None,
+        reservation: Annotated[str | None, typer.Option(show_default=False)] = None,
+        max_failures: Annotated[
+            int, typer.Option(min=0, help="Failures in a row that may be tried again.")
+        ] = 3,
+        dev: Annotated[
+            Path | None,
+            typer.Option(metavar="CHECKOUT", help="Run a copy of this checkout's sources."),
+        ] = None,
+        chain: Annotated[
+            int,
+            typer.Option(min=1, help="Jobs that go on from each other, where none is requeued."),
+        ] = 1,
+        dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
+    ) -> None:
+        """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
+        from post_training.stages import submit_command
+
+        changes = {
+            "nodes": nodes,
+            "time": time,
+            "partition": partition,
+            "account": account,
+            "reservation": reservation,
+        }
+        submit_command.submit_stage(
+            stage,
+            config,
+            overrides or [],
+            (site, changes),
+            environment,
+            max_failures=max_failures,
+            dev=dev,
+            num_chained=chain,
+            dry_run=dry_run,
+        )
+
+    PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", show_default=False)]
+
+    PipelineOverrides = Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="stages.NAME.config.KEY=VALUE, run_dir=…",
+            show_default=False,
+        ),
+    ]
+
+    Checkout = Annotated[
+        Path | None,
+        typer.Option("--dev", metavar="CHECKOUT", help="Run this checkout's sources."),
+    ]
+
+    @pipeline.command("run")
+    def pipeline_run(
+        file: PipelineFile,
+        overrides: PipelineOverrides = None,
+        environment: Environment = None,
+        dev: Checkout = None,
+        unpinned: Annotated[
+            bool, typer.Option("--unpinned", help="Without an image; the records say so.")
+        ] = False,
+    ) -> None:
+        """Run on this machine what is not finished, one stage after another."""
+        from post_training.stages import pipeline_commands
+
+        where = pipeline_commands.Where(environment, dev)
+        pipeline_commands.run_pipeline(file, overrides or [], where, unpinned=unpinned)
+
+    @pipeline.command("submit")
+    def pipeline_submit(
+        file: PipelineFile,
+        overrides: PipelineOverrides = None,
+        site: Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")] = "laptop",
+        environment: Annotated[
+            str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")
+        ] = "post-training",
+        partition: Annotated[str | None, typer.Option(show_default=False)] = None,
+        account: Annotated[str | None, typer.Option(show_default=False)] = None,
+        reservation: Annotated[str | None, typer.Option(show_default=False)] = None,
+        max_failures: Annotated[
+            int, typer.Option(min=0, help="Failures in a row that may be tried again.")
+        ] = 3,
+        dev: Checkout = None,
+        dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
+    ) -> None:
+        """Queue in Slurm what is not finished, each stage after those it needs."""
+        from post_training.stages import pipeline_commands
+
+        changes = {"partition": partition, "account": account, "reservation": reservation}
+        where = pipeline_commands.Where(environment, dev, (site, changes))
+        pipeline_commands.submit_pipeline(
+            file, overrides or [], where, max_failures=max_failures, dry_run=dry_run
+        )
+
+    @pipeline.command("status")
+    def pipeline_status(
+        file_or_folder: Annotated[Path, typer.Argument(metavar="PIPELINE.YAML|FOLDER")],
+        as_json: Json = False,
+    ) -> None:
+        """Each stage: its state, how far it is, and why it failed."""
+        from post_training.stages import pipeline_commands
+
+        pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
+
+    @experiment.command("new")
+    def experiment_new(
+        name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens.")],
+        parent: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(
+            "reproducibility"
+        ),
+    ) -> None:
+        """Make a folder with a pipeline that runs, and a page to be filled in."""
+        from post_training.launch.experiment import new_experiment
+
+        print(new_experiment(name, parent))

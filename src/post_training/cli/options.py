@@ -1,0 +1,26 @@
+"""Options and arguments that several commands have."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+GROUP: dict[str, Any] = {"no_args_is_help": True, "add_completion": False}
+
+Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]
+Repository = Annotated[Path, typer.Option(help="The checkout of post-training.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Artifact = Annotated[Path, typer.Argument(metavar="FOLDER", help="With artifact.json.")]
+SiteName = Annotated[str, typer.Option(help="laptop, clariden, …")]
+Environment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="The EDF to run in; post-training where the stack is not installed.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings to change.", show_default=False),
+]

@@ -1,0 +1,114 @@
+"""`post-training runs …`, `artifact …` and `reproduce`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from post_training.cli.options import GROUP, Artifact, Json, Store
+
+
+def add_commands(app: typer.Typer) -> None:
+    runs = typer.Typer(help="Look at runs.", **GROUP)
+    app.add_typer(runs, name="runs")
+    artifact = typer.Typer(help="Look at what runs made, and check it.", **GROUP)
+    app.add_typer(artifact, name="artifact")
+
+    @runs.command("show")
+    def runs_show(
+        run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+    ) -> None:
+        """What a run was, in which image, from what, and what came out."""
+        from post_training.records import show
+
+        show.show_run(run, as_json=as_json)
+
+    @runs.command("diff")
+    def runs_diff(
+        first: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+        second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another.")],
+    ) -> None:
+        """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
+        from post_training.records import diff
+
+        sys.exit(diff.print_diff(first, second))
+
+    @runs.command("list")
+    def runs_list(
+        folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+        as_json: Json = False,
+    ) -> None:
+        """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
+        from post_training.launch import run_commands
+
+        run_commands.list_runs(folder, as_json=as_json)
+
+    @runs.command("logs")
+    def runs_logs(
+        run: Annotated[Path, typer.Argument(help="The folder of a submitted run.")],
+        worker: Annotated[
+            int | None, typer.Option(help="Of this worker of an array.", show_default=False)
+        ] = None,
+        lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The last ones.")] = 50,
+        follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    ) -> None:
+        """What a run's job printed, with all its attempts."""
+        from post_training.launch import run_commands
+
+        run_commands.show_log(run, worker=worker, num_lines=lines, follow=follow)
+
+    @runs.command("cancel")
+    def runs_cancel(
+        folders: Annotated[
+            list[Path], typer.Argument(metavar="FOLDER…", help="Runs, or folders of runs.")
+        ],
+    ) -> None:
+        """Stop the jobs of runs for good; a pipeline's folder stops all of it."""
+        from post_training.launch import run_commands
+
+        run_commands.cancel_runs(folders)
+
+    @artifact.command("show")
+    def artifact_show(folder: Artifact, as_json: Json = False) -> None:
+        """What it is, and which run made it."""
+        from post_training.records import lineage
+
+        lineage.show_artifact(folder, as_json=as_json)
+
+    @artifact.command("lineage")
+    def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
+        """All it came from: runs, models, data, as a tree."""
+        from post_training.records import lineage
+
+        lineage.show_lineage(folder, as_json=as_json)
+
+    @artifact.command("verify")
+    def artifact_verify(folder: Artifact) -> None:
+        """Hash its files again: ok, or the files that are not what they were."""
+        from post_training.records import lineage
+
+        lineage.verify_artifact(folder)
+
+    @app.command("reproduce")
+    def reproduce_run(
+        run: Annotated[Path, typer.Argument(help="A finished run's folder, or an artifact in it.")],
+        run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
+        store: Store = None,
+        upstream: Annotated[
+            bool, typer.Option("--upstream", help="Everything its inputs came from, too.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what is missing, and run nothing.")
+        ] = False,
+        tolerance: Annotated[
+            float, typer.Option(min=0, help="Relative, of the figures, on another machine.")
+        ] = 0.01,
+    ) -> None:
+        """Run again from the recorded image digest and compare.
+
+        Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
+        from post_training.reproduce import command
+
+        options = command.Options(run_dir, store, upstream, dry_run, tolerance)
+        sys.exit(command.reproduce(run, options))
