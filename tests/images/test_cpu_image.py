@@ -26,6 +26,7 @@ def test_image_identity_inside_is_the_pinned_one(inside):
         "name",
         "version",
         "input_hash",
+        "base",
         "base_sha256",
         "lock_sha256",
         "platform",
