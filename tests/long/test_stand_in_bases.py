@@ -1,9 +1,8 @@
 """The gh200 and rocm Dockerfiles really build, on a Debian base that stands in for theirs.
 
 The base has what theirs have where the Dockerfile looks (a CUDA-less Debian; /opt/venv of LUMI's).
-Locks are small, and what only a GPU's compiler can build is left out. For arm64 too, emulated,
-where the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else
-natively.
+Locks are small, and what only a GPU's compiler can build is left out. Emulated for arm64 too, where
+the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else natively.
 """
 
 import json
