@@ -113,19 +113,6 @@ def whole(slurm, job) -> dict:
     return read_record(job / "faults/alone")["outputs"]
 
 
-def test_fault_killed_step_daemon_is_tried_again(slurm, job, whole):
-    job_id = slurm.submit(*STEPS, "run_dir=faults/daemon")
-    wait_until(checkpointed(job / "faults/daemon"), TIMEOUT_S)
-    daemons = subprocess.run(
-        ["pgrep", "-f", rf"slurmstepd: \[{job_id}\.0\]"], capture_output=True, text=True
-    ).stdout.split()
-    rank = rank_processes(job / "faults/daemon")["0"]
-    os.kill(int(daemons[0]), signal.SIGKILL)
-    os.kill(rank, signal.SIGKILL)  # On a node with cgroups it would end with its step.
-    assert slurm.wait(job_id) == "COMPLETED", slurm.log("faults/daemon", job_id)
-    assert read_record(job / "faults/daemon")["outputs"] == whole
-
-
 @pytest.mark.parametrize("moment", ["preparing", "checkpoint", "twice"])
 def test_fault_usr1_at_an_awkward_moment_ends_in_the_same_bytes(slurm, job, whole, moment):
     run_dir = job / f"faults/usr1-{moment}"
