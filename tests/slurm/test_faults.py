@@ -158,9 +158,12 @@ def test_fault_image_gone_while_queued_ends_with_its_name(slurm, job, image_edf)
     os.link(path, link)
     (job / "gone.toml").write_text(text.replace(str(path), str(link)))
     words = ("submit", "sft", "sft.yaml", "--environment=./gone.toml", "run_dir=faults/image")
-    with held(slurm):
-        job_id = slurm.post_training(*words).strip()
-        link.unlink()
+    try:
+        with held(slurm):
+            job_id = slurm.post_training(*words).strip()
+            link.unlink()
+    finally:
+        link.unlink(missing_ok=True)
     assert slurm.wait(job_id) == "FAILED"
     assert "no such image" in slurm.log("faults/image", job_id)
     assert slurm.shown(job_id)["Restarts"] == "0"
@@ -182,4 +185,5 @@ def test_fault_run_folder_gone_while_running_ends_and_is_not_begun_over(slurm, j
     assert slurm.wait(job_id) == "FAILED"
     assert slurm.shown(job_id)["Restarts"] == "0"
     assert not is_live(job / "faults/elsewhere")
-    assert not (job / "faults/removed/run.json").exists()
+    record = read_record(job / "faults/removed")
+    assert (record["status"], len(record["attempts"])) == ("failed", 1)
