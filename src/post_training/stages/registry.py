@@ -56,7 +56,7 @@ STAGES = {
         Stage("logprobs", "logprobs", "LogprobsConfig", "a model's log-probabilities of answers"),
         Stage("rewards", "rewards", "RewardsConfig", "rewards of answers, by models and functions"),
         Stage("select", "select", "SelectConfig", "preference rows from rewarded branches"),
-        Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
+        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
         Stage(
             "reward-model",
             "reward_model",
@@ -64,7 +64,7 @@ STAGES = {
             "a reward model from preference rows",
             ("model",),
         ),
-        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
+        Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
     )
 }
 
