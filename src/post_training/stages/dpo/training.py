@@ -12,6 +12,7 @@ from post_training.data.pairs.dataset import PairDataset
 from post_training.data.pairs.encode import ANSWERS, NUM_REF_REWARDS, QUANTILE
 from post_training.data.prepared.dataset import figures
 from post_training.models.attention import check_shared_prompt
+from post_training.models.device import be_deterministic
 from post_training.stages.context import Result, StageContext
 from post_training.stages.dpo.collator import PairCollator
 from post_training.stages.dpo.config import DpoConfig
@@ -19,7 +20,7 @@ from post_training.stages.dpo.metrics import PairMetrics
 from post_training.stages.dpo.reference import FOLDER, reference_logprobs
 from post_training.stages.dpo.trainer import DpoTrainer
 from post_training.stages.training.policy import load_policy
-from post_training.stages.training.session import Rows, be_deterministic, run_training
+from post_training.stages.training.session import Rows, run_training
 
 # Nats a token between two ways to compute the same logprobs: in float32 up to 1e-5 was seen, and
 # 3e-4 between engines; in 16 bits each token is off by about 1e-2, and the mean of an answer less.

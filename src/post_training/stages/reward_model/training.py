@@ -10,13 +10,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import UsageError
 from post_training.data.pairs.dataset import PairDataset
 from post_training.data.prepared.dataset import figures
+from post_training.models.device import be_deterministic
 from post_training.models.load import check_vocabulary, load_untrained_reward_model
 from post_training.stages.context import Result, StageContext
 from post_training.stages.dpo.collator import PairCollator
 from post_training.stages.reward_model.config import RewardModelConfig
 from post_training.stages.reward_model.trainer import RewardTrainer
 from post_training.stages.training.policy import check_positions
-from post_training.stages.training.session import Rows, be_deterministic, run_training
+from post_training.stages.training.session import Rows, run_training
 
 
 def train(

@@ -6,13 +6,14 @@ from functools import partial
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.data.prepared.dataset import PreparedDataset, figures
+from post_training.models.device import be_deterministic
 from post_training.stages.context import Result, StageContext
 from post_training.stages.sft.collator import Collator
 from post_training.stages.sft.config import SftConfig
 from post_training.stages.sft.evaluation import Evaluation
 from post_training.stages.sft.trainer import SftTrainer
 from post_training.stages.training.policy import load_policy
-from post_training.stages.training.session import Rows, be_deterministic, run_training
+from post_training.stages.training.session import Rows, run_training
 
 
 def train(

@@ -50,11 +50,6 @@ class Rows:
     folders: tuple[str, ...]
 
 
-def be_deterministic() -> None:
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at a price
-
-
 def run_training(
     config: TrainingStageConfig,
     context: StageContext,
