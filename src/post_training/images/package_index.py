@@ -1,6 +1,6 @@
 """uv asks the index that pip is configured for: one place to set it, for locks and for builds.
 
-pip config list  ->  UV_DEFAULT_INDEX, UV_INDEX, UV_FIND_LINKS, UV_NO_INDEX
+pip config list  ->  UV_DEFAULT_INDEX, UV_FIND_LINKS, SSL_CERT_FILE, --no-index
 """
 
 import os
@@ -18,12 +18,12 @@ from post_training.core.files import atomic_file
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
 
-_SETTING = re.compile(r"\S+\.(index-url|find-links|no-index)='(.*)'")
+_SETTING = re.compile(r"\S+\.(index-url|find-links|no-index|cert)='(.*)'")
 # pip's name: (uv's, how uv separates several).
 _VARIABLES = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "find-links": ("UV_FIND_LINKS", ","),
-    "no-index": ("UV_NO_INDEX", " "),
+    "cert": ("SSL_CERT_FILE", " "),
 }
 
 
@@ -32,7 +32,8 @@ def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
     return run_tool(
-        [uv, "pip", "compile", "--quiet", *arguments],
+        # pip trusts what the system trusts; so does uv, if it is told to.
+        [uv, "pip", "compile", "--quiet", "--system-certs", *_no_index(), *arguments],
         env={**os.environ, **index_settings()},
         hint="`make setup` installs uv" if uv == "uv" else None,
         **keywords,
@@ -70,10 +71,22 @@ def download(address: str, target: Path, allowed: set[str] | None) -> None:
 
 def index_settings() -> Mapping[str, str]:
     """pip's settings as variables of uv."""
-    settings: dict[str, str] = {}
+    return {
+        variable: separator.join(text.split())
+        for name, (variable, separator) in _VARIABLES.items()
+        if (text := _pip_settings().get(name))
+    }
+
+
+def _no_index() -> list[str]:
+    # uv has no variable for it.
+    return ["--no-index"] if _pip_settings().get("no-index") in ("1", "true", "yes", "on") else []
+
+
+def _pip_settings() -> dict[str, str]:
     listed = run_tool([sys.executable, "-m", "pip", "config", "list"])
     # Sorted, so that a variable (`:env:`) is read first; the first one counts, as for pip.
+    settings: dict[str, str] = {}
     for name, text in _SETTING.findall(listed):
-        variable, separator = _VARIABLES[name]
-        settings.setdefault(variable, separator.join(text.replace("\\n", " ").split()))
+        settings.setdefault(name, text.replace("\\n", " "))
     return settings
