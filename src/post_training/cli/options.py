@@ -10,6 +10,7 @@ GROUP: dict[str, Any] = {"no_args_is_help": True, "add_completion": False}
 Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]
 Repository = Annotated[Path, typer.Option(help="The checkout of post-training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its id.")]
 Artifact = Annotated[Path, typer.Argument(metavar="FOLDER", help="With artifact.json.")]
 SiteName = Annotated[str, typer.Option(help="laptop, clariden, …")]
 Environment = Annotated[

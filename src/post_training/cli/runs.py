@@ -1,12 +1,13 @@
 """`post-training runs …`, `artifact …` and `reproduce`."""
 
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Artifact, Json, Store
+from post_training.cli.options import GROUP, Artifact, Json, Run, Store
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -16,37 +17,56 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(artifact, name="artifact")
 
     @runs.command("show")
-    def runs_show(
-        run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
-    ) -> None:
+    def runs_show(run: Run, as_json: Json = False) -> None:
         """What a run was, in which image, from what, and what came out."""
+        from post_training.launch.run_index import find_run
         from post_training.records import show
 
-        show.show_run(run, as_json=as_json)
+        show.show_run(find_run(run), as_json=as_json)
 
     @runs.command("diff")
     def runs_diff(
-        first: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-        second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another.")],
+        run: Run, other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another.")]
     ) -> None:
         """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
+        from post_training.launch.run_index import find_run
         from post_training.records import diff
 
-        sys.exit(diff.print_diff(first, second))
+        sys.exit(diff.print_diff(find_run(run), find_run(other)))
 
     @runs.command("list")
     def runs_list(
         folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+        stage: Annotated[str | None, typer.Option(help="sft, dpo, …", show_default=False)] = None,
+        state: Annotated[
+            str | None, typer.Option(help="finished, running, failed, …", show_default=False)
+        ] = None,
+        image: Annotated[
+            str | None, typer.Option(metavar="DIGEST", help="How it begins.", show_default=False)
+        ] = None,
+        since: Annotated[
+            datetime | None,
+            typer.Option(formats=["%Y-%m-%d"], help="Started on this day or later, in UTC."),
+        ] = None,
+        where: Annotated[
+            list[str] | None,
+            typer.Option(metavar="KEY=VALUE", help="A setting of the recipe.", show_default=False),
+        ] = None,
         as_json: Json = False,
     ) -> None:
         """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
-        from post_training.launch import run_commands
+        from post_training.config.overrides import parse_override
+        from post_training.core.messages import dotted
+        from post_training.launch import run_commands, run_index
 
-        run_commands.list_runs(folder, as_json=as_json)
+        overrides = map(parse_override, where or [])
+        settings = {dotted(override.path): override.value for override in overrides}
+        filters = run_index.Filters(stage, state, image, since and since.date(), settings)
+        run_commands.list_runs(folder, filters, as_json=as_json)
 
     @runs.command("logs")
     def runs_logs(
-        run: Annotated[Path, typer.Argument(help="The folder of a submitted run.")],
+        run: Run,
         worker: Annotated[
             int | None, typer.Option(help="Of this worker of an array.", show_default=False)
         ] = None,
@@ -54,9 +74,11 @@ def add_commands(app: typer.Typer) -> None:
         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
     ) -> None:
         """What a run's job printed, with all its attempts."""
-        from post_training.launch import run_commands
+        from post_training.launch import run_commands, run_index
 
-        run_commands.show_log(run, worker=worker, num_lines=lines, follow=follow)
+        run_commands.show_log(
+            run_index.find_run(run), worker=worker, num_lines=lines, follow=follow
+        )
 
     @runs.command("cancel")
     def runs_cancel(
@@ -92,7 +114,10 @@ def add_commands(app: typer.Typer) -> None:
 
     @app.command("reproduce")
     def reproduce_run(
-        run: Annotated[Path, typer.Argument(help="A finished run's folder, or an artifact in it.")],
+        run: Annotated[
+            Path,
+            typer.Argument(metavar="RUN", help="A run's folder or id, or an artifact it made."),
+        ],
         run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
         store: Store = None,
         upstream: Annotated[
@@ -108,7 +133,8 @@ def add_commands(app: typer.Typer) -> None:
         """Run again from the recorded image digest and compare.
 
         Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
+        from post_training.launch.run_index import find_run
         from post_training.reproduce import command
 
         options = command.Options(run_dir, store, upstream, dry_run, tolerance)
-        sys.exit(command.reproduce(run, options))
+        sys.exit(command.reproduce(find_run(run), options))

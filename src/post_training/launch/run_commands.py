@@ -3,22 +3,20 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from post_training.core.errors import UsageError
-from post_training.launch.run_state import queue_if_it_answers, run_state
+from post_training.launch.run_index import Filters, list_states, runs_below
 from post_training.launch.run_table import HEADER, cells, table
 from post_training.launch.submit import cancel, read_queue, submitted_jobs
-from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME
+from post_training.records.run_record import LAUNCH_FOLDER
 
 
-def list_runs(folder: Path, *, as_json: bool) -> None:
-    """Every run below the folder, by its path."""
-    run_dirs = list(_runs_below(folder))
-    queue = queue_if_it_answers(run_dirs)
-    states = [run_state(run_dir, queue) for run_dir in run_dirs]
+def list_runs(folder: Path, filters: Filters, *, as_json: bool) -> None:
+    """The runs below the folder that pass the filters, by their paths."""
+    states = list_states(folder, filters)
     if as_json:
         print(json.dumps([state.as_json() for state in states], indent=2))
         return
@@ -54,7 +52,7 @@ def cancel_runs(folders: Sequence[Path]) -> None:
 
     Errors: UsageError when none of them is in the queue.
     """
-    run_dirs = [run_dir for folder in folders for run_dir in _runs_below(folder)]
+    run_dirs = [run_dir for folder in folders for run_dir in runs_below(folder)]
     submitted = {run_dir: submitted_jobs(run_dir) for run_dir in run_dirs}
     queue = read_queue() if any(submitted.values()) else {}
     # The last to run first: what waits for a cancelled job must not start.
@@ -73,14 +71,3 @@ def cancel_runs(folders: Sequence[Path]) -> None:
     for run_dir, ids in queued.items():
         if ids:
             print(f"cancelled {', '.join(ids)}: {run_dir}", file=sys.stderr)
-
-
-def _runs_below(folder: Path) -> Iterator[Path]:
-    """Run folders in or below `folder`, sorted; not those in run folders. Errors: UsageError."""
-    if not folder.is_dir():
-        raise UsageError("no such folder", where=str(folder))
-    for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if RECORD_NAME in files or (Path(path) / LAUNCH_FOLDER / "submission.json").exists():
-            folders.clear()
-            yield Path(path)

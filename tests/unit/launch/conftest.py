@@ -19,6 +19,11 @@ def slurm_command(post_training, tmp_path):
 
     def run(*words: str | Path, queue: str = "", **variables: str):
         (programs / "queue").write_text(queue)
-        return post_training(*words, PATH=f"{programs}:{os.environ['PATH']}", **variables)
+        return post_training(
+            *words,
+            PATH=f"{programs}:{os.environ['PATH']}",
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+            **variables,
+        )
 
     return run

@@ -1,0 +1,234 @@
+"""The states of many runs, kept in one SQLite file of the user's cache folder.
+
+A row stands for its run folder as long as the files it was read from are as they were and nothing
+of the run is in Slurm's queue; any other folder is read anew. So the file may be deleted at any
+time, and the next look makes it again from the folders.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import UsageError
+from post_training.launch.run_state import RunState, queue_if_it_answers, run_state
+from post_training.launch.submit import QueuedJob
+from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, read_record
+
+_VERSION = 1
+_COLUMNS = "path, signature, state, run_id, stage, started, image, recipe, job_ids, told"
+_READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/submission.json", f"{LAUNCH_FOLDER}/failures.json")
+_DIGESTS = ("oci_digest", "sqsh_sha256", "sif_sha256")
+# In these a run stays until one of the files above changes, or Slurm starts it again.
+_SETTLED = ("finished", "failed", "interrupted", "ended")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is asked of a run. image: how its OCI or file digest begins. since: of its first
+    attempt, in UTC. settings: {key of the recipe: value}."""
+
+    stage: str | None = None
+    state: str | None = None
+    image: str | None = None
+    since: date | None = None
+    settings: dict[str, Any] | None = None
+
+    def where(self) -> tuple[str, list[Any]]:
+        """An SQL condition and its values."""
+        asked = {
+            "stage = ?": self.stage,
+            "state = ?": self.state,
+            "image LIKE '%:' || ? || '%'": self.image and self.image.removeprefix("sha256:"),
+            "started >= ?": self.since and self.since.isoformat(),
+        }
+        terms = [term for term, value in asked.items() if value is not None]
+        values: list[Any] = [value for value in asked.values() if value is not None]
+        for key, value in (self.settings or {}).items():
+            place = f"$.{json.dumps(key)}"
+            terms += ["json_type(recipe, ?) IS NOT NULL"]
+            terms += ["json_extract(recipe, ?) IS json_extract(?, '$')"]
+            values += [place, place, json.dumps(value)]
+        return " AND ".join(["TRUE", *terms]), values
+
+
+def list_states(folder: Path, filters: Filters) -> list[RunState]:
+    """The runs in or below `folder`, by their paths. Errors: UsageError."""
+    condition, values = filters.where()
+    with _opened() as index:
+        _refresh(index, folder)
+        rows = index.execute(
+            f"SELECT path, told FROM runs WHERE {condition}",
+            values,
+        ).fetchall()
+    root = str(folder.absolute())
+    below = sorted(row for row in rows if row[0] == root or row[0].startswith(f"{root}/"))
+    return [
+        RunState(run_dir=folder / os.path.relpath(path, root), **json.loads(told))
+        for path, told in below
+    ]
+
+
+def find_run(reference: Path) -> Path:
+    """A run folder by its path, or by the id of a run that was listed before or is below ./runs.
+
+    Errors: UsageError.
+    """
+    if reference.exists() or len(reference.parts) != 1:
+        return reference
+    runs = Path("runs")
+    with _opened() as index:
+        if runs.is_dir():
+            _refresh(index, runs)
+        found = [
+            Path(path)
+            for (path,) in index.execute(
+                "SELECT path FROM runs WHERE run_id = ? ORDER BY path", [str(reference)]
+            )
+        ]
+    # It may have been moved away since.
+    found = [path for path in found if _has_id(path, str(reference))]
+    if not found:
+        raise UsageError(
+            "no such folder, and no run of that id is known here",
+            where=str(reference),
+            hint="`post-training runs list FOLDER` makes the runs below a folder known",
+        )
+    return found[0]
+
+
+def runs_below(folder: Path, known: Collection[str] = ()) -> Iterator[Path]:
+    """Run folders in or below `folder`, sorted; not those in run folders. known: paths of run
+    folders that are not looked into. Errors: UsageError."""
+    if not folder.is_dir():
+        raise UsageError("no such folder", where=str(folder))
+    if str(folder) in known:
+        yield folder
+        return
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries), key=lambda entry: entry.name)
+    names = {entry.name for entry in found}
+    if RECORD_NAME in names or (
+        LAUNCH_FOLDER in names and (folder / LAUNCH_FOLDER / "submission.json").exists()
+    ):
+        yield folder
+        return
+    for entry in found:
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from runs_below(folder / entry.name, known)
+
+
+def _has_id(run_dir: Path, run_id: str) -> bool:
+    return (run_dir / RECORD_NAME).exists() and read_record(run_dir)["run_id"] == run_id
+
+
+def _index_file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "post-training/runs.sqlite"
+
+
+@contextlib.contextmanager
+def _opened() -> Iterator[sqlite3.Connection]:
+    """The index, in memory where the cache folder cannot hold it."""
+    path = _index_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            index = _connect(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            path.unlink()  # No database any more: it is made again from the folders.
+            index = _connect(path)
+    except (OSError, sqlite3.OperationalError) as error:
+        print(f"warning: no index is kept in {path}: {error}", file=sys.stderr)
+        index = _connect(":memory:")
+    with contextlib.closing(index):
+        yield index
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    index = sqlite3.connect(path, timeout=30)
+    (version,) = index.execute("PRAGMA user_version").fetchone()
+    with index:
+        if version != _VERSION:
+            index.execute("DROP TABLE IF EXISTS runs")
+            index.execute(f"PRAGMA user_version = {_VERSION}")
+        index.execute(f"CREATE TABLE IF NOT EXISTS runs ({_COLUMNS}, PRIMARY KEY (path))")
+        index.execute("CREATE INDEX IF NOT EXISTS runs_by_id ON runs (run_id)")
+    return index
+
+
+def _refresh(index: sqlite3.Connection, folder: Path) -> None:
+    """Make the rows below `folder` what its runs are now."""
+    root = folder.absolute()
+    rows = {
+        path: row
+        for path, *row in index.execute("SELECT path, signature, state, job_ids FROM runs")
+        if path == str(root) or path.startswith(f"{root}/")
+    }
+    signatures = {path: _signature(Path(path)) for path in rows}
+    known = {path for path, signature in signatures.items() if signature}
+    run_dirs = list(runs_below(root, known))
+    unsettled = [
+        run_dir
+        for run_dir in run_dirs
+        if (row := rows.get(str(run_dir))) is None
+        or row[0] != signatures[str(run_dir)]
+        or row[1] not in _SETTLED
+    ]
+    # What has ended may have been started again.
+    ended = {
+        path: job_ids
+        for path, (_, state, jobs) in rows.items()
+        if state != "finished" and path in known and (job_ids := json.loads(jobs))
+    }
+    queue = queue_if_it_answers([*unsettled, *map(Path, ended)])
+    again = [Path(path) for path, job_ids in ended.items() if not queue.keys().isdisjoint(job_ids)]
+    stale = set(rows) - set(map(str, run_dirs))
+    with index:
+        index.executemany("DELETE FROM runs WHERE path = ?", [(path,) for path in stale])
+        for run_dir in {*unsettled, *again}:
+            row = _row(run_dir, queue)
+            index.execute(f"REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _signature(run_dir: Path) -> str | None:
+    """Changes when a file does that a state is read from; None where no run is any more."""
+    found = []
+    for name in _READ_FROM:
+        try:
+            status = os.stat(f"{run_dir}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            found.append(None)
+        else:
+            found.append((status.st_mtime_ns, status.st_size, status.st_ino))
+    return json.dumps(found) if any(found[:2]) else None
+
+
+def _row(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[Any]:
+    """In the order of `_COLUMNS`."""
+    signature = _signature(run_dir)  # First: what changes while it is read is read once more.
+    state = run_state(run_dir, queue)
+    record = read_record(run_dir) if (run_dir / RECORD_NAME).exists() else {}
+    image = record.get("image") or {}
+    told = state.as_json()
+    del told["run_dir"]
+    return [
+        str(run_dir),
+        signature,
+        state.state,
+        record.get("run_id"),
+        state.stage,
+        next((attempt["started"] for attempt in record.get("attempts", [])), None),
+        "".join(f":{image[key].removeprefix('sha256:')}" for key in _DIGESTS if image.get(key)),
+        json.dumps(record.get("recipe", {})),
+        json.dumps(state.job_ids),
+        json.dumps(told),
+    ]

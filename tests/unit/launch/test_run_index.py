@@ -1,0 +1,105 @@
+"""`runs list` answers from its index what the folders say, whatever became of either."""
+
+import json
+import shutil
+
+import pytest
+
+from post_training.core.files import write_json
+from post_training.records.run_record import SCHEMA
+
+DIGEST = "sha256:" + 64 * "a"
+
+
+def write_run(run_dir, status="finished", stage="sft", started="2026-03-01T10:00:00", **settings):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    attempt = {"status": status, "reason": None, "started": started, "ended": None}
+    record = {
+        "schema": SCHEMA,
+        "run_id": f"{stage}-{run_dir.name}",
+        "status": status,
+        "reason": None,
+        "stage": stage,
+        "recipe": settings,
+        "image": {"oci_digest": DIGEST, "sqsh_sha256": 64 * "b"},
+        "attempts": [{**attempt, "scheduler_job": None}],
+    }
+    write_json(run_dir / "run.json", record)
+
+
+@pytest.fixture
+def listed(slurm_command):
+    """The names of the runs that `runs list OPTIONS` shows."""
+
+    def run(*options: str) -> list[str]:
+        done = slurm_command("runs", "list", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return [state["run_dir"].removeprefix("runs/") for state in json.loads(done.stdout)]
+
+    return run
+
+
+def test_runs_list_filters_choose_by_what_the_record_says(listed, tmp_path):
+    write_run(tmp_path / "runs/a", seed=1, **{"training.learning_rate": 1e-3, "data.packing": True})
+    write_run(tmp_path / "runs/b", "failed", started="2026-03-02T00:00:00", seed="1")
+    write_run(tmp_path / "runs/deep/c", stage="dpo", seed=None)
+    assert listed() == ["a", "b", "deep/c"]
+    assert listed("--stage", "dpo") == ["deep/c"]
+    assert listed("--state", "failed") == ["b"]
+    assert listed("--since", "2026-03-02") == ["b"]
+    assert listed("--where", "seed=1") == ["a"]
+    assert listed("--where", 'seed="1"') == ["b"]
+    assert listed("--where", "seed=null") == ["deep/c"]
+    assert listed("--where", "training.learning_rate=0.001", "--where", "data.packing=true") == [
+        "a"
+    ]
+    assert listed("--image", "sha256:aaaa") == listed("--image", "bbbb") == ["a", "b", "deep/c"]
+    assert listed("--image", "ab") == []
+
+
+def test_runs_list_after_changes_says_what_the_folders_say_now(listed, tmp_path):
+    for name in "abc":
+        write_run(tmp_path / "runs" / name)
+    assert listed("--state", "finished") == ["a", "b", "c"]
+    write_run(tmp_path / "runs/a", "failed")
+    shutil.rmtree(tmp_path / "runs/b")
+    shutil.move(tmp_path / "runs/c", tmp_path / "runs/d")
+    assert listed("--state", "finished") == ["d"]
+    assert listed() == ["a", "d"]
+    (tmp_path / "other").mkdir()
+    assert listed("other") == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database at all" * 100])
+def test_runs_list_index_that_is_gone_or_broken_is_made_again(listed, tmp_path, content):
+    write_run(tmp_path / "runs/a")
+    assert listed() == ["a"]
+    index = tmp_path / "cache/post-training/runs.sqlite"
+    index.unlink()
+    if content is not None:
+        index.write_bytes(content)
+    assert listed() == listed() == ["a"]
+    assert index.stat().st_size
+
+
+def test_runs_list_cache_folder_that_cannot_be_is_told_and_left(slurm_command, tmp_path):
+    write_run(tmp_path / "runs/a")
+    (tmp_path / "cache").write_text("a file")
+    done = slurm_command("runs", "list")
+    assert done.returncode == 0
+    assert "runs/a" in done.stdout
+    assert done.stderr.startswith("warning: no index is kept in ")
+
+
+def test_runs_show_by_id_finds_the_folder_also_from_elsewhere(slurm_command, tmp_path):
+    write_run(tmp_path / "runs/a")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shown = slurm_command("runs", "show", "sft-a", "--json")
+    assert json.loads(shown.stdout)["run_id"] == "sft-a"
+    assert slurm_command("runs", "show", "sft-a", "--json", cwd=elsewhere).stdout == shown.stdout
+    shutil.move(tmp_path / "runs/a", tmp_path / "gone")
+    done = slurm_command("runs", "show", "sft-a", cwd=elsewhere)
+    assert done.returncode == 2
+    assert "sft-a: no such folder, and no run of that id is known here" in done.stderr
