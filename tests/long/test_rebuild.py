@@ -1,6 +1,7 @@
 """The image again from nothing, and its release."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -33,6 +34,27 @@ def test_image_of_another_commit_differs_in_the_paths_that_changed(committed_ima
     assert "etc/post-training/image.json: content" in lines
     package = "opt/post-training/venv/lib/python3.11/site-packages/post_training"
     assert f"{package}/added.py: only in the second" in lines
+
+
+def test_reproduce_of_a_run_whose_image_is_gone_builds_the_image_again(
+    committed_image, job, post_training, tmp_path
+):
+    store, record, checkout = committed_image
+    with store.lock():
+        store.remove(record)
+    shutil.copytree(job / "run", tmp_path / "run")
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    run["image"]["checkout"] = record["checkout"]
+    (tmp_path / "run/run.json").write_text(json.dumps(run))
+    words = ["reproduce", tmp_path / "run", "--store", store.folder, "--repository", checkout]
+    done = post_training(*words, "--dry-run")
+    assert (done.returncode, done.stdout) == (0, "ready to run again\n")
+    commit = record["checkout"]["commit"][:12]
+    assert f"is in no store; it is built again from commit {commit}" in done.stderr
+    done = post_training(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("identical: ")
+    assert [image["sqsh_sha256"] for image in store.index()] == [record["sqsh_sha256"]]
 
 
 def test_release_tests_the_image_and_writes_the_lock(committed_image, post_training):

@@ -29,7 +29,7 @@ class SubmittedJobs:
         self.stderr = done.stderr
         return done.stdout
 
-    def post_training(self, *words: str, check: bool = True) -> str:
+    def post_training(self, *words: str | Path, check: bool = True) -> str:
         return self.run(self._cli, *words, check=check)
 
     def submit(self, *words: str, stage: str = "sft", config: str = "sft.yaml") -> str:

@@ -67,7 +67,7 @@ def test_submitted_run_killed_is_counted_and_ends_in_the_same_bytes(slurm, job, 
     slurm.run("scancel", "--signal=KILL", f"{job_id}.0")
     assert slurm.wait(job_id) == "COMPLETED"
     record = read_record(job / "jobs/killed")
-    assert [attempt["status"] for attempt in record["attempts"]] == ["running", "finished"]
+    assert [attempt["status"] for attempt in record["attempts"]] == ["killed", "finished"]
     assert record["outputs"] == read_record(whole)["outputs"]
     log = slurm.log("jobs/killed", job_id)
     assert "killed by signal 9: failure 1 of 3 that may be tried again" in log
@@ -119,3 +119,9 @@ def test_submitted_chain_cancelled_in_its_first_job_does_not_go_on(slurm):
     second = str(int(first) + 1)
     assert slurm.state(second) == "FAILED"
     assert "stopped: the attempt before was cancelled" in slurm.log("jobs/ended", second)
+
+
+def test_submitted_run_is_reproduced_by_a_job_of_the_same_site(slurm, whole):
+    assert slurm.post_training("reproduce", whole, "--site", "laptop").startswith("identical: ")
+    again = read_record(whole.with_name("whole-reproduced-1"))
+    assert again["scheduler_job"] != read_record(whole)["scheduler_job"]

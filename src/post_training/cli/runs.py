@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Artifact, Json, Run, Store
+from post_training.cli.options import GROUP, Artifact, Json, Repository, Run, Store
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -91,6 +91,19 @@ def add_commands(app: typer.Typer) -> None:
 
         run_commands.cancel_runs(folders)
 
+    @runs.command("export")
+    def runs_export(
+        run: Run,
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="RUN_ID.zip", show_default=False)
+        ] = None,
+    ) -> None:
+        """Pack the record and small files into an archive, an RO-Crate, with in-toto provenance."""
+        from post_training.launch.run_index import find_run
+        from post_training.records import export
+
+        print(export.export_run(find_run(run), output))
+
     @artifact.command("show")
     def artifact_show(folder: Artifact, as_json: Json = False) -> None:
         """What it is, and which run made it."""
@@ -120,6 +133,7 @@ def add_commands(app: typer.Typer) -> None:
         ],
         run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
         store: Store = None,
+        repository: Repository = Path("."),
         upstream: Annotated[
             bool, typer.Option("--upstream", help="Everything its inputs came from, too.")
         ] = False,
@@ -129,12 +143,19 @@ def add_commands(app: typer.Typer) -> None:
         tolerance: Annotated[
             float, typer.Option(min=0, help="Relative, of the figures, on another machine.")
         ] = 0.01,
+        site: Annotated[
+            str | None, typer.Option(help="Run it as a job there.", show_default=False)
+        ] = None,
+        nodes: Annotated[int | None, typer.Option(help="Of the job.", show_default=False)] = None,
+        time: Annotated[str | None, typer.Option(help="Of the job.", show_default=False)] = None,
     ) -> None:
         """Run again from the recorded image digest and compare.
 
         Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
         from post_training.launch.run_index import find_run
-        from post_training.reproduce import command
+        from post_training.launch.site import load_site
+        from post_training.reproduce import command, plan
 
-        options = command.Options(run_dir, store, upstream, dry_run, tolerance)
+        where = site and (site, load_site(site, {"nodes": nodes, "time": time}))
+        options = plan.Options(run_dir, store, upstream, dry_run, tolerance, where, repository)
         sys.exit(command.reproduce(find_run(run), options))

@@ -34,7 +34,7 @@ def worktree(repository: Path, commit: str, folder: Path) -> Iterator[Path]:
 
     Errors: UsageError when the repository does not have the commit.
     """
-    if _git(repository, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if not has_commit(repository, commit):
         raise UsageError(
             f"there is no commit {commit}",
             where=str(repository),
@@ -45,6 +45,10 @@ def worktree(repository: Path, commit: str, folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         run_tool([*_GIT, "-C", repository, "worktree", "remove", "--force", folder])
+
+
+def has_commit(repository: Path, commit: str) -> bool:
+    return _git(repository, "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
 def _git(repository: Path, *words: str) -> str | None:

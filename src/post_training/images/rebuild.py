@@ -1,4 +1,5 @@
-"""`post-training image rebuild`: an image again from its recipe, and whether the bits are the same.
+"""An image again from its recipe: whether the bits are the same (`post-training image rebuild`), or
+because it is needed and gone (`restore`).
 
 The recorded commit is checked out into a temporary folder and builds itself, with its own
 `image build` and `image push-sqsh`, in a store and a buildah storage of its own. The base and the
@@ -34,6 +35,35 @@ def rebuild(
     cached: take the layers that buildah already has; else everything is made from nothing.
     Errors: UsageError when the sources are not to be had; PostTrainingError when a build fails.
     """
+    with _built_again(record, store, repository, cached=cached) as again:
+        return image_differences(record, store, again.records()[0], again)
+
+
+def restore(image: Mapping[str, Any], store: ImageStore, repository: Path) -> dict[str, Any]:
+    """Build an image that is in no store again, and add it to this one; its record.
+
+    image: what a run's record, or the store's, says of it.
+    Errors: as `rebuild`; PostTrainingError when another image comes of it.
+    """
+    with _built_again(image, store, repository, cached=True) as again:
+        made = again.records()[0]
+        if made["oci_digest"] != image["oci_digest"]:
+            raise PostTrainingError(
+                "the image that its recipe gives now is another one: "
+                + "; ".join(image_differences(image, store, made, again))
+            )
+        with store.lock():
+            for path in again.files(made):
+                path.replace(store.folder / path.name)
+            store.add(made)
+    return made
+
+
+@contextmanager
+def _built_again(
+    record: Mapping[str, Any], store: ImageStore, repository: Path, *, cached: bool
+) -> Iterator[ImageStore]:
+    """A store that holds the image as its recorded commit builds it today."""
     checkout = record["checkout"]
     if checkout is None:
         raise UsageError("the image was not built from a git checkout, so its sources are unknown")
@@ -48,13 +78,14 @@ def rebuild(
                 verbs = ["build", "push-sqsh", *(["push-sif"] if record.get("sif_sha256") else [])]
                 for verb in verbs:
                     _run_own(verb, record["name"], sources, again, variables)
-        return image_differences(record, store, again.records()[0], again)
+        yield again
 
 
 def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> None:
     """A checkout counts as changed for any file; here only those of the image matter."""
-    found = load_recipe(record["name"], sources).input_hash(record["base_sha256"])
-    if found != record["input_hash"]:
+    # A run's record does not say the base.
+    base = record.get("base_sha256")
+    if not base or load_recipe(record["name"], sources).input_hash(base) != record["input_hash"]:
         raise UsageError(
             f"the image was built from changes that commit {record['checkout']['commit'][:12]} "
             "does not have, and which nobody kept",
@@ -114,15 +145,15 @@ def image_differences(
     when the digests are equal.
     """
     lines = [
-        f"{key} is {record.get(key)}, then {other.get(key)}"
+        f"{key} is {record[key]}, then {other.get(key)}"
         for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256")
-        if record.get(key) != other.get(key)
+        if key in record and record[key] != other.get(key)
     ]
     if not lines:
         return []
     lines += [
         f"{tool} is {version}, then {other['builder'].get(tool)}"
-        for tool, version in record["builder"].items()
+        for tool, version in record.get("builder", {}).items()
         if version != other["builder"].get(tool)
     ]
     before, after = store.image_path(record["sqsh_sha256"]), again.image_path(other["sqsh_sha256"])

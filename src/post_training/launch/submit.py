@@ -19,6 +19,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ from post_training.records.run_record import LAUNCH_FOLDER, earlier_record, is_l
 
 SCHEMA = "post-training/submission/1"
 _SUBMISSION = "submission.json"
+_POLL_S = 5
+_MOST_SILENT_POLLS = 120
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,24 @@ def read_queue() -> dict[str, QueuedJob]:
         job_id, state, reason = line.split(maxsplit=2)
         queue.setdefault(job_id, QueuedJob(state.lower(), reason))
     return queue
+
+
+def wait_for(job_id: str) -> None:
+    """Return when the job has left the queue, requeues and all.
+
+    Errors: PostTrainingError when Slurm does not answer for long.
+    """
+    silent = 0
+    while True:
+        try:
+            if job_id not in read_queue():
+                return
+            silent = 0
+        except PostTrainingError:  # Its controller is busy, or restarted: it comes back.
+            silent += 1
+            if silent == _MOST_SILENT_POLLS:
+                raise
+        time.sleep(_POLL_S)
 
 
 def submitted_jobs(run_dir: Path) -> list[str]:

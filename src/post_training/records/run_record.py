@@ -6,7 +6,8 @@ is live exactly while somebody works in it, even when that somebody was killed w
     RunFolder(path)          .claim()   live -> refused
     .remove_trial()          empties the folder of a debug run; any other is refused
     .start(description)      new, or another attempt of the same run; else refused, naming the key
-    .close(status, reason)   finished | failed | interrupted
+    .close(status, reason)   finished | failed | interrupted; of one that was killed, the next
+                             attempt writes that
 """
 
 import fcntl
@@ -157,6 +158,9 @@ class RunFolder:
                     "`post-training reproduce` compares the two",
                 )
             self.record = {**earlier, "status": "running", "reason": None, **description.facts}
+            for attempt in self.record["attempts"]:
+                if attempt["status"] == "running":  # It holds the lock no more.
+                    attempt["status"] = "killed"
         self.record["attempts"].append(
             {
                 "process": os.getpid(),

@@ -1,4 +1,5 @@
-"""Run a recorded run again: its configuration, seeds, threads, number of processes, environment.
+"""Run a recorded run again: its configuration, seeds, threads, number of processes, environment;
+on this machine, or as a job of a site's scheduler.
 
 Its inputs are seen read-only; the new folder is the one place that can be written to.
 """
@@ -8,16 +9,35 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError
+from post_training.config.load import load_config
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.images.edf import parse_mount
 from post_training.images.render import edf_text, image_environment
 from post_training.images.store import ImageStore
+from post_training.launch.site import Site
+from post_training.launch.submit import Request, say_where, submit, wait_for
 from post_training.records.machine import portable_environment
-from post_training.records.run_record import CONFIG_NAME
+from post_training.records.run_record import CONFIG_NAME, RECORD_NAME, read_record
+from post_training.stages.registry import find_stage
+
+_MAX_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """record: the store's."""
+
+    record: dict[str, Any]
+    store: ImageStore
+
+    @property
+    def path(self) -> Path:
+        return self.store.image_path(self.record["sqsh_sha256"])
 
 
 def run_again(
@@ -25,30 +45,88 @@ def run_again(
     run_dir: Path,
     new_dir: Path,
     inputs: Mapping[str, Path],
-    image: dict[str, Any],
-    store: ImageStore,
+    image: StoredImage,
+    site: tuple[str, Site] | None,
 ) -> None:
-    """Run what `record` of `run_dir` says in `new_dir`. inputs: where each input is now.
+    """Run what `record` of `run_dir` says in `new_dir`. inputs: where each input is now. site: its
+    name and settings, to run there as a job; None: here.
 
-    Errors: PostTrainingError when it fails.
+    Errors: UsageError when the site's jobs have another number of ranks; PostTrainingError when it
+    fails.
     """
     new_dir.parent.mkdir(parents=True, exist_ok=True)
+    settings = _settings(record, new_dir, inputs)
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         edf = Path(temporary) / "reproduce.toml"
-        write_atomic(edf, _edf(record, run_dir, new_dir, inputs, image, store))
-        command = [
-            sys.executable, "-m", "post_training.cli", "edf", "run", str(edf), "--",
-            "entrypoint", record["stage"], str(run_dir / CONFIG_NAME),
-            *_overrides(record, new_dir, inputs),
-        ]  # fmt: skip
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        write_atomic(edf, _edf(record, run_dir, new_dir, inputs, image))
+        if site is None:
+            _run_here(record, run_dir, new_dir, settings, edf)
+            return
+        request = _request(record, run_dir, new_dir, settings, edf, site)
+        job_id = submit(request)
+    say_where(request, job_id)
+    wait_for(job_id)
+    if not (new_dir / RECORD_NAME).exists() or read_record(new_dir)["status"] != "finished":
+        raise PostTrainingError(
+            f"job {job_id} did not finish the run",
+            where=str(new_dir),
+            hint=f"`post-training runs logs {new_dir}` shows why",
+        )
+
+
+def _run_here(
+    record: dict[str, Any], run_dir: Path, new_dir: Path, settings: dict[str, Any], edf: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "post_training.cli", "edf", "run", str(edf), "--",
+        "entrypoint", record["stage"], str(run_dir / CONFIG_NAME), *_overrides(settings),
+    ]  # fmt: skip
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
     if code != 0:
         raise PostTrainingError(f"the run failed again with exit code {code}", where=str(new_dir))
 
 
-def _overrides(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path]) -> list[str]:
+def _request(
+    record: dict[str, Any],
+    run_dir: Path,
+    new_dir: Path,
+    settings: dict[str, Any],
+    edf: Path,
+    named_site: tuple[str, Site],
+) -> Request:
+    site_name, site = named_site
+    num_tasks = site.scheduler.num_tasks
+    if num_tasks > 1:
+        if num_tasks != settings["num_processes"]:
+            raise UsageError(
+                f"the run had {settings['num_processes']} ranks, a job of {site.scheduler.nodes} "
+                f"nodes at {site_name} has {num_tasks}",
+                hint="choose --nodes to match",
+            )
+        settings = {**settings, "num_processes": None}  # The launcher starts them.
+    stage = find_stage(record["stage"])
+    overrides = _overrides(settings)
+    config = load_config(stage.load_config_class(), run_dir / CONFIG_NAME, overrides).config
+    return Request(
+        stage.name,
+        config,
+        new_dir,
+        site_name,
+        site,
+        str(edf),
+        _MAX_FAILURES,
+        command=sys.argv[1:],
+    )
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    # JSON is YAML: text stays text, whatever it looks like.
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """What the configuration left open or relative, as it was."""
-    settings = {
+    return {
         "run_dir": str(new_dir),
         "num_processes": record["topology"].get("world_size", 1),
         "num_threads": record["topology"]["num_threads"],
@@ -56,8 +134,6 @@ def _overrides(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path]
         **_reported_to_nobody(record),
         **{key: str(path) for key, path in inputs.items()},
     }
-    # JSON is YAML: text stays text, whatever it looks like.
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def _data_folders(record: dict[str, Any]) -> dict[str, str | None]:
@@ -80,12 +156,11 @@ def _edf(
     run_dir: Path,
     new_dir: Path,
     inputs: Mapping[str, Path],
-    image: dict[str, Any],
-    store: ImageStore,
+    image: StoredImage,
 ) -> str:
     """The run's mounts, read-only, and the new folder's place on top of them, writable."""
-    path = store.image_path(image["sqsh_sha256"])
-    mounts = [f"{store.folder}:{store.folder}:ro", f"{run_dir}:{run_dir}:ro"]
+    folder = image.store.folder
+    mounts = [f"{folder}:{folder}:ro", f"{run_dir}:{run_dir}:ro"]
     for text in record["mounts"]:
         mount = parse_mount(text, Path("/"))
         if mount.source.exists():
@@ -101,11 +176,11 @@ def _edf(
     }
     return edf_text(
         {
-            "image": str(path),
+            "image": str(image.path),
             "workdir": str(new_dir.parent),
             "entrypoint": False,
             "writable": False,
             "mounts": list(dict.fromkeys(mounts)),
         },
-        {"env": {**environment, **image_environment(image, path)}},
+        {"env": {**environment, **image_environment(image.record, image.path)}},
     )

@@ -1,0 +1,208 @@
+"""What has to run, in its order, and what stands in its way; nothing is run or written here."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
+from post_training.images.checkout import has_commit
+from post_training.images.commands import open_store
+from post_training.images.store import ImageStore
+from post_training.images.verify import check_image_digest
+from post_training.launch.run_index import find_run
+from post_training.launch.site import Site
+from post_training.records.artifact import read_artifact
+from post_training.records.machine import machine
+from post_training.records.run_record import RECORD_NAME, read_record
+from post_training.reproduce.run_again import StoredImage
+
+_MACHINE = ("architecture", "processor", "accelerators", "driver")
+
+
+@dataclass(frozen=True)
+class Options:
+    """new_dir: None: beside the run. site: the scheduler's, to run as jobs of it; None: here.
+    repository: the checkout that an image is built from, when it is in no store.
+    tolerance: of the figures, relative, on another machine."""
+
+    new_dir: Path | None = None
+    store: Path | None = None
+    upstream: bool = False
+    dry_run: bool = False
+    tolerance: float = 0.01
+    site: tuple[str, Site] | None = None
+    repository: Path = Path()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """upstream: {key of an input: (run folder that made it, where in it)}, if they are to be run
+    again as well. image: None: it has to be built first. notes: what will not be as it was, as far
+    as it is known before. missing: what stands in the way."""
+
+    run_dir: Path
+    record: dict[str, Any]
+    image: StoredImage | None
+    upstream: dict[str, tuple[Path, Path]]
+    notes: list[str]
+    missing: list[str]
+
+
+def make_plans(run: Path, options: Options) -> list[Plan]:
+    """The run itself is the last. run: its folder, or what it made.
+
+    Errors: UsageError for a run that cannot be run again anywhere.
+    """
+    stores = _stores(options)
+    plans: dict[Path, Plan] = {}
+
+    def visit(run_dir: Path) -> None:
+        if run_dir in plans:
+            return
+        plan = _plan(run_dir, stores, options)
+        for folder, _ in plan.upstream.values():
+            visit(folder)
+        plans[run_dir] = plan
+
+    visit(_run_folder(run))
+    return list(plans.values())
+
+
+def _stores(options: Options) -> list[ImageStore]:
+    """The user's own, and the one on the site's permanent storage."""
+    stores = [open_store(options.store)]
+    if options.site and (permanent := options.site[1].storage.permanent):
+        folder = Path(os.path.expandvars(permanent), "images")
+        if folder.is_dir():
+            stores.append(ImageStore(folder))
+    return stores
+
+
+def _run_folder(path: Path) -> Path:
+    """Of a run, or of what it made."""
+    if (path / RECORD_NAME).exists() or not (path / ARTIFACT_RECORD).exists():
+        return path
+    return _maker(path, read_artifact(path)["made_by"]["run_id"])
+
+
+def _maker(path: Path, run_id: str) -> Path:
+    """The run that made an artifact: above it, or where it is known to be. Errors: UsageError."""
+    for folder in path.parents:
+        if (folder / RECORD_NAME).exists() and read_record(folder)["run_id"] == run_id:
+            return folder
+    try:
+        return find_run(Path(run_id))
+    except UsageError as error:
+        raise UsageError(
+            f"the folder of run {run_id}, which made it, is gone", where=str(path), hint=error.hint
+        ) from None
+
+
+def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
+    record = read_record(run_dir)
+    _check_reproducible(record, run_dir)
+    makers, missing = {}, []
+    for key, value in record["inputs"].items():
+        path = Path(value["path"])
+        if options.upstream and "made_by" in value:
+            folder = _maker(path, value["made_by"]["run_id"])
+            makers[key] = (folder, _place_in(folder, path))
+        elif fault := _input_fault(path, value["fingerprint"]):
+            missing.append(f"{key}: {fault}")
+    image, notes = None, []
+    try:
+        image = _find_image(record, stores)
+    except UsageError as error:
+        if fault := _restore_fault(record["image"], options.repository):
+            missing.append(f"{error}; {fault}")
+        else:
+            commit = record["image"]["checkout"]["commit"]
+            notes.append(
+                f"image {record['image']['oci_digest'][:19]} is in no store; "
+                f"it is built again from commit {commit[:12]}"
+            )
+    except PostTrainingError as error:
+        missing.append(str(error))
+    if options.site is None:
+        notes += machine_differences(record["machine"], machine())
+    return Plan(run_dir, record, image, makers, notes, missing)
+
+
+def _place_in(folder: Path, path: Path) -> Path:
+    """Where in the run's folder its artifact lies, wherever that folder was when it was used."""
+    if path.is_relative_to(folder):
+        return path.relative_to(folder)
+    made = [each["path"] for each in read_record(folder)["outputs"]["artifacts"].values()]
+    for start in reversed(range(len(path.parts))):
+        place = Path(*path.parts[start:])
+        if any(place.is_relative_to(name) for name in made):
+            return place
+    raise UsageError(f"no output of the run in {folder} has this name", where=str(path))
+
+
+def _check_reproducible(record: dict[str, Any], run_dir: Path) -> None:
+    if record["status"] != "finished":
+        raise UsageError(f"the run is not finished (it is {record['status']})", where=str(run_dir))
+    if record["image"] is None:
+        raise UsageError("the run was unpinned: no image digest is recorded", where=str(run_dir))
+    if not record["reproducible_by_digest"]:
+        raise UsageError(
+            "the run used a development mount, so its image digest is not all of its code",
+            where=str(run_dir),
+            hint=f"check out {record['code'].get('commit')}, apply the recorded diff, and run it",
+        )
+
+
+def _find_image(record: dict[str, Any], stores: list[ImageStore]) -> StoredImage:
+    """The stored image of the recorded OCI digest, verified; the very file if it is there.
+
+    Errors: UsageError, of the first store, when none has it; PostTrainingError when it is damaged.
+    """
+    wanted = record["image"]
+    first_error: UsageError | None = None
+    for store in stores:
+        exact = store.image_path(wanted["sqsh_sha256"])
+        try:
+            image = store.find(wanted["sqsh_sha256"] if exact.exists() else wanted["oci_digest"])
+        except UsageError as error:
+            first_error = first_error or error
+        else:
+            check_image_digest(store.image_path(image["sqsh_sha256"]), image["sqsh_sha256"])
+            return StoredImage(image, store)
+    assert first_error is not None
+    raise first_error
+
+
+def _restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:
+    """Why the image cannot be built from its recipe here."""
+    checkout = image.get("checkout")
+    if checkout is None or checkout["dirty"]:
+        return "no commit holds the sources that it was built from"
+    if not has_commit(repository, checkout["commit"]):
+        return (
+            f"and there is no commit {checkout['commit'][:12]} in {repository.absolute()} to build "
+            "it from (--repository names the checkout)"
+        )
+    return None
+
+
+def _input_fault(path: Path, recorded: str) -> str | None:
+    try:
+        found = fingerprint(path)
+    except FileNotFoundError:
+        return f"gone: {path}"
+    if found == recorded:
+        return None
+    return f"changed: {path} (fingerprint is {found[:12]}, the run had {recorded[:12]})"
+
+
+def machine_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the machine may change bits, where it is another one now."""
+    return [
+        f"{key} was {then[key]!r}, here it is {now[key]!r}"
+        for key in _MACHINE
+        if key in then and then[key] != now[key]
+    ]
