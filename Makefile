@@ -6,9 +6,10 @@ SHELL := bash
 PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
 IMAGE ?= cpu
 SITE ?= laptop
+EXPERIMENT ?= demo
 BIN := .venv/bin
 
-.PHONY: help setup image push-sqsh push-sif demo test test-long lint format golden lock clean
+.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long lint format golden lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +33,9 @@ push-sif: setup ## Put the built image into the image store as a SIF, for Singul
 
 demo: image push-sqsh ## The main job from nothing: build, train in Slurm, show, reproduce: identical
 	reproducibility/demo/demo
+
+reproduce: image push-sqsh ## Run an experiment again and compare with what it gave (EXPERIMENT=demo)
+	$(BIN)/post-training experiment check reproducibility/$(EXPERIMENT) --environment edf/post-training.toml
 
 test: lint image push-sqsh ## The whole test suite; stage tests run inside the image
 	$(BIN)/pytest -m 'not stack and not long'

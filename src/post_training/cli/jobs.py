@@ -1,5 +1,6 @@
 """`post-training submit`, `pipeline …` and `experiment …`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -132,6 +133,27 @@ def add_commands(app: typer.Typer) -> None:
         from post_training.stages import pipeline_commands
 
         pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
+
+    @experiment.command("check")
+    def experiment_check(
+        folder: Annotated[
+            Path, typer.Argument(metavar="FOLDER", help="With pipeline.yaml and expected.json.")
+        ],
+        environment: Environment = None,
+        dev: Checkout = None,
+        run_dir: Annotated[
+            Path | None, typer.Option(help="Where; one that was begun is gone on with.")
+        ] = None,
+        write: Annotated[
+            bool, typer.Option("--write", help="Make what comes out the expected.")
+        ] = False,
+    ) -> None:
+        """Run an experiment again: exit 0 identical, 3 equivalent figures, 4 differs."""
+        from post_training.reproduce.experiment import check_experiment
+        from post_training.stages.pipeline_commands import Where
+
+        where = Where(environment, dev)
+        sys.exit(check_experiment(folder, run_dir, where, write=write))
 
     @experiment.command("new")
     def experiment_new(
