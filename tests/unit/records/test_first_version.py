@@ -1,0 +1,50 @@
+"""A record as the first version wrote it: without seal, debug, accelerators or made_by. Whatever is
+added since, it is read for as long as its schema's number stands."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from post_training.records import run_record
+
+RECORD = Path(__file__).with_name("record_of_the_first_version.json")
+SCHEMA = Path(run_record.__file__).with_name("schemas") / "run-record-1.schema.json"
+RUN_ID = "sft-20260102-030405-0a1b2c"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """runs/one and runs/two, the same."""
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        shutil.copy(RECORD, tmp_path / "runs" / name / "run.json")
+    return tmp_path / "runs"
+
+
+def test_record_of_the_first_version_is_as_todays_schema_says():
+    validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
+    assert [error.message for error in validator.iter_errors(json.loads(RECORD.read_text()))] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "answer"),
+    [
+        (["runs", "show", "runs/one"], 0, "attempt 1    finished, 2026-01-02T03:04:05+00:00"),
+        (["runs", "diff", "runs/one", "runs/two"], 0, "outcome      identical: 1 files"),
+        (["runs", "list"], 0, "runs/one  sft    finished"),
+        (["runs", "export", RUN_ID], 0, f"{RUN_ID}.zip"),
+        (
+            ["reproduce", "runs/one", "--dry-run", "--store", "store"],
+            2,
+            "model.path: gone: /work/init/model",
+        ),
+    ],
+)
+def test_record_of_the_first_version_is_read(runs, post_training, tmp_path, words, code, answer):
+    done = post_training(*words, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == code, done.stderr
+    assert answer in done.stdout + done.stderr
+    assert "changed by hand" not in done.stdout + done.stderr
