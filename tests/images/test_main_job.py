@@ -1,12 +1,10 @@
-"""`entrypoint` in the built image: record, refusals, signals, several processes, reproduction."""
+"""`entrypoint` in the built image: record, refusals, signals, several processes."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,6 @@ from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.run_record import is_live, read_record
 
 pytestmark = pytest.mark.image
-
-
-@pytest.fixture
-def entrypoint(inside, job):
-    """Run `entrypoint ARGUMENTS` in the job's folder."""
-    return lambda *arguments, **keywords: inside("entrypoint", *arguments, cwd=job, **keywords)
 
 
 @pytest.fixture
@@ -243,110 +235,3 @@ def test_two_processes_fail_together_with_one_line(entrypoint, job):
         line for line in done.stderr.splitlines() if "broken.jsonl:1" in line
     ]
     assert read_record(job / "two-fail")["status"] == "failed"
-
-
-def test_reproduce_is_identical_for_two_processes(entrypoint, job, post_training):
-    done = entrypoint("sft", "sft.yaml", "run_dir=pair", "num_processes=2")
-    assert done.returncode == 0, done.stderr
-    done = post_training("reproduce", job / "pair")
-    assert (done.returncode, done.stdout.split(":")[0]) == (0, "identical"), done.stderr
-
-
-def test_reproduce_is_identical_from_any_folder(job, post_training):
-    done = post_training("reproduce", job / "run")
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"identical: \d+ files and 4 lines of metrics\n", done.stdout)
-    verdict = json.loads((job / "run-reproduced-1/reproduction.json").read_text())
-    assert verdict["reproduces"] == read_record(job / "run")["run_id"]
-    again = read_record(job / "run-reproduced-1")
-    assert again["identity"] == read_record(job / "run")["identity"]
-
-
-def test_reproduce_names_the_first_difference(job, post_training, tmp_path):
-    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
-    record = read_record(tmp_path / "run")
-    record["outputs"]["files"]["model/model.safetensors"] = "0" * 64
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 4, done.stderr
-    assert done.stdout.startswith("differs: model/model.safetensors: sha256 is 000")
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    lines[2] = json.dumps({**json.loads(lines[2]), "loss": 1.5})
-    (tmp_path / "run/metrics.jsonl").write_text("\n".join(lines) + "\n")
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 4
-    assert done.stdout.startswith("differs: metrics.jsonl: step 3: loss is 1.5, then ")
-    steps = (tmp_path / "run/steps.jsonl").read_text().splitlines()
-    steps[1] = json.dumps({**json.loads(steps[1]), "loss": 1.5})
-    (tmp_path / "run/steps.jsonl").write_text("\n".join(steps) + "\n")
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.stdout.startswith("differs: step 2: the same rows, loss is 1.5, then ")
-
-
-def test_reproduce_on_another_machine_is_equivalent_within_the_tolerance(
-    job, post_training, tmp_path
-):
-    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
-    record = read_record(tmp_path / "run")
-    record["machine"]["processor"] = "another"
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
-    metrics = tmp_path / "run/metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    lines[3]["loss"] *= 1.001
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 3, done.stderr
-    assert done.stdout.startswith("equivalent: the figures are off by at most 1.0e-03 (tolerance ")
-    assert "warning: this record was changed by hand" in done.stderr
-    done = post_training("reproduce", tmp_path / "run", "--tolerance", "0.0001")
-    assert done.returncode == 4
-    assert done.stdout.startswith("differs: metrics.jsonl: step 4: loss is ")
-
-
-def test_reproduce_upstream_runs_each_ancestor_again_and_trains_on_what_it_made(job, post_training):
-    done = post_training("reproduce", job / "run/model", "--upstream", "--dry-run")
-    assert (done.returncode, done.stdout) == (0, "2 runs would be run again\n"), done.stderr
-    done = post_training("reproduce", job / "run/model", "--upstream", "--run-dir", job / "chain")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("identical: ")
-    [init_model] = [path.parent for path in job.glob("init-reproduced-*/run.json")]
-    assert read_record(job / "chain")["inputs"]["model.path"]["path"] == f"{init_model}/model"
-
-
-def test_artifact_lineage_goes_back_to_the_data(job, post_training):
-    shown = post_training("artifact", "lineage", job / "run/model").stdout.splitlines()
-    assert re.match(r"├─ model\.path: .*/init/model \(model of init-model-", shown[1])
-    assert re.match(r"│  └─ corpus\[0\]: .*/sums\.jsonl \(fingerprint ", shown[2])
-    assert post_training("artifact", "verify", job / "run/model").stdout.startswith("ok: ")
-    shown = post_training("artifact", "show", job / "run/model").stdout
-    assert read_record(job / "run")["run_id"] in shown
-
-
-def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training, tmp_path):
-    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
-    record = read_record(tmp_path / "run")
-    record["inputs"]["model.path"]["fingerprint"] = "0" * 64
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 2
-    assert f"error: model.path: changed: {job}/init/model" in done.stderr
-    done = post_training("reproduce", job / "run", "--store", tmp_path / "empty")
-    assert done.returncode == 2
-    assert f"no image '{record['image']['oci_digest']}' in the store" in done.stderr
-    assert not (tmp_path / "run-reproduced-1").exists()
-
-
-def test_development_mount_is_recorded_and_not_reproducible(cli, image_edf, job, post_training):
-    checkout = Path(__file__).parents[2]
-    done = subprocess.run(
-        [cli, "edf", "run", "--dev", checkout, image_edf, "--", "entrypoint", "init-model",
-         "init.yaml", "run_dir=dev"],
-        cwd=job, capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    record = read_record(job / "dev")
-    assert record["code"]["from"] == "development mount"
-    assert {"commit", "diff", "untracked"} <= set(record["code"])
-    refused = post_training("reproduce", job / "dev")
-    assert refused.returncode == 2
-    assert "development mount" in refused.stderr

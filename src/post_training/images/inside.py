@@ -17,6 +17,7 @@ from post_training.images.verify import check_image_digest
 IMAGE_FILE = Path("/etc/post-training/image.json")
 # Where our runner leaves what it found and did, as NAME.json.
 FINDINGS = Path("/run/post-training")
+_STACK = Path("/opt/post-training")
 _PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
 
 
@@ -72,6 +73,12 @@ def development_mount() -> dict[str, Any] | None:
 def mounts() -> list[str]:
     """The EDF's mounts as our runner made them; empty where another engine runs the EDF."""
     return _read_json(FINDINGS / "mounts.json") or []
+
+
+def mounts_over_the_stack(mount_table: Path = Path("/proc/self/mountinfo")) -> list[str]:
+    """Where something is mounted over the image's own programs and packages, by whatever engine."""
+    places = (line.split()[4] for line in mount_table.read_text().splitlines())
+    return sorted({place for place in places if Path(place).is_relative_to(_STACK)})
 
 
 def _verify(path: Path, pinned: str) -> tuple[str, str | None]:

@@ -148,6 +148,12 @@ def _check_reproducible(record: dict[str, Any], run_dir: Path) -> None:
         raise UsageError(f"the run is not finished (it is {record['status']})", where=str(run_dir))
     if record["image"] is None:
         raise UsageError("the run was unpinned: no image digest is recorded", where=str(run_dir))
+    if over := record.get("mounted_over"):
+        raise UsageError(
+            f"{over[0]} of its image was mounted over, so its digest is not all of its code",
+            where=str(run_dir),
+            hint="build an image that has the change",
+        )
     if not record["reproducible_by_digest"]:
         raise UsageError(
             "the run used a development mount, so its image digest is not all of its code",

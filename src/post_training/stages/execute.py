@@ -23,7 +23,12 @@ from post_training.core.credentials import check_named_files
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.core.hashing import fingerprint, sha256_file, sha256_value
-from post_training.images.inside import development_mount, identify_image, mounts
+from post_training.images.inside import (
+    development_mount,
+    identify_image,
+    mounts,
+    mounts_over_the_stack,
+)
 from post_training.launch.local import run_local_ranks
 from post_training.launch.ranks import Launch, detect_launch
 from post_training.records import machine
@@ -151,7 +156,7 @@ def _run_recorded(
 def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> RunDescription:
     """All that is known before the run: the image is checked and the inputs are hashed here."""
     image = None if request.unpinned else identify_image(os.environ)
-    development = development_mount()
+    development, mounted_over = development_mount(), mounts_over_the_stack()
     settings = settings_by_role(config)
     topology = {k: v for k, v in settings[Role.TOPOLOGY].items() if k != "num_processes"}
     return RunDescription(
@@ -173,8 +178,9 @@ def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks)
                 "from": "development mount" if development else "image",
                 **(development or (image and image["checkout"]) or {}),
             },
-            "reproducible_by_digest": image is not None and development is None,
+            "reproducible_by_digest": image is not None and not development and not mounted_over,
             "mounts": mounts(),
+            "mounted_over": mounted_over,
             "environment": machine.recorded_environment(os.environ),
             "machine": machine.machine(),
             "scheduler_job": machine.scheduler_job(os.environ),
