@@ -20,8 +20,9 @@ from post_training.images.rebuild import restore
 from post_training.records.compare import Comparison, compare_runs
 from post_training.records.run_record import is_edited, read_record
 from post_training.records.show import EDITED
+from post_training.reproduce.environment import StoredImage
 from post_training.reproduce.plan import Options, Plan, machine_differences, make_plans
-from post_training.reproduce.run_again import StoredImage, run_again
+from post_training.reproduce.run_again import run_again
 
 IDENTICAL, EQUIVALENT, DIFFERS = 0, 3, 4
 
@@ -78,7 +79,7 @@ def _run(plan: Plan, new_dir: Path, made: dict[Path, Path], options: Options) ->
     inputs |= {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
     image = plan.image or _restored(plan.record["image"], options)
     print(f"running {plan.record['run_id']} again in {new_dir}", file=sys.stderr)
-    run_again(plan.record, plan.run_dir, new_dir, inputs, image, options.site)
+    run_again(plan.record, plan.run_dir, new_dir, inputs, image, options.site, options.repository)
     record = read_record(new_dir)
     changes = machine_differences(plan.record["machine"], record["machine"])
     comparison = compare_runs(plan.record, plan.run_dir, record, new_dir)

@@ -17,7 +17,7 @@ from post_training.launch.site import Site
 from post_training.records.artifact import read_artifact
 from post_training.records.machine import machine
 from post_training.records.run_record import RECORD_NAME, read_record
-from post_training.reproduce.run_again import StoredImage
+from post_training.reproduce.environment import StoredImage
 
 _MACHINE = ("architecture", "processor", "accelerators", "driver")
 

@@ -9,35 +9,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from post_training.config.load import load_config
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_atomic
-from post_training.images.edf import parse_mount
-from post_training.images.render import edf_text, image_environment
-from post_training.images.store import ImageStore
 from post_training.launch.site import Site
 from post_training.launch.submit import Request, say_where, submit, wait_for
-from post_training.records.machine import portable_environment
 from post_training.records.run_record import CONFIG_NAME, RECORD_NAME, read_record
+from post_training.reproduce.environment import (
+    HERE,
+    StoredImage,
+    reproduction_edf,
+    site_surroundings,
+)
 from post_training.stages.registry import find_stage
 
 _MAX_FAILURES = 3
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """record: the store's."""
-
-    record: dict[str, Any]
-    store: ImageStore
-
-    @property
-    def path(self) -> Path:
-        return self.store.image_path(self.record["sqsh_sha256"])
 
 
 def run_again(
@@ -47,9 +36,10 @@ def run_again(
     inputs: Mapping[str, Path],
     image: StoredImage,
     site: tuple[str, Site] | None,
+    repository: Path,
 ) -> None:
     """Run what `record` of `run_dir` says in `new_dir`. inputs: where each input is now. site: its
-    name and settings, to run there as a job; None: here.
+    name and settings, to run there as a job; None: here. repository: has the sites' EDFs.
 
     Errors: UsageError when the site's jobs have another number of ranks; PostTrainingError when it
     fails.
@@ -58,7 +48,11 @@ def run_again(
     settings = _settings(record, new_dir, inputs)
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         edf = Path(temporary) / "reproduce.toml"
-        write_atomic(edf, _edf(record, run_dir, new_dir, inputs, image))
+        around = HERE if site is None else site_surroundings(record, run_dir, repository)
+        takes_sif = site is not None and site[1].launcher.kind == "singularity"
+        path = image.sif if takes_sif else image.squashfs
+        text = reproduction_edf(record, run_dir, new_dir, inputs, (image, path), around)
+        write_atomic(edf, text)
         if site is None:
             _run_here(record, run_dir, new_dir, settings, edf)
             return
@@ -149,38 +143,3 @@ def _data_folders(record: dict[str, Any]) -> dict[str, str | None]:
 def _reported_to_nobody(record: dict[str, Any]) -> dict[str, list[str]]:
     """A reproduction is no further run on anybody's dashboard."""
     return {"logging.report_to": []} if record["placement"].get("logging.report_to") else {}
-
-
-def _edf(
-    record: dict[str, Any],
-    run_dir: Path,
-    new_dir: Path,
-    inputs: Mapping[str, Path],
-    image: StoredImage,
-) -> str:
-    """The run's mounts, read-only, and the new folder's place on top of them, writable."""
-    folder = image.store.folder
-    mounts = [f"{folder}:{folder}:ro", f"{run_dir}:{run_dir}:ro"]
-    for text in record["mounts"]:
-        mount = parse_mount(text, Path("/"))
-        if mount.source.exists():
-            mounts.append(f"{mount.source}:{mount.target}:ro")
-    for named in inputs.values():
-        mounted = named if named.exists() else named.parent  # a prefix of indexed datasets
-        mounts.append(f"{mounted}:{mounted}:ro")
-    mounts.append(f"{new_dir.parent}:{new_dir.parent}")
-    # Values were expanded when they were recorded; `$${` keeps what is left as it is.
-    environment = {
-        name: value.replace("${", "$${")
-        for name, value in portable_environment(record["environment"]).items()
-    }
-    return edf_text(
-        {
-            "image": str(image.path),
-            "workdir": str(new_dir.parent),
-            "entrypoint": False,
-            "writable": False,
-            "mounts": list(dict.fromkeys(mounts)),
-        },
-        {"env": {**environment, **image_environment(image.record, image.path)}},
-    )

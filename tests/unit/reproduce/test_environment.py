@@ -1,0 +1,89 @@
+"""A reproduction as a job of a site: the site's hooks, the record's variables, inputs read-only."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from post_training.core.errors import UsageError
+from post_training.images.store import ImageStore
+from post_training.reproduce.environment import (
+    HERE,
+    StoredImage,
+    reproduction_edf,
+    site_surroundings,
+)
+
+REPOSITORY = Path(__file__).parents[3]
+IMAGE = {"oci_digest": "sha256:1", "sqsh_sha256": "22", "input_hash": "33"}
+RECORD = {
+    "mounts": [],
+    "environment": {
+        "POST_TRAINING_SITE": "clariden",
+        "NCCL_NET": "AWS Libfabric",
+        "NCCL_DEBUG": "${LEVEL}",
+        "SLURM_JOB_ID": "7",
+    },
+}
+
+
+@pytest.fixture
+def text(tmp_path):
+    """The EDF for a run with these surroundings, read again."""
+    (tmp_path / "data").mkdir()
+
+    def make(record=RECORD, around=HERE) -> dict:
+        image = StoredImage(IMAGE, ImageStore(tmp_path / "images"))
+        run_dir, new_dir = tmp_path / "runs/one", tmp_path / "runs/two"
+        inputs = {"data": tmp_path / "data"}
+        made = reproduction_edf(record, run_dir, new_dir, inputs, (image, image.squashfs), around)
+        return tomllib.loads(made)
+
+    return make
+
+
+def test_reproduction_sees_everything_read_only_but_its_own_place(text, tmp_path):
+    (tmp_path / "gone-since").mkdir()
+    record = {**RECORD, "mounts": [f"{tmp_path}:{tmp_path}", f"{tmp_path}/gone:/gone:ro"]}
+    folders = [tmp_path / "images", tmp_path / "runs/one", tmp_path, tmp_path / "data"]
+    assert text(record)["mounts"] == [
+        *(f"{folder}:{folder}:ro" for folder in folders),
+        f"{tmp_path}/runs:{tmp_path}/runs",
+    ]
+
+
+def test_reproduction_sets_what_was_set_and_not_where_it_ran(text):
+    env = text()["env"]
+    assert env["NCCL_DEBUG"] == "$${LEVEL}"
+    assert "SLURM_JOB_ID" not in env
+    assert env["POST_TRAINING_IMAGE_OCI_DIGEST"] == "sha256:1"
+
+
+def test_reproduction_at_a_site_has_its_hooks_and_folders_and_the_recorded_network(text, tmp_path):
+    made = text(around=site_surroundings(RECORD, tmp_path / "runs/one", REPOSITORY))
+    hooks = made["annotations"]
+    assert hooks["com.hooks.aws_ofi_nccl.enabled"] == "true"
+    assert made["env"]["HF_HOME"] == "/dev/shm/${USER}/huggingface"
+    # The site's file sets it today; the run was without.
+    assert "NCCL_PROTO" not in made["env"]
+    assert made["env"]["NCCL_NET"] == "AWS Libfabric"
+
+
+def test_reproduction_of_a_submitted_run_takes_its_frozen_environment(text, tmp_path):
+    folder = tmp_path / "runs/one/slurm"
+    folder.mkdir(parents=True)
+    (folder / "environment.toml").write_text(
+        f'image = "/old.sqsh"\nmounts = ["{tmp_path}:/seen"]\n'
+        '[env]\nPOST_TRAINING_IMAGE_PATH = "/old.sqsh"\nXDG_CACHE_HOME = "/tmp/${USER}"\n'
+        '[annotations]\n"com.hooks.cxi.enabled" = "false"\n'
+    )
+    made = text(around=site_surroundings(RECORD, tmp_path / "runs/one", tmp_path / "no-checkout"))
+    assert f"{tmp_path}:/seen:ro" in made["mounts"]
+    assert made["env"]["XDG_CACHE_HOME"] == "/tmp/${USER}"
+    assert made["env"]["POST_TRAINING_IMAGE_PATH"] == made["image"] != "/old.sqsh"
+    assert made["annotations"] == {"com.hooks.cxi.enabled": "false"}
+
+
+def test_sif_that_the_store_lacks_is_one_clear_line(tmp_path):
+    with pytest.raises(UsageError, match="Singularity needs a SIF, and the store has none"):
+        _ = StoredImage(IMAGE, ImageStore(tmp_path)).sif
