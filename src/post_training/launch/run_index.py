@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.launch.run_state import RunState, queue_if_it_answers, run_state
+from post_training.launch.run_state import STATES, RunState, queue_if_it_answers, run_state
 from post_training.launch.submit import QueuedJob
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, read_record
 
@@ -60,6 +60,10 @@ class Filters:
 
 def list_states(folder: Path, filters: Filters) -> list[RunState]:
     """The runs in or below `folder`, by their paths. Errors: UsageError."""
+    if filters.state not in (None, *STATES):
+        raise UsageError(
+            f"--state: no run can be {filters.state!r}", hint=f"there are: {', '.join(STATES)}"
+        )
     condition, values = filters.where()
     with _opened() as index:
         _refresh(index, folder)

@@ -20,6 +20,10 @@ from post_training.launch.outcome import read_tally
 from post_training.launch.submit import QueuedJob, read_queue, submitted_jobs
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, is_live, read_record
 
+STATES = (
+    *("waiting", "queued", "running", "finished", "failed", "interrupted", "killed", "ended"),
+    "not started",
+)
 _LENGTHS = {
     # What a training run is as long as, and how far it is by the figures of a metrics line.
     "training.max_steps": "step",

@@ -58,6 +58,13 @@ def test_runs_list_filters_choose_by_what_the_record_says(listed, tmp_path):
     assert listed("--image", "ab") == []
 
 
+def test_runs_list_unknown_state_is_refused(slurm_command, tmp_path):
+    write_run(tmp_path / "runs/a")
+    done = slurm_command("runs", "list", "--state", "finnished")
+    assert done.returncode == 2
+    assert "--state: no run can be 'finnished'" in done.stderr
+
+
 def test_runs_list_after_changes_says_what_the_folders_say_now(listed, tmp_path):
     for name in "abc":
         write_run(tmp_path / "runs" / name)
