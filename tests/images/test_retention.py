@@ -1,10 +1,14 @@
 """`post-training image gc` on small images of this test's own: what is named stays."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from post_training.core.hashing import sha256_file
+from post_training.core.process import run_tool
+from post_training.images import builder
 from post_training.images.releases import add_release, read_releases, release_entry
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
@@ -44,7 +48,19 @@ def store(tmp_path) -> ImageStore:
 
 
 @pytest.fixture
-def gc(store, post_training, tmp_path):
+def storage(tmp_path, monkeypatch) -> Iterator[None]:
+    """An empty storage for the builder; this machine's own has other people's images."""
+    settings, folder = tmp_path / "storage.conf", tmp_path / "storage"
+    settings.write_text(
+        f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/root"\n'
+    )
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(settings))
+    yield
+    run_tool(["buildah", "rmi", "--all", "--force"])
+
+
+@pytest.fixture
+def gc(store, storage, post_training, tmp_path):
     """Run `image gc` with a checkout and an EDF folder that are empty at first."""
     for name in ("checkout/containers", "edf", "runs"):
         (tmp_path / name).mkdir(parents=True)
@@ -153,6 +169,52 @@ def test_gc_removes_leftovers_and_bases_of_no_image(store, gc, tmp_path):
     gc(tmp_path / "runs", "--delete")
     assert not any((store.folder / name).exists() for name in leftovers)
     assert (store.folder / locked).exists()
+
+
+def test_gc_keeps_a_distributions_packages_that_a_record_or_a_lock_names(store, gc, tmp_path):
+    """Their mirror keeps only the newest: without them `rebuild` could not make the image again."""
+    system_lock = tmp_path / "checkout/containers/gh200/system.lock"
+    write(system_lock, "{}")
+    with store.lock():
+        store.add({**store.find("0105050505"), "lock_sha256": {"system.lock": "a" * 64}})
+    folders = {store.folder / "system" / name for name in ("a" * 64, sha256_file(system_lock))}
+    others = {store.folder / "system" / name for name in ("b" * 64, ".killed.tmp")}
+    for folder in folders | others:
+        write(folder / "patch_2.7_arm64.deb", "x")
+    done = gc(tmp_path / "runs", "--delete")
+    assert f"system/{'b' * 64}  removed" in done.stdout
+    assert {record["sqsh_sha256"][:2] for record in store.removed_records()} >= {"01"}
+    assert set((store.folder / "system").iterdir()) == folders
+
+
+def test_gc_removes_from_the_builders_storage_what_the_store_has(store, gc, tmp_path):
+    tags = {}
+    for number, name in ((1, "cpu"), (3, "cpu"), (4, "cpu"), (5, "other"), (9, "cpu")):
+        tag = f"localhost/post-training/{name}:0.1.0-{number}"
+        context = tmp_path / f"context-{number}"
+        write(context / "Dockerfile", "FROM scratch\nCOPY shared /\nCOPY own /\n")
+        write(context / "shared", "shared")
+        write(context / "own", str(number))
+        builder.build(["--quiet", "--network=none", "--layers=true", f"--tag={tag}", context])
+        tags[number] = tag
+    digests = builder.stored_tags()
+    assert digests == {tag: builder.stored_image(tag).oci_digest for tag in tags.values()}
+    with store.lock():
+        for number in (1, 3, 4, 5):
+            record = store.find(f"0{number}05050505")
+            store.add({**record, "oci_digest": digests[tags[number]]})
+    # Named, so that the image stays; its copy in the builder's storage is no more than a copy.
+    write(tmp_path / "runs/a/run.json", f'"{digests[tags[3]].removeprefix("sha256:")}"')
+    done = gc(tmp_path / "runs")
+    assert [line for line in done.stdout.splitlines() if line.startswith("localhost/")] == [
+        f"{tags[1]}  can go", f"{tags[3]}  can go",
+    ]  # fmt: skip
+    assert builder.stored_tags() == digests
+    assert gc("--delete").returncode == 0
+    assert set(builder.stored_tags()) == {tags[4], tags[5], tags[9]}
+    assert kept(store) == {"3", "4", "5"}
+    # The layers that were theirs alone are gone too; the one that all share stays.
+    assert len(json.loads(run_tool(["buildah", "images", "--all", "--json"]))) == 4
 
 
 def test_gc_removes_the_work_of_a_killed_rebuild_and_not_of_a_live_one(store, gc, tmp_path):

@@ -21,6 +21,7 @@ from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import ImageStore
 from post_training.images.system_packages import (
     ASKED,
+    LOCKED,
     ensure_system_packages,
     read_system_lock,
 )
@@ -92,7 +93,7 @@ def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
     folders = {"wheels": ensure_wheels(recipe, store)}
     if base.reference and (recipe.folder / ASKED).exists():
         files = read_system_lock(recipe.folder, base.reference)
-        folders["system"] = ensure_system_packages(files, store.folder)
+        folders["system"] = ensure_system_packages(files, recipe.locks[LOCKED], store.folder)
     return folders
 
 

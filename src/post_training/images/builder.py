@@ -41,18 +41,36 @@ def build(options: Sequence[str | Path]) -> None:
     run_tool([*verb, *options], show=True)
 
 
-def stored_image(tag: str) -> StoredImage | None:
+def stored_tags() -> dict[str, str]:
+    """{tag: OCI digest} of the storage, of everybody's images that have a tag."""
     if program() == "buildah":
-        listed = json.loads(run_tool(["buildah", "images", "--json"]) or "[]") or []
-        if not any(tag in (image.get("names") or []) for image in listed):
-            return None
+        listed = json.loads(run_tool(["buildah", "images", "--json", "--no-trunc"]) or "[]") or []
+        names, identifier = "names", "id"
+    else:
+        listed = json.loads(run_tool(["podman", "images", "--format", "json"]) or "[]") or []
+        names, identifier = "Names", "Id"
+    # podman leaves the prefix out.
+    return {
+        tag: f"sha256:{image[identifier].removeprefix('sha256:')}"
+        for image in listed
+        for tag in image.get(names) or []
+    }
+
+
+def stored_image(tag: str) -> StoredImage | None:
+    if tag not in stored_tags():
+        return None
+    if program() == "buildah":
         inspected = json.loads(run_tool(["buildah", "inspect", "--type", "image", tag]))
         return _stored(inspected["FromImageID"], inspected["OCIv1"]["config"])
-    listed = json.loads(run_tool(["podman", "images", "--format", "json"]) or "[]") or []
-    if not any(tag in (image.get("Names") or []) for image in listed):
-        return None
     [inspected] = json.loads(run_tool(["podman", "image", "inspect", tag]))
     return _stored(inspected["Id"], inspected["Config"])
+
+
+def remove(tag: str) -> None:
+    """Take an image out of the storage, with the layers that no other image has and the containers
+    that a killed push left of it."""
+    run_tool([program(), "rmi", "--force", tag])
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from post_training.core.credentials import find_credentials
-from post_training.core.errors import ConfigError, UsageError
-from post_training.images import retention
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError
+from post_training.core.hashing import sha256_file
+from post_training.images import builder, retention
 from post_training.images.base import ensure_base
 from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity, write_context
@@ -24,6 +26,7 @@ from post_training.images.release import release as release_image
 from post_training.images.releases import images_lock, read_releases
 from post_training.images.render import install_edf, render_edf, site_file
 from post_training.images.store import ImageStore, default_store
+from post_training.images.system_packages import LOCKED as SYSTEM_LOCK
 
 
 def open_store(folder: Path | None) -> ImageStore:
@@ -144,21 +147,39 @@ def gc(
             folders.folders,
             read_releases(repository),
             edf_folders(os.environ),
-            locked_bases(repository),
+            [*locked_bases(repository), *_system_locks(repository)],
+            _built_images(),
         )
         if delete:
             retention.remove(store, decided)
     _print_plan(decided, store, delete=delete)
 
 
+def _system_locks(repository: Path) -> list[str]:
+    """The sha256 of every lock of a distribution's packages."""
+    return [sha256_file(path) for path in repository.glob(f"containers/*/{SYSTEM_LOCK}")]
+
+
+def _built_images() -> dict[str, str]:
+    """{tag: OCI digest} in the builder's storage; none where there is no builder, as on LUMI."""
+    if shutil.which(builder.program()) is None:
+        return {}
+    try:
+        return builder.stored_tags()
+    except PostTrainingError as error:
+        _say(f"warning: the builder's own storage is left as it is: {error.problem}")
+        return {}
+
+
 def _print_plan(decided: retention.Plan, store: ImageStore, *, delete: bool) -> None:
     for image, kept_for in decided.images:
         what = f"kept: {kept_for}" if kept_for else "removed" if delete else "can go"
         print(f"{image['name']}:{image['version']} {image['sqsh_sha256'][:12]}  {what}")
-    for path in decided.files:
-        print(f"{path.relative_to(store.folder)}  {'removed' if delete else 'can go'}")
+    for path in [*(path.relative_to(store.folder) for path in decided.files), *decided.built]:
+        print(f"{path}  {'removed' if delete else 'can go'}")
     if not delete:
-        _say(f"{decided.size_bytes / 1e9:.1f} GB can go; --delete removes them")
+        layers = ", and layers of the builder's" if decided.built else ""
+        _say(f"{decided.size_bytes / 1e9:.1f} GB{layers} can go; --delete removes them")
 
 
 def rebuild(reference: str, store_folder: Path | None, repository: Path, *, cached: bool) -> int:

@@ -2,8 +2,8 @@
 because it is needed and gone (`restore`).
 
 The recorded commit is checked out into a temporary folder and builds itself, with its own
-`image build` and `image push-sqsh`, in a store and a buildah storage of its own. The base and the
-wheels come from the real store by their hashes.
+`image build` and `image push-sqsh`, in a store and a buildah storage of its own. What it is made of
+(base, wheels, a distribution's packages) comes from the real store by its hashes.
 """
 
 import itertools
@@ -94,9 +94,10 @@ def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> No
 
 
 def _share_inputs(store: ImageStore, again: ImageStore, name: str) -> None:
-    """Bases and wheels are found by their hashes, so they can't make an image come out alike."""
+    """Bases, wheels and a distribution's packages are found by their hashes, so they can't make an
+    image come out alike."""
     again.folder.mkdir()
-    for part in ("bases", f"wheels/{name}"):
+    for part in ("bases", f"wheels/{name}", "system"):
         if (store.folder / part).exists():
             # Copied by links: what a build throws away stays in the store.
             shutil.copytree(store.folder / part, again.folder / part, copy_function=os.link)

@@ -9,7 +9,12 @@ The folders searched are remembered in the store (runs.json). A folder that cann
 the runs in it can't be asked.
 
 What goes leaves its record in removed/, from which `post-training image rebuild` makes it again;
-so the bases of those images stay as well.
+so what those images were made of (bases, a distribution's packages) stays as well: its mirror may
+not have it any more.
+
+The builder's own storage holds each image once more. There the newest of each name stays, whose
+layers the next build takes, and what was never pushed; of what the store has, or had, the storage's
+copy may go.
 """
 
 import json
@@ -24,6 +29,7 @@ from typing import Any, NamedTuple
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_json
 from post_training.core.hashing import ARTIFACT_RECORD
+from post_training.images import builder
 from post_training.images.store import ImageStore, digests
 
 # environment.toml or, on a site of Singularity's, job.sh: what a submitted run will start in.
@@ -40,11 +46,13 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """images: a verdict for each. files: what else may go (bases of no image, leftovers).
-    size_bytes: of all that may go."""
+    """images: a verdict for each. files: what else may go (bases of no image, leftovers). built:
+    tags in the builder's storage that may go. size_bytes: of all that may go, but for `built`,
+    which share their layers."""
 
     images: list[Verdict]
     files: list[Path]
+    built: list[str]
     size_bytes: int
 
 
@@ -77,21 +85,25 @@ def plan(
     run_folders: Iterable[str],
     releases: Iterable[Mapping[str, Any]],
     edf_folders: Iterable[Path],
-    locked_bases: Iterable[str],
+    locked: Iterable[str],
+    built: Mapping[str, str],
 ) -> Plan:
     """Decide for every image of the store. Call it locked.
 
-    locked_bases: the sha256 of bases that a build would use next.
+    locked: the sha256 of bases, and of locks of a distribution's packages, that a build would use
+    next. built: {tag: OCI digest} in the builder's storage.
     Errors: PostTrainingError when a run folder cannot be read.
     """
     named_by = _digests_in(path for folder in run_folders for path in _run_files(Path(folder)))
     pinned_by = _digests_in(path for folder in edf_folders for path in folder.glob("*.toml"))
     released = set().union(*(digests(entry) for entry in releases))
     records = store.records()
-    verdicts, seen = [], set()
+    verdicts: list[Verdict] = []
+    newest: dict[str, str] = {}
     for record in records:
         kept_for = None
-        if record["name"] not in seen:
+        if record["name"] not in newest:
+            newest[record["name"]] = record["oci_digest"]
             kept_for = f"the newest of {record['name']}"
         elif digests(record) & released:
             kept_for = "released"
@@ -99,19 +111,29 @@ def plan(
             kept_for = f"named by {named_by[named.pop()]}"
         elif pinned := digests(record) & pinned_by.keys():
             kept_for = f"pinned by {pinned_by[pinned.pop()]}"
-        seen.add(record["name"])
         verdicts.append(Verdict(record, kept_for))
-    bases = {record["base_sha256"] for record in [*records, *store.removed_records()]}
-    files = sorted(_leftovers(store, records, bases | set(locked_bases)))
+    removed = store.removed_records()
+    needed = set(locked)
+    for record in [*records, *removed]:
+        needed |= {record["base_sha256"], *record["lock_sha256"].values()}
+    files = sorted(_leftovers(store, records, needed))
     going = [*files]
     for record, kept_for in verdicts:
         if kept_for is None:
             going += store.files(record)
-    return Plan(verdicts, files, sum(_size_bytes(path) for path in going))
+    pushed = {record["oci_digest"] for record in [*records, *removed]} - set(newest.values())
+    return Plan(
+        verdicts,
+        files,
+        sorted(tag for tag, digest in built.items() if digest in pushed),
+        sum(_size_bytes(path) for path in going),
+    )
 
 
 def remove(store: ImageStore, decided: Plan) -> None:
     """Remove what may go. Call it locked. Killed half-way, the rest goes the next time."""
+    for tag in decided.built:
+        builder.remove(tag)
     for verdict in decided.images:
         if verdict.kept_for is None:
             store.remove(verdict.record)
@@ -122,9 +144,11 @@ def remove(store: ImageStore, decided: Plan) -> None:
             path.unlink()
 
 
-def _leftovers(store: ImageStore, records: list[dict[str, Any]], bases: set[str]) -> Iterator[Path]:
-    """Of killed pushes and builds (none runs: the store is locked) and rebuilds; bases no image is
-    made of."""
+def _leftovers(
+    store: ImageStore, records: list[dict[str, Any]], needed: set[str]
+) -> Iterator[Path]:
+    """Of killed pushes and builds (none runs: the store is locked) and rebuilds; bases and packages
+    that no image is made of. needed: their sha256."""
     known = {path for record in records for path in store.files(record)}
     for pattern in ("sha256-*.sqsh", "sha256-*.sif"):
         yield from (path for path in store.folder.glob(pattern) if path not in known)
@@ -132,8 +156,10 @@ def _leftovers(store: ImageStore, records: list[dict[str, Any]], bases: set[str]
     yield from store.folder.glob(".build-*")
     yield from store.abandoned_work()
     for path in (store.folder / "bases").glob("*"):
-        if path.name.startswith("sha256-") and path.stem.removeprefix("sha256-") not in bases:
+        if path.name.startswith("sha256-") and path.stem.removeprefix("sha256-") not in needed:
             yield path
+    # A download that was killed has a name of its own.
+    yield from (path for path in (store.folder / "system").glob("*") if path.name not in needed)
 
 
 def _size_bytes(path: Path) -> int:

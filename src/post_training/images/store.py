@@ -6,7 +6,7 @@
     index.json             the records in short; made anew from them at every push
     removed/               records of images that `image gc` removed, to build them again
     runs.json              the folders in which `image gc` looks for runs
-    bases/, wheels/NAME/   what builds are made of, by hash
+    bases/, wheels/NAME/, system/   what builds are made of, by hash
 
 The record is the truth; the index is derived and may be deleted.
 """

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, read_json, write_json
-from post_training.core.hashing import sha256_file, sha256_text
+from post_training.core.hashing import sha256_file
 from post_training.images.builder import run_in
 from post_training.images.package_index import download
 from post_training.images.registry_base import UNRESOLVED
@@ -64,10 +64,10 @@ def read_system_lock(folder: Path, base: str) -> list[dict[str, str]]:
     return lock["files"]
 
 
-def ensure_system_packages(files: list[dict[str, str]], store_folder: Path) -> Path:
-    """A folder with exactly the locked files, each checked by its hash."""
-    key = sha256_text(" ".join(file["sha256"] for file in files))
-    folder = store_folder / "system" / key
+def ensure_system_packages(files: list[dict[str, str]], lock: Path, store_folder: Path) -> Path:
+    """A folder with exactly the locked files, each checked by its hash. It is named for the lock's
+    own sha256, by which the records of images name it."""
+    folder = store_folder / "system" / sha256_file(lock)
     if not folder.exists():
         with atomic_directory(folder) as temporary:
             for file in files:

@@ -49,7 +49,7 @@ def test_system_lock_names_files_by_sha256_and_the_build_fetches_them(folder, tm
     files = read_system_lock(folder, BASE)
     mirror = {path.name: sha256_file(path) for path in (tmp_path / "mirror").iterdir()}
     assert {file["file"]: file["sha256"] for file in files} == mirror
-    found = ensure_system_packages(files, tmp_path / "store")
+    found = ensure_system_packages(files, folder / "system.lock", tmp_path / "store")
     assert {path.name: sha256_file(path) for path in found.iterdir()} == mirror
     asked = (tmp_path / "bin/asked").read_text().splitlines()
     assert asked[0] == f"from --platform=linux/arm64 {BASE}"
@@ -62,10 +62,10 @@ def test_system_package_that_changed_or_went_is_refused_and_nothing_kept(folder,
     files = read_system_lock(folder, BASE)
     (tmp_path / "mirror/patch_2.7_arm64.deb").write_text("other bytes")
     with pytest.raises(PostTrainingError, match="which is not locked\nhint: its mirror has moved"):
-        ensure_system_packages(files, tmp_path / "store")
+        ensure_system_packages(files, folder / "system.lock", tmp_path / "store")
     (tmp_path / "mirror/patch_2.7_arm64.deb").unlink()
     with pytest.raises(PostTrainingError, match="cannot be downloaded"):
-        ensure_system_packages(files, tmp_path / "store")
+        ensure_system_packages(files, folder / "system.lock", tmp_path / "store")
     assert list((tmp_path / "store/system").iterdir()) == []
 
 
