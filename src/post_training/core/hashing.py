@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_files(folder: Path) -> dict[str, str]:
+Sha256 = Callable[[Path], str]
+
+
+def hash_files(folder: Path, sha256: Sha256 = sha256_file) -> dict[str, str]:
     """{relative path: sha256} of every file below `folder` but its artifact record, sorted."""
     from concurrent.futures import ThreadPoolExecutor  # 4 ms that the runner's start can spare
 
@@ -35,9 +39,7 @@ def hash_files(folder: Path) -> dict[str, str]:
     )
     # hashlib releases the GIL, so threads hash at the speed of the disk.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(
-            zip(paths, pool.map(lambda path: sha256_file(folder / path), paths), strict=True)
-        )
+        return dict(zip(paths, pool.map(lambda path: sha256(folder / path), paths), strict=True))
 
 
 def fingerprint_files(hashes: dict[str, str]) -> str:
@@ -45,16 +47,17 @@ def fingerprint_files(hashes: dict[str, str]) -> str:
     return sha256_value(sorted(hashes.items()))
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, sha256: Sha256 = sha256_file) -> str:
     """Fingerprint of an input: a file's sha256; that of a folder's files (hidden ones too); or that
     of the indexed datasets PATH_*_document.{bin,idx} (Megatron's names), whose prefix it is.
 
+    sha256: of one file; one that knows large files already is in core/known_digests.py.
     Errors: FileNotFoundError.
     """
     if path.is_dir():
-        return fingerprint_files(hash_files(path))
+        return fingerprint_files(hash_files(path, sha256))
     if not path.exists():
         files = sorted(path.parent.glob(f"{glob.escape(path.name)}_*_document.*"))
         if files:
-            return fingerprint_files({file.name: sha256_file(file) for file in files})
-    return sha256_file(path)
+            return fingerprint_files({file.name: sha256(file) for file in files})
+    return sha256(path)

@@ -1,17 +1,14 @@
-"""The sha256 of an image file, read once: the answer is cached by the file's identity.
+"""The sha256 of an image file, and whether it is the one that was pinned.
 
-A 20 GB image is not read again at every start. The cache key is device, inode, size, mtime and
-ctime: no user can change a file's bytes and keep all five.
+A 20 GB image is not read again at every start.
 """
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.hashing import sha256_file
+from post_training.core.known_digests import known_sha256
 
 _LARGE_BYTES = 2 << 30
 
@@ -25,38 +22,23 @@ class ImageDigest(NamedTuple):
 
 def image_digest(path: Path) -> ImageDigest:
     """sha256 of the file. Where the cache cannot be written the file is simply read each time."""
+    check = "cached"
+
+    def announce(size_bytes: int) -> None:
+        nonlocal check
+        check = "hashed"
+        if size_bytes > _LARGE_BYTES:
+            print(f"verifying {path} ({size_bytes / 1e9:.0f} GB) …", file=sys.stderr)
+
     try:
-        status = path.stat()
+        digest = known_sha256(path, announce)
     except FileNotFoundError:
         raise PostTrainingError(
             "no such image",
             where=str(path),
             hint="`post-training image list` shows the store; `make push-sqsh` adds an image",
         ) from None
-    identity = (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-    entry = _cache_folder() / "-".join(str(number) for number in identity)
-    try:
-        return ImageDigest(entry.read_text(), "cached")
-    except OSError:
-        pass
-    if status.st_size > _LARGE_BYTES:
-        print(f"verifying {path} ({status.st_size / 1e9:.0f} GB) …", file=sys.stderr)
-    digest = sha256_file(path)
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=entry.parent)
-        with open(descriptor, "w") as file:
-            file.write(digest)
-        os.replace(temporary, entry)
-    except OSError:
-        pass  # A read-only home: correct all the same, only slower.
-    return ImageDigest(digest, "hashed")
+    return ImageDigest(digest, check)
 
 
 def check_image_digest(path: Path, expected: str) -> ImageDigest:
@@ -69,8 +51,3 @@ def check_image_digest(path: Path, expected: str) -> ImageDigest:
             hint="the image is damaged or was replaced: push it again, or render the EDF for it",
         )
     return digest
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or os.path.expanduser("~/.cache")) / "post-training/verified"

@@ -1,8 +1,9 @@
 """A stage's step has failed: may the same job try again? Asked by the batch script, in the image.
 
-    stopped before the wall time, with a new checkpoint       again, not counted
-    killed by a signal, node, network, file system            again, counted
-    stopped before the wall time, and nothing new             again, counted
+    stopped before the wall time, or by Slurm in the time of
+      grace of a preempted job, with a new checkpoint         again, not counted
+    stopped so, and nothing new                               again, counted
+    killed by a signal, node, its memory, network, file system  again, counted
     anything else that a run says of itself                   final: it would fail the same way
     more than max_failures counted                            final
 
@@ -28,6 +29,7 @@ from post_training.core.files import read_json, write_json
 from post_training.launch.suspected_node import (
     last_attempt,
     suspected_node,
+    was_cancelled,
     was_out_of_memory,
 )
 from post_training.records.run_record import LAUNCH_FOLDER, read_record
@@ -87,15 +89,15 @@ def judge(step: Step, tally: Tally, max_failures: int) -> Verdict:
     def verdict(again: bool, reason: str, num_failures: int) -> Verdict:
         return Verdict(again, reason, Tally(num_failures, num_attempts, step.checkpoint))
 
-    final = _final_reason(step.exit_code, attempt)
+    final = _final_reason(step, attempt)
     if final is not None:
         return verdict(False, final, num_failures)
-    if step.exit_code == 128 + signal.SIGUSR1 and has_progressed:
-        return verdict(True, f"stopped before the wall time, at {step.checkpoint}", 0)
+    # Of what Slurm ended, no node is at fault.
+    ended = _ended_by_slurm(step)
+    if ended is not None and has_progressed:
+        return verdict(True, f"{ended}, at {step.checkpoint}", 0)
     num_failures += 1
-    passing = _passing_reason(step, attempt)
-    # Nobody's node is at fault when the time was over, or somebody ended the step.
-    ended = step.exit_code in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    passing = f"{ended}, without a new checkpoint" if ended else _passing_reason(step, attempt)
     suspect = None if ended else suspected_node(step.printed, step.nodes)
     reason = f"{passing}{f' (suspected: {suspect})' if suspect else ''}: failure {num_failures}"
     if num_failures > max_failures:
@@ -104,14 +106,25 @@ def judge(step: Step, tally: Tally, max_failures: int) -> Verdict:
     return replace(again, suspect=suspect)
 
 
-def _final_reason(exit_code: int, attempt: dict[str, Any] | None) -> str | None:
+def _ended_by_slurm(step: Step) -> str | None:
+    """How, or None when the step ended by itself."""
+    if step.exit_code == 128 + signal.SIGUSR1:
+        return "stopped before the wall time"
+    # Slurm also ends the ranks that outlive a dead one.
+    if step.exit_code == 128 + signal.SIGTERM and was_cancelled(step.printed):
+        return "stopped by Slurm"
+    return None
+
+
+def _final_reason(step: Step, attempt: dict[str, Any] | None) -> str | None:
     """Why it would fail the same way again, or None."""
+    exit_code = step.exit_code
     if exit_code == UsageError.exit_code:
         return "the configuration or the command is wrong"
     if exit_code in (126, 127):
         return "the command cannot be started"
     # Whatever the exit code: srun's is the highest, of a rank that was only waiting for this one.
-    if attempt is None or attempt["status"] != "failed":
+    if attempt is None or attempt["status"] != "failed" or was_out_of_memory(step.printed):
         return None
     reason = attempt["reason"]
     if _LOST_CONNECTION.search(reason) or _LOST_STORAGE.match(reason):
@@ -121,12 +134,10 @@ def _final_reason(exit_code: int, attempt: dict[str, Any] | None) -> str | None:
 
 def _passing_reason(step: Step, attempt: dict[str, Any] | None) -> str:
     exit_code = step.exit_code
-    if exit_code == 128 + signal.SIGUSR1:
-        return "stopped before the wall time, without a new checkpoint"
-    if attempt is not None and attempt["status"] == "failed":
-        return _first_line(attempt["reason"])
     if was_out_of_memory(step.printed):
         return "killed for its memory by the node"
+    if attempt is not None and attempt["status"] == "failed":
+        return _first_line(attempt["reason"])
     if exit_code > 128:
         return f"killed by signal {exit_code - 128}"
     if attempt is None:

@@ -10,18 +10,23 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.launch.run_state import STATES, RunState, queue_if_it_answers, run_state
-from post_training.launch.submit import QueuedJob
+from post_training.launch.run_state import (
+    STATES,
+    RunState,
+    explained,
+    queue_if_it_answers,
+    run_state,
+)
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, read_record
 
-_VERSION = 1
+_VERSION = 2
 _COLUMNS = "path, signature, state, run_id, stage, started, image, recipe, job_ids, told"
 _READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/submission.json", f"{LAUNCH_FOLDER}/failures.json")
 _DIGESTS = ("oci_digest", "sqsh_sha256", "sif_sha256")
@@ -198,8 +203,11 @@ def _refresh(index: sqlite3.Connection, folder: Path) -> None:
     stale = set(rows) - set(map(str, run_dirs))
     with index:
         index.executemany("DELETE FROM runs WHERE path = ?", [(path,) for path in stale])
-        for run_dir in {*unsettled, *again}:
-            row = _row(run_dir, queue)
+        read = sorted({*unsettled, *again})
+        # First: what changes while it is read is read once more.
+        read_from = [_signature(run_dir) for run_dir in read]
+        states = explained([run_state(run_dir, queue) for run_dir in read])
+        for row in map(_row, states, read_from):
             index.execute(f"REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
 
@@ -216,10 +224,9 @@ def _signature(run_dir: Path) -> str | None:
     return json.dumps(found) if any(found[:2]) else None
 
 
-def _row(run_dir: Path, queue: Mapping[str, QueuedJob]) -> list[Any]:
+def _row(state: RunState, signature: str | None) -> list[Any]:
     """In the order of `_COLUMNS`."""
-    signature = _signature(run_dir)  # First: what changes while it is read is read once more.
-    state = run_state(run_dir, queue)
+    run_dir = state.run_dir
     record = read_record(run_dir) if (run_dir / RECORD_NAME).exists() else {}
     image = record.get("image") or {}
     told = state.as_json()

@@ -4,18 +4,22 @@ waiting    in the queue, for other jobs         running      at work
 queued     in the queue                         finished     its artifacts are there
 failed, interrupted, killed, ended              over, and not finished
 not started
+
+Of a run that is over without a reason of its own, Slurm is asked how its job ended.
 """
 
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
+from post_training.launch.ended_jobs import read_ended_jobs
 from post_training.launch.outcome import read_tally
 from post_training.launch.submit import QueuedJob, read_queue, submitted_jobs
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, is_live, read_record
@@ -32,15 +36,17 @@ _LENGTHS = {
     "training.num_training_tokens": "num_tokens",
 }
 _TAIL_BYTES = 1 << 16
+_UNEXPLAINED = ("interrupted", "killed", "ended")
 _RUNNING = ("running", "completing", "configuring", "stopped", "suspended")
 
 
 @dataclass(frozen=True)
 class RunState:
     """reason: why it is so; of a run that waits, why its last attempt ended. job_ids: the last
-    first. attempts: status and reason of each. num_failures: counted since the last progress.
-    done: the share of the whole, 0 to 1. step, loss, tokens_per_s: of the last line of its metrics.
-    time_left_s: at the speed of that line."""
+    first. slurm_state: how Slurm says that the last attempt's job ended, where the run could not
+    say all of it. attempts: status and reason of each. num_failures: counted since the last
+    progress. done: the share of the whole, 0 to 1. step, loss, tokens_per_s: of the last line of
+    its metrics. time_left_s: at the speed of that line."""
 
     run_dir: Path
     stage: str | None
@@ -49,6 +55,7 @@ class RunState:
     job_ids: list[str]
     attempts: list[dict[str, Any]]
     num_failures: int
+    slurm_state: str | None = None
     done: float | None = None
     step: int | None = None
     loss: float | None = None
@@ -65,12 +72,42 @@ def queue_of(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
 
 
 def queue_if_it_answers(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
-    """The same for who only looks: without Slurm's answer, what the records say is shown."""
+    """The same, and empty with a warning when Slurm does not answer."""
     try:
         return queue_of(run_dirs)
     except PostTrainingError as error:
         print(f"warning: Slurm does not answer ({error.problem.splitlines()[0]})", file=sys.stderr)
         return {}
+
+
+def run_states(run_dirs: Sequence[Path]) -> list[RunState]:
+    """For who only looks: without Slurm's answer, what the records say."""
+    queue = queue_if_it_answers(run_dirs)
+    return explained([run_state(run_dir, queue) for run_dir in run_dirs])
+
+
+def explained(states: Sequence[RunState]) -> list[RunState]:
+    """The same, with Slurm's word on those that are over without a reason of their own."""
+    jobs = [_last_job(state) if state.state in _UNEXPLAINED else None for state in states]
+    ended: dict[str, str] = {}
+    if wanted := {job_id for job_id in jobs if job_id}:
+        # Where Slurm does not answer, `queue_if_it_answers` has said so.
+        with contextlib.suppress(PostTrainingError):
+            ended = read_ended_jobs(wanted)
+    return [
+        replace(state, slurm_state=ended.get(job_id or ""))
+        for state, job_id in zip(states, jobs, strict=True)
+    ]
+
+
+def _last_job(state: RunState) -> str | None:
+    """Of the last attempt; of a run that was never opened, the job that should have."""
+    if not state.job_ids:
+        return None
+    last = state.attempts[-1]["scheduler_job"] if state.attempts else None
+    # `77.0`, or `77_2.0` of an array.
+    job_id = re.split(r"[._]", last)[0] if last else None
+    return job_id if job_id in state.job_ids else state.job_ids[0]
 
 
 def run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:

@@ -13,6 +13,9 @@ def cells(state: RunState) -> list[str]:
     attempts = str(len(state.attempts) or "")
     if state.num_failures:
         attempts += f" ({state.num_failures} failed)"
+    why = state.reason.splitlines()[0] if state.reason else ""
+    if state.slurm_state:
+        why = f"{why} (Slurm: {state.slurm_state})".lstrip()
     return [
         state.state,
         state.job_ids[0] if state.job_ids else "",
@@ -21,7 +24,7 @@ def cells(state: RunState) -> list[str]:
         "" if state.loss is None else f"{state.loss:.4g}",
         "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
         "" if state.time_left_s is None else duration(state.time_left_s),
-        state.reason.splitlines()[0] if state.reason else "",
+        why,
     ]
 
 

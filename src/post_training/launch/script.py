@@ -126,6 +126,8 @@ stage+=("workers.index=$SLURM_ARRAY_TASK_ID" workers.count={num_workers})
 verdict+=(--log {folder}/"slurm-$job.out" --worker "$SLURM_ARRAY_TASK_ID")
 """
 # The file has the chain's ids, one a line. A job of it starts however the one before it ended.
+# SIGTERM stopped that one when it was cancelled, and also when it was preempted: then Slurm says
+# so, or that it failed by itself, in the time of grace.
 _CHAIN = """\
 chain={folder}/chain
 end_chain() {{
@@ -133,9 +135,13 @@ end_chain() {{
     mapfile -t behind < <(sed "0,/^$SLURM_JOB_ID\\$/d" "$chain")
     ((${{#behind[@]}} == 0)) || scancel "${{behind[@]}}"
 }}
-if [[ $SLURM_JOB_ID != "$(head -n 1 "$chain")" && $("${{verdict[@]}}" --start) != go ]]; then
-    end_chain
-    exit 1
+before=$(sed "/^$SLURM_JOB_ID\\$/,\\$d" "$chain" | tail -n 1)
+if [[ -n $before ]]; then
+    ended=$(scontrol show job "$before" 2>/dev/null | grep -o 'JobState=[A-Z_]*')
+    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $("${{verdict[@]}}" --start) != go ]]; then
+        end_chain
+        exit 1
+    fi
 fi
 """
 _BODY = """\
@@ -143,6 +149,8 @@ _BODY = """\
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() {{ [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }}
 
+# The verdict reads what was printed since. Slurm may have requeued the attempt before by itself.
+echo "attempt $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job $job, on $SLURM_JOB_NODELIST" >&2
 # No `set -e`: what comes after a failed step is what this script is for.
 "${{stage[@]}}"
 code=$?

@@ -3,6 +3,8 @@
     srun: error: Node failure on nid001
     srun: error: nid002: task 5: Killed           the first task that failed, of several nodes
     slurmstepd: error: Detected 1 oom_kill event  the node took the memory back
+    slurmstepd: error: *** STEP 7.0 ON nid001 CANCELLED AT …   before any task failed: Slurm ended
+                                                  it, as in the time of grace of a preempted job
 
 The name is for the next attempt, which leaves the node out where others are free. Where nothing is
 said, the one node of a job is the suspect, and of several nodes none is.
@@ -12,11 +14,20 @@ import re
 from pathlib import Path
 
 _LAST_BYTES = 1 << 20
-# launch/outcome.py writes it at the end of each attempt.
-_END_OF_ATTEMPT = "trying again: "
+# launch/script.py writes it before each attempt.
+_START_OF_ATTEMPT = re.compile(r"^attempt \d+ of job \S+, on ", re.MULTILINE)
 _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
 _FAILED_TASK = re.compile(r"^srun: error: ([^\s:]+): tasks? [^\s:]+: ", re.MULTILINE)
-_OUT_OF_MEMORY = re.compile(r"^slurmstepd: error: .*oom[-_ ]kill", re.MULTILINE | re.IGNORECASE)
+# By cgroups, and where Slurm itself watches (OverMemoryKill). Of several slurmd on one machine each
+# adds its node's name to `slurmstepd`.
+_OUT_OF_MEMORY = re.compile(
+    r"^slurmstepd\S*: error: .*(oom[-_ ]kill|exceeded memory limit)|"
+    r"^srun: error: \S+: tasks? \S+: Out Of Memory",
+    re.MULTILINE | re.IGNORECASE,
+)
+_CANCELLED = re.compile(
+    r"^slurmstepd\S*: error: \*\*\* STEP \S+ ON \S+ CANCELLED AT ", re.MULTILINE
+)
 
 
 def last_attempt(log: Path) -> str:
@@ -28,7 +39,8 @@ def last_attempt(log: Path) -> str:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return text[text.rfind(f"\n{_END_OF_ATTEMPT}") + 1 :]
+    starts = [match.start() for match in _START_OF_ATTEMPT.finditer(text)]
+    return text[starts[-1] :] if starts else text
 
 
 def suspected_node(printed: str, job_nodes: str) -> str | None:
@@ -41,3 +53,9 @@ def suspected_node(printed: str, job_nodes: str) -> str | None:
 
 def was_out_of_memory(printed: str) -> bool:
     return _OUT_OF_MEMORY.search(printed) is not None
+
+
+def was_cancelled(printed: str) -> bool:
+    """Whether Slurm ended the step before any of its tasks had ended by itself."""
+    cancelled, failed = _CANCELLED.search(printed), _FAILED_TASK.search(printed)
+    return cancelled is not None and (failed is None or cancelled.start() < failed.start())

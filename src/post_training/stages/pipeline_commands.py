@@ -24,12 +24,7 @@ from post_training.core.process import dies_with
 from post_training.images.enter import can_run_here
 from post_training.launch.environment import check_is_mounted, read_environment
 from post_training.launch.pipeline import load_pipeline
-from post_training.launch.run_state import (
-    RunState,
-    queue_if_it_answers,
-    queue_of,
-    run_state,
-)
+from post_training.launch.run_state import RunState, queue_of, run_states
 from post_training.launch.run_table import HEADER, cells, table
 from post_training.launch.site import load_site
 from post_training.launch.submit import Request, cancel, preview, submit, submitted_jobs
@@ -242,8 +237,8 @@ def show_pipeline(file_or_folder: Path, *, as_json: bool) -> None:
             hint="`post-training pipeline run FILE` or `pipeline submit FILE` does it",
         )
     plan = read_json(plans[-1], SCHEMA)
-    queue = queue_if_it_answers([Path(run["run_dir"]) for run in plan["runs"]])
-    states = {run["run_dir"]: run_state(Path(run["run_dir"]), queue) for run in plan["runs"]}
+    found = run_states([Path(run["run_dir"]) for run in plan["runs"]])
+    states = {str(state.run_dir): state for state in found}
     names = {run["run_dir"]: run["name"] for run in plan["runs"]}
     told = [
         (run, _with_what_is_missing(states[run["run_dir"]], run["needs"], states, names))

@@ -17,6 +17,7 @@ from post_training.config.load import check_layer
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import ConfigError, UsageError
 from post_training.core.hashing import fingerprint, sha256_value
+from post_training.core.known_digests import sha256_of_any
 from post_training.core.messages import shown
 from post_training.launch.pipeline import Pipeline, load_pipeline
 from post_training.stages.config import StageConfig
@@ -140,7 +141,8 @@ def _input_content(
             continue
         try:
             if text not in fingerprints:
-                fingerprints[text] = fingerprint(path)
+                # Names the folder, no more: the run itself reads every byte before it starts.
+                fingerprints[text] = fingerprint(path, sha256_of_any)
             content[key] = fingerprints[text]
         except FileNotFoundError:
             missing.append(f"stages.{name}: {key}: no such file or folder: {text}")

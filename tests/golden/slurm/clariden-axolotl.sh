@@ -58,6 +58,8 @@ verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
 
+# The verdict reads what was printed since. Slurm may have requeued the attempt before by itself.
+echo "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job, on $SLURM_JOB_NODELIST" >&2
 # No `set -e`: what comes after a failed step is what this script is for.
 "${stage[@]}"
 code=$?

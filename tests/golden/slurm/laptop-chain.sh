@@ -55,14 +55,20 @@ end_chain() {
     mapfile -t behind < <(sed "0,/^$SLURM_JOB_ID\$/d" "$chain")
     ((${#behind[@]} == 0)) || scancel "${behind[@]}"
 }
-if [[ $SLURM_JOB_ID != "$(head -n 1 "$chain")" && $("${verdict[@]}" --start) != go ]]; then
-    end_chain
-    exit 1
+before=$(sed "/^$SLURM_JOB_ID\$/,\$d" "$chain" | tail -n 1)
+if [[ -n $before ]]; then
+    ended=$(scontrol show job "$before" 2>/dev/null | grep -o 'JobState=[A-Z_]*')
+    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $("${verdict[@]}" --start) != go ]]; then
+        end_chain
+        exit 1
+    fi
 fi
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
 
+# The verdict reads what was printed since. Slurm may have requeued the attempt before by itself.
+echo "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job, on $SLURM_JOB_NODELIST" >&2
 # No `set -e`: what comes after a failed step is what this script is for.
 "${stage[@]}"
 code=$?

@@ -23,10 +23,18 @@ id=$((76 + $(wc -c <"$here/sbatch-calls")))
 echo "${*:2}" >"$here/sbatch-$id"
 echo "$id;cluster"
 """
+SQUEUE = """\
+case $* in
+    *--states=all*) cat "$(dirname "$0")/ended" ;;
+    *) cat "$(dirname "$0")/queue" ;;
+esac
+"""
 PROGRAMS = {
     "sbatch": SBATCH,
     "scontrol": 'echo "$@" >>"$(dirname "$0")/scontrol-words"\n',
-    "squeue": 'cat "$(dirname "$0")/queue"\n',
+    # Without a file `accounting` there is none; then `ended` is what the controller remembers.
+    "sacct": 'cat "$(dirname "$0")/accounting" || exit 1\n',
+    "squeue": SQUEUE,
     "scancel": 'echo "$@" >>"$(dirname "$0")/cancelled"\n',
 }
 

@@ -73,6 +73,7 @@ def test_judge_what_would_fail_the_same_way_is_final(exit_code, attempt):
         (137, KILLED, "killed by signal 9"),
         (134, KILLED, "killed by signal 6"),
         (143, INTERRUPTED, "killed by signal 15"),
+        (138, INTERRUPTED, "stopped before the wall time, without a new checkpoint"),
         (1, None, "ended with exit code 1 before the run was opened"),
         (1, KILLED, "a rank other than the first ended with exit code 1"),
         (1, failed("DistBackendError: NCCL error in: x.cpp:1\nunhandled"), "DistBackendError"),
@@ -174,8 +175,10 @@ def test_current_tally_of_a_chunked_stage_counts_its_chunks(tmp_path):
 
 
 LOG = """\
+attempt 1 of job 7, on nid[1,7]
+slurmstepd: error: *** STEP 7.0 ON nid7 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE ***
 srun: error: nid7: task 0: Killed
-trying again: killed by signal 9 (suspected: nid7): failure 1 of 9 that may be tried again
+attempt 2 of job 7, on nid[1-2]
 training
 srun: error: nid2: task 3: Killed
 srun: error: nid1: tasks 0-1: Terminated
@@ -200,20 +203,64 @@ def test_outcome_names_the_node_of_this_attempts_first_failure(tmp_path, log, no
     assert f"killed by signal 9{f' (suspected: {suspect})' if suspect else ''}: " in told
 
 
-@pytest.mark.parametrize("exit_code", [138, 143])
-def test_outcome_suspects_no_node_when_somebody_ended_the_step(tmp_path, exit_code):
+CANCELLED = "slurmstepd: error: *** STEP 7.0 ON nid1 CANCELLED AT 2026-01-01T00:00:00 ***\n"
+TERMINATED = "srun: error: nid1: task 0: Exited with exit code 143\n"
+DEAD = "srun: error: nid2: task 1: Killed\n"
+
+
+@pytest.mark.parametrize(("exit_code", "log"), [(138, ""), (143, CANCELLED + TERMINATED)])
+def test_outcome_step_that_slurm_ended_suspects_no_node(tmp_path, exit_code, log):
     write_run(tmp_path, INTERRUPTED)
+    (tmp_path / "log").write_text(log)
     write_tally(tmp_path / "slurm/failures.json", Tally(0, 0, "checkpoint-4"))
-    assert ask(tmp_path, exit_code, nodes="nid1")[0] == "again\n"
+    answer, told = ask(tmp_path, exit_code, nodes="nid1")
+    assert answer == "again\n"
+    assert ", without a new checkpoint: failure 1 of 1" in told
 
 
-def test_outcome_out_of_memory_on_the_node_is_told_by_its_name(tmp_path):
-    write_run(tmp_path, KILLED)
-    (tmp_path / "log").write_text(
-        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have"
-        " been OOM Killed.\nsrun: error: nid2: task 0: Out Of Memory\n"
-    )
-    told = ask(tmp_path, 1)[1]
+def test_outcome_preempted_with_a_new_checkpoint_is_not_counted(tmp_path):
+    write_run(tmp_path, {"status": "interrupted", "reason": "stopped by SIGTERM"})
+    (tmp_path / "log").write_text(CANCELLED + TERMINATED)
+    write_tally(tmp_path / "slurm/failures.json", Tally(1, 0, "checkpoint-2"))
+    assert ask(tmp_path, 143) == ("again\n", "trying again: stopped by Slurm, at checkpoint-4\n")
+    assert read_tally(tmp_path / "slurm/failures.json") == Tally(0, 1, "checkpoint-4")
+
+
+def test_outcome_ranks_ended_after_a_dead_one_are_not_ended_by_slurm_alone(tmp_path):
+    write_run(tmp_path, {"status": "interrupted", "reason": "stopped by SIGTERM"})
+    (tmp_path / "log").write_text(DEAD + CANCELLED + TERMINATED)
+    write_tally(tmp_path / "slurm/failures.json", Tally(0, 0, "checkpoint-2"))
+    answer, told = ask(tmp_path, 143)
+    assert answer == "again nid2\n"
+    assert "failure 1 of 1" in told
+
+
+@pytest.mark.parametrize(
+    ("attempt", "log"),
+    [
+        (
+            KILLED,
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks"
+            " have been OOM Killed.\nsrun: error: nid2: task 0: Out Of Memory\n",
+        ),
+        (KILLED, "srun: error: nid2: task 0: Out Of Memory\n"),
+        (
+            failed("BrokenProcessPool: a worker of the data has died"),
+            "slurmstepd-nid2: error: Detected 1 oom-kill event(s) in StepId=7.0.\n"
+            "srun: error: nid2: task 0: Exited with exit code 1\n",
+        ),
+        (
+            KILLED,
+            "slurmstepd: error: StepId=7.0 exceeded memory limit (9 > 8), being killed\n"
+            "srun: error: nid2: task 0: Killed\n",
+        ),
+    ],
+)
+def test_outcome_out_of_memory_on_the_node_is_told_and_tried_again(tmp_path, attempt, log):
+    write_run(tmp_path, attempt)
+    (tmp_path / "log").write_text(log)
+    answer, told = ask(tmp_path, 1)
+    assert answer == "again nid2\n"
     assert "trying again: killed for its memory by the node (suspected: nid2): failure 1" in told
 
 

@@ -107,6 +107,41 @@ def test_runs_list_table_has_a_line_for_each_run_and_none_for_workers(command, t
     ]
 
 
+SACCT = "77|CANCELLED by 1000\n77_0|FAILED\n76|TIMEOUT\n"
+
+
+@pytest.mark.parametrize(
+    ("record", "state", "reason"),
+    [
+        (None, "ended", "before the run was opened; no "),
+        (("running", None), "killed", "its record was never closed"),
+        (("interrupted", "stopped by SIGTERM"), "interrupted", "stopped by SIGTERM"),
+    ],
+)
+@pytest.mark.parametrize("accounting", [SACCT, None])
+def test_runs_list_of_what_is_over_says_how_slurm_ended_the_job(
+    command, tmp_path, record, state, reason, accounting
+):
+    if record:
+        write_record(tmp_path / "runs/one", *record, {})
+    expected = "cancelled by 1000"
+    if accounting is None:
+        expected = "out_of_memory"
+        (tmp_path / "bin/ended").write_text("76|TIMEOUT\n77|OUT_OF_MEMORY\n78|RUNNING\n")
+    else:
+        (tmp_path / "bin/accounting").write_text(accounting)
+    told = listed(command)
+    assert (told["state"], told["slurm_state"]) == (state, expected)
+    assert told["reason"].startswith(reason)
+    assert f"(Slurm: {expected})" in command("runs", "list").stdout
+
+
+def test_runs_list_of_what_slurm_has_forgotten_says_what_the_record_does(command, tmp_path):
+    (tmp_path / "bin/accounting").write_text("76|TIMEOUT\n77|RUNNING\n")
+    write_record(tmp_path / "runs/one", "running", None, {})
+    assert listed(command)["slurm_state"] is None
+
+
 def test_runs_list_chunks_that_are_done_are_its_progress(command, tmp_path):
     write_record(tmp_path / "runs/one", "running", None, {})
     chunks = tmp_path / "runs/one/chunks"

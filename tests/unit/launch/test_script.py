@@ -31,7 +31,12 @@ case $* in
     *) answer states ;;
 esac
 """
-SCONTROL = '[[ $1 != show ]] || tr , "\\n" <<<"$3"\n'
+SCONTROL = """\
+case "$1 $2" in
+    'show hostnames') tr , "\\n" <<<"$3" ;;
+    'show job') cat "$(dirname "$0")/ended" ;;
+esac
+"""
 PROGRAMS = {
     "srun": SRUN,
     "squeue": SQUEUE,
@@ -55,6 +60,7 @@ def run(tmp_path):
         (programs / name).chmod(0o755)
 
     (programs / "excluded").write_text("(null)\n")
+    (programs / "ended").write_text("slurm_load_jobs error: Invalid job id specified\n")
 
     def bash(code: int, states: list[str], verdict: str, **scheduler) -> tuple[int, list[str]]:
         site = load_site("laptop", {})
@@ -68,6 +74,7 @@ def run(tmp_path):
             env={
                 "PATH": f"{programs}:{os.environ['PATH']}",
                 "SLURM_JOB_ID": "77",
+                "SLURM_JOB_NODELIST": "n[1-2]",
                 "SLURM_JOB_NUM_NODES": "2",
                 "SLURM_JOB_PARTITION": "main",
             },
@@ -159,11 +166,26 @@ def test_script_chain_ends_with_its_run(run, code, verdict):
     assert run.words(len(calls)) == ["78", "79"]
 
 
-def test_script_next_of_a_chain_asks_first_and_ends_what_was_cancelled(run):
+@pytest.mark.parametrize("ended", ["", "   JobState=CANCELLED Reason=None"])
+def test_script_next_of_a_chain_asks_first_and_ends_what_was_cancelled(run, tmp_path, ended):
+    (tmp_path / "bin/ended").write_text(f"JobId=70\n{ended}\n")
     code, calls = chained(run, "77", code=0, states=["RUNNING"], verdict="stop")
-    assert (code, calls) == (1, ["srun", "scancel"])
-    assert run.words(1)[-1] == "--start"
-    assert run.words(2) == ["78", "79"]
+    assert (code, calls) == (1, ["scontrol", "srun", "scancel"])
+    assert run.words(1) == ["show", "job", "70"]
+    assert run.words(2)[-1] == "--start"
+    assert run.words(3) == ["78", "79"]
+
+
+@pytest.mark.parametrize("ended", ["PREEMPTED", "FAILED"])
+def test_script_next_of_a_chain_goes_on_from_what_slurm_ended(run, tmp_path, ended):
+    (tmp_path / "bin/ended").write_text(f"JobId=70\n   JobState={ended} Reason=None\n")
+    code, calls = chained(run, "77", code=0, states=["RUNNING"], verdict="stop")
+    assert (code, calls) == (0, ["scontrol", "srun", "scancel"])
+
+
+def test_script_attempt_is_named_in_the_log_by_its_number(run):
+    run(0, ["RUNNING"], "again")
+    assert run.stderr.startswith("attempt 1 of job 77, on n[1-2]\n")
 
 
 def test_script_site_without_requeue_says_so(run):
