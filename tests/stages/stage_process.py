@@ -61,6 +61,7 @@ KILL_POINTS = {
         3,
         "before",
     ),
+    "in a model for inference": ("models.save", "PreTrainedModel", "save_pretrained", 3, "after"),
     "before the model is saved": ("stages.training.trainer", "Trainer", "train", 1, "after"),
 }
 

@@ -203,6 +203,34 @@ def test_two_ranks_have_the_loss_and_the_gradient_of_the_whole_batch(
     assert_first_step(tmp_path / "run", config, LOSSES[name], level, BATCH)
 
 
+@pytest.mark.parametrize("name", ["ln-plw", "irl"])
+def test_packed_rows_on_two_ranks_have_the_loss_and_the_gradient_of_the_whole_batch(
+    name: str, one_step: dict[str, Any], tmp_path: Path
+):
+    settings = {
+        "loss": LOSSES[name],
+        "training.effective_batch_size": 4,
+        "training.per_device_train_batch_size": 1,
+        "sft.packing": "bfd",
+    }
+    config = changed(one_step, **settings)
+    assert run_sft(config, tmp_path / "run", world_size=2) == [0, 0]
+    assert_first_step(tmp_path / "run", config, LOSSES[name], False, 4)
+
+
+def test_gradient_is_clipped_to_the_norm_asked_for(one_step: dict[str, Any], tmp_path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    sft(changed(one_step, **{"training.max_grad_norm": 0.01}), tmp_path / "run")
+    before = AutoModelForCausalLM.from_pretrained(one_step["model"]["path"]).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()
+    moved = torch.stack([(before[name] - after[name]).double().norm() for name in before])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+    [line] = metrics(tmp_path / "run")
+    assert line["grad_norm"] > 0.1  # as it was before
+
+
 def test_5003_tokens_are_counted_exactly_with_bfloat16_weights():
     """In a bfloat16 tensor of weights they summed up to 4992."""
     import numpy as np

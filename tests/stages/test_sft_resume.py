@@ -14,9 +14,10 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module")
 def config(config: dict[str, Any]) -> dict[str, Any]:
-    """With an evaluation in each fourth step and at the end."""
+    """With an evaluation and a model for inference in each fourth step and at the end."""
     evaluation = {"datasets": config["data"]["datasets"], "debug_subsample": 9, "eval_steps": 4}
-    return changed(config, evaluation={**evaluation, "per_device_eval_batch_size": 4})
+    settings = {"checkpointing.inference_checkpoint_steps": 4}
+    return changed(config, evaluation={**evaluation, "per_device_eval_batch_size": 4}, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What can't be had on a machine without a GPU is refused at once, in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,32 @@ def test_compiling_on_a_cpu_without_compiler_is_refused(
     (tmp_path / "g++").unlink()
     with pytest.raises(UsageError, match=r"training.torch_compile: .* the compiler g\+\+"):
         check_requirements(settings)
+
+
+@pytest.mark.parametrize("offload", ["none", "parameters"])
+def test_fsdp2_is_what_accelerate_is_told_and_what_is_recorded(
+    offload: str, config: dict[str, Any], tmp_path: Path
+):
+    """No machine of these tests can run it; what would be run is looked at."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    from post_training.stages.training.arguments import training_arguments
+    from post_training.stages.training.distributed import strategy_settings
+
+    settings = {"distributed": {"strategy": "fsdp2", "offload": offload}}
+    settings["training.gradient_checkpointing"] = True
+    model = SftConfig.model_validate(changed(config, **settings))
+    arguments = training_arguments(model, tmp_path, 12, 1)
+    assert arguments.gradient_checkpointing is False  # FSDP does it, for whole units
+    [(name, told)] = strategy_settings(arguments).items()
+    assert name == "fsdp.json"
+    plugin = FullyShardedDataParallelPlugin(**json.loads(json.dumps(told)))
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.activation_checkpointing is True
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) == (offload == "parameters")
 
 
 def test_activation_checkpoints_and_their_absence_train_alike(

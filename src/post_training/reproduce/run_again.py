@@ -124,17 +124,18 @@ def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path])
         "run_dir": str(new_dir),
         "num_processes": record["topology"].get("world_size", 1),
         "num_threads": record["topology"]["num_threads"],
-        **_data_folders(record),
+        **_folders(record),
         **_reported_to_nobody(record),
         **{key: str(path) for key, path in inputs.items()},
     }
 
 
-def _data_folders(record: dict[str, Any]) -> dict[str, str | None]:
-    """The data is prepared anew, not found in a cache; fetched datasets are where they were."""
-    placement, folders = record["placement"], {}
-    if placement.get("data.cache_dir") is not None:
-        folders["data.cache_dir"] = None
+def _folders(record: dict[str, Any]) -> dict[str, str | None]:
+    """The data is prepared anew, not found in a cache; fetched datasets are where they were. Models
+    for inference are in the new folder, not where those of the run are."""
+    placement = record["placement"]
+    anew = ("data.cache_dir", "checkpointing.inference_checkpoint_path")
+    folders: dict[str, str | None] = {key: None for key in anew if placement.get(key) is not None}
     if (hub_dir := placement.get("data.hub_dir")) is not None:
         folders["data.hub_dir"] = str(Path(record["working_dir"]) / hub_dir)
     return folders

@@ -24,8 +24,7 @@ def run(config: DpoConfig, context: StageContext) -> Result:
     from post_training.stages.training.requirements import check_requirements
 
     check_requirements(config)
-    names = ("data", "reference", "model", "adapter", "metrics.jsonl")
-    context.on_writer(lambda: remove_leftovers(context.run_dir, *names))
+    context.on_writer(lambda: remove_leftovers(context.run_dir, "data", "reference"))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
     pairs = PairPreparation(
         context,

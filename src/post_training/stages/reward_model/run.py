@@ -24,7 +24,7 @@ def run(config: RewardModelConfig, context: StageContext) -> Result:
     from post_training.stages.training.requirements import check_requirements
 
     check_requirements(config)
-    context.on_writer(lambda: remove_leftovers(context.run_dir, "data", "model", "metrics.jsonl"))
+    context.on_writer(lambda: remove_leftovers(context.run_dir, "data"))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
     preparation = TextPairPreparation(context, config.data, config.pairs, tokenizer, config.seed)
     return train(config, context, tokenizer, preparation.dataset())

@@ -13,7 +13,6 @@ RUN/adapter/       with LoRA: what was trained, which RUN/model has merged into 
 import os
 
 from post_training.models.quiet import quiet_libraries
-from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Result, StageContext
 from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.sft.config import SftConfig
@@ -30,8 +29,7 @@ def run(config: SftConfig, context: StageContext) -> Result:
     from post_training.stages.training.requirements import check_requirements
 
     check_requirements(config)
-    names = ("data", "evaluation", "model", "adapter", METRICS_NAME, STEPS_NAME)
-    context.on_writer(lambda: remove_leftovers(context.run_dir, *names))
+    context.on_writer(lambda: remove_leftovers(context.run_dir, "data", "evaluation"))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
     data = DataPreparation(context, config.data, config.sft, tokenizer, config.seed)
     dataset, evaluation_dataset = data.dataset(), None

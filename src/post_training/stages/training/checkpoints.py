@@ -13,6 +13,7 @@ from pathlib import Path
 
 from post_training.core.errors import UsageError
 from post_training.core.files import sync, write_atomic
+from post_training.stages.leftovers import remove_leftovers
 
 MARKER = "trainer_state.json"
 LATEST = "latest"
@@ -43,6 +44,7 @@ class Checkpoints:
         """
         self._check_latest()
         shutil.rmtree(self.staging, ignore_errors=True)
+        remove_leftovers(self.folder, LATEST)
         steps = self.steps()
         complete = {self.path(step) for step in steps}
         for folder in self.folder.glob("checkpoint-*"):

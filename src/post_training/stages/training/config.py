@@ -171,11 +171,13 @@ class DistributedConfig(Config):
 class CheckpointingConfig(Config):
     """A checkpoint, to go on from, is written every `save_steps` and at the end; the newest are
     kept. inference_checkpoint_steps: a model folder for plain transformers is written so often too,
-    into RUN/inference_checkpoints/step-N; null or ≤ 0: never."""
+    into RUN/inference_checkpoints/step-N; null or ≤ 0: never. inference_checkpoint_path: a folder
+    for them elsewhere, of this run alone, to which RUN/inference_checkpoints is then a link."""
 
     save_steps: Annotated[PositiveInt, Role.PLACEMENT] = 500
     save_total_limit: Annotated[PositiveInt | None, Role.PLACEMENT] = 2
     inference_checkpoint_steps: Annotated[int | None, Role.PLACEMENT] = None
+    inference_checkpoint_path: Annotated[Path | None, Role.PLACEMENT] = None
 
 
 class LoggingConfig(Config):

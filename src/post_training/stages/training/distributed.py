@@ -1,17 +1,18 @@
 """How training is divided among the processes, as the libraries that do it want to be told.
 
-DeepSpeed's configuration is written to RUN/deepspeed.json. With ZeRO the update is made inside the
-backward pass of the last micro-batch; a loss that is not finite is found out just after it, and the
-run ends before anything of it is saved.
+What they are told is written to RUN/deepspeed.json or RUN/fsdp.json. With ZeRO the update is made
+inside the backward pass of the last micro-batch; a loss that is not finite is found out just after
+it, and the run ends before anything of it is saved.
 """
 
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+from transformers import TrainingArguments
+
 from post_training.stages.training.config import TrainingStageConfig
 
-DEEPSPEED_CONFIG = "deepspeed.json"
 # Elements in a bucket of gradients: DeepSpeed's default. A constant, so that the order of sums does
 # not hang on the size of the model.
 _BUCKET = 500_000_000
@@ -53,6 +54,12 @@ def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+
+
+def strategy_settings(arguments: TrainingArguments) -> dict[str, dict[str, Any]]:
+    """{name of a file: what the library that divides the training is told}; empty with ddp."""
+    told = {"deepspeed.json": arguments.deepspeed, "fsdp.json": arguments.fsdp_plugin_args}
+    return {name: settings for name, settings in told.items() if settings is not None}
 
 
 def join_ranks_silently() -> None:

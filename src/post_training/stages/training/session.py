@@ -21,13 +21,18 @@ from post_training.models.chunked_head import ChunkedHead
 from post_training.models.save import save_model_folder, stop_at
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Result, StageContext
+from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.progress import Progress
 from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_trained, trained
 from post_training.stages.training.arguments import training_arguments
 from post_training.stages.training.checkpoints import Checkpoints
 from post_training.stages.training.config import TrainingStageConfig, accumulation_steps
-from post_training.stages.training.distributed import DEEPSPEED_CONFIG, join_ranks_silently
+from post_training.stages.training.distributed import join_ranks_silently, strategy_settings
 from post_training.stages.training.flops import model_flops, peak_flops_per_s
+from post_training.stages.training.inference_checkpoints import (
+    INFERENCE_CHECKPOINTS,
+    open_inference_checkpoints,
+)
 from post_training.stages.training.metrics import Metrics
 from post_training.stages.training.optimizers import optimizer_class_and_arguments
 from post_training.stages.training.reporters import open_reporters
@@ -35,8 +40,6 @@ from post_training.stages.training.step_log import StepLog
 from post_training.stages.training.stop import StopRequest
 from post_training.stages.training.throughput import Throughput
 from post_training.stages.training.trainer import Trainer, read_totals
-
-INFERENCE_CHECKPOINTS = "inference_checkpoints"
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,8 @@ def run_training(
     resume_step = context.on_writer(checkpoints.tidy)
     # Before the model is read: with ZeRO-3 no rank ever holds it whole.
     arguments = training_arguments(config, checkpoints.staging, num_steps, num_accumulated)
+    context.on_writer(lambda: _open_folder(config, context.run_dir, strategy_settings(arguments)))
     if arguments.deepspeed is not None:
-        file = context.run_dir / DEEPSPEED_CONFIG
-        context.on_writer(lambda: write_json(file, arguments.deepspeed))
         join_ranks_silently()
     model = load()
     head = ChunkedHead.install(model) if scores_tokens else None
@@ -135,7 +137,18 @@ def run_training(
         if trainer.state.global_step < num_steps:
             raise stop.error()
         trainer.save_model_to(context.run_dir / "model")
-    return _result(config, context, checkpoints.path(num_steps), metrics, rows, num_steps)
+    generated = [context.run_dir / name for name in strategy_settings(arguments)]
+    checkpoint = checkpoints.path(num_steps)
+    return _result(config, context, checkpoint, generated, metrics, rows, num_steps)
+
+
+def _open_folder(
+    config: TrainingStageConfig, run_dir: Path, generated: dict[str, dict[str, Any]]
+) -> None:
+    remove_leftovers(run_dir, "model", ADAPTER, METRICS_NAME, STEPS_NAME, *generated)
+    open_inference_checkpoints(run_dir, config.checkpointing.inference_checkpoint_path)
+    for name, settings in generated.items():
+        write_json(run_dir / name, settings)
 
 
 def _shown_settings(config: TrainingStageConfig) -> dict[str, Any]:
@@ -155,6 +168,7 @@ def _result(
     config: TrainingStageConfig,
     context: StageContext,
     checkpoint: Path,
+    generated: list[Path],
     metrics: Metrics,
     rows: Rows,
     num_steps: int,
@@ -164,10 +178,8 @@ def _result(
 
     # A folder of data is not there when the data came prepared.
     folders = [context.run_dir / name for name in (*rows.folders, INFERENCE_CHECKPOINTS)]
-    files = [context.run_dir / STEPS_NAME]
+    files = [context.run_dir / STEPS_NAME, *generated]
     files += [path for folder in (*folders, checkpoint) for path in _files(folder)]
-    if config.distributed.is_zero:
-        files.append(context.run_dir / DEEPSPEED_CONFIG)
     shown = [path for name in ("tensorboard", "wandb") for path in _files(context.run_dir / name)]
     last = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
     evaluated = metrics.last_evaluation.get("eval", {})
