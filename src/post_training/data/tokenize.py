@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.chat.layout import Layout, control_pattern, lay_out
@@ -28,6 +28,7 @@ from post_training.data.token_spans import (
     spans_by_bytes,
     spans_by_offsets,
 )
+from post_training.data.word_tokenizer import WordTokenizer
 
 # Stands where the model's answer will.
 _ANSWER = Message("assistant", "answer", COMPLETION)
@@ -49,7 +50,7 @@ class Encoder:
 
     backend: the tokenizers library's part of the tokenizer. special_tokens: by the names that a
     template has for them. control: finds what a content may not hold. bos_ids: what the tokenizer
-    itself puts before a text.
+    itself puts before a text. words: the faster way to the same ids, where there is one.
     """
 
     template: ChatTemplate
@@ -59,6 +60,7 @@ class Encoder:
     bos_ids: tuple[int, ...]
     eos_id: int | None
     lengths: ByteLengths | None
+    words: WordTokenizer | None
 
     @classmethod
     def create(
@@ -75,14 +77,16 @@ class Encoder:
         # A limit is not ours to apply, and what a post-processor adds or trims would be in the way.
         state["truncation"] = state["padding"] = state["post_processor"] = None
         first_ids = tokenizer("a")["input_ids"][:1]
+        backend, lengths = Tokenizer.from_str(json.dumps(state)), byte_lengths(state)
         encoder = cls(
             template=template,
-            backend=Tokenizer.from_str(json.dumps(state)),
+            backend=backend,
             special_tokens=dict(tokenizer.special_tokens_map),
             control=control_pattern(state, template) if control_tokens == "refuse" else None,
             bos_ids=tuple(first_ids) if first_ids == [tokenizer.bos_token_id] else (),
             eos_id=tokenizer.eos_token_id,
-            lengths=byte_lengths(state),
+            lengths=lengths,
+            words=None if lengths is None else WordTokenizer.create(backend, state),
         )
         encoder._prove_masks()
         return encoder
@@ -132,14 +136,17 @@ class Encoder:
         """The ids of each text, and its spans in tokens."""
         texts = [layout.text for layout in layouts]
         spans = [layout.spans for layout in layouts]
-        encode = (
-            self.backend.encode_batch if self.lengths is None else self.backend.encode_batch_fast
-        )
-        encodings = encode(texts, add_special_tokens=False)
+        encodings: list[Encoding] = []
+        if self.words is not None:
+            lists = self.words.encode(texts)
+        else:
+            fast, whole = self.backend.encode_batch_fast, self.backend.encode_batch
+            encodings = (whole if self.lengths is None else fast)(texts, add_special_tokens=False)
+            lists = (encoding.ids for encoding in encodings)
         flat = array("I")  # filled four times as fast as one of signed integers
         ends = []
-        for encoding in encodings:
-            flat.fromlist(encoding.ids)
+        for each in lists:
+            flat.fromlist(each)
             ends.append(len(flat))
         ids = np.frombuffer(flat, np.int32) if flat else np.zeros(0, np.int32)
         if self.lengths is None:

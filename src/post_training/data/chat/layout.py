@@ -12,6 +12,7 @@ from post_training.data.chat.proof import RENDERING_FAILURES
 from post_training.data.chat.rendering import MessageDicts, Part, Spans, message_dicts, render
 from post_training.data.chat.templates import MARKERS, ChatTemplate
 from post_training.data.rows import BadRow, Conversation, Text
+from post_training.data.token_pattern import any_of
 
 _TOOL_NEEDS = {"tools", "calls"}
 
@@ -32,19 +33,7 @@ def control_pattern(backend: dict[str, Any], template: ChatTemplate) -> re.Patte
     """
     tokens = {token["content"] for token in backend["added_tokens"] if token["special"]}
     tokens |= set(MARKERS.get(template.name, ()))
-    return re.compile(_any_of(sorted(tokens))) if tokens else None
-
-
-def _any_of(tokens: list[str]) -> str:
-    """A pattern that branches by character: with a thousand special tokens, one that tries them in
-    turn takes longer at each `<` of a text than tokenising it does."""
-    rest_by_first: dict[str, list[str]] = {}
-    for token in filter(None, tokens):
-        rest_by_first.setdefault(token[0], []).append(token[1:])
-    branches = [re.escape(first) + _any_of(rest) for first, rest in rest_by_first.items()]
-    if not branches:
-        return ""
-    return f"(?:{'|'.join(branches)})" + ("?" if "" in tokens else "")
+    return re.compile(any_of(sorted(tokens))) if tokens else None
 
 
 def lay_out(

@@ -50,7 +50,7 @@ def naive(conversation: Conversation, own: Encoder, tokenizer: Any) -> tuple[lis
 
 def assert_equals_naive(conversation: Conversation, own: Encoder, tokenizer: Any) -> None:
     ids, kinds = naive(conversation, own, tokenizer)
-    for each in (own, replace(own, lengths=None)):
+    for each in (own, replace(own, words=None), replace(own, words=None, lengths=None)):
         [sequence] = each.encode([conversation])
         assert sequence.ids.tolist() == ids
         assert sequence.kinds.tolist() == kinds

@@ -1,0 +1,135 @@
+"""The table of words has the library's ids, for any text and every pattern that it knows."""
+
+import json
+import pickle
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("tokenizers")
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from post_training.data import word_tokenizer
+from post_training.data.word_tokenizer import PATTERNS, WordTokenizer, ascii_pattern
+
+pytestmark = pytest.mark.stack
+
+CORPUS = [
+    "It's the 1st of 12,345 days; they'll say: don't!\n\n  - \"yes\"\r\n\tWE'VE paid $3.50 (50%).",
+    "Ça va? naïve café, Straße, 東京の天気, привет мир — “quoted” … 🙂 e\u0301te\u0301",
+]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|im_end|>x", "[INST]"]
+
+plain = st.text(st.sampled_from("aZe0 5'\"streldvmSTREX.,/!-_$<|>\t\n\r  "), max_size=30)
+# Spaces of many kinds, letters that fold or compose to ASCII, marks, and what joins.
+SPACES = "\u00a0 \u2028 \u2000 \u3000 \x1c \x85 \u200b \u200d \ufeff"
+LETTERS = "é e\u0301 \u0301 ſ 'ſ \u212a \ufb01 \u037e 日本"
+pieces = st.one_of(
+    plain,
+    st.sampled_from([*SPECIAL, *CORPUS, " ", "  ", *SPACES.split(" "), *LETTERS.split(" ")]),
+    st.text(max_size=8),
+)
+texts = st.lists(pieces, max_size=8).map("".join)
+
+
+def make_tokenizer(pattern: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    if pattern == PATTERNS[0]:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    return tokenizer
+
+
+def words_of(tokenizer: Tokenizer) -> WordTokenizer | None:
+    return WordTokenizer.create(tokenizer, json.loads(tokenizer.to_str()))
+
+
+def of_library(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+TOKENIZERS = [make_tokenizer(pattern) for pattern in PATTERNS]
+WORDS = [words_of(tokenizer) for tokenizer in TOKENIZERS]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(text=plain)
+@settings(max_examples=300)
+def test_plain_text_is_cut_as_the_library_cuts_it(pattern: str, text: str):
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    expected = [piece for piece, _ in split.pre_tokenize_str(text)]
+    assert ascii_pattern(pattern).findall(text) == expected
+
+
+@pytest.mark.parametrize("number", range(len(PATTERNS)))
+@given(batch=st.lists(texts, max_size=3))
+@settings(max_examples=150)
+def test_ids_of_any_text_are_the_librarys(number: int, batch: list[str]):
+    expected = [of_library(TOKENIZERS[number], text) for text in batch]
+    assert WORDS[number].encode(batch) == expected
+
+
+@given(batch=st.lists(texts, max_size=3))
+@settings(max_examples=100)
+def test_ids_of_composed_text_and_of_whole_words_are_the_librarys(batch: list[str]):
+    from tokenizers import normalizers
+
+    state = json.loads(TOKENIZERS[1].to_str())
+    state["model"]["ignore_merges"] = True
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.normalizer = normalizers.NFC()
+    expected = [of_library(tokenizer, text) for text in batch]
+    assert words_of(tokenizer).encode(batch) == expected
+
+
+def test_ids_do_not_depend_on_what_was_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(word_tokenizer, "_MOST_WORDS", 3)
+    monkeypatch.setattr(word_tokenizer, "_LONGEST_WORD", 4)
+    words = words_of(TOKENIZERS[1])
+    for text in ("".join(SPECIAL), *CORPUS, *reversed(CORPUS)):
+        assert words.encode([text, text]) == [of_library(TOKENIZERS[1], text)] * 2
+    assert max(map(len, words._table)) == 4
+
+
+def test_words_go_to_other_processes():
+    used = words_of(TOKENIZERS[0])
+    used.encode(CORPUS)
+    words = pickle.loads(pickle.dumps(used))
+    assert not words._table
+    assert words.encode(CORPUS) == [of_library(TOKENIZERS[0], text) for text in CORPUS]
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
+def test_added_token_that_looks_around_is_left_to_the_library(flag: str):
+    tokenizer = Tokenizer.from_str(TOKENIZERS[0].to_str())
+    assert words_of(tokenizer) is not None
+    tokenizer.add_tokens([AddedToken("<think>", **{"normalized": False, flag: True})])
+    assert words_of(tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+    ],
+)
+def test_other_ways_to_cut_are_left_to_the_library(pre_tokenizer: Any):
+    tokenizer = Tokenizer.from_str(TOKENIZERS[0].to_str())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    assert words_of(tokenizer) is None
+    assert words_of(make_tokenizer(re.sub("s", "x", PATTERNS[1], count=1))) is None
