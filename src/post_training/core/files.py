@@ -76,6 +76,12 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     return record
 
 
+def user_cache() -> Path:
+    """post-training in the user's cache folder: what is there may be deleted at any time."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "post-training")
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

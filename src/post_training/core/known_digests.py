@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from post_training.core.files import user_cache
 from post_training.core.hashing import sha256_file
 
 # A smaller file is read as fast as its entry in the cache.
@@ -29,7 +30,7 @@ def known_sha256(path: Path, on_read: Callable[[int], None] = lambda size_bytes:
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
-    entry = _cache_folder() / "-".join(str(number) for number in identity)
+    entry = user_cache() / "verified" / "-".join(str(number) for number in identity)
     try:
         return entry.read_text()
     except OSError:
@@ -53,8 +54,3 @@ def sha256_of_any(path: Path) -> str:
     Errors: FileNotFoundError.
     """
     return sha256_file(path) if path.stat().st_size < _SMALL_BYTES else known_sha256(path)
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or os.path.expanduser("~/.cache")) / "post-training/verified"

@@ -83,6 +83,8 @@ class WordTokenizer:
 
         backend: byte-level BPE that token_spans.byte_lengths knows. state: its tokenizer.json.
         """
+        if state["model"].get("dropout"):
+            return None  # Each time it asks, a word may have other ids.
         pattern = _pattern(state["pre_tokenizer"])
         tokens = state["added_tokens"]
         moving = ("lstrip", "rstrip", "single_word", "normalized")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
+from post_training.core.files import user_cache
 from post_training.launch.run_state import (
     STATES,
     RunState,
@@ -137,15 +138,10 @@ def _has_id(run_dir: Path, run_id: str) -> bool:
     return (run_dir / RECORD_NAME).exists() and read_record(run_dir)["run_id"] == run_id
 
 
-def _index_file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "post-training/runs.sqlite"
-
-
 @contextlib.contextmanager
 def _opened() -> Iterator[sqlite3.Connection]:
     """The index, in memory where the cache folder cannot hold it."""
-    path = _index_file()
+    path = user_cache() / "runs.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

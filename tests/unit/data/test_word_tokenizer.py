@@ -118,6 +118,12 @@ def test_added_token_that_looks_around_is_left_to_the_library(flag: str):
     assert words_of(tokenizer) is None
 
 
+def test_merges_that_are_left_out_at_random_are_left_to_the_library():
+    state = json.loads(TOKENIZERS[0].to_str())
+    state["model"]["dropout"] = 0.1
+    assert words_of(Tokenizer.from_str(json.dumps(state))) is None
+
+
 @pytest.mark.parametrize(
     "pre_tokenizer",
     [
