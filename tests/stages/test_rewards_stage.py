@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from annotation_stages import run_stage
+from stage_process import start_entrypoint
 
 from post_training.core.errors import PostTrainingError, UsageError
 
@@ -208,3 +209,22 @@ def test_rewards_of_a_function_that_gives_no_number_say_so(code, problem, tmp_pa
         judged(tmp_path / "run", path, reward, functions=[str(file)])
     with pytest.raises(UsageError, match="unknown name 'y'"):
         judged(tmp_path / "y", path, {**reward, "function": "y"}, functions=[str(file)])
+
+
+def test_rewards_of_a_model_spread_over_two_ranks_are_those_of_a_whole_one(
+    reward_model, tmp_path: Path
+):
+    path = write_rows(tmp_path / "rows.jsonl", rows())
+    reward = {"name": "rm", "model": {"path": str(reward_model)}}
+    whole = rewards_of(judged(tmp_path / "whole", path, reward))
+    settings = {"data": data(path), "rewards": [reward], "num_threads": 1}
+    settings |= {"tensor_parallel_size": 2, "num_processes": 2, "run_dir": str(tmp_path / "spread")}
+    (tmp_path / "rewards.yaml").write_text(json.dumps(settings))
+    command = ["rewards", str(tmp_path / "rewards.yaml"), "--unpinned"]
+    process = start_entrypoint(command, tmp_path / "log")
+    process.join(timeout=120)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    spread = rewards_of(read_rows(tmp_path / "spread"))
+    assert [[each["rm"] for each in row] for row in spread] == [
+        pytest.approx([each["rm"] for each in row], abs=1e-5) for row in whole
+    ]

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.distributed import DistributedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
@@ -36,20 +38,29 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTrainedModel:
+def load_model(
+    path: Path, *, dtype: str, attn_implementation: str, tensor_parallel_size: int = 1
+) -> PreTrainedModel:
     """A causal language model with its weights in `dtype` (a key of DTYPES), on the CPU.
 
+    tensor_parallel_size: over how many ranks, all of torch.distributed's, each layer is spread;
+    above 1 each rank's part is read onto its own device. Embedding and output layer stay whole.
     Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
     """
-    model = _load(AutoModelForCausalLM, path, dtype, attn_implementation)
+    # The chunked head (chunked_head.py) needs all of the output layer.
+    spread = _spread(path, tensor_parallel_size, {"lm_head": "replicated_with_grad_allreduce"})
+    model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
     _check_generation(path, model)
     check_dropout(model, attn_implementation)
     return model
 
 
-def load_reward_model(path: Path, *, dtype: str, attn_implementation: str) -> PreTrainedModel:
+def load_reward_model(
+    path: Path, *, dtype: str, attn_implementation: str, tensor_parallel_size: int = 1
+) -> PreTrainedModel:
     """A sequence-classification model with one output, a number: `model.score` of a state.
 
+    tensor_parallel_size: as of load_model.
     Errors: as of load_model; PostTrainingError for a model with several outputs.
     """
     settings = read_model_settings(path)
@@ -62,7 +73,8 @@ def load_reward_model(path: Path, *, dtype: str, attn_implementation: str) -> Pr
             where=str(path),
             hint="train one with `entrypoint reward-model`",
         )
-    model = _load(AutoModelForSequenceClassification, path, dtype, attn_implementation)
+    spread = _spread(path, tensor_parallel_size)
+    model = _load(AutoModelForSequenceClassification, path, dtype, attn_implementation, **spread)
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise PostTrainingError(
             f"not a reward model: it must give one number (its outputs: {model.config.num_labels})",
@@ -92,6 +104,21 @@ def load_untrained_reward_model(
     )
     check_dropout(model, attn_implementation)
     return model
+
+
+def _spread(path: Path, size: int, plan: dict[str, str] | None = None) -> dict[str, Any]:
+    """What from_pretrained needs for tensor parallelism by the architecture's own plan, with `plan`
+    over it. Errors: PostTrainingError where it has none."""
+    if size == 1:
+        return {}
+    settings = AutoConfig.from_pretrained(path, local_files_only=True)
+    if not getattr(settings.get_text_config(), "base_model_tp_plan", None):
+        raise PostTrainingError(
+            f"models of the type {settings.model_type} can't be spread: transformers has no plan",
+            where=str(path),
+            hint="leave tensor_parallel_size at 1",
+        )
+    return {"distributed_config": DistributedConfig(tp_size=size, tp_plan=plan)}
 
 
 def _load(

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from post_training.models.reference import Reference
 from post_training.stages.annotation.annotator import Annotator
 from post_training.stages.annotation.config import ChunkedStageConfig
+from post_training.stages.annotation.in_step import do_in_step
 from post_training.stages.annotation.merge import merge
 from post_training.stages.annotation.plan import make_plan
 from post_training.stages.annotation.work import Place, Worker
-from post_training.stages.context import Result, StageContext
+from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.references import common_reference
 
@@ -30,21 +31,23 @@ def annotate(
     """
     folder = config.chunks_dir(context.run_dir)
     plan = make_plan(folder, config, version, context)
-    ranks, workers = context.ranks, config.workers
-    place = Place(
-        number=(workers.index or 0) * ranks.world_size + ranks.rank,
-        count=workers.count * ranks.world_size,
-        waits=ranks.is_writer and not config.is_worker,
-    )
+    place = _place(config, context.ranks)
     # Before the work, as datasets of two references can't become one.
     of_inputs = None if reference else common_reference(config.data.datasets)
-    worker = Worker(
-        plan, place, make_annotator, config.data.on_error, config.max_failed_chunks, context
+
+    def work(make_annotator: Callable[[], Annotator]) -> int:
+        worker = Worker(
+            plan, place, make_annotator, config.data.on_error, config.max_failed_chunks, context
+        )
+        worker.run()
+        return worker.num_done
+
+    num_done = (
+        do_in_step(work, make_annotator, context) if config.is_in_step else work(make_annotator)
     )
-    worker.run()
     if config.is_worker:
-        context.log(f"did {worker.num_done} of {len(plan.chunks)} chunks")
-        return Result(artifacts={}, metrics={"timing": {"num_chunks": worker.num_done}})
+        context.log(f"did {num_done} of {len(plan.chunks)} chunks")
+        return Result(artifacts={}, metrics={"timing": {"num_chunks": num_done}})
 
     def put_together() -> dict:
         remove_leftovers(context.run_dir, "dataset", "rejects.jsonl")
@@ -53,3 +56,13 @@ def annotate(
 
     metrics = context.on_writer(put_together)
     return Result(artifacts={"dataset": "dataset"}, metrics=metrics)
+
+
+def _place(config: ChunkedStageConfig, ranks: Ranks) -> Place:
+    """Of this process among the workers; ranks in step are one."""
+    rank, world_size = (0, 1) if config.is_in_step else (ranks.rank, ranks.world_size)
+    return Place(
+        number=(config.workers.index or 0) * world_size + rank,
+        count=config.workers.count * world_size,
+        waits=ranks.is_writer and not config.is_worker,
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
+from post_training.core.errors import UsageError
 from post_training.data.config import TEMPLATES, SourcesConfig, SpecialTokens
 from post_training.records.run_record import SHARED_FOLDERS
 from post_training.stages.config import StageConfig
@@ -78,7 +79,38 @@ class ChunkedStageConfig(StageConfig):
     def is_worker(self) -> bool:
         return self.workers.index is not None
 
+    @property
+    def is_in_step(self) -> bool:
+        """Whether all processes of the run hold one model together, and so are one worker."""
+        return False
+
     def chunks_dir(self, record_dir: Path) -> Path:
         """Where all of the run's workers find the chunks. record_dir: of this process."""
         run_dir = record_dir.parents[1] if self.is_worker else record_dir
         return run_dir / _CHUNKS
+
+
+class ScoringStageConfig(ChunkedStageConfig):
+    """A stage in which a model reads what is there.
+
+    max_batch_tokens, prompts_per_batch: see models/shared_prompt.py. With prompts_per_batch 1 a
+    row's figures depend on that row alone. tensor_parallel_size: over how many processes each layer
+    is spread, for a model that one GPU can't hold: all processes of the run, which are then one
+    worker. An array of jobs has several.
+    """
+
+    max_batch_tokens: Annotated[PositiveInt, Role.TOPOLOGY] = 32768
+    prompts_per_batch: Annotated[PositiveInt, Role.TOPOLOGY] = 1
+    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
+
+    @property
+    def is_in_step(self) -> bool:
+        return self.tensor_parallel_size > 1
+
+    def check_ranks(self, world_size: int) -> None:
+        if self.tensor_parallel_size not in (1, world_size):
+            raise UsageError(
+                f"tensor_parallel_size is {self.tensor_parallel_size}, and the run has "
+                f"{world_size} processes: must be equal",
+                hint="more of such models are workers of one run, each a job of its own",
+            )

@@ -29,7 +29,10 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
 
     def make_annotator() -> LogprobAnnotator:
         model = load_model(
-            path, dtype=config.model.dtype, attn_implementation=config.model.attn_implementation
+            path,
+            dtype=config.model.dtype,
+            attn_implementation=config.model.attn_implementation,
+            tensor_parallel_size=config.tensor_parallel_size,
         )
         check_vocabulary(model, tokenizer)
         scorer = LogprobScorer(

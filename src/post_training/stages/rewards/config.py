@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from post_training.config.model import Config, Role
 from post_training.data.config import TEMPLATES
-from post_training.stages.annotation.config import ChunkedStageConfig
+from post_training.stages.annotation.config import ScoringStageConfig
 from post_training.stages.training.config import ModelConfig
 
 
@@ -40,14 +40,12 @@ class RewardConfig(Config):
         return self
 
 
-class RewardsConfig(ChunkedStageConfig):
-    """functions: Python files that register the functions which the rewards name (data/rewards.py).
-    max_batch_tokens, prompts_per_batch: see models/shared_prompt.py."""
+class RewardsConfig(ScoringStageConfig):
+    """functions: Python files that register the functions which the rewards name
+    (data/rewards.py)."""
 
     rewards: Annotated[list[RewardConfig], Field(min_length=1)]
     functions: Annotated[list[Path], Role.INPUT] = Field(default_factory=list)
-    max_batch_tokens: Annotated[PositiveInt, Role.TOPOLOGY] = 32768
-    prompts_per_batch: Annotated[PositiveInt, Role.TOPOLOGY] = 1
 
     @field_validator("rewards")
     @classmethod

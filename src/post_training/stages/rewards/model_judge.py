@@ -20,6 +20,7 @@ def load_judge(reward: RewardConfig, config: RewardsConfig, local_rank: int) -> 
         path,
         dtype=reward.model.dtype,
         attn_implementation=reward.model.attn_implementation,
+        tensor_parallel_size=config.tensor_parallel_size,
     )
     check_vocabulary(model, tokenizer)
     scorer = RewardScorer(
