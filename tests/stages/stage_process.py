@@ -31,7 +31,7 @@ KILL_POINTS = {
         15,
         "after",
     ),
-    "in an evaluation": ("stages.sft.evaluation", "Evaluation", "sums", 2, "after"),
+    "in an evaluation": ("stages.training.evaluation", "Evaluation", "sums", 2, "after"),
     "after an evaluation": ("stages.training.metrics", "Metrics", "add_evaluation", 2, "after"),
     "before the optimizer state is saved": (
         "stages.training.trainer",

@@ -16,7 +16,7 @@ from typing import Any
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.records.tensors import first_tensor_difference, natural_order
 
-_MADE_FIRST = ("data", "evaluation")
+_MADE_FIRST = ("data", "evaluation", "reference", "evaluation_reference")
 
 
 @dataclass(frozen=True)

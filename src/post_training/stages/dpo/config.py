@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from post_training.config.model import Config, Role
-from post_training.data.config import DataConfig, PairConfig
-from post_training.stages.training.config import TrainingStageConfig
+from post_training.data.config import PairConfig
+from post_training.stages.training.evaluation_config import EvaluatedStageConfig
 
 OF_QRPO = ("normalize_loss_by_length", "quantile_transform")
 
@@ -64,8 +64,7 @@ class ReferenceConfig(Config):
         return self
 
 
-class DpoConfig(TrainingStageConfig):
-    data: DataConfig
+class DpoConfig(EvaluatedStageConfig):
     dpo: PairConfig
     loss: LossConfig
     reference: ReferenceConfig = ReferenceConfig()

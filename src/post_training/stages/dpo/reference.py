@@ -3,6 +3,7 @@
     RUN/reference/   logprobs.npy    float64 [S, 2]: chosen and rejected of each pair, nats; NaN
                                      where a pair is in no row
                      reference.json  the model that it was computed with (models/reference.py)
+    RUN/evaluation_reference/        the same, of the evaluation's pairs
 
 The model that computes them is gone before the policy is read. Each pair is computed on its own, so
 the bits do not depend on the number of ranks. A rank holds the whole model: for one that is larger
@@ -33,14 +34,14 @@ from post_training.stages.context import StageContext
 from post_training.stages.dpo.config import DpoConfig
 from post_training.stages.progress import Progress
 
-FOLDER, LOGPROBS = "reference", "logprobs.npy"
+LOGPROBS = "logprobs.npy"
 _MAX_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
 class ReferenceLogprobs:
     """values: float64 [S, 2]. is_start: they are of the model that training starts from. computed:
-    in this run, and so in RUN/reference."""
+    in this run."""
 
     values: np.ndarray
     is_start: bool
@@ -52,8 +53,9 @@ def reference_logprobs(
     context: StageContext,
     tokenizer: PreTrainedTokenizerBase,
     dataset: PairDataset,
+    folder: Path,
 ) -> ReferenceLogprobs:
-    """Every rank calls this, before the policy is read.
+    """Every rank calls this, before the policy is read. folder: for those that are computed.
 
     Errors: UsageError where the settings and the dataset don't go together; PostTrainingError where
     the stored ones are of another model.
@@ -61,10 +63,9 @@ def reference_logprobs(
     stored = np.array(dataset.figures[:, :, REF_LOGPROB])
     used = dataset.used_pairs()
     num_known = int((~np.isnan(stored[used]).any(1)).sum())
-    if _takes_stored(config, num_known, len(used)):
+    if _takes_stored(config, dataset.folder, num_known, len(used)):
         context.on_writer(lambda: _check_stored(config, context, tokenizer, dataset))
         return ReferenceLogprobs(stored, is_start=True, computed=False)
-    folder = context.run_dir / FOLDER
     if not context.on_writer(folder.exists):  # complete, or it wouldn't be there
         values = _compute(config, context, dataset, used)
         context.on_writer(lambda: _write(folder, config, tokenizer, dataset, values))
@@ -72,7 +73,7 @@ def reference_logprobs(
     return ReferenceLogprobs(np.load(folder / LOGPROBS), is_start, computed=True)
 
 
-def _takes_stored(config: DpoConfig, num_known: int, num_used: int) -> bool:
+def _takes_stored(config: DpoConfig, folder: Path, num_known: int, num_used: int) -> bool:
     asked = config.reference.logprobs
     if asked == "computed" or config.reference.ref_model_name_or_path is not None:
         return False
@@ -81,8 +82,8 @@ def _takes_stored(config: DpoConfig, num_known: int, num_used: int) -> bool:
     if num_known == 0 and asked == "auto":
         return False
     raise UsageError(
-        f"{num_known:,} of {num_used:,} pairs have reference logprobs of the tokens that are "
-        "trained (a pair that the limits cut has none)",
+        f"{num_known:,} of {num_used:,} pairs in {folder} have reference logprobs of the tokens "
+        "that are trained (a pair that the limits cut has none)",
         where="reference.logprobs",
         hint="set reference.logprobs: computed, or complete them with `entrypoint logprobs`",
     )

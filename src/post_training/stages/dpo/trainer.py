@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from post_training.core.errors import PostTrainingError
-from post_training.models.chunked_head import IGNORED
 from post_training.stages.dpo.collator import PairBatch
 from post_training.stages.dpo.config import LossConfig
-from post_training.stages.dpo.losses import Answers, pair_losses
+from post_training.stages.dpo.losses import pair_losses
 from post_training.stages.dpo.metrics import PairMetrics
+from post_training.stages.dpo.scoring import score_answers
 from post_training.stages.training.trainer import Count, Trainer
 
 _CLOSED_FORM_TOLERANCE = 1e-5
@@ -58,7 +58,7 @@ class DpoTrainer(Trainer):
         """This micro-batch's share of the mean over the global batch's pairs, times the number of
         ranks, over which gradients are averaged."""
         batch = inputs["batch"]
-        chosen, rejected = self._answers(model, batch)
+        chosen, rejected = score_answers(model, self._head, batch, self.args.device)
         losses = pair_losses(chosen, rejected, self._loss)
         loss = (losses.sum() * (self._context.ranks.world_size / self._num_pairs)).float()
         self.count(
@@ -77,29 +77,13 @@ class DpoTrainer(Trainer):
     def derived_figures(self, sums: dict[str, float]) -> dict[str, float]:
         return self._pair_metrics.figures(sums)
 
-    def _answers(self, model: Any, batch: PairBatch) -> tuple[Answers, Answers]:
-        """Chosen and rejected, in float64: a ratio is the difference of two large sums."""
-        device = self.args.device
-        targets = batch.targets.to(device)
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        with self._head.scoring(targets):
-            logprobs, _, _ = model(**inputs, use_cache=False).logits
-        asked = (targets != IGNORED).flatten().nonzero().squeeze(1)
-        sums = torch.zeros(2 * batch.num_pairs, dtype=torch.float64, device=device).index_add(
-            0, batch.answers.to(device).flatten()[asked], logprobs.flatten()[asked].double()
-        )
-        of_sides = (sums.view(2, -1), batch.ref_logprobs, batch.lengths, batch.quantiles,
-                    batch.num_ref_rewards)  # fmt: skip
-        chosen, rejected = zip(*(values.to(device) for values in of_sides), strict=True)
-        return Answers(*chosen), Answers(*rejected)
-
     @torch.no_grad()
     def _check_start(self, batch: PairBatch, tolerance: float) -> None:
         """Errors: PostTrainingError, on every rank, where the reference is not this model."""
         model = self.model_wrapped
         was_training = model.training
         model.eval()  # without dropout, as the reference
-        answers = self._answers(model, batch)
+        answers = score_answers(model, self._head, batch, self.args.device)
         model.train(was_training)
         differences = torch.cat([(each.log_ratios / each.lengths).abs() for each in answers])
         losses = pair_losses(*answers, self._loss)

@@ -7,25 +7,13 @@ from torch import Tensor
 from post_training.data.rows import COMPLETION, PROMPT
 from post_training.stages.sft.collator import MicroBatch, coefficients
 from post_training.stages.sft.config import LossConfig
-from post_training.stages.sft.evaluation import Evaluation
 from post_training.stages.sft.losses import Sums, factors, span_losses, token_losses
 from post_training.stages.training.trainer import Count, Trainer
 
 
 class SftTrainer(Trainer):
-    """evaluation: done every `eval_steps` and at the end."""
-
-    def __init__(
-        self,
-        *,
-        loss: LossConfig,
-        evaluation: Evaluation | None,
-        eval_steps: int | None,
-        **others: Any,
-    ):
+    def __init__(self, *, loss: LossConfig, **others: Any):
         self._loss = loss
-        self._evaluation = evaluation
-        self._eval_steps = eval_steps
         self._factors = (0.0, 0.0)
         super().__init__(**others)
 
@@ -67,13 +55,6 @@ class SftTrainer(Trainer):
             )
         )
         return loss
-
-    def evaluate_now(self, step: int, *, last: bool) -> None:
-        if self._evaluation is None:
-            return
-        if last or (self._eval_steps and step % self._eval_steps == 0):
-            own = self._evaluation.sums(self.model_wrapped, self._head, self.args.device)
-            self.add_evaluation(step, self._evaluation.figures(self.all_ranks_sum(own.tolist())))
 
     def derived_figures(self, sums: dict[str, float]) -> dict[str, float]:
         return span_losses(sums)

@@ -10,7 +10,7 @@ from post_training.models.device import be_deterministic
 from post_training.stages.context import Result, StageContext
 from post_training.stages.sft.collator import Collator
 from post_training.stages.sft.config import SftConfig
-from post_training.stages.sft.evaluation import Evaluation
+from post_training.stages.sft.evaluation import SftEvaluation
 from post_training.stages.sft.trainer import SftTrainer
 from post_training.stages.training.policy import load_policy
 from post_training.stages.training.session import Rows, run_training
@@ -33,7 +33,7 @@ def train(
     evaluation, eval_steps = None, None
     if config.evaluation is not None and evaluation_dataset is not None:
         batch_size = config.evaluation.per_device_eval_batch_size
-        evaluation = Evaluation(
+        evaluation = SftEvaluation(
             collator(evaluation_dataset, packed=False), batch_size, context.ranks
         )
         eval_steps = config.evaluation.eval_steps

@@ -31,6 +31,7 @@ from post_training.models.save import explained
 from post_training.stages.context import StageContext
 from post_training.stages.progress import Progress
 from post_training.stages.training.checkpoints import Checkpoints
+from post_training.stages.training.evaluation import Evaluation
 from post_training.stages.training.metrics import Metrics, Step, Totals
 from post_training.stages.training.non_finite import MicroBatchLoss, stop_unless_finite
 from post_training.stages.training.optimizers import decayed_parameters
@@ -75,14 +76,15 @@ class RowOrder(Sampler[int]):
 class Trainer(SFTTrainer):
     """The base of every stage's trainer.
 
-    A subclass has `compute_loss`, which calls `count` once, and may have `prepare_step`,
-    `derived_figures` and `evaluate_now`.
+    A subclass has `compute_loss`, which calls `count` once, and may have `prepare_step` and
+    `derived_figures`.
 
     head: of the model; None where the loss needs none.
     collator: from [{"row": number}, …] to {"batch": whatever the subclass works on}.
     shuffled: rows come in an order that `args.data_seed` decides, else as they are stored.
     save_model: writes the model, on rank 0; gets the weights where they had to be gathered.
     inference_steps: steps between two models for inference; None or ≤ 0: none.
+    evaluation: done every `eval_steps`, and at the end.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class Trainer(SFTTrainer):
         save_model: Callable[[Path, dict[str, Tensor] | None], None],
         inference_steps: int | None,
         inference_folder: Path,
+        evaluation: Evaluation | None = None,
+        eval_steps: int | None = None,
     ):
         self._head = head
         self._context = context
@@ -123,6 +127,8 @@ class Trainer(SFTTrainer):
         self._finished_step = 0
         self._inference_steps = inference_steps or 0
         self._inference_folder = inference_folder
+        self._evaluation = evaluation
+        self._eval_steps = eval_steps
         self._save_model = save_model
         self._use_cache = model.config.use_cache
         super().__init__(
@@ -228,11 +234,14 @@ class Trainer(SFTTrainer):
             self._progress.update(number, f"loss {line['loss']:.4f} · {speed:,.0f} tokens/s")
         self._metrics["train"].clear()  # TRL's own, which we don't log
 
-    def evaluate_now(self, step: int, *, last: bool) -> None:
-        """Evaluate after `step`, if it is time to."""
-
-    def add_evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Keep the figures of an evaluation, and tell."""
+    def _evaluate_now(self, step: int) -> None:
+        """After `step`, if it is time to."""
+        is_due = self._eval_steps is not None and step % self._eval_steps == 0
+        if self._evaluation is None or not (is_due or step == self.args.max_steps):
+            return
+        own = self._evaluation.sums(self.model_wrapped, self._head, self.args.device)
+        sums = zip(own, self.all_ranks_sum(list(own.values())), strict=True)
+        figures = self._evaluation.figures(dict(sums))
         self._figures.add_evaluation(step, figures)
         told = " · ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self._context.log(f"evaluation at step {step}: {told}")
@@ -246,7 +255,7 @@ class Trainer(SFTTrainer):
 
     def _finish_step(self, step: int) -> None:
         # Before the checkpoint: a run resumed from it has the evaluation behind it.
-        self.evaluate_now(step, last=step == self.args.max_steps)
+        self._evaluate_now(step)
         if self._inference_steps > 0 and step % self._inference_steps == 0:
             self.save_model_to(self._inference_folder / f"step-{step}")
         if self._stop.is_agreed:
