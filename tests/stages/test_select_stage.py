@@ -171,13 +171,14 @@ def test_select_carries_the_reference_on_and_refuses_two(tmp_path: Path):
 
 def test_select_reports_distributions_and_why_prompts_have_no_pair(tmp_path: Path, capsys):
     same = prompt_row("same", "?", [sampled(1), sampled(1)])
+    near = prompt_row("near", "?", [sampled(1), sampled(1.5)])
     alone = prompt_row("alone", "?", [sampled(1)])
     offline = prompt_row("none", "?", [branch("x", is_reference=False, rewards={"right": 1})])
-    path = write_rows(tmp_path / "rows.jsonl", [*rows(10), same, alone, offline])
-    select(tmp_path / "run", path)
+    path = write_rows(tmp_path / "rows.jsonl", [*rows(10), same, near, alone, offline])
+    select(tmp_path / "run", path, strategy={"name": "margin", "min_margin": 1})
     report = json.loads((tmp_path / "run/report/report.json").read_text())
     assert report["prompts_without_a_pair"] == {
-        "no-pair": 1, "few-candidates": 1, "few-references": 1
+        "equal-rewards": 1, "no-pair": 1, "few-candidates": 1, "few-references": 1
     }  # fmt: skip
     margins = report["distributions"]["margin of the rewards"]
     assert margins["number"] == sum(margins["histogram"]["counts"]) == 10
@@ -185,7 +186,32 @@ def test_select_reports_distributions_and_why_prompts_have_no_pair(tmp_path: Pat
     assert report["distributions"]["reward, reference samples"]["number"] == 60
     page = (tmp_path / "run/report/report.html").read_text()
     assert page.count("<svg") == len(report["distributions"])
-    assert "margin of the rewards" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "4 prompts without a pair: 1: all branches to choose from have the same reward" in told
+    assert "margin of the rewards" in told
+
+
+def test_select_pair_with_an_empty_sample_trains_its_end_token(tmp_path: Path, model: Path):
+    from dpo_runs import dpo
+    from sft_runs import metrics
+
+    silent = sampled(0, completion_token_ids=[9])
+    silent["messages"][0]["parts"][0]["content"] = ""
+    row = prompt_row("a", "?", [sampled(3), silent], prompt_token_ids=PROMPT_IDS)
+    select(tmp_path / "pairs", write_rows(tmp_path / "rows.jsonl", [row]))
+    config = {
+        "model": {"path": str(model)},
+        "data": {"chat_template": "chatml",
+                 "datasets": [{"path": str(tmp_path / "pairs/dataset/pairs.jsonl")}]},
+        "dpo": {},
+        "loss": {"name": "dpo", "beta": 0.1},
+        "reference": {"logprobs": "computed"},
+        "training": {"max_steps": 1, "effective_batch_size": 1, "learning_rate": 0.001},
+    }  # fmt: skip
+    dpo(config, tmp_path / "run")
+    [line] = metrics(tmp_path / "run")
+    assert (line["lengths/chosen"], line["lengths/rejected"]) == (2, 1)
+    assert line["logps/rejected"] < 0
 
 
 @pytest.mark.parametrize(
@@ -205,5 +231,5 @@ def test_select_without_the_reward_says_so(branches, problem: str, tmp_path: Pat
 
 def test_select_without_one_pair_fails(tmp_path: Path):
     path = write_rows(tmp_path / "rows.jsonl", [prompt_row("a", "?", [sampled(1), sampled(1)])])
-    with pytest.raises(PostTrainingError, match="not one pair from 1 prompts: 1: no two branches"):
+    with pytest.raises(PostTrainingError, match="not one pair from 1 prompts: 1: all branches to"):
         select(tmp_path / "run", path)

@@ -2,10 +2,13 @@
 
 Answers alone, as text or as messages, have their prompt in a column of its own. Where chosen and
 rejected are whole conversations, the prompt is what both begin with.
+
+A model may have said nothing: its sample is then the token that ended it, and that is trained. So
+an answer may be empty where its token ids stand beside it; an empty text alone is a mistake.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from post_training.data.formats.columns import Format, read_side, read_system, read_tools_column
 from post_training.data.formats.messages import (
@@ -15,7 +18,8 @@ from post_training.data.formats.messages import (
     marked,
     with_thoughts,
 )
-from post_training.data.rows import BadRow, Preference
+from post_training.data.formats.tools import Tools
+from post_training.data.rows import BadRow, Message, Preference
 
 # What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
 FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
@@ -23,8 +27,8 @@ _FLAG = "_is_truncated"
 
 
 def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
-    chosen, declared = read_side(value, found, "chosen", "assistant")
-    rejected, _ = read_side(value, found, "rejected", "assistant")
+    chosen, declared = _read_answer(value, found, "chosen")
+    rejected, _ = _read_answer(value, found, "rejected")
     if _is_answer(chosen) and _is_answer(rejected):
         prompt, declared = read_side(value, found, "prompt", "user")
     else:
@@ -40,6 +44,20 @@ def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: 
         read_tools_column(value, found, declared),
         _figures(value),
     )
+
+
+def _read_answer(
+    value: dict[str, Any], found: Format, side: Literal["chosen", "rejected"]
+) -> tuple[list[Entry], Tools]:
+    if value.get("prompt_token_ids") and value.get(f"{side}_token_ids"):
+        column = found.columns[side]
+        given, key = value.get(column), column
+        match given:
+            case [{**message}] if message.get(found.messages.role) == "assistant":
+                given, key = message.get(found.messages.content), f"{column}[0]"
+        if isinstance(given, str) and not given.strip():
+            return [Entry(key, (Message("assistant", given),))], ()
+    return read_side(value, found, side, "assistant")
 
 
 def _is_answer(entries: list[Entry]) -> bool:

@@ -29,6 +29,7 @@ from post_training.stages.select.strategies import choose_pairs
 DROPPED = {
     "few-references": "fewer reference rewards than min_ref_rewards",
     "few-candidates": "fewer than two branches to choose from",
+    "equal-rewards": "all branches to choose from have the same reward",
     "no-pair": "no two branches that the strategy would pair",
 }
 
@@ -40,6 +41,8 @@ def preference_rows(row: dict[str, Any], config: SelectConfig) -> list[dict[str,
         return "few-references"
     if len(found.candidates) < 2:
         return "few-candidates"
+    if len({candidate.reward for candidate in found.candidates}) == 1:
+        return "equal-rewards"
     label = f"pairs, seed {config.seed}, prompt {row[ID]}"
     pairs = choose_pairs(found.candidates, len(found.ref_rewards), config.strategy, label)
     if not pairs:

@@ -64,7 +64,7 @@ class Report:
             self._values.setdefault(name, array("d")).extend(values)
 
     def reasons(self) -> str:
-        return ", ".join(f"{number:,}: {DROPPED[key]}" for key, number in self.dropped.items())
+        return _reasons(self.dropped)
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -94,6 +94,10 @@ class Report:
         )
 
 
+def _reasons(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{number:,}: {DROPPED[key]}" for key, number in dropped.items())
+
+
 def distribution(values: array) -> dict[str, Any]:
     """number, mean, the quantiles, and histogram: {from, to, counts of the bins}."""
     ordered = sorted(values)
@@ -114,11 +118,10 @@ def distribution(values: array) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> Iterator[str]:
     """For the log."""
-    prompts = f"{figures['num_pairs']:,} pairs from {figures['num_prompts']:,} prompts"
+    yield f"{figures['num_pairs']:,} pairs from {figures['num_prompts']:,} prompts"
     without = figures["prompts_without_a_pair"]
-    yield "; without: ".join(
-        filter(None, (prompts, ", ".join(f"{number:,} {key}" for key, number in without.items())))
-    )
+    if without:
+        yield f"{sum(without.values()):,} prompts without a pair: {_reasons(without)}"
     distributions = figures["distributions"]
     width = max(map(len, distributions))
     columns = ["number", "mean", *_QUANTILES]

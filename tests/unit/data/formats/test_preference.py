@@ -7,7 +7,7 @@ import pytest
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.parse import parse
 from post_training.data.formats.recognise import recognise
-from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Message, Preference
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, BadRow, Message, Preference
 
 USER = {"role": "user", "content": "1 + 1?"}
 ASSISTANT = {"role": "assistant", "content": "2"}
@@ -35,6 +35,25 @@ def preference_of(row: dict[str, Any], *, train_on_thoughts: bool = True) -> Pre
 )
 def test_preference_prompt_is_given_or_common(row: dict[str, Any]):
     assert preference_of(row) == Preference((ASKED,), (ANSWERED,), (OTHERWISE,))
+
+
+IDS = {"prompt_token_ids": [5, 6], "chosen_token_ids": [7, 4], "rejected_token_ids": [4]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "", **IDS},
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{**OTHER, "content": ""}], **IDS},
+    ],
+)
+def test_preference_answer_may_be_empty_beside_the_ids_that_were_sampled(row: dict[str, Any]):
+    preference = preference_of(row)
+    assert preference.rejected == (Message("assistant", "", COMPLETION),)
+    assert preference.figures["rejected_token_ids"] == [4]
+    for missing in ("prompt_token_ids", "rejected_token_ids"):
+        with pytest.raises(BadRow, match="is empty"):
+            preference_of({name: cell for name, cell in row.items() if name != missing})
 
 
 def test_preference_common_prompt_may_hold_whole_turns():
