@@ -11,7 +11,7 @@ import pytest
 from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.long, pytest.mark.image]
-NUM_KILLS = 7
+NUM_KILLS, NUM_STEPS = 7, 200
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,12 @@ def test_run_killed_at_random_moments_ends_in_the_same_bytes(
     def command(run_dir: str) -> list[str]:
         return [
             str(cli), "edf", "run", str(image_edf), "--", "entrypoint", "sft", "sft.yaml",
-            f"run_dir={run_dir}", f"model.path={dropout_model}", "training.max_steps=600",
+            f"run_dir={run_dir}", f"model.path={dropout_model}", f"training.max_steps={NUM_STEPS}",
             "training.per_device_train_batch_size=1", "checkpointing.save_steps=7",
             f"sft.packing={packing}", f"num_processes={num_processes}",
             f"distributed.strategy={strategy}", "evaluation.eval_steps=11",
             "evaluation.datasets=[{path: sums.jsonl}]", "evaluation.debug_subsample=5",
+            "checkpointing.inference_checkpoint_steps=13",
         ]  # fmt: skip
 
     def num_steps() -> int:
@@ -55,14 +56,15 @@ def test_run_killed_at_random_moments_ends_in_the_same_bytes(
         if kill == 0:
             time.sleep(moments.uniform(0, 5))  # Before or while the run is opened.
         else:
-            # Some steps on, and then anywhere in a step or a save.
-            goal = num_steps() + moments.randint(10, 100)
+            # Some steps on, and then anywhere in a step, a save or an evaluation.
+            goal = num_steps() + moments.randint(5, 30)
             while num_steps() < goal:
                 assert process.poll() is None
+                time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.wait()
-    assert num_steps() < 600
+    assert num_steps() < NUM_STEPS
     subprocess.run(command(killed), cwd=job, check=True, capture_output=True)
     record = read_record(job / killed)
     assert record["outputs"] == read_record(job / whole)["outputs"]

@@ -142,4 +142,8 @@ def test_sft_whose_newest_checkpoint_was_taken_away_is_not_begun_again(
         sft(config, run_dir, resuming=True)
     assert [line["step"] for line in metrics(run_dir)][:2] == [3, 4]
     shutil.move(tmp_path / "elsewhere", taken)
+    shutil.move(run_dir / "checkpoints", tmp_path / "all")
+    with pytest.raises(UsageError, match="10 steps were made, and there is no checkpoint of any"):
+        sft(config, run_dir, resuming=True)
+    shutil.move(tmp_path / "all", run_dir / "checkpoints")
     sft(config, run_dir, resuming=True)

@@ -5,7 +5,8 @@ All ranks write into `.saving`; when the last one is done, rank 0 renames the fo
 newest. `trainer_state.json` must be in each: one copied here by hand in part is left out too.
 
 `latest` names the newest. When it is there and that checkpoint is not, somebody took it away: the
-run is not silently begun again. To begin from weights, give them as model.path of another run.
+run is not silently begun again; nor is one whose steps.jsonl tells of more steps than a checkpoint
+is written after. To begin from weights, give them as model.path of another run.
 """
 
 import shutil

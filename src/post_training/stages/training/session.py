@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.config.model import Role, settings_by_role
+from post_training.core.errors import UsageError
 from post_training.core.files import write_json
 from post_training.data.prepared.dataset import UsedTemplate
 from post_training.models.chunked_head import ChunkedHead
@@ -36,7 +37,7 @@ from post_training.stages.training.inference_checkpoints import (
 from post_training.stages.training.metrics import Metrics
 from post_training.stages.training.optimizers import optimizer_class_and_arguments
 from post_training.stages.training.reporters import open_reporters
-from post_training.stages.training.step_log import StepLog
+from post_training.stages.training.step_log import StepLog, num_steps_made
 from post_training.stages.training.stop import StopRequest
 from post_training.stages.training.throughput import Throughput
 from post_training.stages.training.trainer import Trainer, read_totals
@@ -76,7 +77,7 @@ def run_training(
     checkpoints = Checkpoints(
         context.run_dir / "checkpoints", config.checkpointing.save_total_limit
     )
-    resume_step = context.on_writer(checkpoints.tidy)
+    resume_step = context.on_writer(lambda: _resume_step(config, context.run_dir, checkpoints))
     # Before the model is read: with ZeRO-3 no rank ever holds it whole.
     arguments = training_arguments(config, checkpoints.staging, num_steps, num_accumulated)
     context.on_writer(lambda: _open_folder(config, context.run_dir, strategy_settings(arguments)))
@@ -140,6 +141,20 @@ def run_training(
     generated = [context.run_dir / name for name in strategy_settings(arguments)]
     checkpoint = checkpoints.path(num_steps)
     return _result(config, context, checkpoint, generated, metrics, rows, num_steps)
+
+
+def _resume_step(
+    config: TrainingStageConfig, run_dir: Path, checkpoints: Checkpoints
+) -> int | None:
+    """Errors: UsageError when a checkpoint was written, and none is there."""
+    step, num_made = checkpoints.tidy(), num_steps_made(run_dir)
+    if step is None and num_made > config.checkpointing.save_steps:
+        raise UsageError(
+            f"{num_made} steps were made, and there is no checkpoint of any",
+            where=str(checkpoints.folder),
+            hint=f"bring one back; or remove {run_dir / STEPS_NAME} to begin again",
+        )
+    return step
 
 
 def _open_folder(

@@ -22,6 +22,12 @@ def rows_checksum(rank: int, rows: Sequence[int]) -> int:
     return zlib.crc32(f"{rank}:{','.join(map(str, rows))}".encode())
 
 
+def num_steps_made(run_dir: Path) -> int:
+    """By earlier attempts of this run, the last of them perhaps after its newest checkpoint."""
+    path = run_dir / STEPS_NAME
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
 class StepLog:
     """Written by rank 0 (`run_dir` is None on the others). resume, then add for each step."""
 
