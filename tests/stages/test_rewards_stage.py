@@ -99,6 +99,20 @@ def test_rewards_of_a_conversation_that_ends_in_padding_are_transformers_own(rew
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_rewards_record_has_the_means_of_sampled_and_other_branches(tmp_path: Path):
+    branches = [
+        branch("#### 4"), branch("#### 5"), branch("#### 4"), branch("#### 4", is_reference=False),
+    ]  # fmt: skip
+    row = prompt_row("p", "What is 2 + 2?", branches, original_metadata={"answer": "#### 4"})
+    settings = {
+        "data": data(write_rows(tmp_path / "rows.jsonl", [row])),
+        "functions": [str(FINAL_NUMBER)],
+        "rewards": [{"name": "right", "function": "final_number"}],
+    }
+    metrics = run_stage("rewards", settings, tmp_path / "run").metrics
+    assert (metrics["right"], metrics["right/offline"]) == (pytest.approx(2 / 3), 1.0)
+
+
 def test_rewards_bytes_do_not_depend_on_the_chunks(reward_model, tmp_path: Path):
     path = write_rows(tmp_path / "rows.jsonl", rows())
     reward = {"name": "rm", "model": {"path": str(reward_model)}}

@@ -2,11 +2,21 @@
 
 branch:  rewards               {name: number}; those that it has already stay
          reward_is_truncated   {name: true} where a model saw only the beginning
+
+The record has their means: NAME over the sampled branches, NAME/offline over those of the data.
 """
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from math import fsum
+from pathlib import Path
+
+from post_training.data.branches import BRANCHES
 from post_training.data.rewards import find_reward
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.annotation.annotate import annotate
+from post_training.stages.annotation.merge import ROWS
 from post_training.stages.context import Result, StageContext
 from post_training.stages.rewards.annotator import FunctionJudge, Judge, RewardAnnotator
 from post_training.stages.rewards.config import RewardConfig, RewardsConfig
@@ -23,7 +33,23 @@ def run(config: RewardsConfig, context: StageContext) -> Result:
     def make_annotator() -> RewardAnnotator:
         return RewardAnnotator([_judge(reward, config, context) for reward in config.rewards])
 
-    return annotate(config, context, make_annotator, version=VERSION)
+    result = annotate(config, context, make_annotator, version=VERSION)
+    if config.is_worker or not context.ranks.is_writer:
+        return result
+    means = _means(context.run_dir / "dataset" / ROWS, [reward.name for reward in config.rewards])
+    context.log(", ".join(f"{name}: {mean:.4g}" for name, mean in means.items()))
+    return replace(result, metrics={**result.metrics, **means})
+
+
+def _means(rows: Path, names: Sequence[str]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    with open(rows, "rb") as file:
+        for line in file:
+            for branch in json.loads(line)[BRANCHES]:
+                kind = "" if branch.get("is_reference_completion") else "/offline"
+                for name in names:
+                    found.setdefault(f"{name}{kind}", []).append(branch["rewards"][name])
+    return {name: fsum(values) / len(values) for name, values in sorted(found.items())}
 
 
 def _judge(reward: RewardConfig, config: RewardsConfig, context: StageContext) -> Judge:
