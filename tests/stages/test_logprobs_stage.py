@@ -80,6 +80,21 @@ def test_logprobs_of_texts_are_those_that_training_sees(model, exact, tokenizer,
             assert each["completion_ref_logprob"] == close
 
 
+def test_logprobs_after_a_prompt_of_several_turns(model, exact, tokenizer, tmp_path: Path):
+    turns = [("user", "What is 1 + 1?"), ("assistant", "1 + 1 = 2"), ("user", "And 2 + 2?")]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": prompt, "completion": "2 + 2 = 4"}])
+    [row] = run(tmp_path / "run", model, path)
+    [found] = row["conversation_branches"]
+    before = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    answer = [*tokenizer.encode("2 + 2 = 4"), tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert found["completion_length"] == len(answer)
+    close = pytest.approx(expected(exact, before, answer), abs=1e-5 * len(answer))
+    assert found["completion_ref_logprob"] == close
+
+
 def test_logprobs_of_sampled_ids_never_look_at_the_text(model, exact, tokenizer, tmp_path: Path):
     # The ids of its characters one by one, not those that the tokenizer would merge.
     sampled = [tokenizer.convert_tokens_to_ids(c) for c in "What"]

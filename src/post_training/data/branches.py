@@ -3,8 +3,9 @@
     a row of any format with prompts -> branch_row -> one JSON object, written by `row_line`
     {"conversation_id", "initial_prompt", "conversation_branches": [{"messages", …}], …}
 
-Rows that have the format keep all they hold, in its order. Of others, each answer becomes a branch
-that is not for reference; the columns that aren't the prompt are kept as original_metadata, where
+Rows that have the format keep all they hold, in its order. Of others, a prompt of several turns has
+all but its last message in earlier_messages, and each answer becomes a branch that is not for
+reference; the columns that aren't the prompt are kept as original_metadata, where
 a reward finds what it checks against. A stage adds its figures to a branch's own object.
 """
 
@@ -21,12 +22,19 @@ from post_training.data.formats.columns import (
     read_system,
     read_tools_column,
 )
-from post_training.data.formats.messages import Entry, MessageNames, check_turns, read_messages
+from post_training.data.formats.messages import (
+    Entry,
+    MessageNames,
+    as_context,
+    check_turns,
+    marked,
+    read_messages,
+)
 from post_training.data.formats.preference import read_preference
-from post_training.data.formats.swissai import read_branch, read_opening
+from post_training.data.formats.swissai import EARLIER, read_branch, read_opening
 from post_training.data.formats.tools import Tools
 from post_training.data.formats.values import filled_text, list_of, required
-from post_training.data.rows import COMPLETION, BadRow, Conversation, Message
+from post_training.data.rows import BadRow, Conversation, Message
 
 ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
 # Of a preference row, which has these in place of branches (preference_rows.py).
@@ -51,8 +59,7 @@ def branch_row(value: dict[str, Any], found: Format, source: str) -> dict[str, A
         used = {found.columns.get(name) for name in _OF_THE_PROMPT} | {ID}
         row["original_metadata"] = {k: v for k, v in value.items() if k not in used}
     if row[ID] is None:
-        said = [[message.role, message.content] for message in prompt.messages]
-        row[ID] = sha256_value([said, prompt.tools])
+        row[ID] = sha256_value([[_said(message) for message in prompt.messages], prompt.tools])
     filled_text(row[ID], ID)
     return row
 
@@ -64,9 +71,9 @@ def check_branch_row(row: dict[str, Any]) -> Conversation:
 
 
 def prompt_of(row: dict[str, Any]) -> Conversation:
-    """The system message, if any, and the prompt. Errors: BadRow."""
+    """All that stands before the branches, as context. Errors: BadRow."""
     opening, tools = read_opening(row, PROMPT, MessageNames())
-    return _conversation(opening, tools)
+    return Conversation(as_context(opening), tools)
 
 
 def conversations_of(row: dict[str, Any]) -> list[Conversation]:
@@ -77,7 +84,8 @@ def conversations_of(row: dict[str, Any]) -> list[Conversation]:
     for index, item in enumerate(list_of(required(row, BRANCHES), BRANCHES)):
         entries, own_tools = read_branch(item, f"{BRANCHES}[{index}]", tools, MessageNames())
         check_turns(opening + entries)
-        conversations.append(_conversation(opening + entries, own_tools))
+        answer = marked(entries, "all_turns")
+        conversations.append(Conversation(as_context(opening) + answer, own_tools))
     return conversations
 
 
@@ -122,60 +130,57 @@ def _with_own_names(value: dict[str, Any], found: Format) -> dict[str, Any]:
 def _prompt_and_answers(
     value: dict[str, Any], found: Format
 ) -> tuple[Conversation, list[list[Message]]]:
-    """The prompt, which ends with the first message of the user, and what follows it in each
-    answer."""
+    """The prompt, which ends with a message of the user, and what follows it in each answer. Of
+    messages without a prompt of their own it is what ends with the user's first."""
     declared: Tools = ()
+    answers: list[list[Entry]] = []
     match found.name:
         case "messages":
             column = found.columns["messages"]
             entries, declared = read_messages(required(value, column), column, found.messages)
-            conversations = [entries]
+            users = [i for i, entry in enumerate(entries) if entry.messages[0].role == "user"]
+            length = users[0] + 1 if users else len(entries)
+            prompt, answers = entries[:length], [entries[length:]]
         case "prompt_completion":
             prompt, declared = read_side(value, found, "prompt", "user")
-            answer, _ = read_side(value, found, "completion", "assistant")
-            conversations = [_single_turn(prompt) + answer]
+            answers = [read_side(value, found, "completion", "assistant")[0]]
         case "prompt":
             prompt, declared = read_side(value, found, "prompt", "user")
-            conversations = [_single_turn(prompt)]
         case "alpaca":
-            answer, _ = read_side(value, found, "output", "assistant")
-            conversations = [read_instruction(value, found) + answer]
+            prompt = read_instruction(value, found)
+            answers = [read_side(value, found, "output", "assistant")[0]]
         case "preference":
             pair = read_preference(value, found, train_on_thoughts=True)
-            prompt = _single_turn([Entry("prompt", (message,)) for message in pair.prompt])
+            prompt = [Entry("prompt", (message,)) for message in pair.prompt]
             sides = zip(SIDES, (pair.chosen, pair.rejected), strict=True)
-            conversations = [[*prompt, Entry(name, messages)] for name, messages in sides]
+            answers = [[Entry(name, messages)] for name, messages in sides]
             declared = pair.tools
         case _:
             raise BadRow("columns", f"rows of format {found.name} have no prompt")
     if found.name != "preference":  # which has its system message already
-        conversations = [read_system(value, found, each) + each for each in conversations]
+        prompt = read_system(value, found, prompt) + prompt
         declared = read_tools_column(value, found, declared)
-    for entries in conversations:
-        check_turns(entries)
-    entries = conversations[0]
-    users = [i for i, entry in enumerate(entries) if entry.messages[0].role == "user"]
-    if not users:
+    for answer in answers or [[]]:
+        check_turns(prompt + answer)
+    conversation = Conversation(as_context(prompt), declared)
+    if not any(message.role == "user" for message in conversation.messages):
         raise BadRow("roles", "no message of a user")
-    length = users[0] + 1
-    answers = [[m for entry in each[length:] for m in entry.messages] for each in conversations]
-    return _conversation(entries[:length], declared), [answer for answer in answers if answer]
-
-
-def _single_turn(prompt: list[Entry]) -> list[Entry]:
-    if any(message.role == "assistant" for entry in prompt for message in entry.messages):
-        raise BadRow("roles", f"{prompt[0].key}: a prompt of several turns has no place in a row "
-                     "of branches, which all follow one message")  # fmt: skip
-    return prompt
+    if conversation.messages[-1].role != "user":
+        raise BadRow("roles", f"{prompt[-1].key}: a prompt ends with a message of the user")
+    told = [[message for entry in answer for message in entry.messages] for answer in answers]
+    return conversation, [messages for messages in told if messages]
 
 
 def _row(prompt: Conversation, answers: Sequence[list[Message]]) -> dict[str, Any]:
-    *heads, question = prompt.messages
+    *before, question = prompt.messages
+    heads = [message for message in before if message.role in ("system", "developer")]
     if any(message.role == "developer" for message in heads):
         raise BadRow("roles", "a developer's message has no place in a row of branches")
     row: dict[str, Any] = {}
     if heads:
         row["system_prompt"] = {"content": heads[0].content, "metadata": {}}
+    if earlier := before[len(heads) :]:
+        row[EARLIER] = _branch_messages(earlier)
     row[PROMPT] = {"role": "user", "content": question.content, "metadata": {}}
     row["available_functions"] = [json.loads(tool) for tool in prompt.tools]
     row[BRANCHES] = [
@@ -187,6 +192,12 @@ def _row(prompt: Conversation, answers: Sequence[list[Message]]) -> dict[str, An
         for answer in answers
     ]
     return row
+
+
+def _said(message: Message) -> list[Any]:
+    """What tells two prompts apart."""
+    more = [message.thought, [[call.name, call.arguments] for call in message.tool_calls]]
+    return [message.role, message.content, *(more if any(more) else [])]
 
 
 def _branch_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -213,16 +224,3 @@ def _parts(message: Message) -> list[dict[str, Any]]:
         for call in message.tool_calls
     ]
     return parts
-
-
-def _conversation(entries: Sequence[Entry], tools: Tools) -> Conversation:
-    messages = [message for entry in entries for message in entry.messages]
-    return Conversation(
-        tuple(
-            Message(m.role, m.content, COMPLETION, 1.0, m.thought, m.tool_calls)
-            if m.role == "assistant"
-            else Message(m.role, m.content)
-            for m in messages
-        ),
-        tools,
-    )

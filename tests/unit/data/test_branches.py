@@ -13,6 +13,7 @@ from post_training.data.branches import (
     row_line,
 )
 from post_training.data.config import DatasetConfig
+from post_training.data.formats.parse import parse
 from post_training.data.formats.recognise import recognise
 from post_training.data.rows import COMPLETION, PROMPT, BadRow, Message, ToolCall
 
@@ -99,6 +100,51 @@ def test_branch_row_reads_back_thoughts_calls_and_further_turns():
     assert all(message.kind == PROMPT for message in prompt_of(row).messages)
 
 
+def test_branch_row_of_a_prompt_of_several_turns_has_them_as_context():
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        USER,
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2"},
+        ASSISTANT,
+        {"role": "user", "content": "sure?"},
+    ]
+    expected = (
+        Message("system", "Be brief."),
+        Message("user", "1 + 1?"),
+        Message("assistant", "", thought="hm", tool_calls=(ToolCall("add", '{"a": 1}'),)),
+        Message("tool", "2"),
+        Message("assistant", "2"),
+        Message("user", "sure?"),
+    )
+    sides = {"chosen": [{"role": "assistant", "content": "yes"}],
+             "rejected": [{"role": "assistant", "content": "no"}]}  # fmt: skip
+    for answers in ({}, {"completion": "yes"}, sides):
+        settings = {} if answers else {"format": "prompt"}
+        row = converted({"prompt": prompt, "tools": [TOOL], **answers}, **settings)
+        assert prompt_of(row).messages == expected
+        told = [conversation.messages for conversation in conversations_of(row)]
+        assert told == [
+            (*expected, Message("assistant", text, COMPLETION))
+            for text in ("yes", "no")[: len(answers)]
+        ]
+        assert row["initial_prompt"]["content"] == "sure?"
+        assert [message["role"] for message in row["earlier_messages"]] == ["user", "assistant"]
+    other = [*prompt[:2], {**prompt[2], "reasoning_content": "well"}, *prompt[3:]]
+    for changed in (other, prompt[-1:]):
+        another = converted({"prompt": changed, "tools": [TOOL], **sides})
+        assert another["conversation_id"] != row["conversation_id"]
+
+
+def test_earlier_turns_of_a_branch_row_are_not_trained():
+    row = converted({"prompt": [USER, ASSISTANT, USER], "completion": "2"})
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    [conversation] = parse(row, found, train_on="all_turns", train_on_thoughts=True)
+    assert [message.kind for message in conversation.messages] == [
+        PROMPT, PROMPT, PROMPT, COMPLETION,
+    ]  # fmt: skip
+
+
 def test_branch_row_keeps_all_that_a_row_of_the_format_holds():
     row = {
         "conversation_branches": [
@@ -128,7 +174,10 @@ def test_branch_row_keeps_what_a_reward_compares_with():
     ("row", "problem"),
     [
         ({"text": "a document"}, "rows of format text have no prompt"),
-        ({"prompt": [USER, ASSISTANT, USER], "completion": "2"}, "a prompt of several turns"),
+        (
+            {"prompt": [USER, ASSISTANT], "completion": [USER]},
+            r"prompt\[1\]: a prompt ends with a message of the user",
+        ),
         ({"messages": [{"role": "developer", "content": "x"}, USER, ASSISTANT]}, "a developer's"),
         ({"messages": [{"role": "system", "content": "x"}]}, "no message of a user"),
         ({"initial_prompt": USER, "conversation_branches": [{"messages": [USER]}]}, "user follows"),

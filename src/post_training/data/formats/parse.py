@@ -53,8 +53,8 @@ def parse(
             return [read_preference(value, found, train_on_thoughts=train_on_thoughts)]
         case "swissai":
             return [
-                _conversation([], entries, tools, train_on, train_on_thoughts)
-                for entries, tools in read_branches(value, found.columns, found.messages)
+                _conversation(opening, entries, tools, train_on, train_on_thoughts)
+                for opening, entries, tools in read_branches(value, found.columns, found.messages)
             ]
         case "messages":
             column = found.columns["messages"]

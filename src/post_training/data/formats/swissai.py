@@ -2,6 +2,8 @@
 
     system_prompt, initial_prompt, available_functions, conversation_branches[].messages[].parts[]
 
+and, ours, earlier_messages[].parts[]: the turns before the prompt, as context.
+
 Each branch is a conversation of its own, but for those that a model generated for reference
 (is_reference_completion), which are never trained on. A message has parts of type response,
 thought, function-call, function-output or verifiable-responses, or, in older data, a `content`.
@@ -38,13 +40,17 @@ _ANSWERS = {
         "required": ["answers"],
     },
 }
+EARLIER = "earlier_messages"
 _ANSWERS_OUTPUT = '"Answers displayed"'
 
 
 def read_branches(
     row: dict[str, Any], columns: dict[str, str], names: MessageNames
-) -> list[tuple[list[Entry], Tools]]:
-    """(entries, tools) of each branch that is not for reference. Errors: BadRow."""
+) -> list[tuple[list[Entry], list[Entry], Tools]]:
+    """(what stands before, entries, tools) of each branch that is not for reference.
+
+    Errors: BadRow.
+    """
     opening, tools = read_opening(row, columns["initial_prompt"], names)
     column = columns["conversation_branches"]
     branches = []
@@ -52,7 +58,7 @@ def read_branches(
         key = f"{column}[{index}]"
         if not is_reference(item, key):
             entries, own_tools = read_branch(item, key, tools, names)
-            branches.append((opening + entries, own_tools))
+            branches.append((opening, entries, own_tools))
     if not branches:
         raise BadRow("untrained", f"{column}: no branch that is not for reference")
     return branches
@@ -90,23 +96,32 @@ def read_branch(
 
 
 def _branch_messages(branch: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    key = f"{key}.messages"
+    return _messages(branch.get("messages"), f"{key}.messages")
+
+
+def _messages(value: Any, key: str) -> list[dict[str, Any]]:
     return [
-        object_of(message, f"{key}[{number}]")
-        for number, message in enumerate(list_of(branch.get("messages"), key))
+        object_of(message, f"{key}[{number}]") for number, message in enumerate(list_of(value, key))
     ]
 
 
 def read_opening(
     row: dict[str, Any], column: str, names: MessageNames
 ) -> tuple[list[Entry], Tools]:
-    """What stands before the branches: a system message, if any, and the prompt. Errors: BadRow."""
+    """What stands before the branches: a system message and earlier turns, if any, and the prompt.
+
+    Errors: BadRow.
+    """
     opening = []
     if row.get("system_prompt") is not None:
         system = row["system_prompt"]
         content = system.get("content") if isinstance(system, dict) else system
         if content is not None and text(content, "system_prompt").strip():
             opening.append(Entry("system_prompt", (Message("system", content),)))
+    opening += [
+        _entry(message, f"{EARLIER}[{number}]", names)
+        for number, message in enumerate(_messages(row.get(EARLIER) or [], EARLIER))
+    ]
     prompt = object_of(required(row, column), column)
     tools = read_tools(row.get("available_functions"), "available_functions")
     return [*opening, _entry({"role": "user", **prompt}, column, names)], tools
