@@ -56,14 +56,16 @@ class Job:
         }
 
 
-def write_pairs(folder: Path, corpus: Path, model: Path, num_shots: int, dtype: str) -> Path:
+def write_pairs(
+    folder: Path, corpus: Path, model: Path, num_shots: int, dtype: str, number: int
+) -> Path:
     """Questions, after `num_shots` others with their answers; their answers, and those to other
     questions. With the model's logprobs, by a run of one step that computes them."""
     import numpy as np
 
     from post_training.data.sources.open import read_objects
 
-    solved = list(islice(read_objects(corpus), 512 * (num_shots + 1)))
+    solved = list(islice(read_objects(corpus), number * (num_shots + 1)))
     rows = []
     for start in range(0, len(solved) - num_shots, num_shots + 1):
         *shots, asked = solved[start : start + num_shots + 1]
