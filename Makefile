@@ -9,7 +9,7 @@ SITE ?= laptop
 EXPERIMENT ?= demo
 BIN := .venv/bin
 
-.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long lint format golden lock clean
+.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long image-emulated lint format golden lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ test: lint image push-sqsh ## The whole test suite; stage tests run inside the i
 test-long: image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
 	$(BIN)/pytest -m 'long and not stack'
 	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and long'
+
+image-emulated: setup ## Build the layers of gh200 and rocm for arm64 on a stand-in base, emulated (slow)
+	installation/laptop/emulate-arm64
+	$(BIN)/pytest tests/long/test_stand_in_bases.py -k arm64
 
 lint: setup ## ruff, shellcheck, hadolint, whitespace, large files, secrets (pre-commit)
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -2,13 +2,16 @@
 
 The base has what theirs have where the Dockerfile looks (a CUDA-less Debian; /opt/venv of LUMI's).
 Locks are small, and what only a GPU's compiler can build is left out. Emulated for arm64 too, where
-the kernel has qemu registered (`apt-get install qemu-user-static binfmt-support`), else natively.
+the kernel has qemu registered (`make image-emulated`), else natively.
+
+Whoever builds has secrets where builders look: none may be in what comes of it.
 """
 
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +23,7 @@ from post_training.images import builder
 from post_training.images.bootstrap import SUITE
 from post_training.images.build import build_image
 from post_training.images.lock import lock_recipe
+from post_training.images.push import push_sqsh
 from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore
 
@@ -56,11 +60,38 @@ def base(request, tmp_path_factory):
     run_tool(["buildah", "rmi", "--force", f"{name}:1"])
 
 
+@pytest.fixture
+def secret(tmp_path, monkeypatch) -> bytes:
+    """Planted in the environment, the home and the checkout's own settings of who builds."""
+    planted = f"planted-{secrets.token_hex(16)}"
+    home = tmp_path / "home"
+    credentials = home / ".config/post-training/credentials"
+    credentials.mkdir(parents=True)
+    for path, text in {
+        home / ".netrc": f"machine pypi.org login me password {planted}\n",
+        home / ".git-credentials": f"https://me:{planted}@example.org\n",
+        credentials / "hf-token": planted,
+    }.items():
+        path.write_text(text)
+        path.chmod(0o600)
+    if (index := Path.home() / ".config/pip").exists():  # Where packages come from is no secret.
+        (home / ".config/pip").symlink_to(index)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD"):
+        monkeypatch.setenv(name, planted)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    address = f"https://me:{planted}@example.org/post-training.git"
+    subprocess.run(["git", "-C", tmp_path, "remote", "add", "origin", address], check=True)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/.env").write_text(f"HF_TOKEN={planted}\n")
+    return planted.encode()
+
+
 @pytest.mark.parametrize("name", ["gh200", "rocm"])
-def test_dockerfile_builds_on_a_stand_in_base(name, base, tmp_path):
+def test_dockerfile_builds_on_a_stand_in_base_and_holds_no_secret(name, base, secret, tmp_path):
     kind, base_name, layout = base
     for part in ("entrypoints", "src"):
-        shutil.copytree(REPOSITORY / part, tmp_path / part)
+        shutil.copytree(REPOSITORY / part, tmp_path / part, dirs_exist_ok=True)
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     folder = tmp_path / "containers" / name
     folder.mkdir(parents=True)
@@ -93,5 +124,24 @@ def test_dockerfile_builds_on_a_stand_in_base(name, base, tmp_path):
             assert identity["input_hash"] == recipe.input_hash(identity["base_sha256"])
         said = builder.run_in(image.tag, kind, "entrypoint --help && post-training --help")
         assert "Run one stage of post-training." in said
+        run_tool(["buildah", "push", "--disable-compression", image.tag, f"dir:{tmp_path}/layers"])
+        record = push_sqsh(image, recipe, store)
+        unpacked = tmp_path / "unpacked"
+        run_tool(["unsquashfs", "-dest", unpacked, store.image_path(record["sqsh_sha256"])])
+        places = [tmp_path / "layers", unpacked, store.record_path(record["sqsh_sha256"])]
+        assert len(list((tmp_path / "layers").iterdir())) > 5
+        assert _holding(secret, tmp_path / "home")  # It would be found.
+        assert not [path for place in places for path in _holding(secret, place)]
     finally:
         subprocess.run(["buildah", "rmi", "--force", image.tag], env=os.environ, check=False)
+
+
+def _holding(secret: bytes, place: Path) -> list[str]:
+    """The files in or below `place` that hold the secret."""
+    found = subprocess.run(
+        ["grep", "--recursive", "--files-with-matches", "--text", "--fixed-strings", secret, place],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode in (0, 1), found.stderr
+    return found.stdout.splitlines()

@@ -43,12 +43,13 @@ def runner(folder: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def start_cluster(folder: Callable[[], Path]) -> Iterator[Callable[..., Path]]:
-    """Start a cluster that calls the given runner; what comes back is its SLURM_CONF."""
+    """Start a cluster that calls the given runner, with further variables of the script; what
+    comes back is its SLURM_CONF."""
     started: list[Path] = []
 
-    def start(runner: Path, *, nodes: int = 1) -> Path:
+    def start(runner: Path, **variables: str) -> Path:
         started.append(folder() / "cluster")
-        up = run_script("up", str(started[-1]), POST_TRAINING_RUNNER=str(runner), NODES=str(nodes))
+        up = run_script("up", str(started[-1]), POST_TRAINING_RUNNER=str(runner), **variables)
         if up.returncode != 0:
             pytest.fail(f"no Slurm test cluster:\n{up.stderr}", pytrace=False)
         return Path(up.stdout.strip().removeprefix("export SLURM_CONF="))

@@ -29,7 +29,7 @@ def slurm(start_cluster, cli, image_edf, job) -> SubmittedJobs:
         f'base_environment = "{image_edf}"\nmounts = ["{job}/hosts:/etc/hosts:ro"]\n'
         '[env]\nGLOO_SOCKET_IFNAME = "lo"\n'
     )
-    return SubmittedJobs(start_cluster(cli, nodes=3), cli, job)
+    return SubmittedJobs(start_cluster(cli, NODES="3"), cli, job)
 
 
 @pytest.fixture(scope="module")

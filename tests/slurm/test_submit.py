@@ -70,7 +70,7 @@ def test_submitted_run_killed_is_counted_and_ends_in_the_same_bytes(slurm, job, 
     assert [attempt["status"] for attempt in record["attempts"]] == ["killed", "finished"]
     assert record["outputs"] == read_record(whole)["outputs"]
     log = slurm.log("jobs/killed", job_id)
-    assert "killed by signal 9: failure 1 of 3 that may be tried again" in log
+    assert "killed by signal 9 (suspected: n1): failure 1 of 3 that may be tried again" in log
 
 
 def test_submitted_run_with_a_missing_file_is_not_tried_again(slurm, job):
