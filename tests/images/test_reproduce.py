@@ -83,6 +83,22 @@ def test_reproduce_upstream_runs_each_ancestor_again_and_trains_on_what_it_made(
     assert read_record(job / "chain")["inputs"]["model.path"]["path"] == f"{init_model}/model"
 
 
+def test_reproduce_stale_runs_again_what_made_the_inputs_that_are_gone(job, post_training):
+    def answer(*options: str):
+        done = post_training("reproduce", job / "run", "--dry-run", *options)
+        return done.returncode, done.stdout, done.stderr
+
+    assert answer("--stale")[:2] == (0, "ready to run again\n")
+    (job / "init/model").rename(job / "init/away")
+    try:
+        code, _, problem = answer()
+        assert code == 2
+        assert f"model.path: gone: {job}/init/model" in problem
+        assert answer("--stale")[:2] == (0, "2 runs would be run again\n")
+    finally:
+        (job / "init/away").rename(job / "init/model")
+
+
 def test_artifact_lineage_goes_back_to_the_data(job, post_training):
     shown = post_training("artifact", "lineage", job / "run/model").stdout.splitlines()
     assert re.match(r"├─ model\.path: .*/init/model \(model of init-model-", shown[1])

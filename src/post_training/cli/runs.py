@@ -137,6 +137,9 @@ def add_commands(app: typer.Typer) -> None:
         upstream: Annotated[
             bool, typer.Option("--upstream", help="Everything its inputs came from, too.")
         ] = False,
+        stale: Annotated[
+            bool, typer.Option("--stale", help="What made inputs that are gone or changed, too.")
+        ] = False,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Say what is missing, and run nothing.")
         ] = False,
@@ -157,5 +160,6 @@ def add_commands(app: typer.Typer) -> None:
         from post_training.reproduce import command, plan
 
         where = site and (site, load_site(site, {"nodes": nodes, "time": time}))
-        options = plan.Options(run_dir, store, upstream, dry_run, tolerance, where, repository)
+        runs = "all" if upstream else "stale" if stale else "none"
+        options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, repository)
         sys.exit(command.reproduce(find_run(run), options))

@@ -4,8 +4,8 @@
         -> what this machine can't give again is said -> the run, again, in a new folder
         -> identical | equivalent | differs: the first difference
 
-With `upstream`, what the inputs were made from is run again first, each run once, back to the data;
-a later run then gets the reproduced artifacts.
+With `upstream`, what the inputs were made from is run again first, each run once, back to the data
+or as far as it is gone; a later run then gets the reproduced artifacts.
 """
 
 import sys

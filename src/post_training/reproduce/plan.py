@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
@@ -24,13 +24,15 @@ _MACHINE = ("architecture", "processor", "accelerators", "driver")
 
 @dataclass(frozen=True)
 class Options:
-    """new_dir: None: beside the run. site: the scheduler's, to run as jobs of it; None: here.
-    repository: the checkout that an image is built from, when it is in no store.
-    tolerance: of the figures, relative, on another machine."""
+    """new_dir: None: beside the run. upstream: which of the runs that made its inputs are run again
+    too: all of them, back to the data; or those whose artifact is gone or was changed (stale).
+    site: the scheduler's, to run as jobs of it; None: here. repository: the checkout that an image
+    is built from, when it is in no store. tolerance: of the figures, relative, on another machine.
+    """
 
     new_dir: Path | None = None
     store: Path | None = None
-    upstream: bool = False
+    upstream: Literal["none", "stale", "all"] = "none"
     dry_run: bool = False
     tolerance: float = 0.01
     site: tuple[str, Site] | None = None
@@ -107,10 +109,12 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
     makers, missing = {}, []
     for key, value in record["inputs"].items():
         path = Path(value["path"])
-        if options.upstream and "made_by" in value:
+        is_made_again = options.upstream == "all" and "made_by" in value
+        fault = None if is_made_again else _input_fault(path, value["fingerprint"])
+        if is_made_again or (fault and options.upstream == "stale" and "made_by" in value):
             folder = _maker(path, value["made_by"]["run_id"])
             makers[key] = (folder, _place_in(folder, path))
-        elif fault := _input_fault(path, value["fingerprint"]):
+        elif fault:
             missing.append(f"{key}: {fault}")
     image, notes = None, []
     try:
