@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from submitted_jobs import SubmittedJobs
+from slurm_cluster import wait_until
+from submitted_jobs import TIMEOUT_S, SubmittedJobs
 
 from post_training.records.run_record import read_record
 
@@ -122,3 +123,55 @@ def test_pipeline_stage_that_fails_ends_those_behind_it(submitted, job):
     assert (states["held-out"]["state"], states["held-out"]["reason"]) == (
         "not started", "needs train",
     )  # fmt: skip
+
+
+SHARDS = """
+run_dir: shards
+stages:
+  short:
+    stage: filter
+    array: 2
+    config:
+      tokenizer: init/model
+      data:
+        chat_template: chatml
+        transforms: [held.py]
+        datasets: [{path: sums.jsonl, columns: {prompt: question, completion: answer},
+                    transform: held}]
+      chunk_rows: 4
+      max_sequence_length: 64
+"""
+# Nobody gets on before the file is there.
+HELD = """
+from pathlib import Path
+from post_training.data.transforms import register_transform
+
+@register_transform("held")
+def held(row):
+    while not Path("GO").exists():
+        pass
+    return row
+"""
+
+
+@pytest.mark.long
+def test_pipeline_array_killed_worker_is_tried_again_alone(slurm, job):
+    (job / "shards.yaml").write_text(SHARDS)
+    (job / "held.py").write_text(HELD.replace("GO", str(job / "go")))
+    verb = ("pipeline", "submit", "shards.yaml", "--environment=submitted.toml")
+    slurm.post_training(*verb)
+    (told,) = json.loads(slurm.post_training("pipeline", "status", "shards.yaml", "--json"))
+    run_dir, (merge, workers) = Path(told["run_dir"]), told["job_ids"]
+    wait_until(
+        lambda: all((run_dir / f"workers/{index}/run.json").exists() for index in range(2)),
+        TIMEOUT_S,
+    )
+    slurm.run("scancel", "--signal=KILL", f"{workers}_0.0")
+    wait_until(lambda: (run_dir / "slurm/failures-0.json").exists(), TIMEOUT_S)
+    (job / "go").touch()
+    assert slurm.wait(merge) == "COMPLETED", slurm.log(told["run_dir"], merge)
+    restarts = [slurm.shown(f"{workers}_{index}")["Restarts"] for index in range(2)]
+    assert restarts == ["1", "0"]
+    attempts = [len(read_record(run_dir / f"workers/{index}")["attempts"]) for index in range(2)]
+    assert attempts == [2, 1]
+    assert len((run_dir / "dataset/rows.jsonl").read_text().splitlines()) == 40

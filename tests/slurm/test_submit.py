@@ -96,6 +96,7 @@ def test_submitted_run_cancelled_is_over_and_may_be_submitted_again(slurm, job):
     assert "job.sh" in again
 
 
+@pytest.mark.long
 def test_submitted_chain_goes_on_in_the_next_job_and_ends_with_its_run(slurm, job, whole):
     first = slurm.submit(STEPS, "run_dir=jobs/chain", "--chain=3")
     second, third = str(int(first) + 1), str(int(first) + 2)
