@@ -12,7 +12,7 @@ BIN := .venv/bin
 .PHONY: help setup image push-sqsh push-sif demo reproduce test test-long image-emulated lint format golden lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/ready ## Install the tools this machine lacks (apt, as root) and the command line into .venv
 
