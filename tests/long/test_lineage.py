@@ -46,7 +46,7 @@ strategy: {name: random, num_pairs: 1}
 """,
     "dpo": """
 model: {path: run/model}
-data: {chat_template: chatml, datasets: [{path: select/dataset/pairs.jsonl}], on_error: skip}
+data: {chat_template: chatml, datasets: [{path: select/dataset/pairs.jsonl}]}
 dpo: {max_completion_length: 64, truncated_completions: train}
 loss: {name: qrpo, beta: 0.5}
 training:
