@@ -12,6 +12,7 @@ from sft_runs import changed, metrics, sft, stable_files
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.stages.sft.config import SftConfig
+from post_training.stages.training.step_log import rows_checksum
 
 pytestmark = pytest.mark.stack
 
@@ -46,6 +47,16 @@ def test_sft_with_another_seed_gives_another_model(
         stable_files(tmp_path / "run")["model/model.safetensors"]
         != stable_files(run_dir)["model/model.safetensors"]
     )
+
+
+def test_sft_without_shuffling_takes_the_rows_as_they_stand(config: dict[str, Any], tmp_path: Path):
+    length = {"shuffle": False, "max_steps": 7}  # 50 rows are six steps and a quarter
+    sft(changed(config, training={**config["training"], **length}), tmp_path / "run")
+    lines = (tmp_path / "run/steps.jsonl").read_text().splitlines()
+    steps = [range(first, first + 8) for first in range(0, 56, 8)]
+    assert [json.loads(line)["rows"] for line in lines] == [
+        f"{rows_checksum(0, [row % 50 for row in rows]):010x}" for rows in steps
+    ]
 
 
 def test_sft_metrics_has_a_line_each_interval_with_times_apart(run_dir: Path):

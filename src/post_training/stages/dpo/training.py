@@ -67,7 +67,7 @@ def train(
     rows = Rows(
         dataset.record["counts"],
         dataset.template,
-        shuffled=not config.data.debug_oom,
+        shuffled=config.training.shuffle and not config.data.debug_oom,
         folders=("data", "evaluation", f"evaluation_{_REFERENCE}"),
     )
     load = partial(_load, config, tokenizer, longest)

@@ -45,7 +45,8 @@ def train(
     )
     tokenizer.chat_template = dataset.template.text
     counts = dataset.record["counts"]
-    rows = Rows(counts, None, shuffled=not config.data.debug_oom, folders=("data",))
+    shuffled = config.training.shuffle and not config.data.debug_oom
+    rows = Rows(counts, None, shuffled=shuffled, folders=("data",))
     load = partial(_load, config, tokenizer, counts["longest_sequence"])
     make_trainer = partial(
         RewardTrainer, collator=collator, center_coefficient=config.center_rewards_coefficient

@@ -48,7 +48,7 @@ def train(
     rows = Rows(
         {**record["counts"], "num_rows": len(dataset)},
         dataset.template,
-        shuffled=not config.data.debug_oom,
+        shuffled=config.training.shuffle and not config.data.debug_oom,
         folders=("data", "evaluation"),
     )
     load = partial(

@@ -66,6 +66,7 @@ class TrainingConfig(Config):
     count with the means of the prepared rows: n tokens are n / (tokens of all rows) epochs.
 
     effective_batch_size: rows in a step, over all processes and accumulation steps.
+    shuffle: the rows of each epoch in an order of its own; else always in the dataset's.
     mixed_precision: dtype of the matrix products, whatever the weights'. warmup: steps if ≥ 1, else
     a share of all steps. lr_scheduler_kwargs, optimizer_args: see schedules.py and
     optimizer_settings.py. weight_decay: of matrices; not of norms and biases. max_grad_norm: 0
@@ -78,6 +79,7 @@ class TrainingConfig(Config):
     num_training_samples: PositiveInt | None = None
     num_training_tokens: PositiveInt | None = None
     effective_batch_size: PositiveInt
+    shuffle: bool = True
     per_device_train_batch_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
     padding_free: Annotated[bool, Role.TOPOLOGY] = False
     gradient_checkpointing: Annotated[bool, Role.TOPOLOGY] = False
