@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Environment, Json, Overrides
+from post_training.cli.options import (
+    GROUP,
+    DryRun,
+    Environment,
+    JobEnvironment,
+    JobSite,
+    Json,
+    MaxFailures,
+    Overrides,
+    SchedulerSetting,
+)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -20,20 +30,16 @@ def add_commands(app: typer.Typer) -> None:
         stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
         config: Annotated[Path, typer.Argument(metavar="CFG.YAML", show_default=False)],
         overrides: Overrides = None,
-        site: Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")] = "laptop",
-        environment: Annotated[
-            str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")
-        ] = "post-training",
+        site: JobSite = "laptop",
+        environment: JobEnvironment = "post-training",
         nodes: Annotated[int | None, typer.Option(show_default=False)] = None,
         time: Annotated[
             str | None, typer.Option(help="Wall time of one attempt.", show_default=False)
         ] = None,
-        partition: Annotated[str | None, typer.Option(show_default=False)] = None,
-        account: Annotated[str | None, typer.Option(show_default=False)] = None,
-        reservation: Annotated[str | None, typer.Option(show_default=False)] = None,
-        max_failures: Annotated[
-            int, typer.Option(min=0, help="Failures in a row that may be tried again.")
-        ] = 3,
+        partition: SchedulerSetting = None,
+        account: SchedulerSetting = None,
+        reservation: SchedulerSetting = None,
+        max_failures: MaxFailures = 3,
         dev: Annotated[
             Path | None,
             typer.Option(metavar="CHECKOUT", help="Run a copy of this checkout's sources."),
@@ -42,7 +48,7 @@ def add_commands(app: typer.Typer) -> None:
             int,
             typer.Option(min=1, help="Jobs that go on from each other, where none is requeued."),
         ] = 1,
-        dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
+        dry_run: DryRun = False,
     ) -> None:
         """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
         from post_training.stages import submit_command
@@ -102,18 +108,14 @@ def add_commands(app: typer.Typer) -> None:
     def pipeline_submit(
         file: PipelineFile,
         overrides: PipelineOverrides = None,
-        site: Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")] = "laptop",
-        environment: Annotated[
-            str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")
-        ] = "post-training",
-        partition: Annotated[str | None, typer.Option(show_default=False)] = None,
-        account: Annotated[str | None, typer.Option(show_default=False)] = None,
-        reservation: Annotated[str | None, typer.Option(show_default=False)] = None,
-        max_failures: Annotated[
-            int, typer.Option(min=0, help="Failures in a row that may be tried again.")
-        ] = 3,
+        site: JobSite = "laptop",
+        environment: JobEnvironment = "post-training",
+        partition: SchedulerSetting = None,
+        account: SchedulerSetting = None,
+        reservation: SchedulerSetting = None,
+        max_failures: MaxFailures = 3,
         dev: Checkout = None,
-        dry_run: Annotated[bool, typer.Option(help="Print what would be submitted.")] = False,
+        dry_run: DryRun = False,
     ) -> None:
         """Queue in Slurm what is not finished, each stage after those it needs."""
         from post_training.stages import pipeline_commands

@@ -21,6 +21,12 @@ Environment = Annotated[
         show_default=False,
     ),
 ]
+# Of jobs.
+JobSite = Annotated[str, typer.Option(help="How jobs are run: laptop, clariden, …")]
+JobEnvironment = Annotated[str, typer.Option(metavar="NAME|FILE", help="The EDF of the image.")]
+SchedulerSetting = Annotated[str | None, typer.Option(show_default=False)]
+MaxFailures = Annotated[int, typer.Option(min=0, help="Failures in a row that may be tried again.")]
+DryRun = Annotated[bool, typer.Option(help="Print what would be submitted.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings to change.", show_default=False),
