@@ -20,7 +20,6 @@ from post_training.core.files import read_json, write_json
 from post_training.records.run_record import read_record
 from post_training.reproduce.command import DIFFERS, EQUIVALENT, IDENTICAL
 from post_training.stages.pipeline_commands import Where, run_pipeline
-from post_training.stages.pipeline_plan import plan_pipeline
 
 SCHEMA = "post-training/expected/1"
 _PIPELINE, _EXPECTED = "pipeline.yaml", "expected.json"
@@ -44,10 +43,8 @@ def check_experiment(folder: Path, run_dir: Path | None, where: Where, *, write:
         )
     if run_dir is None:
         run_dir = Path("build/experiments", f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    overrides = [f"run_dir={run_dir}"]
-    run_pipeline(pipeline, overrides, where, unpinned=False)
-    runs = plan_pipeline(pipeline, overrides).runs
-    found = summary({run.name: read_record(run.run_dir) for run in runs})
+    plan = run_pipeline(pipeline, [f"run_dir={run_dir}"], where, unpinned=False)
+    found = summary({run.name: read_record(run.run_dir) for run in plan.runs})
     if write:
         kept = read_json(expected_path, SCHEMA) if expected_path.exists() else {}
         tolerance = kept.get("tolerance", _TOLERANCE)

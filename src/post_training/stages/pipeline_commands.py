@@ -46,8 +46,8 @@ class Where:
     site: tuple[str, Mapping[str, str | int | None]] = ("laptop", {})
 
 
-def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned: bool) -> None:
-    """Run what is not finished, one stage after another, on this machine.
+def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned: bool) -> Plan:
+    """Run what is not finished, one stage after another, on this machine; the plan, now finished.
 
     Errors: PostTrainingError that names the stage that failed; Interrupted.
     """
@@ -78,6 +78,7 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
                 where=str(run.run_dir),
                 hint="the same command goes on from there",
             )
+    return plan
 
 
 def _prefix(plan: Plan, where: Where) -> list[str]:

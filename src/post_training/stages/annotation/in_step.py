@@ -30,7 +30,7 @@ def do_in_step(
         done = work(make)
     except Interrupted:
         raise  # The signal ends the others too, wherever they are.
-    except Exception:
+    except Exception:  # Whatever it was, the others must not wait for ever.
         _tell(context, _STOP)
         raise
     _tell(context, _STOP)
