@@ -1,6 +1,7 @@
 """A model folder that plain transformers loads, and whose bytes tell nothing but the model."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _PLACES = (
     "local_files_only",
     "is_local",
 )
+_WRITER = re.compile("inline_container|PytorchStreamWriter|iostream|Parent directory")
 
 
 def save_model_folder(
@@ -46,10 +48,15 @@ def save_model_folder(
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """What torch and safetensors say when a disk is full names neither the file nor the reason."""
+    """What torch and safetensors say when a disk is full names neither the file nor the reason.
+    Writing also gathers what is sharded: a lost rank or no GPU memory is left to speak for itself.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save's own errors have no type.
+        if isinstance(error, RuntimeError) and not _WRITER.search(str(error)):
+            raise
         reason = str(error).splitlines()[0].lower()
         free_mb = shutil.disk_usage(folder).free / 1e6
         raise PostTrainingError(
