@@ -71,6 +71,23 @@ def rank_processes(run_dir: Path) -> dict[str, int]:
     return found
 
 
+def slurmstepd_of(task: int) -> int:
+    """The process among a task's ancestors."""
+    status = Path(f"/proc/{task}/status").read_text()
+    if status.startswith("Name:\tslurmstepd"):
+        return task
+    return slurmstepd_of(int(status.split("PPid:")[1].split()[0]))
+
+
+@pytest.fixture
+def watched_closely(slurm, tmp_path) -> Iterator[None]:
+    (tmp_path / "post-training").mkdir()
+    (tmp_path / "post-training/sites.yaml").write_text("laptop: {watch_s: 2}\n")
+    slurm.environment["XDG_CONFIG_HOME"] = str(tmp_path)
+    yield
+    del slurm.environment["XDG_CONFIG_HOME"]
+
+
 def slurmd_of(slurm: SubmittedJobs, node: str) -> int:
     conf = Path(slurm.environment["SLURM_CONF"])
     return int((conf.parent / f"slurmd-{node}.pid").read_text())
@@ -87,6 +104,19 @@ def test_fault_killed_rank_is_named_left_out_and_ends_in_the_same_bytes(slurm, j
     shown = slurm.shown(job_id)
     assert (shown["ExcNodeList"], shown["NodeList"]) == ("n2", "n[1,3]")
     assert read_record(job / "faults/rank")["outputs"] == two_nodes
+
+
+@pytest.mark.usefixtures("watched_closely")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_fault_killed_slurmstepd_is_noticed_and_ends_in_the_same_bytes(slurm, job, two_nodes, rank):
+    run_dir = f"faults/slurmstepd-{rank}"
+    job_id = slurm.submit(*TWO_NODES, f"run_dir={run_dir}")
+    wait_until(checkpointed(job / run_dir), TIMEOUT_S)
+    os.kill(slurmstepd_of(rank_processes(job / run_dir)[rank]), signal.SIGKILL)
+    assert slurm.wait(job_id) == "COMPLETED", slurm.log(run_dir, job_id)
+    assert "the stage has ended, and srun has not noticed" in slurm.log(run_dir, job_id)
+    assert slurm.shown(job_id)["Restarts"] == "1"
+    assert read_record(job / run_dir)["outputs"] == two_nodes
 
 
 def test_fault_lost_node_the_job_goes_on_with_another(slurm, job, two_nodes):

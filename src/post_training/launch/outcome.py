@@ -21,6 +21,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from post_training.launch.suspected_node import (
     was_cancelled,
     was_out_of_memory,
 )
-from post_training.records.run_record import LAUNCH_FOLDER, read_record
+from post_training.records.run_record import LAUNCH_FOLDER, is_live, read_record
 
 SCHEMA = "post-training/failures/1"
 # A record's reason is `TypeName: message` for an exception that is not ours.
@@ -188,9 +189,17 @@ def _start(attempts: Sequence[dict[str, Any]]) -> str:
     return "go"
 
 
+def _is_over(record: Path, since: int) -> bool:
+    """since: seconds since 1970, by the clock of this node, which is that of the first rank."""
+    attempts = _attempts(record)
+    if not attempts or datetime.fromisoformat(attempts[-1]["started"]).timestamp() < since:
+        return False
+    return not is_live(record)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print `again`, and the suspected node, or `stop`; say why on stderr; keep the count. With
-    --start: `go` or `stop`."""
+    --start: `go` or `stop`. With --over-since: `over` or `on`."""
     # The wall time's warning goes to every step, and this one has to end by itself.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -199,6 +208,7 @@ def main(arguments: Sequence[str]) -> int:
     moment = parser.add_mutually_exclusive_group(required=True)
     moment.add_argument("--exit-code", type=int, help="of the stage's step")
     moment.add_argument("--start", action="store_true", help="may the next of a chain begin?")
+    moment.add_argument("--over-since", type=int, help="has an attempt begun since, and ended?")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--worker", type=int)
     options = parser.parse_args(arguments)
@@ -207,6 +217,9 @@ def main(arguments: Sequence[str]) -> int:
         record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
     if options.start:
         print(_start(_attempts(record)))
+        return 0
+    if options.over_since is not None:
+        print("over" if _is_over(record, options.over_since) else "on")
         return 0
     path = options.run_dir / LAUNCH_FOLDER / name
     step = Step(

@@ -3,6 +3,8 @@
 The stage runs as one Slurm step. When it fails, a second, small step inside the same image
 (launch/outcome.py) says whether the same job may try again; the script then hands itself back to
 Slurm with `scontrol requeue`. Slurm keeps one job under one id, so there is one successor at most.
+srun would wait forever for a step whose slurmstepd died, so while the stage runs the script asks,
+every few minutes, whether a process still works in the run folder.
 """
 
 import shlex
@@ -104,6 +106,7 @@ def sbatch_script(job: Job, site: Site) -> str:
             *_array("verdict", verdict),
             *_names(job),
             _BODY.format(
+                watch_s=site.scheduler.watch_s,
                 suspect="suspect" if again is _REQUEUE else "_",
                 over="    end_chain\n" if job.is_chained else "",
                 again=again,
@@ -149,11 +152,31 @@ _BODY = """\
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() {{ [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }}
 
+# Nobody tells srun when the slurmstepd of its step dies: the run's folder does, which no process
+# holds any more. Asked twice, since srun may take a minute to notice an ordinary end.
+watch() {{
+    local start times=0
+    start=$(date +%s)
+    trap 'kill $! 2>/dev/null; exit' TERM
+    while ((times < 2)); do
+        sleep {watch_s} &
+        wait $!
+        [[ $("${{verdict[@]}}" --over-since "$start") == over ]] && ((++times)) || times=0
+    done
+    echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
+    kill -KILL "$1"
+}}
+
 # The verdict reads what was printed since. Slurm may have requeued the attempt before by itself.
 echo "attempt $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job $job, on $SLURM_JOB_NODELIST" >&2
 # No `set -e`: what comes after a failed step is what this script is for.
-"${{stage[@]}}"
+"${{stage[@]}}" &
+step=$!
+watch "$step" &
+watcher=$!
+wait "$step"
 code=$?
+kill "$watcher" 2>/dev/null
 if ((code == 0)); then
     rm -f "$tally"
 {over}\

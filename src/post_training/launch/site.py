@@ -34,7 +34,8 @@ class Scheduler(Config):
     SIGUSR1: a step and a checkpoint must fit, and Slurm may send it a minute early.
     tasks_per_node: ranks, of which each has gpus_per_node / tasks_per_node GPUs; with one, the
     entrypoint starts a process per GPU itself, which works on one node only.
-    requeue: whether the job may go back to the queue. options: further words for sbatch."""
+    requeue: whether the job may go back to the queue. watch_s: how often the job's script looks
+    whether the stage has ended without srun's notice. options: further words for sbatch."""
 
     partition: str | None = None
     account: str | None = None
@@ -46,6 +47,7 @@ class Scheduler(Config):
     cpus_per_task: PositiveInt
     signal_s: PositiveInt
     requeue: bool = True
+    watch_s: PositiveInt = 300
     options: tuple[str, ...] = ()
 
     @field_validator("time")

@@ -58,11 +58,31 @@ verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
 is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
 
+# Nobody tells srun when the slurmstepd of its step dies: the run's folder does, which no process
+# holds any more. Asked twice, since srun may take a minute to notice an ordinary end.
+watch() {
+    local start times=0
+    start=$(date +%s)
+    trap 'kill $! 2>/dev/null; exit' TERM
+    while ((times < 2)); do
+        sleep 300 &
+        wait $!
+        [[ $("${verdict[@]}" --over-since "$start") == over ]] && ((++times)) || times=0
+    done
+    echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
+    kill -KILL "$1"
+}
+
 # The verdict reads what was printed since. Slurm may have requeued the attempt before by itself.
 echo "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job, on $SLURM_JOB_NODELIST" >&2
 # No `set -e`: what comes after a failed step is what this script is for.
-"${stage[@]}"
+"${stage[@]}" &
+step=$!
+watch "$step" &
+watcher=$!
+wait "$step"
 code=$?
+kill "$watcher" 2>/dev/null
 if ((code == 0)); then
     rm -f "$tally"
     exit 0

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -15,7 +16,7 @@ from post_training.launch.outcome import (
     read_tally,
     write_tally,
 )
-from post_training.records.run_record import SCHEMA
+from post_training.records.run_record import SCHEMA, RunFolder
 
 USR1 = 138
 
@@ -135,8 +136,9 @@ def test_current_tally_is_of_the_run_as_it_is(tmp_path):
     assert current_tally(tmp_path) == Tally(0, 2, "checkpoint-4")
 
 
-def ask(run_dir, exit_code: int | None, *words: str, nodes: str = "nid[1-2]") -> tuple[str, str]:
-    moment = ["--start"] if exit_code is None else ["--exit-code", str(exit_code)]
+def ask(run_dir, moment: int | str, *words: str, nodes: str = "nid[1-2]") -> tuple[str, str]:
+    """moment: the step's exit code, or the option that asks something else."""
+    moment = ["--exit-code", str(moment)] if isinstance(moment, int) else moment.split()
     done = subprocess.run(
         [sys.executable, "-m", "post_training.launch.outcome", run_dir, "1",
          *moment, "--log", run_dir / "log", *words],
@@ -164,6 +166,18 @@ def test_outcome_of_a_worker_reads_its_record_and_keeps_its_count(tmp_path):
     assert ask(tmp_path, 1, "--worker", "2")[0] == "again\n"
     assert read_tally(tmp_path / "slurm/failures-2.json").num_failures == 1
     assert not (tmp_path / "slurm/failures.json").exists()
+
+
+def test_outcome_attempt_is_over_when_begun_since_and_held_by_no_process(tmp_path):
+    begun = 1_780_000_000
+    assert ask(tmp_path, f"--over-since {begun}")[0] == "on\n"
+    started = datetime.fromtimestamp(begun, UTC).isoformat()
+    write_run(tmp_path, KILLED, {"status": "running", "reason": None, "started": started})
+    assert ask(tmp_path, f"--over-since {begun}")[0] == "over\n"
+    assert ask(tmp_path, f"--over-since {begun + 1}")[0] == "on\n"
+    folder = RunFolder(tmp_path)
+    folder.claim()
+    assert ask(tmp_path, f"--over-since {begun}")[0] == "on\n"
 
 
 def test_current_tally_of_a_chunked_stage_counts_its_chunks(tmp_path):
@@ -274,5 +288,5 @@ def test_outcome_out_of_memory_on_the_node_is_told_and_tried_again(tmp_path, att
 )
 def test_outcome_next_of_a_chain_begins_unless_the_last_was_cancelled(tmp_path, attempt, answer):
     write_run(tmp_path, attempt)
-    assert ask(tmp_path, None)[0] == answer
+    assert ask(tmp_path, "--start")[0] == answer
     assert not (tmp_path / "slurm/failures.json").exists()

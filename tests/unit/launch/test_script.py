@@ -22,7 +22,11 @@ printf '%s\\0' "$@" >"{folder}/words-$(wc -l <"{folder}/calls")"
 SRUN = """\
 case $* in
     *post_training.launch.outcome*) answer verdicts ;;
-    *) exit "$(answer codes)" ;;
+    *)
+        code=$(answer codes)
+        [[ $code != never ]] || exec sleep infinity
+        exit "$code"
+        ;;
 esac
 """
 SQUEUE = """\
@@ -62,7 +66,9 @@ def run(tmp_path):
     (programs / "excluded").write_text("(null)\n")
     (programs / "ended").write_text("slurm_load_jobs error: Invalid job id specified\n")
 
-    def bash(code: int, states: list[str], verdict: str, **scheduler) -> tuple[int, list[str]]:
+    def bash(
+        code: int | str, states: list[str], verdict: str, **scheduler
+    ) -> tuple[int, list[str]]:
         site = load_site("laptop", {})
         site = site.model_copy(update={"scheduler": site.scheduler.model_copy(update=scheduler)})
         (tmp_path / "codes").write_text(f"{code}\n")
@@ -145,6 +151,14 @@ def test_script_suspected_node_is_kept_when_too_few_would_be_left(run, tmp_path)
     (tmp_path / "bin/excluded").write_text("n9\n")
     calls = run(137, ["RUNNING", "RUNNING"], "again n2")[1]
     assert run.words(len(calls)) == ["update", "JobId=77", "ExcNodeList=n9,n2"]
+
+
+def test_script_stage_that_ended_without_sruns_notice_is_ended_after_two_looks(run):
+    verdicts = "on\nover\non\nover\nover\nagain"
+    code, calls = run("never", ["RUNNING", "RUNNING"], verdicts, watch_s=0.01)
+    assert (code, calls) == (137, [*["srun"] * 6, "squeue", "srun", "squeue", "scontrol"])
+    assert run.words(2)[-2] == "--over-since"
+    assert "is its slurmstepd gone?" in run.stderr
 
 
 def chained(run, job_id: str, before: str = "go", **how) -> tuple[int, list[str]]:
