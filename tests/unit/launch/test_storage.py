@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import time
 
@@ -68,17 +69,24 @@ def test_setup_makes_folders_and_links_and_twice_is_the_same(place):
     assert mode(links / "shared") == mode(links / "store") == 0o2770
 
 
-def test_setup_gives_default_acls_where_the_tool_is_there(place, monkeypatch):
-    (place / "bin").mkdir()
-    (place / "bin/setfacl").write_text(f'#!/bin/sh\necho "$@" >>{place}/acls\n')
-    (place / "bin/setfacl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{place}/bin:{os.environ['PATH']}")
+@pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not installed")
+def test_setup_what_is_made_later_is_open_to_the_group_whatever_the_umask(place):
     setup(place)
-    words = "--default --modify group::rwX,other::---"
-    assert (place / "acls").read_text().splitlines() == [
-        f"{words} {place}/scratch/someone/post-training-shared",
-        f"{words} {place}/permanent/post-training",
-    ]
+    earlier = os.umask(0o077)
+    try:
+        for folder in ("scratch/someone/post-training-shared", "permanent/post-training"):
+            (place / folder / "made").mkdir()
+            (place / folder / "made/later").touch()
+            assert mode(place / folder / "made") & 0o077 == 0o070
+            assert mode(place / folder / "made/later") & 0o077 == 0o060
+    finally:
+        os.umask(earlier)
+
+
+def test_setup_without_setfacl_says_what_that_means(place, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(place))
+    setup(place)
+    assert "setfacl is not installed" in capsys.readouterr().err
 
 
 def test_setup_of_a_link_that_leads_elsewhere_is_refused_and_makes_nothing(place):
