@@ -42,6 +42,16 @@ def two_nodes(slurm, job) -> dict:
     return record["outputs"]
 
 
+def test_run_on_two_nodes_is_reproduced_on_two_nodes(slurm, job, two_nodes):
+    words = ("reproduce", "faults/whole", "--site=laptop")
+    told = slurm.post_training(*words, "--nodes=2")
+    assert told.startswith("identical: ")
+    again = read_record(job / "faults/whole-reproduced-1")
+    assert again["environment"]["SLURM_JOB_NODELIST"] == "n[1-2]"
+    slurm.post_training(*words, "--nodes=3", check=False)
+    assert "2 ranks do not fill 3 nodes of 1 tasks" in slurm.stderr
+
+
 @contextmanager
 def held(slurm: SubmittedJobs) -> Iterator[None]:
     """No job starts within."""

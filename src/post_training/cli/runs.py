@@ -149,7 +149,9 @@ def add_commands(app: typer.Typer) -> None:
         site: Annotated[
             str | None, typer.Option(help="Run it as a job there.", show_default=False)
         ] = None,
-        nodes: Annotated[int | None, typer.Option(help="Of the job.", show_default=False)] = None,
+        nodes: Annotated[
+            int | None, typer.Option(min=1, help="Of the job.", show_default="what its ranks fill")
+        ] = None,
         time: Annotated[str | None, typer.Option(help="Of the job.", show_default=False)] = None,
     ) -> None:
         """Run again from the recorded image digest and compare.
@@ -159,7 +161,7 @@ def add_commands(app: typer.Typer) -> None:
         from post_training.launch.site import load_site
         from post_training.reproduce import command, plan
 
-        where = site and (site, load_site(site, {"nodes": nodes, "time": time}))
+        where = site and (site, load_site(site, {"time": time}))
         runs = "all" if upstream else "stale" if stale else "none"
-        options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, repository)
+        options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, nodes, repository)
         sys.exit(command.reproduce(find_run(run), options))

@@ -74,6 +74,24 @@ class Scheduler(Config):
     def num_tasks(self) -> int:
         return self.nodes * self.tasks_per_node
 
+    def for_ranks(self, num_ranks: int, nodes: int | None = None) -> "Scheduler":
+        """For a job of so many ranks: a task each, on nodes that are full; or one task that starts
+        them, when they are fewer than a node's. nodes: of a job of several ranks, as many.
+
+        Errors: UsageError when the ranks do not fill the nodes.
+        """
+        per_node = self.tasks_per_node
+        if nodes is None or num_ranks == 1:
+            nodes = max(1, num_ranks // per_node) if per_node > 1 else 1
+        if nodes * per_node == num_ranks:
+            return self.model_copy(update={"nodes": nodes})
+        if nodes == 1 and (per_node == 1 or num_ranks < per_node):
+            return self.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+        raise UsageError(
+            f"{num_ranks} ranks do not fill {nodes} nodes of {per_node} tasks",
+            hint="choose another site or other --nodes",
+        )
+
 
 class Launcher(Config):
     """srun: further words for srun. The rest is of Singularity alone. options: for `singularity

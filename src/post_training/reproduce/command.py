@@ -79,7 +79,7 @@ def _run(plan: Plan, new_dir: Path, made: dict[Path, Path], options: Options) ->
     inputs |= {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
     image = plan.image or _restored(plan.record["image"], options)
     print(f"running {plan.record['run_id']} again in {new_dir}", file=sys.stderr)
-    run_again(plan.record, plan.run_dir, new_dir, inputs, image, options.site, options.repository)
+    run_again(plan.record, plan.run_dir, new_dir, inputs, image, plan.site, options.repository)
     record = read_record(new_dir)
     changes = machine_differences(plan.record["machine"], record["machine"])
     comparison = compare_runs(plan.record, plan.run_dir, record, new_dir)

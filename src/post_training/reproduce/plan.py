@@ -26,7 +26,8 @@ _MACHINE = ("architecture", "processor", "accelerators", "driver")
 class Options:
     """new_dir: None: beside the run. upstream: which of the runs that made its inputs are run again
     too: all of them, back to the data; or those whose artifact is gone or was changed (stale).
-    site: the scheduler's, to run as jobs of it; None: here. repository: the checkout that an image
+    site: the scheduler's, to run as jobs of it; None: here. nodes: of a job of several ranks; None:
+    as many as they fill. repository: the checkout that an image
     is built from, when it is in no store. tolerance: of the figures, relative, on another machine.
     """
 
@@ -36,18 +37,20 @@ class Options:
     dry_run: bool = False
     tolerance: float = 0.01
     site: tuple[str, Site] | None = None
+    nodes: int | None = None
     repository: Path = Path()
 
 
 @dataclass(frozen=True)
 class Plan:
     """upstream: {key of an input: (run folder that made it, where in it)}, if they are to be run
-    again as well. image: None: it has to be built first. notes: what will not be as it was, as far
-    as it is known before. missing: what stands in the way."""
+    again as well. image: None: it has to be built first. site: with nodes for its ranks. notes:
+    what will not be as it was, as far as it is known before. missing: what stands in the way."""
 
     run_dir: Path
     record: dict[str, Any]
     image: StoredImage | None
+    site: tuple[str, Site] | None
     upstream: dict[str, tuple[Path, Path]]
     notes: list[str]
     missing: list[str]
@@ -130,9 +133,26 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
             )
     except PostTrainingError as error:
         missing.append(str(error))
+    site = None
     if options.site is None:
         notes += machine_differences(record["machine"], machine())
-    return Plan(run_dir, record, image, makers, notes, missing)
+    else:
+        try:
+            site = _for_ranks(options.site, num_ranks(record), options.nodes)
+        except UsageError as error:
+            missing.append(str(error))
+    return Plan(run_dir, record, image, site, makers, notes, missing)
+
+
+def _for_ranks(named: tuple[str, Site], ranks: int, nodes: int | None) -> tuple[str, Site]:
+    name, site = named
+    scheduler = site.scheduler.for_ranks(ranks, nodes)
+    return name, site.model_copy(update={"scheduler": scheduler})
+
+
+def num_ranks(record: Mapping[str, Any]) -> int:
+    """Of a stage whose ranks count; any other is run by one."""
+    return record["topology"].get("world_size", 1)
 
 
 def _place_in(folder: Path, path: Path) -> Path:

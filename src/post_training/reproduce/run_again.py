@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.load import load_config
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_atomic
 from post_training.launch.site import Site
 from post_training.launch.submit import Request, say_where, submit, wait_for
@@ -24,6 +24,7 @@ from post_training.reproduce.environment import (
     reproduction_edf,
     site_surroundings,
 )
+from post_training.reproduce.plan import num_ranks
 from post_training.stages.registry import find_stage
 
 _MAX_FAILURES = 3
@@ -41,8 +42,7 @@ def run_again(
     """Run what `record` of `run_dir` says in `new_dir`. inputs: where each input is now. site: its
     name and settings, to run there as a job; None: here. repository: has the sites' EDFs.
 
-    Errors: UsageError when the site's jobs have another number of ranks; PostTrainingError when it
-    fails.
+    Errors: PostTrainingError when it fails.
     """
     new_dir.parent.mkdir(parents=True, exist_ok=True)
     settings = _settings(record, new_dir, inputs)
@@ -89,14 +89,7 @@ def _request(
     named_site: tuple[str, Site],
 ) -> Request:
     site_name, site = named_site
-    num_tasks = site.scheduler.num_tasks
-    if num_tasks > 1:
-        if num_tasks != settings["num_processes"]:
-            raise UsageError(
-                f"the run had {settings['num_processes']} ranks, a job of {site.scheduler.nodes} "
-                f"nodes at {site_name} has {num_tasks}",
-                hint="choose --nodes to match",
-            )
+    if site.scheduler.num_tasks > 1:
         settings = {**settings, "num_processes": None}  # The launcher starts them.
     stage = find_stage(record["stage"])
     overrides = _overrides(settings)
@@ -122,7 +115,7 @@ def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path])
     """What the configuration left open or relative, as it was."""
     return {
         "run_dir": str(new_dir),
-        "num_processes": record["topology"].get("world_size", 1),
+        "num_processes": num_ranks(record),
         "num_threads": record["topology"]["num_threads"],
         **_folders(record),
         **_reported_to_nobody(record),

@@ -104,6 +104,32 @@ def test_load_site_own_settings_that_are_wrong_are_refused(tmp_path, monkeypatch
     assert fault in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("site", "num_ranks", "nodes", "shape"),
+    [
+        ("clariden", 32, None, (8, 4)),
+        ("clariden", 4, None, (1, 4)),
+        ("clariden", 32, 8, (8, 4)),
+        ("clariden", 2, None, (1, 1)),
+        ("clariden", 1, 8, (1, 1)),
+        ("laptop", 2, None, (1, 1)),
+        ("laptop", 2, 2, (2, 1)),
+    ],
+)
+def test_for_ranks_nodes_are_full_or_one_task_starts_them(site, num_ranks, nodes, shape):
+    scheduler = load_site(site, {}).scheduler.for_ranks(num_ranks, nodes)
+    assert (scheduler.nodes, scheduler.tasks_per_node) == shape
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "nodes", "told"),
+    [(6, None, "6 ranks do not fill 1 nodes of 4 tasks"), (32, 4, "32 ranks do not fill 4 nodes")],
+)
+def test_for_ranks_that_do_not_fill_the_nodes_are_refused(num_ranks, nodes, told):
+    with pytest.raises(UsageError, match=told):
+        load_site("clariden", {}).scheduler.for_ranks(num_ranks, nodes)
+
+
 def test_site_files_name_nobodys_account_user_or_nodes():
     edfs = Path(__file__).parents[3] / "edf"
     for path in (*SITES_DIR.glob("*.yaml"), *edfs.glob("*.toml")):
