@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     if found != schema:
         raise UsageError(f"schema is {found!r}, not {schema!r}", where=str(path))
     return record
+
+
+def check_keys(record: Mapping[str, Any], keys: Iterable[str], path: Path) -> None:
+    """Errors: UsageError that names the keys which the record at `path` lacks."""
+    if missing := [key for key in keys if key not in record]:
+        raise UsageError(f"no record any more: {', '.join(missing)} is gone", where=str(path))
 
 
 def user_cache() -> Path:

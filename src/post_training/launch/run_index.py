@@ -199,11 +199,19 @@ def _refresh(index: sqlite3.Connection, folder: Path) -> None:
     stale = set(rows) - set(map(str, run_dirs))
     with index:
         index.executemany("DELETE FROM runs WHERE path = ?", [(path,) for path in stale])
-        read = sorted({*unsettled, *again})
-        # First: what changes while it is read is read once more.
-        read_from = [_signature(run_dir) for run_dir in read]
-        states = explained([run_state(run_dir, queue) for run_dir in read])
-        for row in map(_row, states, read_from):
+        # Before the state: what changes while it is read is read once more.
+        read_from: list[str | None] = []
+        states: list[RunState] = []
+        for run_dir in sorted({*unsettled, *again}):
+            signature = _signature(run_dir)
+            try:
+                states.append(run_state(run_dir, queue))
+            except UsageError as error:  # One damaged record must not hide all the others.
+                print(f"warning: left out: {str(error).splitlines()[0]}", file=sys.stderr)
+                index.execute("DELETE FROM runs WHERE path = ?", [str(run_dir)])
+            else:
+                read_from.append(signature)
+        for row in map(_row, explained(states), read_from):
             index.execute(f"REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
 

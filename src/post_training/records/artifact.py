@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import read_json, write_json
+from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import (
     ARTIFACT_RECORD,
     fingerprint_files,
     hash_files,
     sha256_value,
 )
+from post_training.records.run_record import is_edited
 
 SCHEMA = "post-training/artifact/1"
+_KEYS = ("kind", "fingerprint", "files", "made_by")
 
 
 def seal_artifact(folder: Path, kind: str, run_record: dict[str, Any]) -> dict[str, Any]:
@@ -44,20 +46,28 @@ def seal_artifact(folder: Path, kind: str, run_record: dict[str, Any]) -> dict[s
 
 
 def read_artifact(folder: Path) -> dict[str, Any]:
-    """What artifact.json says. Errors: UsageError when there is none."""
+    """What artifact.json says. Errors: UsageError when there is none, or keys of it are gone."""
     try:
         artifact = read_json(folder / ARTIFACT_RECORD, SCHEMA)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError("no artifact: there is no artifact.json", where=str(folder)) from None
+    check_keys(artifact, _KEYS, folder / ARTIFACT_RECORD)
     # The first artifacts had none.
     artifact.setdefault("lineage_hash", _lineage_hash(artifact["kind"], artifact["made_by"]))
     return artifact
 
 
 def artifact_faults(folder: Path) -> list[str]:
-    """How the files differ from what artifact.json says, a line each."""
-    recorded, found = read_artifact(folder)["files"], hash_files(folder)
+    """How files, or artifact.json itself, are not as they were written, a line each."""
+    artifact = read_artifact(folder)
+    recorded, found = artifact["files"], hash_files(folder)
     faults = []
+    if artifact["fingerprint"] != fingerprint_files(recorded):
+        faults.append("fingerprint is not that of its list of files")
+    if is_edited(artifact["made_by"]):
+        faults.append("made_by was changed by hand")
+    if artifact["lineage_hash"] != _lineage_hash(artifact["kind"], artifact["made_by"]):
+        faults.append("lineage_hash is not that of what made it")
     for name in sorted(recorded.keys() | found.keys()):
         if name not in found:
             faults.append(f"{name}: gone")
@@ -73,7 +83,7 @@ def origin_of(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
     {"kind", "lineage_hash", "run_id", "stage", "recipe_hash", "image": OCI digest or None,
      "inputs": {key: {"path", "fingerprint", "made_by": the same again, where it is known}}}
-    Errors: UsageError for an artifact that was changed after it was made.
+    Errors: UsageError for an artifact that was changed after it was made, or its record.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / ARTIFACT_RECORD).exists():
@@ -90,6 +100,12 @@ def origin_of(path: Path, fingerprint: str) -> dict[str, Any] | None:
             "counts as files of your own",
         )
     record = artifact["made_by"]
+    if is_edited(record):
+        raise UsageError(
+            f"the record of run {record['run_id']} in it was changed by hand",
+            where=str(folder / ARTIFACT_RECORD),
+            hint="put the original back; without it the folder counts as files of your own",
+        )
     return {
         "kind": artifact["kind"],
         "lineage_hash": artifact["lineage_hash"],

@@ -6,13 +6,20 @@ placement                                          never changes them
 outcome                                            the first difference, as `reproduce` finds it
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from post_training.config.recipe import changed_settings
 from post_training.records.compare import compare_runs
 from post_training.records.machine import portable_environment
-from post_training.records.run_record import fingerprints, image_identity, read_record
+from post_training.records.run_record import (
+    fingerprints,
+    image_identity,
+    is_edited,
+    read_record,
+)
+from post_training.records.show import EDITED
 
 SAME, DIFFERENT = 0, 4
 
@@ -20,6 +27,9 @@ SAME, DIFFERENT = 0, 4
 def print_diff(first_dir: Path, second_dir: Path) -> int:
     """A line for each difference; the exit code, 0 where the outcomes are the same."""
     first, second = read_record(first_dir), read_record(second_dir)
+    for record, folder in ((first, first_dir), (second, second_dir)):
+        if is_edited(record):
+            print(f"warning: {folder}: {EDITED}", file=sys.stderr)
     lines = _settings(first, second)
     is_same, outcome = _outcome(first, first_dir, second, second_dir)
     for label, text in [*lines, *(("outcome", text) for text in outcome)]:

@@ -2,13 +2,15 @@
 time, that others' tools can read.
 
 RUN_ID.zip    ro-crate-metadata.json    for people and catalogues (records/crate.py)
-              provenance.intoto.json    for supply chains (records/in_toto.py); finished runs only
+              provenance.intoto.json    for supply chains (records/in_toto.py); not of unfinished
+                                        runs and edited records
               run.json config.yaml …    the run folder's own files, as they are
 
 Weights and datasets stay where they are; both descriptions name them by their sha256.
 """
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ from post_training.core.errors import UsageError
 from post_training.core.files import atomic_file
 from post_training.records.crate import CRATE_NAME, crate
 from post_training.records.in_toto import STATEMENT_NAME, statement
-from post_training.records.run_record import is_live, read_record
+from post_training.records.run_record import is_edited, is_live, read_record
+from post_training.records.show import EDITED
 
 LARGEST_BYTES = 1 << 20
 _DATE = (1980, 1, 1, 0, 0, 0)  # The first that a ZIP can say.
@@ -36,7 +39,11 @@ def export_run(run_dir: Path, target: Path | None) -> Path:
         raise UsageError("there already", where=str(target), hint="choose another --output")
     files = {name: (run_dir / name).read_bytes() for name in sorted(_small_files(run_dir))}
     made = {CRATE_NAME: crate(record, list(files))}
-    if record["outputs"] is not None:
+    if is_edited(record):
+        print(
+            f"warning: {run_dir}: {EDITED}, so the archive has no {STATEMENT_NAME}", file=sys.stderr
+        )
+    elif record["outputs"] is not None:
         made[STATEMENT_NAME] = statement(record)
     with (
         atomic_file(target) as temporary,

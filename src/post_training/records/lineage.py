@@ -31,7 +31,8 @@ def show_artifact(folder: Path, *, as_json: bool) -> None:
 def show_lineage(folder: Path, *, as_json: bool) -> None:
     """A tree: what made the artifact, and below it what made its inputs.
 
-    Errors: UsageError for an artifact that was changed after it was made.
+    The files are not hashed; `verify_artifact` does that. Errors: UsageError for a record that was
+    changed by hand.
     """
     origin = origin_of(folder, read_artifact(folder)["fingerprint"])
     assert origin is not None

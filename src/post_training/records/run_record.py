@@ -14,6 +14,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from post_training.config.recipe import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import read_json, write_json
+from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import sha256_value
 
 SCHEMA = "post-training/run-record/1"
@@ -35,7 +36,17 @@ LAUNCH_FOLDER = "slurm"
 # Of stages that work in chunks: the chunks, and the records of those who made them. They may be
 # there before the run itself, which puts the chunks together.
 SHARED_FOLDERS = ("chunks", "workers")
+# What every record has, from the first version on.
+_KEYS = {
+    *("run_id", "status", "reason", "stage", "identity", "recipe", "topology", "inputs", "image"),
+    *("command", "working_dir", "recipe_hash", "placement", "code", "reproducible_by_digest"),
+    *("mounts", "environment", "machine", "scheduler_job", "packages", "attempts", "outputs"),
+    "metrics",
+}
 _LOCK_NAME = ".lock"
+# struct flock of 64-bit Linux, whose length 0 is the whole file: l_type, l_whence, l_start, l_len,
+# l_pid.
+_FLOCK = "hhqqi"
 
 
 @dataclass(frozen=True)
@@ -225,9 +236,12 @@ def check_same_run(
 def read_record(run_dir: Path) -> dict[str, Any]:
     """The record of a run folder. Errors: UsageError."""
     try:
-        return read_json(run_dir / RECORD_NAME, SCHEMA)
+        record = read_json(run_dir / RECORD_NAME, SCHEMA)
     except FileNotFoundError:
         raise UsageError("no run here: there is no run.json", where=str(run_dir)) from None
+    if not record.keys() >= _KEYS and is_edited(record):
+        check_keys(record, sorted(_KEYS), run_dir / RECORD_NAME)
+    return record
 
 
 def earlier_record(run_dir: Path) -> dict[str, Any] | None:
@@ -248,15 +262,18 @@ def earlier_record(run_dir: Path) -> dict[str, Any] | None:
 
 
 def is_live(run_dir: Path) -> bool:
-    """Whether a process holds the folder. A record that says running and is not live was killed."""
+    """Whether a process holds the folder. A record that says running and is not live was killed.
+
+    Who asks takes no lock, in the way of a run that starts this moment, and need not be allowed to
+    write there.
+    """
     try:
-        with open(run_dir / _LOCK_NAME, "r+") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(run_dir / _LOCK_NAME) as lock:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(lock, fcntl.F_GETLK, asked)
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
-    return False
+    return struct.unpack_from(_FLOCK, answer)[0] != fcntl.F_UNLCK
 
 
 def is_edited(record: dict[str, Any]) -> bool:

@@ -65,6 +65,20 @@ def test_runs_list_unknown_state_is_refused(slurm_command, tmp_path):
     assert "--state: no run can be 'finnished'" in done.stderr
 
 
+@pytest.mark.parametrize("content", ["{", '{"schema": "post-training/run-record/9"}'])
+def test_runs_list_damaged_record_is_told_and_hides_no_other(slurm_command, tmp_path, content):
+    for name in "abc":
+        write_run(tmp_path / "runs" / name)
+    assert slurm_command("runs", "list").stdout.count("finished") == 3
+    (tmp_path / "runs/b/run.json").write_text(content)
+    done = slurm_command("runs", "list", "--json")
+    assert done.returncode == 0
+    assert [state["run_dir"] for state in json.loads(done.stdout)] == ["runs/a", "runs/c"]
+    [warning] = done.stderr.splitlines()
+    assert warning.startswith(f"warning: left out: {tmp_path}/runs/b/run.json: ")
+    assert slurm_command("runs", "show", "sft-c", "--json").returncode == 0
+
+
 def test_runs_list_after_changes_says_what_the_folders_say_now(listed, tmp_path):
     for name in "abc":
         write_run(tmp_path / "runs" / name)

@@ -6,6 +6,9 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.artifact import artifact_faults, origin_of, read_artifact, seal_artifact
 from post_training.records.lineage import show_artifact, show_lineage, verify_artifact
+from post_training.records.run_record import RunDescription, RunFolder
+
+FACTS = {"machine": {}, "scheduler_job": None, "recipe_hash": "r"}
 
 
 def record(stage="sft", inputs=None, **recipe):
@@ -99,6 +102,44 @@ def test_verify_names_changed_missing_and_foreign_files(chain, capsys):
     (chain / "weights").write_text("changed")
     with pytest.raises(PostTrainingError, match="weights: changed"):
         verify_artifact(chain)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"fingerprint": "0" * 64}, "fingerprint is not that of its list of files"),
+        ({"lineage_hash": "0" * 64}, "lineage_hash is not that of what made it"),
+    ],
+)
+def test_verify_names_what_was_edited_in_the_record(chain, change, fault):
+    path = chain / "artifact.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert artifact_faults(chain) == [fault]
+
+
+def test_artifact_whose_run_record_was_edited_is_noticed_and_no_input(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    folder.start(RunDescription("sft", {"lr": 1}, {}, {}, None, FACTS))
+    made = make(tmp_path / "made", folder.record)
+    assert artifact_faults(made) == []
+    origin_of(made, fingerprint(made))
+    written = json.loads((made / "artifact.json").read_text())
+    written["made_by"]["image"] = {"oci_digest": "sha256:of another"}
+    (made / "artifact.json").write_text(json.dumps(written))
+    assert artifact_faults(made) == ["made_by was changed by hand"]
+    with pytest.raises(UsageError, match="in it was changed by hand"):
+        origin_of(made, fingerprint(made))
+
+
+@pytest.mark.parametrize("key", ["kind", "fingerprint", "files", "made_by"])
+def test_artifact_without_a_key_is_one_clear_line(chain, key):
+    path = chain / "artifact.json"
+    written = json.loads(path.read_text())
+    del written[key]
+    path.write_text(json.dumps(written))
+    with pytest.raises(UsageError, match=rf"artifact\.json: no record any more: {key} is gone"):
+        read_artifact(chain)
 
 
 def test_show_artifact_and_lineage_tell_a_person(chain, capsys):

@@ -3,6 +3,7 @@ added since, it is read for as long as its schema's number stands."""
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,16 @@ def test_record_of_the_first_version_is_read(runs, post_training, tmp_path, word
     assert done.returncode == code, done.stderr
     assert answer in done.stdout + done.stderr
     assert "changed by hand" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", [["diff", "runs/two", "runs/one"], ["export", "runs/one"]])
+def test_record_changed_by_hand_is_told_by_diff_and_export(runs, post_training, tmp_path, words):
+    path = runs / "one/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seal": "of what it was"}))
+    done = post_training("runs", *words, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0
+    assert "warning: runs/one: this record was changed by hand" in done.stderr
+    if words[0] == "export":
+        with zipfile.ZipFile(tmp_path / f"{RUN_ID}.zip") as archive:
+            assert "run.json" in archive.namelist()
+            assert "provenance.intoto.json" not in archive.namelist()

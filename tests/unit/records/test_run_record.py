@@ -147,6 +147,20 @@ def test_claim_live_folder_is_refused_and_a_dead_one_is_not(tmp_path):
     release(start(tmp_path))
 
 
+def test_is_live_asked_by_somebody_who_may_not_write_there_is_true_to_fact(tmp_path):
+    release(start(tmp_path))
+    (tmp_path / ".lock").chmod(0o444)
+    tmp_path.chmod(0o755)
+    asked = (
+        "import os, pathlib\n"
+        "from post_training.records.run_record import is_live\n"
+        "os.getuid() or os.setuid(65534)\n"
+        "print(is_live(pathlib.Path()))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert done.stdout == b"False\n"
+
+
 def test_claim_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UsageError, match=r"holds no run \(found 'thesis.txt'\)"):
@@ -178,6 +192,15 @@ def test_identity_counts_content_and_not_paths():
 def test_read_record_damaged_is_one_clear_line(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UsageError, match=r"run.json: (not a JSON record|schema is .*, not )"):
+        read_record(tmp_path)
+
+
+def test_read_record_edited_and_without_a_key_is_one_clear_line(tmp_path):
+    release(start(tmp_path))
+    record = read_record(tmp_path)
+    del record["recipe"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"run\.json: no record any more: .*recipe.* is gone"):
         read_record(tmp_path)
 
 
