@@ -157,10 +157,13 @@ def add_commands(app: typer.Typer) -> None:
         """Run again from the recorded image digest and compare.
 
         Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
+        from post_training.core.errors import UsageError
         from post_training.launch.run_index import find_run
         from post_training.launch.site import load_site
         from post_training.reproduce import command, plan
 
+        if site is None and (nodes, time) != (None, None):
+            raise UsageError("--nodes and --time: of a job, so only with --site")
         where = site and (site, load_site(site, {"time": time}))
         runs = "all" if upstream else "stale" if stale else "none"
         options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, nodes, repository)

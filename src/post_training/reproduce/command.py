@@ -21,7 +21,13 @@ from post_training.records.compare import Comparison, compare_runs
 from post_training.records.run_record import is_edited, read_record
 from post_training.records.show import EDITED
 from post_training.reproduce.environment import StoredImage
-from post_training.reproduce.plan import Options, Plan, machine_differences, make_plans
+from post_training.reproduce.plan import (
+    Options,
+    Plan,
+    machine_differences,
+    make_plans,
+    num_ranks,
+)
 from post_training.reproduce.run_again import run_again
 
 IDENTICAL, EQUIVALENT, DIFFERS = 0, 3, 4
@@ -34,13 +40,18 @@ def reproduce(run: Path, options: Options) -> int:
     for plan in plans:
         _tell(plan, len(plans) > 1 or options.dry_run)
     if missing := [line for plan in plans for line in plan.missing]:
-        raise ConfigError(missing, hint="restore them; nothing was run")
+        raise ConfigError(missing, hint="put this right first; nothing was run")
+    new_dirs = [
+        _choose_new_dir(plan.run_dir, options.new_dir if plan is plans[-1] else None)
+        for plan in plans
+    ]
     if options.dry_run:
+        for plan, new_dir in zip(plans, new_dirs, strict=True):
+            print(_would_run(plan, new_dir), file=sys.stderr)
         print(f"{len(plans)} runs would be run again" if len(plans) > 1 else "ready to run again")
         return IDENTICAL
     made: dict[Path, Path] = {}
-    for plan in plans:
-        new_dir = _choose_new_dir(plan.run_dir, options.new_dir if plan is plans[-1] else None)
+    for plan, new_dir in zip(plans, new_dirs, strict=True):
         code, verdict = _run(plan, new_dir, made, options)
         if plan is plans[-1]:
             print(verdict)
@@ -60,6 +71,16 @@ def _tell(plan: Plan, is_named: bool) -> None:
         print(f"warning: {name}{EDITED}", file=sys.stderr)
     for line in plan.notes:
         print(f"note: {name}{line}", file=sys.stderr)
+
+
+def _would_run(plan: Plan, new_dir: Path) -> str:
+    image = plan.record["image"]
+    where = f"as a job at {plan.site[0]}" if plan.site else "here"
+    return (
+        f"would run {plan.record['run_id']} again in {new_dir}, {where}: world size "
+        f"{num_ranks(plan.record)}, image {image['name']} {image['version']} "
+        f"{image['oci_digest'][:19]}"
+    )
 
 
 def _choose_new_dir(run_dir: Path, chosen: Path | None) -> Path:

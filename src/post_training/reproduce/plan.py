@@ -124,7 +124,7 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
         image = _find_image(record, stores)
     except UsageError as error:
         if fault := _restore_fault(record["image"], options.repository):
-            missing.append(f"{error}; {fault}")
+            missing.append(f"{error.where}: {error.problem}, {fault}")
         else:
             commit = record["image"]["checkout"]["commit"]
             notes.append(
@@ -140,7 +140,9 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
         try:
             site = _for_ranks(options.site, num_ranks(record), options.nodes)
         except UsageError as error:
-            missing.append(str(error))
+            missing.append(f"{record['run_id']}: {error.problem} ({error.hint})")
+        missing += _sif_faults(image, options.site[1])
+        notes.append(f"the machine is known when the job starts; the run's was {_told(record)}")
     return Plan(run_dir, record, image, site, makers, notes, missing)
 
 
@@ -148,11 +150,6 @@ def _for_ranks(named: tuple[str, Site], ranks: int, nodes: int | None) -> tuple[
     name, site = named
     scheduler = site.scheduler.for_ranks(ranks, nodes)
     return name, site.model_copy(update={"scheduler": scheduler})
-
-
-def num_ranks(record: Mapping[str, Any]) -> int:
-    """Of a stage whose ranks count; any other is run by one."""
-    return record["topology"].get("world_size", 1)
 
 
 def _place_in(folder: Path, path: Path) -> Path:
@@ -210,7 +207,7 @@ def _restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:
     """Why the image cannot be built from its recipe here."""
     checkout = image.get("checkout")
     if checkout is None or checkout["dirty"]:
-        return "no commit holds the sources that it was built from"
+        return "and no commit holds the sources that it was built from"
     if not has_commit(repository, checkout["commit"]):
         return (
             f"and there is no commit {checkout['commit'][:12]} in {repository.absolute()} to build "
@@ -227,6 +224,27 @@ def _input_fault(path: Path, recorded: str) -> str | None:
     if found == recorded:
         return None
     return f"changed: {path} (fingerprint is {found[:12]}, the run had {recorded[:12]})"
+
+
+def num_ranks(record: Mapping[str, Any]) -> int:
+    """Of a stage whose ranks count, or whose model is spread over them; any other is run by one."""
+    topology = record["topology"]
+    return topology.get("world_size", topology.get("tensor_parallel_size", 1))
+
+
+def _sif_faults(image: StoredImage | None, site: Site) -> list[str]:
+    """Why the site's launcher cannot start the image."""
+    if site.launcher.kind == "singularity" and image is not None:
+        try:
+            _ = image.sif
+        except UsageError as error:
+            return [f"{error.where}: {error.problem}"]
+    return []
+
+
+def _told(record: Mapping[str, Any]) -> str:
+    then = record["machine"]
+    return ", ".join(str(then[key]) for key in _MACHINE if then.get(key))
 
 
 def machine_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -40,7 +40,8 @@ def run_again(
     repository: Path,
 ) -> None:
     """Run what `record` of `run_dir` says in `new_dir`. inputs: where each input is now. site: its
-    name and settings, to run there as a job; None: here. repository: has the sites' EDFs.
+    name and settings, to run there as a job of as many ranks; None: here. repository: has the
+    sites' EDFs.
 
     Errors: PostTrainingError when it fails.
     """

@@ -1,0 +1,63 @@
+"""What `reproduce` says before it runs anything."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from post_training.reproduce.plan import num_ranks
+
+RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
+
+
+@pytest.fixture
+def planned(post_training, tmp_path):
+    """The answer to `reproduce --dry-run` of a run with this topology; its image is in no store."""
+
+    def answer(topology: dict[str, int], *words: str) -> str:
+        record = json.loads(RECORD.read_text())
+        record["topology"] = {"num_threads": 1, **topology}
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run/run.json").write_text(json.dumps(record))
+        options = ["--dry-run", "--store", "store", *words]
+        done = post_training("reproduce", "run", *options, XDG_CONFIG_HOME=str(tmp_path))
+        assert done.returncode == 2
+        return done.stderr
+
+    return answer
+
+
+def test_num_ranks_is_how_many_processes_the_run_needs():
+    assert num_ranks({"topology": {"world_size": 8}}) == 8
+    assert num_ranks({"topology": {"tensor_parallel_size": 4}}) == 4
+    assert num_ranks({"topology": {"tensor_parallel_size": 1}}) == 1
+    assert num_ranks({"topology": {}}) == 1
+
+
+@pytest.mark.parametrize(
+    ("topology", "nodes", "is_refused"),
+    [
+        ({"world_size": 1}, 1, False),
+        ({"world_size": 8}, 3, True),
+        ({"world_size": 8}, 2, False),
+        ({"tensor_parallel_size": 4}, 1, False),
+        ({"tensor_parallel_size": 4}, 2, True),
+        ({"tensor_parallel_size": 1}, 2, False),  # In chunks: any number of workers.
+    ],
+)
+def test_reproduce_at_a_site_whose_nodes_the_ranks_do_not_fill_is_refused_before_it_runs(
+    planned, topology, nodes, is_refused
+):
+    told = planned(topology, "--site", "clariden", "--nodes", str(nodes))
+    assert (f"ranks do not fill {nodes} nodes of 4 tasks (choose" in told) == is_refused
+    assert "the machine is known when the job starts; the run's was " in told
+
+
+def test_reproduce_job_settings_without_a_site_are_refused(planned):
+    assert "--nodes and --time: of a job, so only with --site" in planned({}, "--nodes", "2")
+
+
+def test_reproduce_missing_image_is_one_line_with_both_ways_to_it(planned):
+    [line] = [line for line in planned({}).splitlines() if "in the store" in line]
+    assert "in the store, and " in line
+    assert line.startswith("error: ")
