@@ -72,6 +72,15 @@ def test_pipeline_hands_the_artifact_of_one_stage_to_the_next(finished):
     )
 
 
+def test_pipeline_again_tells_a_topology_that_has_changed_since(finished):
+    done = finished.run("stages.parts.config.num_threads=7")
+    assert done.returncode == 0, done.stderr
+    threads = read_record(finished.run_dirs("parts")[0])["topology"]["num_threads"]
+    told = f"parts: finished, and kept, with another topology (num_threads: {threads} -> 7)"
+    assert f"[1/2] {told}: {finished.run_dirs('parts')[0]}" in done.stderr
+    assert "[2/2] mixed: unchanged, and finished" in done.stderr
+
+
 def test_pipeline_again_runs_only_what_changed(finished):
     before = read_record(finished.run_dirs("parts")[0])
     done = finished.run("stages.mixed.config.seed=1")

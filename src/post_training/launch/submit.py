@@ -126,7 +126,7 @@ def _queue(request: Request, folder: Path) -> list[str]:
             queued.append(_sbatch(folder / "job.sh", [f"afterany:{queued[-1]}"]))
         write_atomic(folder / "chain", "".join(f"{job_id}\n" for job_id in queued))
         run_tool(["scontrol", "release", queued[0]])
-    except PostTrainingError:
+    except BaseException:
         if queued:
             cancel(queued)
         raise

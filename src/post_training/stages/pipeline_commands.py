@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.load import resolved_yaml
+from post_training.config.model import Role, settings_by_role
+from post_training.config.recipe import changed_settings
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.hashing import ARTIFACT_RECORD
@@ -64,8 +66,8 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
     folder = _write_plan(plan, path)
     for number, run in enumerate(plan.runs, 1):
         title = f"[{number}/{len(plan.runs)}] {run.name}"
-        if _is_finished(run):
-            print(f"{title}: unchanged, and finished: {run.run_dir}", file=sys.stderr)
+        if finished := _finished(run):
+            print(f"{title}: {finished}: {run.run_dir}", file=sys.stderr)
             continue
         print(f"{title}: {run.stage}", file=sys.stderr)
         config = folder / f"{run.run_dir.name}.yaml"
@@ -131,8 +133,8 @@ def submit_pipeline(
         for run in plan.runs:
             after = ", ".join(other.name for other in plan.runs if other.run_dir in run.needs)
             print(f"# ==== {run.name}{f', after {after}' if after else ''}")
-            if _is_finished(run):
-                print(f"# unchanged, and finished: {run.run_dir}\n")
+            if finished := _finished(run):
+                print(f"# {finished}: {run.run_dir}\n")
             else:
                 print(preview(requests[run.run_dir]))
         return
@@ -143,8 +145,8 @@ def submit_pipeline(
     try:
         for run in plan.runs:
             job_ids = submitted_jobs(run.run_dir)
-            if _is_finished(run):
-                told = "unchanged, and finished"
+            if finished := _finished(run):
+                told = finished
             elif job_ids and job_ids[0] in queue:
                 jobs[run.run_dir] = job_ids[0]
                 told = f"in the queue already: job {job_ids[0]}"
@@ -155,7 +157,7 @@ def submit_pipeline(
                 queued_now += submitted_jobs(run.run_dir)
                 told = f"job {job_id}" + (f", after {', '.join(after)}" if after else "")
             print(f"{run.name}: {told}: {run.run_dir}", file=sys.stderr)
-    except PostTrainingError:
+    except BaseException:
         if queued_now:
             cancel(queued_now)
         raise
@@ -183,13 +185,17 @@ def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Re
     )
 
 
-def _is_finished(run: PlannedRun) -> bool:
-    """Errors: UsageError where an artifact of a finished run is gone."""
+def _finished(run: PlannedRun) -> str | None:
+    """What is said of a run that need not run again; None where it must. Its folder is named for
+    recipe and inputs: of a topology that has changed since, it is told.
+
+    Errors: UsageError where an artifact of a finished run is gone.
+    """
     if not (run.run_dir / RECORD_NAME).exists():
-        return False
+        return None
     record = read_record(run.run_dir)
     if record["status"] != "finished":
-        return False
+        return None
     for made in record["outputs"]["artifacts"].values():
         if not (run.run_dir / made["path"] / ARTIFACT_RECORD).exists():
             raise UsageError(
@@ -197,7 +203,16 @@ def _is_finished(run: PlannedRun) -> bool:
                 where=str(run.run_dir),
                 hint="remove the folder, and it is made again",
             )
-    return True
+    then = record["topology"]
+    # What is left open is as the machine has it.
+    asked = {
+        key: value
+        for key, value in settings_by_role(run.config)[Role.TOPOLOGY].items()
+        if value is not None and key in then
+    }
+    if changed := changed_settings({key: then[key] for key in asked}, asked):
+        return f"finished, and kept, with another topology ({'; '.join(changed)})"
+    return "unchanged, and finished"
 
 
 def _write_plan(plan: Plan, path: Path) -> Path:

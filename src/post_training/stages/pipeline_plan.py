@@ -15,6 +15,7 @@ from typing import Any
 from post_training.config.faults import nearest
 from post_training.config.load import check_layer
 from post_training.config.model import Role, settings_by_role
+from post_training.config.recipe import changed_settings
 from post_training.core.errors import ConfigError, UsageError
 from post_training.core.hashing import fingerprint, sha256_value
 from post_training.core.known_digests import sha256_of_any
@@ -51,7 +52,8 @@ class Plan:
 
 
 def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """The runs of all variants. Errors: ConfigError; UsageError for an unknown stage."""
+    """The runs of all variants. Errors: ConfigError; UsageError for an unknown stage, and for
+    variants that differ in topology or placement alone."""
     variants = load_pipeline(path, overrides)
     folder = variants[0].config.run_dir.resolve()
     fingerprints: dict[str, str] = {}
@@ -59,7 +61,14 @@ def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
     settings: dict[Path, list[dict[str, Any]]] = {}
     for variant in variants:
         for run in _runs(variant, folder, fingerprints):
-            runs.setdefault(run.run_dir, run)
+            other = runs.setdefault(run.run_dir, run)
+            if changed := changed_settings(_settings(other), _settings(run)):
+                raise UsageError(
+                    f"sweep: variants of {run.name} compute the same, so one folder would have "
+                    f"both ({'; '.join(changed)})",
+                    where=str(path),
+                    hint="sweep settings of the recipe, or run each with a run_dir= of its own",
+                )
             settings.setdefault(run.run_dir, []).append(variant.settings)
     return Plan(
         folder,
@@ -68,6 +77,12 @@ def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
             for run in runs.values()
         ),
     )
+
+
+def _settings(run: PlannedRun) -> dict[str, Any]:
+    """Those that the run folder is not named for."""
+    roles = settings_by_role(run.config)
+    return roles[Role.TOPOLOGY] | roles[Role.PLACEMENT]
 
 
 def _name(name: str, of_its_variants: list[dict[str, Any]], variants: list[Pipeline]) -> str:

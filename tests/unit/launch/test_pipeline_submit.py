@@ -55,7 +55,7 @@ def finish(tmp_path, name: str) -> None:
     record = {"status": "finished", "run_id": "x", "attempts": [], "outputs": outputs}
     write_json(
         run_dir / "run.json",
-        {"schema": SCHEMA, "stage": "mix", "reason": None, "recipe": {}, **record},
+        {"schema": SCHEMA, "stage": "mix", "reason": None, "recipe": {}, "topology": {}, **record},
     )
 
 

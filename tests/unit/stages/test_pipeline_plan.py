@@ -79,6 +79,15 @@ def test_plan_variants_share_what_the_sweep_does_not_change(plan):
     assert after["mixed[seed=0]"] == before["mixed"]
 
 
+@pytest.mark.parametrize("key", ["num_threads", "debug.enabled"])
+def test_plan_sweep_whose_variants_would_share_a_folder_is_refused(plan, key):
+    values = {"num_threads": "[1, 2]", "debug.enabled": "[false, true]"}[key]
+    with pytest.raises(UsageError) as caught:
+        plan(text=PIPELINE + f"sweep: {{stages.parts.config.{key}: {values}}}\n")
+    assert "variants of parts compute the same, so one folder would have both" in str(caught.value)
+    assert f"({key}: " in str(caught.value)
+
+
 def test_plan_name_has_only_the_swept_settings_that_reach_the_stage(plan):
     sweep = "sweep:\n  stages.parts.config.eval_size: [1, 2]\n  stages.mixed.config.seed: [0, 1]\n"
     assert set(plan(text=PIPELINE + sweep)) == {
