@@ -188,13 +188,19 @@ def _innermost_item(path: KeyPath) -> KeyPath:
     return path[: lengths[-1]] if lengths else ()
 
 
+def _initials(name: str) -> str:
+    """lr of learning_rate."""
+    return "".join(word[:1] for word in name.split("_"))
+
+
 def _unknown_key(model: type[BaseModel], path: KeyPath, data: Any) -> str:
     """Offer the nearest key at this level, and the same key where another section has it."""
     key = str(path[-1])
     here = fields_at(model, path[:-1], data)
     written = re.sub(r"\[\d+\]", "[]", dotted(path))
     elsewhere = paths_of_keys(model, but=written)
-    offered = difflib.get_close_matches(key, here, n=1)
+    offered = [name for name in here if _initials(name) == key][:1]
+    offered = offered or difflib.get_close_matches(key, here, n=1)
     offered += elsewhere.get(key, [])[:2]
     if not offered:
         offered = [elsewhere[near][0] for near in difflib.get_close_matches(key, elsewhere, n=1)]

@@ -111,7 +111,9 @@ def site_file(site: str, repository: Path) -> Path:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.toml") if p.name != RENDERED_NAME)
         raise UsageError(
-            f"no site {site!r}", where=str(path.parent), hint=f"there are: {', '.join(known)}"
+            f"no site {site!r}",
+            where=str(path.parent),
+            hint=f"there are: {', '.join(known)}" if known else "run it in a checkout",
         )
     return path
 

@@ -123,6 +123,8 @@ def doctor(folder: Path, site_name: str, site: Site, margin_days: int, *, as_jso
             "`storage promote` keeps an artifact",
             file=sys.stderr,
         )
+    else:
+        print(f"{folder}: nothing that {site_name} deletes in {margin_days} days", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -188,6 +188,7 @@ def test_missing_key_is_named_with_type_and_description(faults_of):
             "unknown key 'learning_rate',"
             " did you mean 'training.learning_rate' or 'sampling.learning_rate'?",
         ),
+        ("sampling: {lr: 1}", "sampling: unknown key 'lr', did you mean 'learning_rate'?"),
         ("sample: 1", "unknown key 'sample', did you mean 'sampling'?"),
         ("zzz: 1", "unknown key 'zzz' (known: training, sampling)"),
     ],

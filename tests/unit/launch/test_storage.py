@@ -151,7 +151,10 @@ def test_doctor_lists_what_is_about_to_be_deleted_by_its_last_use(place, capsys)
     assert (found[0]["num_files"], found[0]["size_bytes"], found[0]["days_left"]) == (1, 5, 1.0)
     assert doctor(place, folder, 9, as_json=False) == 1
     assert "hint: here deletes what is unused for 30 days" in capsys.readouterr().err
-    assert doctor(place, folder / "read", 7, as_json=True) == 0
+    assert doctor(place, folder / "read", 7, as_json=False) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"{folder / 'read'}: nothing that here deletes in 7 days\n"
 
 
 def test_doctor_where_nothing_is_deleted_says_so(place, capsys):
