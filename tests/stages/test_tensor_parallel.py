@@ -37,14 +37,20 @@ def settings_of(model: Path, path: Path) -> dict[str, Any]:
     }
 
 
-def test_logprobs_of_two_ranks_in_step_are_those_of_one(model, entrypoint, tmp_path: Path):
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def either_model(request, model: Path, init_model, tmp_path: Path) -> Path:
+    """Tied: the output layer is the embedding."""
+    return init_model(tmp_path / "tied", tie_word_embeddings=True) if request.param else model
+
+
+def test_logprobs_of_two_ranks_in_step_are_those_of_one(either_model, entrypoint, tmp_path: Path):
     rows = [
         prompt_row(f"p{n}", f"What is {n} + 1?", [branch(f"{value}." * n) for value in range(1, 4)])
         for n in range(1, 5)
     ]
     # An id beyond the vocabulary is an error in the midst of the model, on both ranks.
     rows[1:1] = [prompt_row("poison", "What?", [branch("x", completion_token_ids=[10**6])])]
-    settings = settings_of(model, write_rows(tmp_path / "rows.jsonl", rows))
+    settings = settings_of(either_model, write_rows(tmp_path / "rows.jsonl", rows))
     in_step = {"tensor_parallel_size": 2, "num_processes": 2}
     for run_dir, more in (("whole", {}), ("spread", in_step), ("again", in_step)):
         code, said = entrypoint("logprobs", settings | more, run_dir)

@@ -47,8 +47,10 @@ def load_model(
     above 1 each rank's part is read onto its own device. Embedding and output layer stay whole.
     Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
     """
-    # The chunked head (chunked_head.py) needs all of the output layer.
-    spread = _spread(path, tensor_parallel_size, {"lm_head": "replicated_with_grad_allreduce"})
+    # The chunked head (chunked_head.py) needs all of the output layer, and of the embedding where
+    # the two are one.
+    whole = dict.fromkeys(("lm_head", "model.embed_tokens"), "replicated_with_grad_allreduce")
+    spread = _spread(path, tensor_parallel_size, whole)
     model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
     _check_generation(path, model)
     check_dropout(model, attn_implementation)

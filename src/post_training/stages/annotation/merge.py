@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from typing import Any
 
+from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_atomic, write_json
 from post_training.data.branches import ID, row_id
 from post_training.data.rows import BadRow, Place
@@ -29,7 +30,7 @@ def merge(
 
     reference: whose log-probabilities the rows hold, if anybody's.
 
-    Errors: PostTrainingError for a chunk that is missing or broken.
+    Errors: PostTrainingError for a chunk that is missing or broken, and when no row is left.
     """
     target = context.run_dir / "dataset"
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
@@ -45,6 +46,8 @@ def merge(
                 num_branches += record["num_branches"]
                 num_tokens += record["timing"]["num_tokens"]
                 seconds += record["timing"]["seconds"]
+        if not num_rows:
+            raise PostTrainingError(f"no row is left: {verdicts.summary()}", where=str(plan.folder))
         counts: dict[str, Any] = {"num_rows": num_rows, "num_branches": num_branches}
         counts |= {"rejected": _added(plan.rejected, verdicts.counts)}
         write_json(folder / COUNTS, counts)

@@ -46,7 +46,7 @@ class Place:
 
 @dataclass
 class Worker:
-    """failed: chunks, with what went wrong."""
+    """failed: chunks, with what went wrong. num_failures: rows that failed since one didn't."""
 
     plan: Plan
     place: Place
@@ -56,6 +56,7 @@ class Worker:
     context: StageContext
     failed: dict[int, str] = field(default_factory=dict)
     num_done: int = 0
+    num_failures: int = 0
     _annotator: Annotator | None = None
     _seen: set[int] = field(default_factory=set)
 
@@ -136,13 +137,11 @@ class Worker:
 
 @dataclass
 class _Attempt:
-    """At one chunk. num_failures: rows that failed since one didn't. num_branches: of the rows
-    that were done."""
+    """At one chunk. num_branches: of the rows that were done."""
 
     worker: Worker
     annotator: Annotator
     chunk: Chunk
-    num_failures: int = 0
     num_branches: int = 0
 
     def annotate(self, rows: list[Row]) -> list[bytes | BadRow]:
@@ -158,15 +157,15 @@ class _Attempt:
             if len(rows) > 1:
                 half = len(rows) // 2
                 return self.annotate(rows[:half]) + self.annotate(rows[half:])
-            self.num_failures += 1
-            if self.num_failures == _MOST_FAILURES:
+            self.worker.num_failures += 1
+            if self.worker.num_failures >= _MOST_FAILURES:
                 raise PostTrainingError(
                     f"{_MOST_FAILURES} rows failed one after another: {_first_line(error)}",
                     where=str(log_path(self.worker.plan, self.chunk)),
                 ) from None
             return self._lines(rows, [BadRow("failed", _first_line(error))])
         assert len(outputs) == len(rows), f"{len(rows)} rows became {len(outputs)}"
-        self.num_failures = 0
+        self.worker.num_failures = 0
         return self._lines(rows, outputs)
 
     def _lines(self, rows: list[Row], outputs: list[Row | BadRow]) -> list[bytes | BadRow]:
@@ -180,9 +179,10 @@ class _Attempt:
                 self.num_branches += len(output.get(BRANCHES, SIDES))
             except BadRow as bad:
                 if self.worker.on_error == "fail" and bad.reason not in MEANT:
+                    log = log_path(self.worker.plan, self.chunk)  # Has the traceback, of a failure.
                     raise PostTrainingError(
                         f"{row[ID]}: {bad.problem}",
-                        where=f"chunk {self.chunk.number}",
+                        where=str(log) if log.exists() else f"chunk {self.chunk.number}",
                         hint="leave out such rows: data.on_error: skip, or quarantine",
                     ) from None
                 lines.append(bad)

@@ -76,8 +76,8 @@ def test_poison_row_is_named_where_bad_rows_are_fatal(prompts, tmp_path):
         run(settings(prompts, workers={"index": 0, "count": 1}), tmp_path / "run", Poisoned)
     row_id = ids(tmp_path / "run/chunks/input.jsonl")[4]
     assert f"{row_id}: RuntimeError: the engine died" in str(error.value)
-    log = (tmp_path / "run/chunks/000001.log").read_text()
-    assert "Traceback" in log
+    assert error.value.where == str(tmp_path / "run/chunks/000001.log")
+    assert "Traceback" in (tmp_path / "run/chunks/000001.log").read_text()
     run(settings(prompts), tmp_path / "run")  # the fault is gone: the rest is done
     run(settings(prompts), tmp_path / "healthy")
     assert hash_files(tmp_path / "run/dataset") == hash_files(tmp_path / "healthy/dataset")
@@ -92,6 +92,30 @@ def test_engine_that_fails_at_everything_ends_the_stage_soon(prompts, tmp_path):
         run(quarantining(prompts, chunk_rows=20), tmp_path / "run", lambda: annotator)
     assert len(annotator.calls) < 20
     assert not list((tmp_path / "run/chunks").glob("0*.json"))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 7])
+def test_engine_that_fails_at_everything_ends_the_stage_whatever_the_chunks(
+    chunk_rows, prompts, tmp_path
+):
+    class Broken(CountWords):
+        poison = "question"
+
+    annotator = Broken()
+    with pytest.raises(PostTrainingError, match="8 rows failed one after another: RuntimeError"):
+        run(quarantining(prompts, chunk_rows=chunk_rows), tmp_path / "run", lambda: annotator)
+    assert annotator.calls.count(1) == 8
+    assert not (tmp_path / "run/dataset").exists()
+
+
+def test_rows_that_all_fail_leave_no_dataset(tmp_path):
+    class Broken(CountWords):
+        poison = "question"
+
+    few = write_prompts(tmp_path / "few.jsonl", 5)
+    with pytest.raises(PostTrainingError, match="no row is left: 5 rows left out: 5 failed"):
+        run(quarantining(few), tmp_path / "run", Broken)
+    assert not (tmp_path / "run/dataset").exists()
 
 
 class FailsInChunks(CountWords):
