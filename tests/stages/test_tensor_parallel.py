@@ -73,6 +73,20 @@ def test_logprobs_of_two_ranks_in_step_are_those_of_one(either_model, entrypoint
     assert record["topology"]["tensor_parallel_size"] == 2
 
 
+def test_logprobs_in_step_that_fail_say_why_and_no_rank_has_a_traceback(
+    model, entrypoint, tmp_path: Path
+):
+    rows = [prompt_row("poison", "What?", [branch("x", completion_token_ids=[10**6])])]
+    settings = settings_of(model, write_rows(tmp_path / "rows.jsonl", rows))
+    settings |= {"tensor_parallel_size": 2, "num_processes": 2}
+    settings["data"]["on_error"] = "fail"
+    code, said = entrypoint("logprobs", settings, "run")
+    assert code == 1
+    assert "poison: IndexError: index out of range in self" in said
+    assert "error: rank 0 failed, and says why" in said
+    assert "Traceback" not in said
+
+
 def test_tensor_parallel_size_that_is_not_the_number_of_processes_is_refused(
     model, entrypoint, tmp_path: Path
 ):

@@ -6,11 +6,11 @@ A model with tensor parallelism takes every rank for each of its layers.
 from collections.abc import Callable
 from typing import Any
 
-from post_training.core.errors import Interrupted
+from post_training.core.errors import Interrupted, PostTrainingError
 from post_training.stages.annotation.annotator import Annotator, Row
 from post_training.stages.context import StageContext
 
-_LOAD, _STOP = "load", "stop"
+_LOAD, _STOP, _FAIL = "load", "stop", "fail"
 MakeAnnotator = Callable[[], Annotator]
 
 
@@ -31,7 +31,7 @@ def do_in_step(
     except Interrupted:
         raise  # The signal ends the others too, wherever they are.
     except Exception:  # Whatever it was, the others must not wait for ever.
-        _tell(context, _STOP)
+        _tell(context, _FAIL)
         raise
     _tell(context, _STOP)
     return done
@@ -40,6 +40,8 @@ def do_in_step(
 def _follow(make_annotator: MakeAnnotator, context: StageContext) -> None:
     annotator: Annotator | None = None
     while (told := _tell(context, None)) != _STOP:
+        if told == _FAIL:
+            raise PostTrainingError("rank 0 failed, and says why")
         if told == _LOAD:
             annotator = make_annotator()
             continue
