@@ -58,7 +58,10 @@ def add_commands(app: typer.Typer) -> None:
         from post_training.config.overrides import parse_override
         from post_training.core.messages import dotted
         from post_training.launch import run_commands, run_index
+        from post_training.stages.registry import find_stage
 
+        if stage is not None:
+            find_stage(stage)
         overrides = map(parse_override, where or [])
         settings = {dotted(override.path): override.value for override in overrides}
         filters = run_index.Filters(stage, state, image, since and since.date(), settings)

@@ -58,11 +58,14 @@ def test_runs_list_filters_choose_by_what_the_record_says(listed, tmp_path):
     assert listed("--image", "ab") == []
 
 
-def test_runs_list_unknown_state_is_refused(slurm_command, tmp_path):
+def test_runs_list_unknown_state_or_stage_is_refused(slurm_command, tmp_path):
     write_run(tmp_path / "runs/a")
     done = slurm_command("runs", "list", "--state", "finnished")
     assert done.returncode == 2
     assert "--state: no run can be 'finnished'" in done.stderr
+    done = slurm_command("runs", "list", "--stage", "stf")
+    assert done.returncode == 2
+    assert "no stage 'stf'" in done.stderr
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema": "post-training/run-record/9"}'])
