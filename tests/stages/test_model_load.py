@@ -28,6 +28,15 @@ def test_load_model_from_nowhere_is_refused(tmp_path: Path):
     assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such model folder"
 
 
+def test_load_model_from_a_runs_folder_names_what_was_meant(tmp_path: Path):
+    from post_training.models.load import load_tokenizer
+
+    (tmp_path / "run.json").touch()
+    with pytest.raises(PostTrainingError, match="the folder of a run, not of a model") as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path / "model") in str(caught.value)
+
+
 def test_load_model_from_a_file_is_refused(copy: Path):
     file = copy / "model.safetensors"
     assert refusal(file) == f"{file}: is a file, not a model folder"

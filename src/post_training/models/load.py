@@ -19,6 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
 from post_training.models.attention import check_dropout
+from post_training.records.run_record import RECORD_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -195,6 +196,12 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         problem = "no such model folder" if not path.exists() else "is a file, not a model folder"
         raise PostTrainingError(problem, where=str(path))
+    if (path / RECORD_NAME).exists():
+        raise PostTrainingError(
+            "the folder of a run, not of a model",
+            where=str(path),
+            hint=f"what it made is below: {path / 'model'}",
+        )
 
 
 def read_model_settings(path: Path) -> dict[str, Any]:
