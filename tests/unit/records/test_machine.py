@@ -11,7 +11,10 @@ def test_recorded_environment_is_an_allow_list():
     environment = {
         "NCCL_NET": "AWS Libfabric",
         "FI_PROVIDER": "cxi",
+        "NVIDIA_TF32_OVERRIDE": "1",
+        "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
         "OMP_NUM_THREADS": "2",
+        "VLLM_API_KEY": "x",
         "SLURM_JOB_ID": "7",
         "HF_TOKEN": "x",
         "WANDB_API_KEY": "x",
@@ -22,10 +25,12 @@ def test_recorded_environment_is_an_allow_list():
     }
     recorded = recorded_environment(environment)
     assert list(recorded) == [
-        "FI_PROVIDER", "NCCL_NET", "OMP_NUM_THREADS", "POST_TRAINING_SITE", "SLURM_JOB_ID",
+        "FI_PROVIDER", "NCCL_NET", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS",
+        "ONEDNN_DEFAULT_FPMATH_MODE", "POST_TRAINING_SITE", "SLURM_JOB_ID",
     ]  # fmt: skip
     assert "SLURM_JOB_ID" not in portable_environment(recorded)
     assert portable_environment(recorded)["NCCL_NET"] == "AWS Libfabric"
+    assert portable_environment(recorded)["NVIDIA_TF32_OVERRIDE"] == "1"
 
 
 def test_accelerators_are_counted_by_model(tmp_path):

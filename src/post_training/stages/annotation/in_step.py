@@ -6,9 +6,9 @@ A model with tensor parallelism takes every rank for each of its layers.
 from collections.abc import Callable
 from typing import Any
 
-from post_training.core.errors import Interrupted, PostTrainingError
+from post_training.core.errors import Interrupted
 from post_training.stages.annotation.annotator import Annotator, Row
-from post_training.stages.context import StageContext
+from post_training.stages.context import PeerFailed, StageContext
 
 _LOAD, _STOP, _FAIL = "load", "stop", "fail"
 MakeAnnotator = Callable[[], Annotator]
@@ -41,7 +41,7 @@ def _follow(make_annotator: MakeAnnotator, context: StageContext) -> None:
     annotator: Annotator | None = None
     while (told := _tell(context, None)) != _STOP:
         if told == _FAIL:
-            raise PostTrainingError("rank 0 failed, and says why")
+            raise PeerFailed("rank 0 failed, and says why")
         if told == _LOAD:
             annotator = make_annotator()
             continue
