@@ -64,7 +64,7 @@ def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
             other = runs.setdefault(run.run_dir, run)
             if changed := changed_settings(_settings(other), _settings(run)):
                 raise UsageError(
-                    f"sweep: variants of {run.name} compute the same, so one folder would have "
+                    f"sweep: variants of {run.name} have one recipe, so one folder would have "
                     f"both ({'; '.join(changed)})",
                     where=str(path),
                     hint="sweep settings of the recipe, or run each with a run_dir= of its own",

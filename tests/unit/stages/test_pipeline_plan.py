@@ -84,7 +84,7 @@ def test_plan_sweep_whose_variants_would_share_a_folder_is_refused(plan, key):
     values = {"num_threads": "[1, 2]", "debug.enabled": "[false, true]"}[key]
     with pytest.raises(UsageError) as caught:
         plan(text=PIPELINE + f"sweep: {{stages.parts.config.{key}: {values}}}\n")
-    assert "variants of parts compute the same, so one folder would have both" in str(caught.value)
+    assert "variants of parts have one recipe, so one folder would have both" in str(caught.value)
     assert f"({key}: " in str(caught.value)
 
 
