@@ -27,8 +27,8 @@ class Options:
     """new_dir: None: beside the run. upstream: which of the runs that made its inputs are run again
     too: all of them, back to the data; or those whose artifact is gone or was changed (stale).
     site: the scheduler's, to run as jobs of it; None: here. nodes: of a job of several ranks; None:
-    as many as they fill. repository: the checkout that an image
-    is built from, when it is in no store. tolerance: of the figures, relative, on another machine.
+    as many as they fill. repository: the checkout that an image is built from, when it is in no
+    store. tolerance: of the figures, relative, on another machine.
     """
 
     new_dir: Path | None = None
