@@ -55,6 +55,13 @@ def model(init_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def model_of_32(init_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its heads have a size that vLLM's attention on CPUs knows."""
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return init_model(tmp_path_factory.mktemp("model_of_32"), **shape)
+
+
+@pytest.fixture(scope="session")
 def dropout_model(
     init_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

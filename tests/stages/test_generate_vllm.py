@@ -24,23 +24,16 @@ import post_training.stages.generate.vllm_sampler as module
 from post_training.data.branches import PROMPT
 
 settings = json.loads(sys.argv[2])
-original = module.VllmSampler._sample
+original = module.VllmSampler.sample
 def sample(self, prompts):
     if poison and any(poison in self.endings._decode(prompt.ids) for prompt in prompts):
         raise RuntimeError("the engine died")
     return original(self, prompts)
 poison = None
-module.VllmSampler._sample = sample
+module.VllmSampler.sample = sample
 for run_dir, changes, poison in settings["runs"]:
     run_stage("generate", {**settings["config"], **changes}, Path(run_dir))
 """
-
-
-@pytest.fixture(scope="module")
-def model_of_32(init_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its heads have a size that vLLM's attention on CPUs knows."""
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
-    return init_model(tmp_path_factory.mktemp("model_of_32"), **shape)
 
 
 @pytest.fixture(scope="module")

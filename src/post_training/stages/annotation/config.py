@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
 from post_training.core.errors import UsageError
@@ -32,6 +32,20 @@ class WorkersConfig(Config):
         if self.index is not None and self.index >= self.count:
             raise ValueError(f"index: must be < count, {self.count} (got {self.index})")
         return self
+
+
+class VllmConfig(Config):
+    """tensor_parallel_size: GPUs of one engine. batch_invariant: kernels whose bits don't depend on
+    what else is in the batch (GPUs of compute capability 8.0 and newer); without them the rows of
+    two runs differ. max_model_len: by default the model's. max_restarts: of an engine that
+    died, in one worker.
+    """
+
+    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
+    batch_invariant: Annotated[bool, Role.TOPOLOGY] = True
+    max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = 0.9
+    max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = 3
 
 
 class TemplatedDataConfig(SourcesConfig):

@@ -2,10 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
-from post_training.stages.annotation.config import ChunkedStageConfig, TemplatedDataConfig
+from post_training.stages.annotation.config import (
+    ChunkedStageConfig,
+    TemplatedDataConfig,
+    VllmConfig,
+)
 from post_training.stages.training.config import ModelConfig
 
 
@@ -27,20 +31,6 @@ class SamplingConfig(Config):
         if self.temperature == 0 and self.n > 1:
             raise ValueError(f"n: temperature 0 gives one sample {self.n} times; set n: 1")
         return self
-
-
-class VllmConfig(Config):
-    """tensor_parallel_size: GPUs of one engine. batch_invariant: kernels whose bits don't depend on
-    what else is in the batch (GPUs of compute capability 8.0 and newer); without them the samples
-    of two runs differ. max_model_len: by default the model's. max_restarts: of an engine that
-    died, in one worker.
-    """
-
-    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
-    batch_invariant: Annotated[bool, Role.TOPOLOGY] = True
-    max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = 0.9
-    max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = 3
 
 
 class GenerateConfig(ChunkedStageConfig):
