@@ -101,6 +101,15 @@ def test_stored_logprobs_train_what_computed_ones_train(
     assert metrics(tmp_path / "run") == metrics(computed)
 
 
+def test_stored_logprobs_of_vllm_are_used_as_they_are(
+    config: dict[str, Any], computed: Path, stored: Path, tmp_path: Path, capsys: Any
+):
+    of_vllm = copied(stored, tmp_path / "stored", backend="vllm")
+    dpo(with_rows(config, of_vllm), tmp_path / "run")
+    assert "were made by vllm" in capsys.readouterr().err
+    assert metrics(tmp_path / "run") == metrics(computed)
+
+
 @pytest.mark.parametrize("name", ["weights", "tokenizer", "chat_template"])
 def test_stored_logprobs_of_another_model_stop_the_run(
     name: str, config: dict[str, Any], stored: Path, tmp_path: Path

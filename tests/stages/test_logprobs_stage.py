@@ -172,5 +172,5 @@ def test_logprobs_say_whose_they_are(model, init_model, tmp_path: Path):
 def test_logprobs_of_an_answer_beyond_the_models_positions_name_it(model, tmp_path: Path):
     row = prompt_row("long", "What?", [branch("!?" * 200)])
     path = write_rows(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(PostTrainingError, match=r"long: conversation_branches\[0\].*128 positions"):
+    with pytest.raises(PostTrainingError, match=r"long: conversation_branches\[0\].*reads 128\)"):
         run(tmp_path / "run", model, path)

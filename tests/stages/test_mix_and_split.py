@@ -119,9 +119,10 @@ def test_mix_says_whose_logprobs_its_rows_hold_and_refuses_two(two, tmp_path: Pa
         paths.append({"path": str(write(folder / "rows.jsonl", pairs(folder.name, 5)))})
     mix(tmp_path / "run", data={"datasets": paths})
     assert Reference.read(tmp_path / "run/dataset") == one
-    replace(one, weights="d" * 64).write(folders[1])
-    with pytest.raises(PostTrainingError, match="of different models"):
-        mix(tmp_path / "again", data={"datasets": paths})
+    for change in ({"weights": "d" * 64}, {"backend": "vllm"}):
+        replace(one, **change).write(folders[1])
+        with pytest.raises(PostTrainingError, match="of different models or backends"):
+            mix(tmp_path / "again", data={"datasets": paths})
     with pytest.raises(PostTrainingError, match=r"or one has no reference\.json"):
         mix(tmp_path / "without", data={"datasets": [paths[0], two[1]]})
 

@@ -165,7 +165,7 @@ def test_select_carries_the_reference_on_and_refuses_two(tmp_path: Path):
     select(tmp_path / "run", one)
     assert Reference.read(tmp_path / "run/dataset") == reference
     both = {"datasets": [{"path": str(one)}, {"path": str(other)}]}
-    with pytest.raises(UsageError, match=r"different models, or one has no reference\.json"):
+    with pytest.raises(UsageError, match=r"models or backends, or one has no reference\.json"):
         run_stage("select", {"data": both}, tmp_path / "both")
 
 

@@ -9,7 +9,7 @@ Every setting has a role (see "Identity" in the README). Unmarked settings are r
         path: Annotated[Path, Role.INPUT]                  # counts by its content, not its name
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -27,6 +27,12 @@ class Config(BaseModel):
     """Base of every configuration model: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def changed_settings(config: Config, names: Iterable[str]) -> list[str]:
+    """Of these settings, those that don't have their default."""
+    fields = type(config).model_fields
+    return [name for name in names if getattr(config, name) != fields[name].default]
 
 
 def settings_by_role(config: Config) -> dict[Role, dict[str, Any]]:

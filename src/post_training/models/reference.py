@@ -1,10 +1,12 @@
 """Whose log-probabilities a dataset holds: `reference.json` beside its rows.
 
 They are of one model, one tokenizer, one template and one dtype of the weights. A stage that goes
-on from the rows carries the file on; a trainer compares it with the model it is given.
+on from the rows carries the file on; a trainer compares it with the model it is given. The backend
+that computed them is told where it is not transformers, and makes no other model: it moves the last
+bits alone.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +25,24 @@ _WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 @dataclass(frozen=True)
 class Reference:
     """weights: `weights_fingerprint` of the model's folder. tokenizer: `tokenizer_fingerprint`.
-    chat_template: sha256 of its text. dtype: of the weights as they were loaded."""
+    chat_template: sha256 of its text. dtype: of the weights as they were loaded. backend: who
+    computed the log-probabilities."""
 
     weights: str
     tokenizer: str
     chat_template: str
     dtype: str
+    backend: str = "transformers"
+
+    def as_record(self) -> dict[str, str]:
+        """What `Reference(**record)` is made of."""
+        record = asdict(self)
+        if self.backend == "transformers":
+            del record["backend"]
+        return record
 
     def write(self, folder: Path) -> None:
-        write_json(folder / REFERENCE, {"schema": SCHEMA, **asdict(self)})
+        write_json(folder / REFERENCE, {"schema": SCHEMA, **self.as_record()})
 
     @classmethod
     def read(cls, folder: Path) -> "Reference | None":
@@ -48,8 +59,9 @@ class Reference:
             raise UsageError(f"not a reference: {error}", where=str(path)) from None
 
     def check(self, other: "Reference", where: str) -> None:
-        """Errors: PostTrainingError that names what differs. where: whose `self` is."""
-        own, others = asdict(self), asdict(other)
+        """Errors: PostTrainingError that names what differs, the backend apart. where: whose `self`
+        is."""
+        own, others = asdict(self), asdict(replace(other, backend=self.backend))
         different = [name for name in own if own[name] != others[name]]
         if different:
             first = different[0]
@@ -68,7 +80,11 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def reference_of(
-    model_path: Path, tokenizer: "PreTrainedTokenizerBase", template: str, dtype: str
+    model_path: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    dtype: str,
+    backend: str,
 ) -> Reference:
     from post_training.models.fingerprint import tokenizer_fingerprint  # it needs transformers
 
@@ -77,4 +93,5 @@ def reference_of(
         tokenizer_fingerprint(tokenizer),
         sha256_text(template),
         dtype,
+        backend,
     )

@@ -1,7 +1,7 @@
 """The prepared pairs that a run reads: given, found in the cache or made (prepared_data.py)."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,4 +72,4 @@ def _reference(dataset: DatasetConfig) -> dict[str, str] | None:
     if dataset.path is None:
         return None
     reference = Reference.read(dataset.path if dataset.path.is_dir() else dataset.path.parent)
-    return None if reference is None else asdict(reference)
+    return None if reference is None else reference.as_record()

@@ -18,8 +18,8 @@ def common_reference(datasets: Sequence[DatasetConfig]) -> Reference | None:
     for other in others:
         if references[other] != references[first]:
             raise UsageError(
-                f"the reference log-probabilities of {first} and {other} are of different models, "
-                f"or one has no {REFERENCE}",
+                f"the reference log-probabilities of {first} and {other} are of different models "
+                f"or backends, or one has no {REFERENCE}",
                 where="data.datasets",
                 hint="run `entrypoint logprobs` once for all of them",
             )

@@ -25,6 +25,17 @@ def test_reference_of_another_model_is_refused_by_what_differs(name: str):
         OWN.check(replace(OWN, **{name: "other"}), "rows")
 
 
+def test_reference_of_another_backend_is_the_same_models_and_says_so(tmp_path: Path):
+    of_vllm = replace(OWN, backend="vllm")
+    of_vllm.write(tmp_path)
+    assert Reference.read(tmp_path) == of_vllm
+    assert of_vllm != OWN
+    of_vllm.check(OWN, "rows")
+    OWN.check(of_vllm, "rows")
+    with pytest.raises(PostTrainingError, match="another model: dtype "):
+        of_vllm.check(replace(OWN, dtype="other"), "rows")
+
+
 def test_reference_with_other_keys_is_refused(tmp_path: Path):
     OWN.write(tmp_path)
     record = json.loads((tmp_path / REFERENCE).read_text())

@@ -113,6 +113,8 @@ def _check_stored(
                 f"reference: the logprobs of {name} were made in {made_by.dtype}, the model is "
                 f"trained in {own.dtype}"
             )
+        if made_by.backend != own.backend:
+            context.log(f"reference: the logprobs of {name} were made by {made_by.backend}")
         replace(made_by, dtype=own.dtype).check(own, name)
 
 

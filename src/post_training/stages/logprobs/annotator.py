@@ -4,14 +4,15 @@ The tokens of an answer are those that a model sampled, where the row has them: 
 tokenised again, which may give others. Else they are those that training would see, masks included.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from post_training.data.branches import BRANCHES, SIDES, conversations_of, prompt_of
 from post_training.data.preference_rows import read_written_pair
 from post_training.data.rows import COMPLETION, BadRow, Conversation
 from post_training.data.tokenize import Encoder
-from post_training.models.completion_logprobs import Asked, CompletionLogprob, LogprobScorer
+from post_training.models.completion_logprobs import Asked, CompletionLogprob
 from post_training.stages.annotation.annotator import Annotator, Row
 
 
@@ -24,11 +25,29 @@ class Answer:
     asked: list[bool]
 
 
+class Scorer(Protocol):
+    def score(self, prompts: Sequence[Asked]) -> list[list[CompletionLogprob]]:
+        """Of each completion of each prompt; `asked` is given for all of them."""
+
+
 class LogprobAnnotator(Annotator):
-    def __init__(self, encoder: Encoder, scorer: LogprobScorer, max_length: int | None):
+    """max_length: of a prompt with an answer, in tokens. restart: a scorer that died."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        scorer: Scorer,
+        max_length: int | None,
+        restart: Callable[[], None] | None = None,
+    ):
         self._encoder = encoder
         self._scorer = scorer
         self._max_length = max_length
+        self._restart = restart
+
+    def recover(self) -> None:
+        if self._restart is not None:
+            self._restart()
 
     def __call__(self, rows: list[Row]) -> list[Row | BadRow]:
         answers: list[list[Answer] | BadRow] = []
@@ -93,7 +112,7 @@ class LogprobAnnotator(Annotator):
             answer = Answer(prompt, sampled, [True] * len(sampled))
         length = len(answer.prompt) + len(answer.ids)
         if self._max_length is not None and length > self._max_length:
-            problem = f"{key}: {length} tokens, and the model has {self._max_length} positions"
+            problem = f"{key}: {length} tokens (the model reads {self._max_length})"
             raise BadRow("failed", problem)
         return answer
 

@@ -27,7 +27,7 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
     tokenizer = load_own_tokenizer(path, config.data)
     encoder = load_encoder(path, config.data)
 
-    def make_annotator() -> LogprobAnnotator:
+    def with_transformers() -> LogprobAnnotator:
         model = load_model(
             path,
             dtype=config.model.dtype,
@@ -43,10 +43,19 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
         max_length = getattr(model.config, "max_position_embeddings", None)
         return LogprobAnnotator(encoder, scorer, max_length)
 
+    def with_vllm() -> LogprobAnnotator:
+        from post_training.stages.annotation.vllm_engine import VllmEngine
+        from post_training.stages.logprobs.vllm_scorer import VllmScorer
+
+        engine = VllmEngine(config.model, config.vllm, context, sequences_per_prompt=1)
+        return LogprobAnnotator(encoder, VllmScorer(engine), engine.longest, engine.restart)
+
     return annotate(
         config,
         context,
-        make_annotator,
+        with_vllm if config.backend == "vllm" else with_transformers,
         version=VERSION,
-        reference=lambda: reference_of(path, tokenizer, encoder.template.text, config.model.dtype),
+        reference=lambda: reference_of(
+            path, tokenizer, encoder.template.text, config.model.dtype, config.backend
+        ),
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from post_training.config.model import Config, Role
+from post_training.config.model import Config, Role, changed_settings
 from post_training.data.config import TEMPLATES
 from post_training.stages.annotation.config import ScoringStageConfig
 from post_training.stages.training.config import ModelConfig
@@ -31,10 +31,7 @@ class RewardConfig(Config):
     def _one_kind(self) -> "RewardConfig":
         if (self.function is None) == (self.model is None):
             raise ValueError("set exactly one of function, model")
-        of_model = ("chat_template", "max_seq_length", "overlong")
-        changed = [
-            key for key in of_model if getattr(self, key) != type(self).model_fields[key].default
-        ]
+        changed = changed_settings(self, ("chat_template", "max_seq_length", "overlong"))
         if self.function is not None and changed:
             raise ValueError(f"{changed[0]} is a setting of a model's reward")
         return self
