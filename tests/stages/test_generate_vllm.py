@@ -115,7 +115,8 @@ def test_vllm_logprobs_of_its_samples_are_those_of_transformers(runs, model_of_3
 
 @pytest.mark.long
 def test_vllm_engine_that_died_is_restarted_and_the_row_that_did_it_named(runs, generate):
-    generate(("poisoned", {"chunk_rows": 2}, "3 + 9"))
+    # Three restarts in all, and two of them one after another.
+    generate(("poisoned", {"vllm": {"max_restarts": 2}}, "3 + 9"))
     [reject] = (runs / "poisoned/rejects.jsonl").read_text().splitlines()
     assert "RuntimeError: the engine died" in json.loads(reject)["problem"]
     healthy = rows_of(runs / "one chunk")

@@ -38,14 +38,14 @@ class VllmConfig(Config):
     """tensor_parallel_size: GPUs of one engine. batch_invariant: kernels whose bits don't depend on
     what else is in the batch (GPUs of compute capability 8.0 and newer); without them the rows of
     two runs differ. max_model_len: by default the model's. max_restarts: of an engine that
-    died, in one worker.
+    died, one after another; halving takes 1 + log2(chunk_rows) to find the row that did it.
     """
 
     tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
     batch_invariant: Annotated[bool, Role.TOPOLOGY] = True
     max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = 0.9
-    max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = 3
+    max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = 16
 
 
 class TemplatedDataConfig(SourcesConfig):

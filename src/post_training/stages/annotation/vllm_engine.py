@@ -84,12 +84,13 @@ class VllmEngine:
         return [self._generate([prompt], [own])[0] for prompt, own in pairs]
 
     def restart(self) -> None:
-        """After an exception. Errors: PostTrainingError when it died too often."""
+        """After an exception. Errors: PostTrainingError when it died too often, and did nothing
+        between."""
         self._num_restarts += 1
         limit = self._settings.max_restarts
         if self._num_restarts > limit:
             raise PostTrainingError(
-                f"the engine died more than {limit} times",
+                f"the engine died more than {limit} times, one after another",
                 where="vllm.max_restarts",
                 hint="the log of the chunk says why",
             )
@@ -127,11 +128,13 @@ class VllmEngine:
     ) -> list["RequestOutput"]:
         from vllm.inputs import TokensPrompt
 
-        return self._engine.generate(
+        outputs = self._engine.generate(
             [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
             list(parameters),
             use_tqdm=False,
         )
+        self._num_restarts = 0
+        return outputs
 
 
 @contextmanager
