@@ -1,17 +1,19 @@
 """Settings that every annotation stage has."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from post_training.config.model import Config, Role
+from post_training.config.model import Config, Role, changed_settings
 from post_training.core.errors import UsageError
 from post_training.data.config import TEMPLATES, SourcesConfig, SpecialTokens
 from post_training.records.run_record import SHARED_FOLDERS
 from post_training.stages.config import StageConfig
 
 _OF_A_MIXTURE = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
+_OF_ITS_MODEL = ("attn_implementation",)
 _CHUNKS, _WORKERS = SHARED_FOLDERS
 
 
@@ -46,6 +48,21 @@ class VllmConfig(Config):
     max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = 0.9
     max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = 16
+
+
+def check_backend(config: Any, of_transformers: Sequence[str] = ()) -> None:
+    """config: has backend (transformers or vllm), vllm, and model. of_transformers: its settings
+    that vLLM has no use for, beside model.attn_implementation.
+
+    Errors: ValueError for one that is set and would not be heeded.
+    """
+    if config.backend == "transformers":
+        others = changed_settings(config, ["vllm"])
+    else:
+        others = changed_settings(config, of_transformers)
+        others += [f"model.{key}" for key in changed_settings(config.model, _OF_ITS_MODEL)]
+    if others:
+        raise ValueError(f"{others[0]} is no setting of backend: {config.backend}")
 
 
 class TemplatedDataConfig(SourcesConfig):

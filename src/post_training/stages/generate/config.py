@@ -9,6 +9,7 @@ from post_training.stages.annotation.config import (
     ChunkedStageConfig,
     TemplatedDataConfig,
     VllmConfig,
+    check_backend,
 )
 from post_training.stages.training.config import ModelConfig
 
@@ -46,3 +47,8 @@ class GenerateConfig(ChunkedStageConfig):
     vllm: VllmConfig = VllmConfig()
     model_name: str | None = None
     exclude_truncated: bool = False
+
+    @model_validator(mode="after")
+    def _settings_of_the_backend(self) -> "GenerateConfig":
+        check_backend(self)
+        return self

@@ -4,16 +4,15 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from post_training.config.model import changed_settings
 from post_training.stages.annotation.config import (
     ScoringStageConfig,
     TemplatedDataConfig,
     VllmConfig,
+    check_backend,
 )
 from post_training.stages.training.config import ModelConfig
 
 _OF_TRANSFORMERS = ("max_batch_tokens", "prompts_per_batch", "tensor_parallel_size")
-_OF_ITS_MODEL = ("attn_implementation",)
 
 
 class LogprobsConfig(ScoringStageConfig):
@@ -35,11 +34,5 @@ class LogprobsConfig(ScoringStageConfig):
 
     @model_validator(mode="after")
     def _settings_of_the_backend(self) -> "LogprobsConfig":
-        if self.backend == "transformers":
-            others = changed_settings(self, ["vllm"])
-        else:
-            others = changed_settings(self, _OF_TRANSFORMERS)
-            others += [f"model.{key}" for key in changed_settings(self.model, _OF_ITS_MODEL)]
-        if others:
-            raise ValueError(f"{others[0]} is no setting of backend: {self.backend}")
+        check_backend(self, _OF_TRANSFORMERS)
         return self
