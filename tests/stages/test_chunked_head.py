@@ -11,11 +11,13 @@ pytestmark = pytest.mark.stack
 VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
 
 
-@pytest.fixture(params=[16 * VOCABULARY, 2**25], ids=["many chunks", "one chunk"])
+@pytest.fixture(params=[(16 * VOCABULARY, 16), (2**25, 8192)], ids=["many chunks", "one chunk"])
 def chunk_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    from post_training.models import chunked_head
+    from post_training.models import chunked_head, logits
 
-    monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", request.param)
+    numbers, tile = request.param
+    monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", numbers)
+    monkeypatch.setitem(logits._TILE, "cpu", tile)
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
@@ -100,9 +102,11 @@ def test_scores_can_be_differentiated_in_any_way(chunk_numbers: None, models: An
 
     (model, exact), (ids, targets, _) = models, batch
     head = ChunkedHead.install(model)
-    with head.scoring(targets):
-        logprobs, values, _ = model(input_ids=ids, use_cache=False).logits
+    with head.scoring(targets, with_top=True):
+        logprobs, values, tops = model(input_ids=ids, use_cache=False).logits
     expected_logprobs, expected_values = exact_scores(exact, ids, targets)
+    best = exact(input_ids=ids).logits.argmax(-1)
+    assert tops.bool().equal(best == targets)
     ((logprobs + 0.5 * values) ** 2).mean().backward()
     ((expected_logprobs + 0.5 * expected_values) ** 2).mean().backward()
     assert (logprobs - expected_logprobs).abs().max() < 1e-5

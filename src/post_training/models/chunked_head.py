@@ -1,10 +1,10 @@
 """The last layer of a language model, without ever holding its logits as a whole.
 
 `ChunkedHead.install(model)` gives the model's output layer another forward. Inside `scoring(…)` it
-goes through the asked positions in chunks, takes from the logits of a chunk what is wanted, in
-float32, and drops them; outside it is the layer that it was. The layer is still called as a module
-of its model, so whatever hangs on that (gathering of sharded weights, autocast) still works, and
-what it computes comes out of the model as `outputs.logits`.
+makes the logits of the asked positions a part at a time (logits.py), takes from them what is
+wanted, in float32, and drops them; outside it is the layer that it was. The layer is still called
+as a module of its model, so whatever hangs on that (gathering of sharded weights, autocast) still
+works, and what it computes comes out of the model as `outputs.logits`.
 
     N positions asked for, D hidden size, V vocabulary; z_NV = hidden_ND · weight_VDᵀ
     logprob_n = z[n, target_n] − V_n,   V_n = log Σ_v exp z[n, v]
@@ -25,13 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from post_training.core.errors import UsageError
+from post_training.models.logits import SMALLEST_CHUNK, LogitsPlace, scores
 
 IGNORED = -100
 # Logits of a chunk, in numbers: 128 MiB on a CPU, where 256 positions of a vocabulary of 131072
 # were the fastest; larger products suit a GPU better.
 _CHUNK_NUMBERS = {"cpu": 2**25}
 _CHUNK_NUMBERS_ELSEWHERE = 2**27
-_SMALLEST_CHUNK = 16
 # Settings by which some families bend their logits after this layer; not one of ours does.
 _LOGIT_SETTINGS = (
     "final_logit_softcapping",
@@ -119,8 +119,7 @@ def _score(hidden_BTD: Tensor, weight_VD: Tensor, request: _Request) -> tuple[Te
     device = hidden_BTD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     numbers = request.chunk_numbers or _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_ELSEWHERE)
-    size = max(_SMALLEST_CHUNK, numbers // len(weight_VD))
-    arguments = (hidden_BTD, weight_VD, positions_N, targets_N, dtype, request.with_top, size)
+    arguments = (hidden_BTD, weight_VD, positions_N, targets_N, dtype, request.with_top, numbers)
 
     def spread(values_N: Tensor) -> Tensor:
         flat = values_N.new_zeros(asked.numel())
@@ -136,7 +135,8 @@ def _score(hidden_BTD: Tensor, weight_VD: Tensor, request: _Request) -> tuple[Te
 
 @dataclass
 class _Chunk:
-    """Some of the positions. logits: float32 [n, V]; the reader may overwrite them."""
+    """Some of the positions. logits: float32 [n, V], until the next chunk; the reader may overwrite
+    them."""
 
     rows: Tensor
     span: slice
@@ -150,13 +150,15 @@ class _Chunk:
 
 
 def _chunks(
-    hidden_PD: Tensor, weight_VD: Tensor, positions_N: Tensor, targets_N: Tensor, size: int
+    hidden_PD: Tensor, weight_VD: Tensor, positions_N: Tensor, targets_N: Tensor, numbers: int
 ) -> Iterator[_Chunk]:
+    size = max(SMALLEST_CHUNK, numbers // len(weight_VD))
+    place = LogitsPlace(weight_VD, min(size, len(positions_N)), len(weight_VD))
     for start in range(0, len(positions_N), size):
         span = slice(start, start + size)
         rows = positions_N[span]
         hidden = hidden_PD[rows]
-        yield _Chunk(rows, span, hidden, (hidden @ weight_VD.T).float(), targets_N[span])
+        yield _Chunk(rows, span, hidden, place.fill(hidden, weight_VD), targets_N[span])
 
 
 class _Gradients:
@@ -186,18 +188,9 @@ def _flat(hidden_BTD: Tensor, weight_VD: Tensor, dtype: torch.dtype | None) -> t
     return hidden_BTD.flatten(0, 1).to(dtype), weight_VD.to(dtype)
 
 
-@dataclass
-class _Scored:
-    """Of a chunk, each float32 [n]. sums: of the exponentials that are now in its logits' place,
-    exp(z − max z)."""
-
-    logprobs: Tensor
-    logsumexps: Tensor
-    tops: Tensor
-    sums: Tensor
-
-
-def _scores_(chunk: _Chunk, with_top: bool) -> _Scored:
+def _scores_(chunk: _Chunk, with_top: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(logprobs, tops, sums), each float32 [n]. sums: of the exponentials that are now in the
+    logits' place, exp(z − max z)."""
     # torch's logsumexp makes a second [n, V], and the softmax after it all the exponentials again:
     # together three times the time of this.
     of_targets = chunk.logits.gather(1, chunk.targets[:, None]).squeeze(1)
@@ -206,8 +199,7 @@ def _scores_(chunk: _Chunk, with_top: bool) -> _Scored:
         tops = (chunk.logits.argmax(-1) == chunk.targets).float()
     largest = chunk.logits.amax(-1)
     sums = chunk.logits.sub_(largest[:, None]).exp_().sum(-1)
-    logsumexps = largest + sums.log()
-    return _Scored(of_targets - logsumexps, logsumexps, tops, sums)
+    return of_targets - (largest + sums.log()), tops, sums
 
 
 class _WeightedLoss(torch.autograd.Function):
@@ -215,21 +207,22 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, size, coefficients_N
+        ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, numbers, coefficients_N
     ):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_PD, weight = _flat(hidden_BTD, weight_VD, dtype)
             gradients = _Gradients(hidden_PD, weight, ctx.needs_input_grad)
             results = []
-            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, size):
-                scored = _scores_(chunk, with_top)
-                results.append(torch.stack([scored.logprobs, scored.tops]))
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, numbers):
+                logprobs, tops, sums = _scores_(chunk, with_top)
+                results.append(torch.stack([logprobs, tops]))
                 if any(ctx.needs_input_grad[:2]):
                     c = coefficients_N[chunk.span, None]
-                    grad_logits = chunk.logits.mul_(c / scored.sums[:, None])
+                    grad_logits = chunk.logits.mul_(c / sums[:, None])
                     grad_logits.scatter_add_(1, chunk.targets[:, None], -c)
                     gradients.add(chunk, grad_logits)
-            logprobs_N, tops_N = _joined(results, 2, coefficients_N)
+            none = coefficients_N.new_zeros(2, 0)
+            logprobs_N, tops_N = torch.cat([none, *results], 1)
         ctx.gradients, ctx.shape = gradients, hidden_BTD.shape
         ctx.dtypes = hidden_BTD.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(logprobs_N, tops_N)
@@ -247,19 +240,15 @@ class _Scores(torch.autograd.Function):
     """(logprobs [N], logsumexps [N], tops [N]); the backward pass makes the logits again."""
 
     @staticmethod
-    def forward(ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, size):
+    def forward(ctx, hidden_BTD, weight_VD, positions_N, targets_N, dtype, with_top, numbers):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_PD, weight = _flat(hidden_BTD, weight_VD, dtype)
-            results = []
-            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, size):
-                scored = _scores_(chunk, with_top)
-                results.append(torch.stack([scored.logprobs, scored.logsumexps, scored.tops]))
-        logprobs_N, logsumexps_N, tops_N = _joined(results, 3, hidden_BTD.new_zeros(0).float())
-        ctx.save_for_backward(hidden_BTD, weight_VD, positions_N, targets_N, logsumexps_N)
-        ctx.dtype, ctx.size, ctx.shape = dtype, size, hidden_BTD.shape
+            found = scores(hidden_PD, weight, positions_N, targets_N, with_top, numbers)
+        ctx.save_for_backward(hidden_BTD, weight_VD, positions_N, targets_N, found.logsumexps)
+        ctx.dtype, ctx.numbers, ctx.shape = dtype, numbers, hidden_BTD.shape
         ctx.dtypes = hidden_BTD.dtype, weight_VD.dtype
-        ctx.mark_non_differentiable(tops_N)
-        return logprobs_N, logsumexps_N, tops_N
+        ctx.mark_non_differentiable(found.tops)
+        return found.logprobs, found.logsumexps, found.tops
 
     @staticmethod
     def backward(ctx, grad_logprobs_N, grad_logsumexps_N, _):
@@ -267,7 +256,7 @@ class _Scores(torch.autograd.Function):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             hidden_PD, weight = _flat(hidden_BTD, weight_VD, ctx.dtype)
             gradients = _Gradients(hidden_PD, weight, ctx.needs_input_grad)
-            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, ctx.size):
+            for chunk in _chunks(hidden_PD, weight, positions_N, targets_N, ctx.numbers):
                 of_logprobs = grad_logprobs_N[chunk.span, None]
                 of_logsumexps = grad_logsumexps_N[chunk.span, None]
                 grad_logits = chunk.softmax_(logsumexps_N[chunk.span])
@@ -275,10 +264,6 @@ class _Scores(torch.autograd.Function):
                 grad_logits.scatter_add_(1, chunk.targets[:, None], of_logprobs)
                 gradients.add(chunk, grad_logits)
         return *_scaled(ctx, gradients, None), *[None] * 5
-
-
-def _joined(results: list[Tensor], num_rows: int, like: Tensor) -> Tensor:
-    return torch.cat(results, 1) if results else like.new_zeros(num_rows, 0)
 
 
 def _scaled(ctx: Any, gradients: _Gradients, scale: Tensor | None) -> tuple[Tensor | None, ...]:
