@@ -1,6 +1,7 @@
 """`post-training runs diff A B`: what two runs are, and where what they made parts.
 
-stage, recipe, topology, input, image, code        identity: any of these may change the bits
+stage, recipe, topology, input, image, code        identity: any of these may change the bits;
+                                                   of input folders that are still there, the files
 packages, environment, machine                     what the identity rests on
 placement                                          never changes them
 outcome                                            the first difference, as `reproduce` finds it
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.recipe import changed_settings
+from post_training.core.hashing import fingerprint_files, hash_files
+from post_training.core.known_digests import sha256_of_any
 from post_training.records.compare import compare_runs
 from post_training.records.machine import portable_environment
 from post_training.records.run_record import (
@@ -53,11 +56,35 @@ def _settings(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, 
         }
         for record in (first, second)
     ]
-    return [
-        (label, line)
-        for label in described[0]
-        for line in changed_settings(described[0][label], described[1][label])
-    ]
+    lines = []
+    for label in described[0]:
+        changed = changed_settings(described[0][label], described[1][label])
+        lines += [(label, line) for line in changed]
+        if label == "input" and changed:
+            lines += [(label, line) for line in _changed_files(first, second)]
+    return lines
+
+
+def _changed_files(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """`model.path: chat_template.jinja` for each file, of folders that are what the runs had."""
+    lines = []
+    for key in sorted(first["inputs"].keys() & second["inputs"].keys()):
+        both = [record["inputs"][key] for record in (first, second)]
+        folders = [Path(value["path"]) for value in both]
+        if both[0]["fingerprint"] == both[1]["fingerprint"] or not all(
+            folder.is_dir() for folder in folders
+        ):
+            continue
+        files = [hash_files(folder, sha256_of_any) for folder in folders]
+        if all(
+            fingerprint_files(found) == value["fingerprint"]
+            for found, value in zip(files, both, strict=True)
+        ):
+            names = sorted(files[0].keys() | files[1].keys())
+            lines += [
+                f"{key}: {name}" for name in names if files[0].get(name) != files[1].get(name)
+            ]
+    return lines
 
 
 def _outcome(

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from post_training.core.hashing import fingerprint
 from post_training.records.diff import print_diff
 
 RECORD = {
@@ -66,6 +67,27 @@ def test_diff_names_what_changed_and_where_the_outcome_parts(diff, changes, line
     assert [label for label, _ in lines] == [line[0], "outcome"]
     assert lines[0][1].startswith(line[1])
     assert lines[1][1] == "differs: model/model.safetensors: sha256 is 1, then 2"
+
+
+def test_diff_names_the_files_of_changed_folders_while_they_are_what_the_runs_had(tmp_path, capsys):
+    inputs = []
+    for number in (1, 2):
+        folder, run_dir = tmp_path / f"model-{number}", tmp_path / f"run-{number}"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "template").write_text(" " * number)
+        inputs.append({"path": str(folder), "fingerprint": fingerprint(folder)})
+        run_dir.mkdir()
+        record = {**RECORD, "inputs": {"model.path": inputs[-1]}}
+        (run_dir / "run.json").write_text(json.dumps(record))
+
+    def lines() -> list[str]:
+        print_diff(tmp_path / "run-1", tmp_path / "run-2")
+        return capsys.readouterr().out.splitlines()
+
+    assert lines()[1] == "input        model.path: template"
+    (tmp_path / "model-1/config.json").write_text("{} ")
+    assert lines()[1].startswith("outcome ")
 
 
 def test_diff_of_a_run_that_did_not_end_says_so(diff):

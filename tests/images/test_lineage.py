@@ -11,7 +11,7 @@ import pytest
 
 from post_training.records.artifact import read_artifact
 
-pytestmark = [pytest.mark.long, pytest.mark.image]
+pytestmark = pytest.mark.image
 
 LENGTH = """
 from post_training.data.rewards import register_reward
@@ -57,22 +57,22 @@ logging: {logging_steps: 1}
 
 
 @pytest.fixture
-def entrypoint(inside, job):
+def run(entrypoint):
     def run(stage: str, *arguments: str) -> None:
-        done = inside("entrypoint", stage, f"{stage}.yaml", *arguments, cwd=job)
+        done = entrypoint(stage, f"{stage}.yaml", *arguments)
         assert done.returncode == 0, done.stderr
 
     return run
 
 
 @pytest.fixture
-def policy(job, entrypoint):
+def policy(job, run):
     """The folder of the last run of the chain."""
     if not (job / "dpo").exists():
         (job / "length.py").write_text(LENGTH)
         for stage, text in STAGES.items():
             (job / f"{stage}.yaml").write_text(f"{text}run_dir: {stage}\n")
-            entrypoint(stage)
+            run(stage)
     return job / "dpo"
 
 
@@ -87,6 +87,7 @@ def test_policy_and_its_whole_lineage_are_reproduced_identical(policy, post_trai
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -96,39 +97,63 @@ def test_policy_and_its_whole_lineage_are_reproduced_identical(policy, post_trai
         ("data.chat_template=zephyr", "recipe       data.chat_template: 'chatml' -> 'zephyr'"),
     ],
 )
-def test_changed_setting_is_named_and_the_outcome_parts(
-    job, entrypoint, post_training, change, named
-):
+def test_changed_setting_is_named_and_the_outcome_parts(job, run, post_training, change, named):
     run_dir = f"changed-{change.split('=')[0]}"
-    entrypoint("sft", f"run_dir={run_dir}", change)
+    run("sft", f"run_dir={run_dir}", change)
     done = post_training("runs", "diff", job / "run", job / run_dir)
     assert done.returncode == 4
     assert any(line.startswith(named) for line in done.stdout.splitlines()), done.stdout
     assert "\noutcome      differs: " in done.stdout
 
 
-def test_changed_row_or_bit_of_a_weight_is_refused_by_name(policy, job, post_training):
-    before = sorted(job.iterdir())
-    for path, key in (
-        (job / "sums.jsonl", "data.datasets[0].path"),
-        (job / "init/model/model.safetensors", "model.path"),
-    ):
-        kept = path.with_suffix(".kept")
-        shutil.copy(path, kept)
-        content = bytearray(path.read_bytes())
-        content[-3] ^= 1
-        path.write_bytes(content)
-        done = post_training("reproduce", job / "run")
-        kept.replace(path)
-        assert done.returncode == 2
-        assert f"error: {key}: changed: " in done.stderr
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sums.jsonl", "data.datasets[0].path"),
+        ("init/model/model.safetensors", "model.path"),
+        ("init/model/chat_template.jinja", "model.path"),
+    ],
+)
+def test_changed_bit_of_a_row_a_weight_or_a_template_is_refused_by_name(
+    job, post_training, name, key
+):
+    before, path = sorted(job.iterdir()), job / name
+    kept = path.with_suffix(".kept")
+    shutil.copy(path, kept)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    done = post_training("reproduce", job / "run")
+    kept.replace(path)
+    assert done.returncode == 2
+    assert f"error: {key}: changed: " in done.stderr
     assert sorted(job.iterdir()) == before
 
 
-def test_lineage_hash_says_the_recipes_of_every_step(policy, job, entrypoint):
-    entrypoint("sft", "run_dir=other", "training.learning_rate=2e-3")
+@pytest.mark.long
+def test_template_with_one_more_space_is_named_and_the_outcome_parts(job, run, post_training):
+    for name in ("plain", "spaced"):
+        shutil.copytree(job / "init/model", job / name, ignore=shutil.ignore_patterns("artifact*"))
+    template = job / "spaced/chat_template.jinja"
+    start = "<|im_start|>assistant"
+    template.write_text(template.read_text().replace(start, f"{start} "))
+    for name in ("plain", "spaced"):
+        model = (f"model.path={name}", "data.chat_template=model")
+        run("sft", f"run_dir=of-{name}", *model)
+    done = post_training("runs", "diff", job / "of-plain", job / "of-spaced")
+    assert done.returncode == 4
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("input")][1:] == [
+        "input        model.path: chat_template.jinja"
+    ]
+    assert "\noutcome      differs: " in done.stdout
+
+
+@pytest.mark.long
+def test_lineage_hash_says_the_recipes_of_every_step(policy, job, run):
+    run("sft", "run_dir=other", "training.learning_rate=2e-3")
     model = {"model.path": "other/model"}
     arguments = [f"{key}={json.dumps(value)}" for key, value in model.items()]
-    entrypoint("generate", "run_dir=other-samples", *arguments)
+    run("generate", "run_dir=other-samples", *arguments)
     ours = read_artifact(job / "generate/dataset")["lineage_hash"]
     assert read_artifact(job / "other-samples/dataset")["lineage_hash"] != ours
