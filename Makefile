@@ -35,7 +35,8 @@ demo: image push-sqsh ## The main job from nothing: build, train in Slurm, show,
 	reproducibility/demo/demo
 
 reproduce: image push-sqsh ## Run an experiment again and compare with what it gave (EXPERIMENT=demo)
-	$(BIN)/post-training experiment check reproducibility/$(EXPERIMENT) --environment edf/post-training.toml
+	$(BIN)/post-training experiment check reproducibility/$(EXPERIMENT) \
+		--environment $(firstword $(wildcard reproducibility/$(EXPERIMENT)/environment.toml) edf/post-training.toml)
 
 test: lint image push-sqsh ## The whole test suite; stage tests run inside the image
 	$(BIN)/pytest -m 'not stack and not long'
