@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory, check_keys, read_json, write_json
 from post_training.core.process import run_tool
 from post_training.launch.site import Site
 from post_training.records.artifact import artifact_faults, read_artifact
@@ -79,13 +79,26 @@ def promote(artifact: Path, name: str | None) -> None:
         with atomic_directory(target) as copy:
             shutil.copytree(artifact, copy, dirs_exist_ok=True)
             _check_unchanged(copy, "the copy differs")
-    pointer = folder.with_name(f"{folder.name}.promoted.json")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
-        pointer,
+        _pointer(folder),
         {"schema": SCHEMA, "path": str(target), "fingerprint": fingerprint, "time": now},
     )
     print(target)
+
+
+def promoted_copy(path: Path) -> Path | None:
+    """Where the promoted copy of an artifact, or of what was in one, is said to be; None where
+    neither it nor a folder above it was promoted. The copy itself is not checked.
+
+    Errors: UsageError for a pointer that is no such record.
+    """
+    for folder in (path, *path.parents):
+        if (pointer := _pointer(folder)).is_file():
+            record = read_json(pointer, SCHEMA)
+            check_keys(record, ("path",), pointer)
+            return Path(record["path"]) / path.relative_to(folder)
+    return None
 
 
 def doctor(folder: Path, site_name: str, site: Site, margin_days: int, *, as_json: bool) -> int:
@@ -126,6 +139,10 @@ def doctor(folder: Path, site_name: str, site: Site, margin_days: int, *, as_jso
     else:
         print(f"{folder}: nothing that {site_name} deletes in {margin_days} days", file=sys.stderr)
     return 1 if found else 0
+
+
+def _pointer(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.promoted.json"
 
 
 def _targets(site_name: str, site: Site) -> dict[str, Path]:

@@ -96,8 +96,8 @@ def _choose_new_dir(run_dir: Path, chosen: Path | None) -> Path:
 
 def _run(plan: Plan, new_dir: Path, made: dict[Path, Path], options: Options) -> tuple[int, str]:
     """The exit code and the verdict, which the new folder keeps."""
-    inputs = {key: Path(value["path"]) for key, value in plan.record["inputs"].items()}
-    inputs |= {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
+    upstream = {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
+    inputs = plan.inputs | upstream
     image = plan.image or _restored(plan.record["image"], options)
     print(f"running {plan.record['run_id']} again in {new_dir}", file=sys.stderr)
     run_again(plan.record, plan.run_dir, new_dir, inputs, image, plan.site, options.repository)

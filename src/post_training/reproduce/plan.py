@@ -14,6 +14,7 @@ from post_training.images.store import ImageStore
 from post_training.images.verify import check_image_digest
 from post_training.launch.run_index import find_run
 from post_training.launch.site import Site
+from post_training.launch.storage import promoted_copy
 from post_training.records.artifact import read_artifact
 from post_training.records.machine import machine
 from post_training.records.run_record import RECORD_NAME, read_record
@@ -43,14 +44,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """upstream: {key of an input: (run folder that made it, where in it)}, if they are to be run
-    again as well. image: None: it has to be built first. site: with nodes for its ranks. notes:
-    what will not be as it was, as far as it is known before. missing: what stands in the way."""
+    """inputs: {key of an input: where it is now}. upstream: {key of an input: (run folder that made
+    it, where in it)}, if they are to be run again as well. image: None: it has to be built first.
+    site: with nodes for its ranks. notes: what will not be as it was, as far as it is known before.
+    missing: what stands in the way."""
 
     run_dir: Path
     record: dict[str, Any]
     image: StoredImage | None
     site: tuple[str, Site] | None
+    inputs: dict[str, Path]
     upstream: dict[str, tuple[Path, Path]]
     notes: list[str]
     missing: list[str]
@@ -109,17 +112,21 @@ def _maker(path: Path, run_id: str) -> Path:
 def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
     record = read_record(run_dir)
     _check_reproducible(record, run_dir)
-    makers, missing = {}, []
+    inputs, makers, notes, missing = {}, {}, [], []
     for key, value in record["inputs"].items():
         path = Path(value["path"])
         is_made_again = options.upstream == "all" and "made_by" in value
-        fault = None if is_made_again else _input_fault(path, value["fingerprint"])
+        inputs[key], fault = path, None
+        if not is_made_again:
+            inputs[key], fault = _found_input(path, value["fingerprint"])
+        if inputs[key] != path:
+            notes.append(f"{key}: from its promoted copy {inputs[key]}, instead of {path}")
         if is_made_again or (fault and options.upstream == "stale" and "made_by" in value):
             folder = _maker(path, value["made_by"]["run_id"])
             makers[key] = (folder, _place_in(folder, path))
         elif fault:
             missing.append(f"{key}: {fault}")
-    image, notes = None, []
+    image = None
     try:
         image = _find_image(record, stores)
     except UsageError as error:
@@ -143,7 +150,7 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
             missing.append(f"{record['run_id']}: {error.problem} ({error.hint})")
         missing += _sif_faults(image, options.site[1])
         notes.append(f"the machine is known when the job starts; the run's was {_told(record)}")
-    return Plan(run_dir, record, image, site, makers, notes, missing)
+    return Plan(run_dir, record, image, site, inputs, makers, notes, missing)
 
 
 def _for_ranks(named: tuple[str, Site], ranks: int, nodes: int | None) -> tuple[str, Site]:
@@ -214,6 +221,16 @@ def _restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:
             "it from (--repository names the checkout)"
         )
     return None
+
+
+def _found_input(path: Path, recorded: str) -> tuple[Path, str | None]:
+    """Where it is now: as it was, or a promoted copy of it; and what is wrong with it there."""
+    fault = _input_fault(path, recorded)
+    if fault is None or (copy := promoted_copy(path)) is None:
+        return path, fault
+    if copy_fault := _input_fault(copy, recorded):
+        return path, f"{fault}; its promoted copy: {copy_fault}"
+    return copy, None
 
 
 def _input_fault(path: Path, recorded: str) -> str | None:

@@ -114,6 +114,20 @@ def test_promote_copies_all_files_and_leaves_a_pointer(place, model, capsys):
     storage.promote(model, None)  # Again: found, and compared.
 
 
+def test_promoted_copy_is_found_by_what_is_left_of_the_artifact(model, tmp_path):
+    path = model.resolve()
+    assert storage.promoted_copy(path / "deep/weights") is None
+    storage.promote(model, "kept")
+    shutil.rmtree(model)
+    copy = tmp_path / "permanent/post-training/kept"
+    assert storage.promoted_copy(path) == copy
+    assert storage.promoted_copy(path / "deep/weights") == copy / "deep/weights"
+    assert storage.promoted_copy(path.parent) is None
+    (path.parent / "model.promoted.json").write_text('{"schema": "another/1"}')
+    with pytest.raises(UsageError, match=r"model\.promoted\.json: schema is 'another/1'"):
+        storage.promoted_copy(path)
+
+
 def test_promote_changed_artifact_is_refused_and_copies_nothing(place, model):
     (model / "deep/weights").write_bytes(b"21")
     with pytest.raises(PostTrainingError, match="changed since it was made: deep/weights"):

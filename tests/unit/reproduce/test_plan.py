@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from post_training.reproduce.plan import num_ranks
+from post_training.core.files import write_json
+from post_training.core.hashing import fingerprint
+from post_training.launch.storage import SCHEMA
+from post_training.reproduce.plan import Options, make_plans, num_ranks
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
 
@@ -61,3 +64,52 @@ def test_reproduce_missing_image_is_one_line_with_both_ways_to_it(planned):
     [line] = [line for line in planned({}).splitlines() if "in the store" in line]
     assert "in the store, and " in line
     assert line.startswith("error: ")
+
+
+@pytest.fixture
+def promoted(tmp_path, monkeypatch):
+    """A run whose two inputs, a model and a file in a dataset, are gone but for promoted copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    record = json.loads(RECORD.read_text())
+    record["inputs"] = {}
+    for key, name, file in (("model.path", "model", ""), ("data.path", "dataset", "rows.jsonl")):
+        copy = tmp_path / "kept" / name
+        copy.mkdir(parents=True)
+        (copy / "rows.jsonl").write_text(name)
+        pointer = {"schema": SCHEMA, "path": str(copy), "fingerprint": fingerprint(copy)}
+        write_json(tmp_path / f"earlier/{name}.promoted.json", pointer)
+        path = str(tmp_path / "earlier" / name / file)
+        record["inputs"][key] = {"path": path, "fingerprint": fingerprint(copy / file)}
+    write_json(tmp_path / "run/run.json", record)
+    return tmp_path
+
+
+def input_faults(plan) -> list[str]:
+    return [line for line in plan.missing if line.startswith(("model.path", "data.path"))]
+
+
+def test_reproduce_input_that_is_gone_is_taken_from_its_promoted_copy_and_told(promoted):
+    [plan] = make_plans(promoted / "run", Options(store=promoted / "store"))
+    assert plan.inputs == {
+        "model.path": promoted / "kept/model",
+        "data.path": promoted / "kept/dataset/rows.jsonl",
+    }
+    assert input_faults(plan) == []
+    told = f"model.path: from its promoted copy {promoted}/kept/model, instead of {promoted}/"
+    assert f"{told}earlier/model" in plan.notes
+
+
+def test_reproduce_promoted_copy_of_another_content_is_a_fault(promoted):
+    (promoted / "kept/model/rows.jsonl").write_text("other")
+    [plan] = make_plans(promoted / "run", Options(store=promoted / "store"))
+    [fault] = input_faults(plan)
+    gone = f"model.path: gone: {promoted}/earlier/model; its promoted copy: changed: "
+    assert fault.startswith(f"{gone}{promoted}/kept/model (fingerprint is ")
+    assert plan.inputs["model.path"] == promoted / "earlier/model"
+
+
+def test_reproduce_input_that_is_there_needs_no_promoted_copy(promoted):
+    (promoted / "kept/model").rename(promoted / "earlier/model")
+    [plan] = make_plans(promoted / "run", Options(store=promoted / "store"))
+    assert plan.inputs["model.path"] == promoted / "earlier/model"
+    assert not [line for line in [*plan.notes, *plan.missing] if line.startswith("model.path")]
