@@ -27,8 +27,11 @@ class StageConfig(Config):
     num_threads: CPU threads of each process; by default, its share of the machine's cores.
 
     ranks_count: whether the number of processes changes what comes out, and so is identity.
-    continues: whether what was stopped is gone on from, and not begun over."""
+    continues: whether what was stopped is gone on from, and not begun over. version: of the stage's
+    own code; raise it when the same settings and inputs come to other rows or weights. Run folders
+    of a pipeline are named by it, and chunks of another version are refused."""
 
+    version: ClassVar[int] = 1
     ranks_count: ClassVar[bool] = True
     continues: ClassVar[bool] = False
 

@@ -1,7 +1,7 @@
 """What a pipeline comes to: a run for each stage, in a folder that is named for what it computes.
 
-    PIPELINE/NAME-xxxxxxxx/   the hash is of the stage, its recipe and its inputs' content; for what
-                              another stage of the pipeline makes, that stage's own hash
+    PIPELINE/NAME-xxxxxxxx/   the hash is of the stage, its version, recipe and inputs' content; for
+                              what another stage of the pipeline makes, that stage's own hash
 
 So a run that is finished in its folder needs no second one, a changed setting leads to another
 folder for that stage and for those behind it, and variants of a sweep share what is the same.
@@ -127,6 +127,7 @@ def _runs(variant: Pipeline, folder: Path, fingerprints: dict[str, str]) -> list
         made = [runs[other].run_dir for other in variant.needs[name]]
         identity = {
             "stage": stage.name,
+            "version": config.version,
             "recipe": roles[Role.RECIPE],
             "inputs": _input_content(name, roles[Role.INPUT], made, fingerprints),
         }

@@ -4,6 +4,7 @@ import pytest
 
 from post_training.core.errors import ConfigError, UsageError
 from post_training.stages.pipeline_plan import plan_pipeline
+from post_training.stages.split.config import SplitConfig
 
 PIPELINE = """\
 run_dir: runs
@@ -56,6 +57,13 @@ def test_plan_changed_setting_moves_that_stage_and_those_behind_it(plan):
     assert {name for name in before if before[name] != after[name]} == {"parts", "mixed"}
     after = plan("stages.mixed.config.seed=1")
     assert {name for name in before if before[name] != after[name]} == {"mixed"}
+
+
+def test_plan_next_version_of_a_stage_moves_it_and_those_behind_it(plan, monkeypatch):
+    before = plan()
+    monkeypatch.setattr(SplitConfig, "version", SplitConfig.version + 1)
+    after = plan()
+    assert {name for name in before if before[name] != after[name]} == {"parts", "mixed"}
 
 
 def test_plan_changed_input_moves_what_reads_it(plan, tmp_path):

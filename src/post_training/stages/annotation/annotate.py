@@ -19,18 +19,16 @@ def annotate(
     context: StageContext,
     make_annotator: Callable[[], Annotator],
     *,
-    version: int,
     reference: Callable[[], Reference] | None = None,
 ) -> Result:
     """Do chunks until none is left; a run that is no worker then puts them together.
 
-    make_annotator: called once, and only where there is a chunk to do. version: of the stage's
-    code; chunks of another version are refused, so raise it when the stage's rows change.
-    reference: whose log-probabilities the rows now hold; by default, whose those of the input are.
+    make_annotator: called once, and only where there is a chunk to do. reference: whose
+    log-probabilities the rows now hold; by default, whose those of the input are.
     Errors: PostTrainingError for rows or chunks that failed; UsageError for another run's chunks.
     """
     folder = config.chunks_dir(context.run_dir)
-    plan = make_plan(folder, config, version, context)
+    plan = make_plan(folder, config, context)
     place = _place(config, context.ranks)
     # Before the work, as datasets of two references can't become one.
     of_inputs = None if reference else common_reference(config.data.datasets)

@@ -90,10 +90,8 @@ def ids_sha256(ids: list[str]) -> str:
     return sha256_value(ids)
 
 
-def make_plan(
-    folder: Path, config: ChunkedStageConfig, version: int, context: StageContext
-) -> Plan:
-    """The plan in `folder`, made now if there is none. version: of the stage's own code.
+def make_plan(folder: Path, config: ChunkedStageConfig, context: StageContext) -> Plan:
+    """The plan in `folder`, made now if there is none.
 
     Errors: those of the data; UsageError when the plan there is another run's.
     """
@@ -102,8 +100,8 @@ def make_plan(
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / ".plan.lock", context):
         if not (folder / MANIFEST).exists():
-            _write(folder, config, version, description, context)
-    return _read(folder, version, description, context)
+            _write(folder, config, description, context)
+    return _read(folder, config.version, description, context)
 
 
 def _read(folder: Path, version: int, now: RunDescription, context: StageContext) -> Plan:
@@ -137,7 +135,6 @@ def _read(folder: Path, version: int, now: RunDescription, context: StageContext
 def _write(
     folder: Path,
     config: ChunkedStageConfig,
-    version: int,
     description: RunDescription,
     context: StageContext,
 ) -> None:
@@ -172,7 +169,7 @@ def _write(
         folder / MANIFEST,
         {
             "schema": SCHEMA,
-            "version": version,
+            "version": config.version,
             "run": {**run, "image": description.image},
             "rejected": verdicts.counts,
             "chunks": [asdict(chunk) for chunk in chunks],

@@ -15,8 +15,6 @@ from post_training.stages.annotation.annotator import Annotator, Row
 from post_training.stages.context import Result, StageContext
 from post_training.stages.filter.config import FilterConfig
 
-VERSION = 1
-
 
 def run(config: FilterConfig, context: StageContext) -> Result:
     quiet_libraries(context.run_dir / "cache")
@@ -26,7 +24,7 @@ def run(config: FilterConfig, context: StageContext) -> Result:
         encoder = load_encoder(config.tokenizer, config.data)
         return LengthFilter(encoder, config.max_sequence_length, config.min_branches)
 
-    return annotate(config, context, make_annotator, version=VERSION)
+    return annotate(config, context, make_annotator)
 
 
 class LengthFilter(Annotator):

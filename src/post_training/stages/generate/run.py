@@ -20,8 +20,6 @@ from post_training.stages.context import Result, StageContext
 from post_training.stages.generate.config import GenerateConfig
 from post_training.stages.generate.sampling import Completion, Prompt, Sampler, prompt_seed
 
-VERSION = 1
-
 
 def run(config: GenerateConfig, context: StageContext) -> Result:
     quiet_libraries(context.run_dir / "cache")
@@ -38,7 +36,7 @@ def run(config: GenerateConfig, context: StageContext) -> Result:
         sampler = Chosen(config, encoder, context)
         return Generator(config, encoder, sampler, context.input_fingerprints["model.path"])
 
-    return annotate(config, context, make_annotator, version=VERSION)
+    return annotate(config, context, make_annotator)
 
 
 class Generator(Annotator):

@@ -11,8 +11,6 @@ from post_training.stages.annotation.annotate import annotate
 from post_training.stages.context import Result, StageContext
 from post_training.stages.logprobs.config import LogprobsConfig
 
-VERSION = 1
-
 
 def run(config: LogprobsConfig, context: StageContext) -> Result:
     quiet_libraries(context.run_dir / "cache")
@@ -54,7 +52,6 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
         config,
         context,
         with_vllm if config.backend == "vllm" else with_transformers,
-        version=VERSION,
         reference=lambda: reference_of(
             path, tokenizer, encoder.template.text, config.model.dtype, config.backend
         ),

@@ -21,8 +21,6 @@ from post_training.stages.context import Result, StageContext
 from post_training.stages.rewards.annotator import FunctionJudge, Judge, RewardAnnotator
 from post_training.stages.rewards.config import RewardConfig, RewardsConfig
 
-VERSION = 1
-
 
 def run(config: RewardsConfig, context: StageContext) -> Result:
     quiet_libraries(context.run_dir / "cache")
@@ -33,7 +31,7 @@ def run(config: RewardsConfig, context: StageContext) -> Result:
     def make_annotator() -> RewardAnnotator:
         return RewardAnnotator([_judge(reward, config, context) for reward in config.rewards])
 
-    result = annotate(config, context, make_annotator, version=VERSION)
+    result = annotate(config, context, make_annotator)
     if config.is_worker or not context.ranks.is_writer:
         return result
     means = _means(context.run_dir / "dataset" / ROWS, [reward.name for reward in config.rewards])

@@ -73,11 +73,11 @@ def run(
     run_dir: Path,
     make_annotator: Callable[[], Annotator] = CountWords,
     *,
-    version: int = 1,
+    config_class: type[ChunkedStageConfig] = ChunkedStageConfig,
     **described: Any,
 ) -> Result:
     """As execute.py does, without a record."""
-    model = ChunkedStageConfig.model_validate(config)
+    model = config_class.model_validate(config)
     run_dir = model.record_dir(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     roles = settings_by_role(model)
@@ -91,7 +91,7 @@ def run(
         facts={},
     )
     context = StageContext(run_dir, description=replace(description, **described))
-    return annotate(model, context, make_annotator, version=version)
+    return annotate(model, context, make_annotator)
 
 
 _SPAWN = multiprocessing.get_context("spawn")

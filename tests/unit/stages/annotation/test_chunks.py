@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from annotation_runs import KILL_POINTS, CountWords, ids, run, settings, start, write_prompts
@@ -159,6 +160,10 @@ def test_input_rows_that_changed_under_the_plan_are_found(prompts, tmp_path):
         run(settings(prompts), tmp_path / "run")
 
 
+class NextVersion(ChunkedStageConfig):
+    version: ClassVar[int] = 2
+
+
 def test_another_run_does_not_mix_with_the_chunks_and_the_setting_is_named(prompts, tmp_path):
     worker = {"index": 0, "count": 1}
     run(settings(prompts, workers=worker), tmp_path / "run")
@@ -167,7 +172,7 @@ def test_another_run_does_not_mix_with_the_chunks_and_the_setting_is_named(promp
     with pytest.raises(UsageError, match="another run: image: oci_digest: 'unpinned' -> 'sha256"):
         run(settings(prompts), tmp_path / "run", image={"oci_digest": "sha256:a"})
     with pytest.raises(PostTrainingError, match="another version of the stage: 1 -> 2"):
-        run(settings(prompts), tmp_path / "run", version=2)
+        run(settings(prompts), tmp_path / "run", config_class=NextVersion)
     write_prompts(prompts, 21)
     with pytest.raises(UsageError, match="another run: input: data: "):
         run(settings(prompts), tmp_path / "run")
