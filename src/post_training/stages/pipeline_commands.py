@@ -23,6 +23,7 @@ from post_training.core.errors import Interrupted, PostTrainingError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.core.process import dies_with
+from post_training.images.edf import Edf
 from post_training.images.enter import can_run_here
 from post_training.launch.environment import check_is_mounted, read_environment
 from post_training.launch.pipeline import load_pipeline
@@ -35,6 +36,8 @@ from post_training.stages.pipeline_plan import Plan, PlannedRun, plan_pipeline
 
 SCHEMA = "post-training/pipeline/1"
 _PLANS = "plans"
+_PINNED_IMAGE = "POST_TRAINING_IMAGE_OCI_DIGEST"
+_ENVIRONMENT = "post-training"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -62,11 +65,13 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
                 where=str(run.run_dir),
                 hint=f"wait for it, or `scancel {' '.join(queued)}`",
             )
-    prefix = _prefix(plan, where)
+    edf = None if can_run_here(where.environment) else _edf(where)
+    prefix = _prefix(plan, where, edf)
+    image = None if unpinned else (os.environ if edf is None else edf.env).get(_PINNED_IMAGE)
     folder = _write_plan(plan, path)
     for number, run in enumerate(plan.runs, 1):
         title = f"[{number}/{len(plan.runs)}] {run.name}"
-        if finished := _finished(run):
+        if finished := _finished(run, image):
             print(f"{title}: {finished}: {run.run_dir}", file=sys.stderr)
             continue
         print(f"{title}: {run.stage}", file=sys.stderr)
@@ -83,16 +88,21 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
     return plan
 
 
-def _prefix(plan: Plan, where: Where) -> list[str]:
-    """The words in front of a stage."""
-    if can_run_here(where.environment):
+def _edf(where: Where, *, sources_are_here: bool = True) -> Edf:
+    variables = {**os.environ, "PWD": str(Path.cwd())}
+    name = where.environment or _ENVIRONMENT
+    return read_environment(name, variables, Path.cwd(), sources_are_here=sources_are_here)
+
+
+def _prefix(plan: Plan, where: Where, edf: Edf | None) -> list[str]:
+    """The words in front of a stage. edf: None where it runs as this process does."""
+    if edf is None:
         return [sys.executable, "-m", "post_training.stages"]
-    name = where.environment or "post-training"
-    edf = read_environment(name, {**os.environ, "PWD": str(Path.cwd())}, Path.cwd())
     check_is_mounted(plan.folder, "pipeline's folder", edf)
     development = ["--dev", str(where.dev)] if where.dev else []
     return [
-        *(sys.executable, "-m", "post_training.cli", "edf", "run", *development, name),
+        *(sys.executable, "-m", "post_training.cli", "edf", "run", *development),
+        where.environment or _ENVIRONMENT,
         *("--", "entrypoint"),
     ]
 
@@ -129,11 +139,13 @@ def submit_pipeline(
     """
     plan = plan_pipeline(path, overrides)
     requests = {run.run_dir: _request(plan, run, where, max_failures) for run in plan.runs}
+    # Its mounts are checked as the site has them, when a job is made of it.
+    image = _edf(where, sources_are_here=False).env.get(_PINNED_IMAGE)
     if dry_run:
         for run in plan.runs:
             after = ", ".join(other.name for other in plan.runs if other.run_dir in run.needs)
             print(f"# ==== {run.name}{f', after {after}' if after else ''}")
-            if finished := _finished(run):
+            if finished := _finished(run, image):
                 print(f"# {finished}: {run.run_dir}\n")
             else:
                 print(preview(requests[run.run_dir]))
@@ -145,7 +157,7 @@ def submit_pipeline(
     try:
         for run in plan.runs:
             job_ids = submitted_jobs(run.run_dir)
-            if finished := _finished(run):
+            if finished := _finished(run, image):
                 told = finished
             elif job_ids and job_ids[0] in queue:
                 jobs[run.run_dir] = job_ids[0]
@@ -175,7 +187,7 @@ def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Re
         run.run_dir,
         name,
         site,
-        where.environment or "post-training",
+        where.environment or _ENVIRONMENT,
         max_failures,
         where.dev and where.dev.absolute(),
         sys.argv[1:],
@@ -185,9 +197,10 @@ def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Re
     )
 
 
-def _finished(run: PlannedRun) -> str | None:
+def _finished(run: PlannedRun, image: str | None) -> str | None:
     """What is said of a run that need not run again; None where it must. Its folder is named for
-    recipe and inputs: of a topology that has changed since, it is told.
+    recipe and inputs: a topology or image that is another now is told. image: OCI digest of the one
+    that it would run in, where it is known.
 
     Errors: UsageError where an artifact of a finished run is gone.
     """
@@ -210,9 +223,13 @@ def _finished(run: PlannedRun) -> str | None:
         for key, value in settings_by_role(run.config)[Role.TOPOLOGY].items()
         if value is not None and key in then
     }
+    others = []
     if changed := changed_settings({key: then[key] for key in asked}, asked):
-        return f"finished, and kept, with another topology ({'; '.join(changed)})"
-    return "unchanged, and finished"
+        others.append(f"with another topology ({'; '.join(changed)})")
+    made_in = record["image"]["oci_digest"] if record["image"] else "unpinned"
+    if image is not None and made_in != image:
+        others.append(f"of another image ({made_in[:19]} -> {image[:19]})")
+    return f"finished, and kept, {' and '.join(others)}" if others else "unchanged, and finished"
 
 
 def _write_plan(plan: Plan, path: Path) -> Path:

@@ -46,13 +46,14 @@ def folder(tmp_path, name: str):
     return found
 
 
-def finish(tmp_path, name: str) -> None:
+def finish(tmp_path, name: str, image: str | None = None) -> None:
     """As if the stage had run."""
     outputs = {"artifacts": {"dataset": {"path": "dataset", "fingerprint": "1"}}}
     run_dir = folder(tmp_path, name)
     (run_dir / "dataset").mkdir()
     (run_dir / "dataset/artifact.json").touch()
     record = {"status": "finished", "run_id": "x", "attempts": [], "outputs": outputs}
+    record["image"] = image and {"oci_digest": image}
     write_json(
         run_dir / "run.json",
         {"schema": SCHEMA, "stage": "mix", "reason": None, "recipe": {}, "topology": {}, **record},
@@ -80,6 +81,31 @@ def test_pipeline_submit_finished_stage_is_left_out(pipeline, tmp_path):
     assert "parts: unchanged, and finished" in done.stderr
     assert "--dependency" not in words(tmp_path, 80)
     assert words(tmp_path, 80).endswith(f"{folder(tmp_path, 'mixed')}/slurm/job.sh")
+
+
+@pytest.mark.parametrize(
+    ("made_in", "told"),
+    [
+        (f"sha256:{64 * '1'}", "unchanged, and finished"),
+        (
+            "sha256:222222222222ffff",
+            "of another image (sha256:222222222222 -> sha256:111111111111)",
+        ),
+        (None, "of another image (unpinned -> sha256:111111111111)"),
+    ],
+)
+def test_pipeline_submit_finished_stage_of_another_image_is_kept_and_told(
+    pipeline, tmp_path, made_in, told
+):
+    with open(tmp_path / "base.toml", "a") as file:
+        file.write(f'POST_TRAINING_IMAGE_OCI_DIGEST = "sha256:{64 * "1"}"\n')
+    pipeline("submit")
+    finish(tmp_path, "parts", made_in)
+    shown = pipeline("submit", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    kept = "" if told.startswith("unchanged") else "finished, and kept, "
+    assert f"# {kept}{told}: {folder(tmp_path, 'parts')}\n" in shown.stdout
+    assert f"parts: {kept}{told}: {folder(tmp_path, 'parts')}\n" in pipeline("submit").stderr
 
 
 def test_pipeline_submit_queued_stage_is_waited_for_and_not_queued_twice(pipeline, tmp_path):
