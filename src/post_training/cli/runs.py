@@ -20,9 +20,12 @@ def add_commands(app: typer.Typer) -> None:
     def runs_show(run: Run, as_json: Json = False) -> None:
         """What a run was, in which image, from what, and what came out."""
         from post_training.launch.run_index import find_run
+        from post_training.launch.run_state import run_states
         from post_training.records import show
 
-        show.show_run(find_run(run), as_json=as_json)
+        run_dir = find_run(run)
+        [state] = run_states([run_dir])
+        show.show_run(run_dir, state.state, as_json=as_json)
 
     @runs.command("diff")
     def runs_diff(

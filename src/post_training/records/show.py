@@ -4,24 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from post_training.records.run_record import is_edited, is_live, read_record
+from post_training.records.run_record import is_edited, read_record
 
 EDITED = "this record was changed by hand after the run wrote it"
 
 
-def show_run(run_dir: Path, *, as_json: bool) -> None:
+def show_run(run_dir: Path, state: str, *, as_json: bool) -> None:
+    """state: of the run now, of which its record may know nothing: it was killed, or is queued."""
     record = read_record(run_dir)
     if as_json:
-        print(json.dumps(record, indent=2))
+        print(json.dumps({**record, "state": state}, indent=2))
         return
-    for label, value in _lines(record, run_dir):
+    for label, value in _lines(record, run_dir, state):
         print(f"{label:12} {value}")
 
 
-def _lines(record: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
+def _lines(record: dict[str, Any], run_dir: Path, state: str) -> list[tuple[str, str]]:
     lines = [
         ("run", record["run_id"]),
-        ("status", _status(record, run_dir)),
+        ("status", _status(record, state)),
         *([("warning", EDITED)] if is_edited(record) else []),
         ("command", " ".join(record["command"])),
         ("image", _image(record["image"])),
@@ -51,10 +52,13 @@ def _lines(record: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     return lines
 
 
-def _status(record: dict[str, Any], run_dir: Path) -> str:
-    if record["status"] == "running" and not is_live(run_dir):
-        return "killed (its record was never closed); the same command continues it"
-    return f"{record['status']}: {record['reason']}" if record["reason"] else record["status"]
+def _status(record: dict[str, Any], state: str) -> str:
+    said = f"{record['status']}: {record['reason']}" if record["reason"] else record["status"]
+    if record["status"] == "running" and state != "running":
+        said = "killed (its record was never closed)"
+    if state == "killed":
+        return f"{said}; the same command continues it"
+    return said if state == record["status"] else f"{state}; before that {said}"
 
 
 def _image(image: dict[str, Any] | None) -> str:

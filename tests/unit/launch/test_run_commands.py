@@ -65,6 +65,9 @@ def test_runs_list_state_is_of_slurm_and_the_record(
     assert (told["state"], told["job_ids"]) == (state, ["77"])
     assert (told["reason"] or "").startswith(reason or "")
     assert (told["reason"] is None) == (reason is None)
+    if record:
+        shown = json.loads(command("runs", "show", "runs/one", "--json", queue=queue).stdout)
+        assert (shown["state"], shown["status"]) == (state, record[0])
 
 
 @pytest.mark.parametrize(
