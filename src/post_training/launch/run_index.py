@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from post_training.config.faults import nearest
 from post_training.core.errors import UsageError
 from post_training.core.files import user_cache
 from post_training.launch.run_state import (
@@ -30,6 +31,8 @@ from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, read_re
 _VERSION = 2
 _COLUMNS = "path, signature, state, run_id, stage, started, image, recipe, job_ids, told"
 _READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/submission.json", f"{LAUNCH_FOLDER}/failures.json")
+# A run in or below a folder; its values: the folder's path with a slash, twice.
+_BELOW = "substr(runs.path || '/', 1, length(?)) = ?"
 _DIGESTS = ("oci_digest", "sqsh_sha256", "sif_sha256")
 # In these a run stays until one of the files above changes, or Slurm starts it again.
 _SETTLED = ("finished", "failed", "interrupted", "ended")
@@ -65,24 +68,41 @@ class Filters:
 
 
 def list_states(folder: Path, filters: Filters) -> list[RunState]:
-    """The runs in or below `folder`, by their paths. Errors: UsageError."""
+    """The runs in or below `folder`, by their paths. Where there are none, settings that no run
+    there has are told. Errors: UsageError."""
     if filters.state not in (None, *STATES):
         raise UsageError(
             f"--state: no run can be {filters.state!r}", hint=f"there are: {', '.join(STATES)}"
         )
+    root = str(folder.absolute())
     condition, values = filters.where()
     with _opened() as index:
         _refresh(index, folder)
-        rows = index.execute(
-            f"SELECT path, told FROM runs WHERE {condition}",
-            values,
+        below = index.execute(
+            f"SELECT path, told FROM runs WHERE {_BELOW} AND {condition} ORDER BY path",
+            [f"{root}/", f"{root}/", *values],
         ).fetchall()
-    root = str(folder.absolute())
-    below = sorted(row for row in rows if row[0] == root or row[0].startswith(f"{root}/"))
+        if not below and filters.settings:
+            _tell_unknown(index, root, filters.settings)
     return [
         RunState(run_dir=folder / os.path.relpath(path, root), **json.loads(told))
         for path, told in below
     ]
+
+
+def _tell_unknown(index: sqlite3.Connection, root: str, settings: Collection[str]) -> None:
+    """Slip of the pen, or of another stage: a line for each setting that no run below has."""
+    known = [
+        key
+        for (key,) in index.execute(
+            f"SELECT DISTINCT key FROM runs, json_each(recipe) WHERE {_BELOW}",
+            [f"{root}/", f"{root}/"],
+        )
+    ]
+    for key in settings if known else ():
+        if key not in known:
+            problem = f"no run has the setting {key!r} in its recipe{nearest(key, known)}"
+            print(f"warning: {problem}", file=sys.stderr)
 
 
 def find_run(reference: Path) -> Path:

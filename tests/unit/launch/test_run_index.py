@@ -68,6 +68,28 @@ def test_runs_list_unknown_state_or_stage_is_refused(slurm_command, tmp_path):
     assert "no stage 'stf'" in done.stderr
 
 
+def test_runs_list_setting_that_no_run_has_is_told_with_the_nearest(slurm_command, tmp_path):
+    write_run(tmp_path / "runs/a", seed=1, **{"training.max_steps": 5})
+    write_run(tmp_path / "runs/b", stage="mix", seed=2)
+    write_run(tmp_path / "others/c", nokey=1)
+
+    def told(*words: str) -> list[str]:
+        done = slurm_command("runs", "list", "--json", *words)
+        assert (done.returncode, done.stdout) == (0, "[]\n")
+        return done.stderr.splitlines()
+
+    slurm_command("runs", "list", "others")  # Known, and not asked about.
+    no_run = "warning: no run has the setting"
+    assert told("--where", "nokey=1") == [f"{no_run} 'nokey' in its recipe"]
+    assert told("--where", "seed=1", "--where", "training.max_step=5") == [
+        f"{no_run} 'training.max_step' in its recipe, did you mean 'training.max_steps'?"
+    ]
+    assert told("--where", "seed=3") == []
+    assert told("--where", "training.max_steps=5", "--stage", "mix") == []
+    (tmp_path / "empty").mkdir()
+    assert told("empty", "--where", "nokey=1") == []
+
+
 @pytest.mark.parametrize("content", ["{", '{"schema": "post-training/run-record/9"}'])
 def test_runs_list_damaged_record_is_told_and_hides_no_other(slurm_command, tmp_path, content):
     for name in "abc":
