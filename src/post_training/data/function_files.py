@@ -63,19 +63,30 @@ class FunctionFiles:
             raise UsageError(error.problem, where=str(path)) from None
         except Exception as error:
             problem = f"can't be loaded: {type(error).__name__}: {error}"
-            raise UsageError(" ".join(problem.split()), where=_place(path, error)) from error
+            line = _line(path, error)
+            where = f"{path}:{line}" if line else str(path)
+            raise UsageError(" ".join(problem.split()), where=where) from error
         if not self._registered:
             hint = f"mark its functions with @register_{self._what}"
             raise UsageError(f"registers no {self._what}", where=str(path), hint=hint)
         return dict(self._registered)
 
 
-def _place(path: Path, error: BaseException) -> str:
-    """`file.py:LINE`: the last line of the file that the error passed through."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
+def fault_of(path: Path, error: BaseException) -> str:
+    """`file.py:LINE: KeyError: 'answer'`, on one line: of what a function of the file raised."""
+    line = _line(path, error)
+    place = f"{path.name}:{line}" if line else path.name
+    return " ".join(f"{place}: {type(error).__name__}: {error}".split())
+
+
+def _line(path: Path, error: BaseException) -> int | None:
+    """The last line of the file that the error passed through."""
+    line = None
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line = error.lineno
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno
         trace = trace.tb_next
-    return f"{path}:{line}" if line else str(path)
+    return line

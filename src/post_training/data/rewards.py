@@ -8,7 +8,7 @@
         return float(row["original_metadata"]["answer"].endswith(answer))
 
 A function gets the text of the branch's last message and the whole row (data/branches.py), and
-returns a number. What it raises is the row's fault.
+returns a number. What it raises is the row's fault, told with the line of the file.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 from post_training.config.faults import nearest
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
 from post_training.data.formats.values import is_number
-from post_training.data.function_files import FunctionFiles
+from post_training.data.function_files import FunctionFiles, fault_of
 from post_training.data.rows import BadRow
 
 RewardFunction = Callable[[str, dict[str, Any]], float]
@@ -45,8 +45,7 @@ def find_reward(name: str, paths: Sequence[Path]) -> RewardFunction:
         except Interrupted:  # A signal came while it ran: no fault of the row's.
             raise
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise BadRow("failed", " ".join(problem.split())) from error
+            raise BadRow("failed", fault_of(path, error)) from error
         value = float(value) if isinstance(value, bool) else value
         if not is_number(value):
             raise PostTrainingError(

@@ -18,7 +18,7 @@ from typing import Any
 
 from post_training.config.faults import nearest
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
-from post_training.data.function_files import FunctionFiles
+from post_training.data.function_files import FunctionFiles, fault_of
 from post_training.data.rows import BadRow
 
 Object = dict[str, Any]
@@ -43,8 +43,9 @@ class Transform:
         except Interrupted:  # A signal came while it ran: no fault of the row's.
             raise
         except Exception as error:
-            problem = f"transform {self.name}: {type(error).__name__}: {error}"
-            raise BadRow("transform", " ".join(problem.split())) from error
+            raise BadRow(
+                "transform", f"transform {self.name}: {fault_of(self.path, error)}"
+            ) from error
         if result is None:
             return []
         results = result if isinstance(result, list) else [result]

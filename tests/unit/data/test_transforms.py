@@ -63,8 +63,25 @@ def test_transform_that_raises_spoils_only_its_row(write: Write):
         short({"question": "?"})
     assert (bad.value.reason, bad.value.problem) == (
         "transform",
-        "transform short: KeyError: 'answer'",
+        "transform short: mine.py:5: KeyError: 'answer'",
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        # The file's own line, not that of the library it calls.
+        ("import json\n@mark\ndef f(row):\n    return json.loads('{')\n", "mine.py:6: JSONDecodeE"),
+        ("import ast\n@mark\ndef f(row):\n    return ast.literal_eval('(')\n", "mine.py:6: Syntax"),
+        ("def g(row):\n    return row['a']\n@mark\ndef f(row): return g(row)\n", "mine.py:4: KeyE"),
+        ("mark(int)\n", "mine.py: TypeError: int() argument must be"),
+    ],
+)
+def test_transform_that_raises_names_the_last_line_of_its_file(code: str, fault: str, write: Write):
+    path = write("mark = register_transform('f')\n" + code)
+    with pytest.raises(BadRow) as bad:
+        find_transform("f", [path])({})
+    assert bad.value.problem.startswith(f"transform f: {fault}")
 
 
 @pytest.mark.parametrize(("result", "kind"), [("3", "int"), ("[row, 'x']", "str"), ("''", "str")])
