@@ -21,9 +21,27 @@ def main() -> None:
 
         sys.exit(edf_command.main(arguments[1:]))
     try:
-        build_app()()
+        sys.exit(build_app()(standalone_mode=False))
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report(error))
+        sys.exit(report(_in_our_words(error)))
+
+
+def _in_our_words(error: BaseException) -> BaseException:
+    """What typer raises; any other error is left as it is."""
+    import typer
+
+    from post_training.core.errors import UsageError
+
+    if isinstance(error, typer.Abort):
+        return KeyboardInterrupt()
+    # Typer has a copy of click to itself: of its usage errors this is the base.
+    if not isinstance(error, typer.BadParameter.__base__):
+        return error
+    command = error.ctx.command_path
+    problem = error.format_message().rstrip(".")
+    if not problem:  # Nothing was asked, and the help was shown.
+        return SystemExit(UsageError.exit_code)
+    return UsageError(problem, where=command, hint=f"{command} --help")
 
 
 def build_app() -> "typer.Typer":

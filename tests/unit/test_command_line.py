@@ -1,0 +1,27 @@
+"""What the command line says of itself, and of commands that are none."""
+
+import subprocess
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("runs show", "error: post-training runs show: Missing argument 'RUN'"),
+        ("runs lst", "error: post-training runs: No such command 'lst'. Did you mean 'list'?"),
+        ("runs list --frob", "error: post-training runs list: No such option: --frob"),
+    ],
+)
+def test_command_line_that_is_wrong_is_told_in_one_line_and_where_to_read_more(cli, words, told):
+    done = subprocess.run([cli, *words.split()], capture_output=True, text=True)
+    command = told.split(": ")[1]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{told}\nhint: {command} --help\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [("", 2), ("runs", 2), ("runs --help", 0)])
+def test_command_line_help_is_all_that_is_printed(cli, words, code):
+    done = subprocess.run([cli, *words.split()], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert "Usage: post-training" in done.stdout
