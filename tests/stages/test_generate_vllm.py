@@ -1,39 +1,18 @@
 """vLLM draws on CPUs too: the same samples in any chunks, with the model's own logprobs."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from annotation_stages import rows_of
+from vllm_runs import run_with_vllm
 
 pytestmark = [pytest.mark.stack]
 pytest.importorskip("vllm")
 
-# An engine stays in its process; each run has one of its own.
-RUN = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from annotation_stages import run_stage
-import post_training.stages.generate.vllm_sampler as module
-from post_training.data.branches import PROMPT
-
-settings = json.loads(sys.argv[2])
-original = module.VllmSampler.sample
-def sample(self, prompts):
-    if poison and any(poison in self.endings._decode(prompt.ids) for prompt in prompts):
-        raise RuntimeError("the engine died")
-    return original(self, prompts)
-poison = None
-module.VllmSampler.sample = sample
-for run_dir, changes, poison in settings["runs"]:
-    run_stage("generate", {**settings["config"], **changes}, Path(run_dir))
-"""
+POISONED = "poison in self.endings._decode(prompt.ids)"
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +36,10 @@ def generate(model_of_32: Path, dataset: Path, folder: Path) -> Callable[..., No
     }
 
     def run(*runs: tuple[str, dict[str, Any], str | None]) -> None:
-        placed = [(str(folder / name), *rest) for name, *rest in runs]
-        script = [sys.executable, "-c", RUN, str(Path(__file__).parent)]
-        done = subprocess.run(
-            [*script, json.dumps({"config": config, "runs": placed})],
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
+        placed = [(folder / name, *rest) for name, *rest in runs]
+        run_with_vllm(
+            "generate", "generate.vllm_sampler.VllmSampler.sample", POISONED, config, placed
         )
-        assert done.returncode == 0, done.stderr[-5000:]
 
     return run
 

@@ -1,9 +1,6 @@
 """vLLM scores on CPUs too: what the model says, in the same bytes for any chunks and workers."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 from alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from annotation_stages import run_stage
+from vllm_runs import run_with_vllm
 
 from post_training.models.reference import Reference
 
@@ -21,25 +19,7 @@ pytest.importorskip("vllm")
 
 NATS_A_TOKEN = 2e-6  # that float32 may be off
 
-# An engine stays in its process.
-RUN = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from annotation_stages import run_stage
-import post_training.stages.logprobs.vllm_scorer as module
-
-settings = json.loads(sys.argv[2])
-original = module.VllmScorer.score
-def score(self, prompts):
-    if poison and any(poison in answer for prompt in prompts for answer in prompt.completions):
-        raise RuntimeError("the engine died")
-    return original(self, prompts)
-poison = None
-module.VllmScorer.score = score
-for run_dir, changes, poison in settings["runs"]:
-    run_stage("logprobs", {**settings["config"], **changes}, Path(run_dir))
-"""
+POISONED = "any(poison in answer for answer in prompt.completions)"
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +75,9 @@ def score(config: dict[str, Any], folder: Path) -> Callable[..., None]:
     """score((name of the run folder, other settings, a token of an answer that kills), …)"""
 
     def run(*runs: tuple[str, dict[str, Any], int | None]) -> None:
-        placed = [(str(folder / name), *rest) for name, *rest in runs]
-        settings = {"config": {**config, "backend": "vllm"}, "runs": placed}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(Path(__file__).parent), json.dumps(settings)],
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-5000:]
+        placed = [(folder / name, *rest) for name, *rest in runs]
+        method = "logprobs.vllm_scorer.VllmScorer.score"
+        run_with_vllm("logprobs", method, POISONED, {**config, "backend": "vllm"}, placed)
 
     return run
 

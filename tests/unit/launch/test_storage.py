@@ -69,6 +69,7 @@ def test_setup_makes_folders_and_links_and_twice_is_the_same(place):
     assert mode(links / "shared") == mode(links / "store") == 0o2770
 
 
+# install-tools brings it; a machine set up by hand may lack it.
 @pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not installed")
 def test_setup_what_is_made_later_is_open_to_the_group_whatever_the_umask(place):
     setup(place)
