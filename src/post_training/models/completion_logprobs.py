@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from post_training.models.chunked_head import IGNORED, ChunkedHead
 from post_training.models.shared_prompt import Prompt, SharedPromptForward
 
-# 32 MiB: with tiles of the vocabulary, larger parts are no faster. A GPU has room.
+# 32 MiB: 1024 positions by a tile of the vocabulary. A GPU has room.
 _CHUNK_NUMBERS = {"cpu": 2**23}
 
 
