@@ -29,8 +29,9 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def changed_settings(config: Config, names: Iterable[str]) -> list[str]:
-    """Of these settings, those that don't have their default."""
+def not_default(config: Config, names: Iterable[str]) -> list[str]:
+    """Of these settings, those that don't have their default; by value, as a resolved configuration
+    has every default written out."""
     fields = type(config).model_fields
     return [name for name in names if getattr(config, name) != fields[name].default]
 

@@ -31,7 +31,7 @@ from post_training.launch.run_state import RunState, queue_of, run_states
 from post_training.launch.run_table import HEADER, cells, table
 from post_training.launch.site import load_site
 from post_training.launch.submit import Request, cancel, preview, submit, submitted_jobs
-from post_training.records.run_record import RECORD_NAME, read_record
+from post_training.records.run_record import RECORD_NAME, image_identity, read_record
 from post_training.stages.pipeline_plan import Plan, PlannedRun, plan_pipeline
 
 SCHEMA = "post-training/pipeline/1"
@@ -226,7 +226,7 @@ def _finished(run: PlannedRun, image: str | None) -> str | None:
     others = []
     if changed := changed_settings({key: then[key] for key in asked}, asked):
         others.append(f"with another topology ({'; '.join(changed)})")
-    made_in = record["image"]["oci_digest"] if record["image"] else "unpinned"
+    made_in = image_identity(record["image"])["oci_digest"]
     if image is not None and made_in != image:
         others.append(f"of another image ({made_in[:19]} -> {image[:19]})")
     return f"finished, and kept, {' and '.join(others)}" if others else "unchanged, and finished"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from post_training.config.model import Config, Role, changed_settings
+from post_training.config.model import Config, Role, not_default
 from post_training.core.errors import UsageError
 from post_training.data.config import TEMPLATES, SourcesConfig, SpecialTokens
 from post_training.records.run_record import SHARED_FOLDERS
@@ -57,10 +57,10 @@ def check_backend(config: Any, of_transformers: Sequence[str] = ()) -> None:
     Errors: ValueError for one that is set and would not be heeded.
     """
     if config.backend == "transformers":
-        others = changed_settings(config, ["vllm"])
+        others = not_default(config, ["vllm"])
     else:
-        others = changed_settings(config, of_transformers)
-        others += [f"model.{key}" for key in changed_settings(config.model, _OF_ITS_MODEL)]
+        others = not_default(config, of_transformers)
+        others += [f"model.{key}" for key in not_default(config.model, _OF_ITS_MODEL)]
     if others:
         raise ValueError(f"{others[0]} is no setting of backend: {config.backend}")
 

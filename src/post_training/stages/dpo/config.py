@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from post_training.config.model import Config, Role
+from post_training.config.model import Config, Role, not_default
 from post_training.data.config import PairConfig
 from post_training.stages.training.evaluation_config import EvaluatedStageConfig
 
@@ -34,9 +34,7 @@ class LossConfig(Config):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> "LossConfig":
-        # By value: a resolved configuration has every default written out.
-        changed = {name for name, value in self if value != type(self).model_fields[name].default}
-        if self.name != "qrpo" and (of_qrpo := [name for name in OF_QRPO if name in changed]):
+        if self.name != "qrpo" and (of_qrpo := not_default(self, OF_QRPO)):
             raise ValueError(f"{of_qrpo[0]} is a setting of qrpo (name is {self.name})")
         if self.label_smoothing and self.name not in ("dpo", "dpo-norm"):
             raise ValueError(f"label_smoothing is a setting of dpo (name is {self.name})")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from post_training.config.model import Config, Role, changed_settings
+from post_training.config.model import Config, Role, not_default
 from post_training.data.config import TEMPLATES
 from post_training.stages.annotation.config import ScoringStageConfig
 from post_training.stages.training.config import ModelConfig
@@ -31,7 +31,7 @@ class RewardConfig(Config):
     def _one_kind(self) -> "RewardConfig":
         if (self.function is None) == (self.model is None):
             raise ValueError("set exactly one of function, model")
-        changed = changed_settings(self, ("chat_template", "max_seq_length", "overlong"))
+        changed = not_default(self, ("chat_template", "max_seq_length", "overlong"))
         if self.function is not None and changed:
             raise ValueError(f"{changed[0]} is a setting of a model's reward")
         return self

@@ -4,9 +4,11 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from post_training.config.model import Config
+from post_training.config.model import Config, not_default
 from post_training.data.config import SequenceConfig
 from post_training.stages.training.evaluation_config import EvaluatedStageConfig
+
+_OF_IRL = ("irl_gamma", "irl_lambda")
 
 
 class LossConfig(Config):
@@ -23,11 +25,9 @@ class LossConfig(Config):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> "LossConfig":
-        # By value: a resolved configuration has every default written out.
-        changed = {name for name, value in self if value != type(self).model_fields[name].default}
-        if self.name != "irl" and (of_irl := sorted({"irl_lambda", "irl_gamma"} & changed)):
+        if self.name != "irl" and (of_irl := not_default(self, _OF_IRL)):
             raise ValueError(f"{of_irl[0]} is a setting of irl (name is {self.name})")
-        if self.name == "sft" and "prompt_loss_weight" in changed:
+        if self.name == "sft" and not_default(self, ["prompt_loss_weight"]):
             raise ValueError("sft has no prompt_loss_weight: it trains on all tokens; use plw")
         return self
 
