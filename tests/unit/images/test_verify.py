@@ -1,10 +1,19 @@
 import hashlib
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from post_training.core.errors import PostTrainingError
-from post_training.images.verify import check_image_digest, image_digest
+from post_training.images.verify import (
+    check_image_digest,
+    check_unchanged,
+    image_digest,
+    image_state,
+    open_image,
+    open_image_digest,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -19,10 +28,43 @@ def image(tmp_path):
     return path
 
 
-def test_image_digest_is_read_once_and_then_cached(image):
-    digest = hashlib.sha256(b"content").hexdigest()
-    assert image_digest(image) == (digest, "hashed")
-    assert image_digest(image) == (digest, "cached")
+def test_image_digest_is_read_once_and_then_cached():
+    old = Path(shutil.which("sh"))  # Any file that was not written just now.
+    digest = hashlib.sha256(old.read_bytes()).hexdigest()
+    assert image_digest(old) == (digest, "hashed")
+    assert image_digest(old) == (digest, "cached")
+
+
+def test_open_image_digest_is_of_the_open_file_whatever_took_its_place(image):
+    descriptor = open_image(image)
+    (image.parent / "other").write_bytes(b"another")
+    os.replace(image.parent / "other", image)
+    assert open_image_digest(descriptor, image).sha256 == hashlib.sha256(b"content").hexdigest()
+    os.close(descriptor)
+
+
+def test_check_unchanged_file_written_to_is_refused_and_a_new_link_is_not(image):
+    descriptor = open_image(image)
+    before = image_state(descriptor)
+    os.link(image, image.parent / "link")
+    check_unchanged(descriptor, before, image)
+    image.write_bytes(b"longer content")
+    with pytest.raises(PostTrainingError, match="was changed while it was verified"):
+        check_unchanged(descriptor, before, image)
+    os.close(descriptor)
+
+
+def test_open_image_what_is_no_file_is_refused_at_once_and_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("pipe", "this is a pipe"), ("zero", "this is a device"), (".", "this is a folder"),
+        ("loop", "too many levels of symbolic links"),
+    ):  # fmt: skip
+        with pytest.raises(PostTrainingError, match=message) as raised:
+            image_digest(tmp_path / name)
+        assert raised.value.where == str(tmp_path / name)
 
 
 def test_image_digest_changed_file_is_read_again_whatever_its_mtime(image):
