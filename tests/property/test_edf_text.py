@@ -6,7 +6,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from post_training.images.edf import expand, load_edf, parse_mount
+from post_training.images.edf import load_edf, parse_mount
+from post_training.images.edf_variables import escape, expand
 from post_training.images.render import edf_text
 
 # What no EDF may hold is left out: control characters aside, the four that raster refuses.
@@ -18,8 +19,8 @@ names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 
 @given(st.dictionaries(names, values), values)
 def test_edf_text_is_read_back_equal(environment, workdir):
-    escaped = {name: value.replace("${", "$${") for name, value in environment.items()}
-    keys = {"image": "/i", "workdir": workdir.replace("${", "$${"), "writable": False}
+    escaped = {name: escape(value) for name, value in environment.items()}
+    keys = {"image": "/i", "workdir": escape(workdir), "writable": False}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.toml"
         path.write_text(edf_text(keys, {"env": escaped}), encoding="utf-8")

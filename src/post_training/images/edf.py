@@ -2,11 +2,11 @@
 
 Source of the rules: https://docs.cscs.ch/software/container-engine/edf and the parser and schema
 of https://github.com/sarus-suite/raster. Where they differ we accept both; `entrypoint` defaults
-to false as documented. Standard library only: the runner starts with every process of a job.
+to false as documented. What only one of them expands (`$NAME` without braces) is refused.
+Standard library only: the runner starts with every process of a job.
 """
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import ConfigError, UsageError
+from post_training.images.edf_variables import check_text, expand, expand_env, expand_values
 
 _MAX_LEVELS = 10
+# Ten levels of two parents each are a thousand files, of eight a thousand million.
+_MAX_FILES = 100
 _KEYS = {
     "base_environment": (str, list),
     "image": str,
@@ -27,9 +30,6 @@ _KEYS = {
     "env": dict,
     "annotations": dict,
 }
-_VARIABLE = re.compile(r"\$(\$?)\{([^}]*)\}")
-_BANNED = re.compile(r'\$\(|`|;|"')
-_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
 _FLAGS = {"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "sqsh", *_PROPAGATION}
 
@@ -49,7 +49,8 @@ class Mount:
 
 @dataclass(frozen=True)
 class Edf:
-    """An EDF with its parents merged and its variables expanded. annotations: dotted keys."""
+    """An EDF with its parents merged and its variables expanded. env: an empty value unsets the
+    variable. annotations: dotted keys."""
 
     path: Path
     image: str
@@ -120,8 +121,10 @@ def examine_edf(
 ) -> tuple[Edf, list[str]]:
     """As load_edf: what could be read of it, and every fault."""
     faults: list[str] = []
-    merged = _merge_parents(path, env, cwd, faults, chain=())
-    expanded = _expand(merged, env, str(path), faults)
+    merged = _Merging(env, cwd, faults).merge(path)
+    variables = merged.pop("env", {})
+    expanded = expand_values(merged, env, str(path), faults)
+    variables = expand_env(variables, expanded.get("image", ""), env, cwd, path, faults)
     mounts = []
     for index, text in enumerate(expanded.get("mounts", [])):
         try:
@@ -143,7 +146,7 @@ def examine_edf(
         writable=expanded.get("writable", True),
         mounts=tuple(dict.fromkeys(mounts)),
         devices=tuple(dict.fromkeys(expanded.get("devices", []))),
-        env=expanded.get("env", {}),
+        env=variables,
         annotations=expanded.get("annotations", {}),
     )
     return edf, faults
@@ -155,7 +158,8 @@ def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
     Errors: ConfigError with every fault found.
     """
     faults: list[str] = []
-    merged = _merge_parents(path, env, cwd, faults, chain=())
+    merged = _Merging(env, cwd, faults).merge(path)
+    check_text(merged, str(path), faults)
     if faults:
         raise ConfigError(faults)
     return merged
@@ -177,49 +181,38 @@ def parse_mount(text: str, cwd: Path) -> Mount:
     return Mount(Path(os.path.normpath(cwd / source)), Path(os.path.normpath(target)), words)
 
 
-def expand(text: str, env: Mapping[str, str]) -> str:
-    """Expand `${VAR}` and `${VAR:-default}`; `$${VAR}` is a literal `${VAR}`.
+class _Merging:
+    """Reads a file and its parents; every fault goes to `faults`."""
 
-    Errors: ValueError.
-    """
-    if banned := _BANNED.search(text):
-        raise ValueError(f"{banned[0]!r} is not allowed in an EDF (got {text!r})")
+    def __init__(self, env: Mapping[str, str], cwd: Path, faults: list[str]):
+        self._env, self._cwd, self._faults = env, cwd, faults
+        self._num_files = 0
 
-    def value(match: re.Match[str]) -> str:
-        if match[1]:
-            return match[0][1:]
-        name = _NAME.fullmatch(match[2])
-        if name is None:
-            raise ValueError(f"cannot expand {match[0]!r}")
-        # As in a shell, `:-` also stands in for an empty value.
-        found = env.get(name[1])
-        if name[2] is not None:
-            return found or name[2]
-        if found is None:
-            raise ValueError(f"undefined variable {name[1]}")
-        return found
-
-    return _VARIABLE.sub(value, text)
-
-
-def _merge_parents(
-    path: Path, env: Mapping[str, str], cwd: Path, faults: list[str], chain: tuple[Path, ...]
-) -> dict[str, Any]:
-    """The file's keys over its parents': scalars and table entries replace, lists append."""
-    resolved = path.resolve()
-    if resolved in chain:
-        cycle = " -> ".join(link.name for link in (*chain, resolved))
-        raise UsageError(f"base_environment goes in a circle: {cycle}", where=str(path))
-    if len(chain) > _MAX_LEVELS:
-        raise UsageError(f"base_environment: more than {_MAX_LEVELS} levels", where=str(path))
-    own = _read(path, faults)
-    parents = own.pop("base_environment", [])
-    merged: dict[str, Any] = {}
-    for name in [parents] if isinstance(parents, str) else parents:
-        parent = find_edf(expand(name, env), env, cwd)
-        _overlay(merged, _merge_parents(parent, env, cwd, faults, (*chain, resolved)))
-    _overlay(merged, own)
-    return merged
+    def merge(self, path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+        """The file's keys over its parents': scalars and table entries replace, lists append."""
+        resolved = path.resolve()
+        if resolved in chain:
+            cycle = " -> ".join(link.name for link in (*chain, resolved))
+            raise UsageError(f"base_environment goes in a circle: {cycle}", where=str(path))
+        if len(chain) > _MAX_LEVELS:
+            raise UsageError(f"base_environment: more than {_MAX_LEVELS} levels", where=str(path))
+        self._num_files += 1
+        if self._num_files > _MAX_FILES:
+            raise UsageError(f"base_environment: more than {_MAX_FILES} files", where=str(path))
+        own = _read(path, self._faults)
+        parents = own.pop("base_environment", [])
+        merged: dict[str, Any] = {}
+        for name in [parents] if isinstance(parents, str) else parents:
+            try:
+                expanded = expand(name, self._env)
+            except ValueError as error:
+                self._faults.append(f"{path}: base_environment: {error}")
+                continue
+            if expanded:  # The documented default is empty.
+                parent = find_edf(expanded, self._env, self._cwd)
+                _overlay(merged, self.merge(parent, (*chain, resolved)))
+        _overlay(merged, own)
+        return merged
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -240,6 +233,8 @@ def _read(path: Path, faults: list[str]) -> dict[str, Any]:
         raise UsageError("no such EDF", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"not valid TOML: {error}", where=str(path)) from None
+    except RecursionError:
+        raise UsageError("not valid TOML: nested too deeply", where=str(path)) from None
     known: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _KEYS:
@@ -252,10 +247,22 @@ def _read(path: Path, faults: list[str]) -> dict[str, Any]:
             known[key] = value
     if "annotations" in known:
         known["annotations"] = _flatten(known["annotations"])
-    for name, value in known.get("env", {}).items():
-        if not isinstance(value, str):
-            faults.append(f"{path}: env.{name}: must be a string (got {value!r})")
+    if "env" in known:
+        known["env"] = _strings(known["env"], path, faults)
     return known
+
+
+def _strings(variables: Mapping[str, Any], path: Path, faults: list[str]) -> dict[str, str]:
+    """Of [env], what can be a variable."""
+    strings = {}
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name:
+            faults.append(f"{path}: env: {name!r} cannot be the name of a variable")
+        elif not isinstance(value, str):
+            faults.append(f"{path}: env.{name}: must be a string (got {value!r})")
+        else:
+            strings[name] = value
+    return strings
 
 
 def _nearest(key: str) -> str:
@@ -279,21 +286,3 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
     return flat
-
-
-def _expand(data: Any, env: Mapping[str, str], where: str, faults: list[str], key: str = "") -> Any:
-    """`data` with every string expanded; a string that cannot be is a fault and left as it is."""
-    if isinstance(data, dict):
-        return {
-            name: _expand(value, env, where, faults, f"{key}.{name}" if key else name)
-            for name, value in data.items()
-        }
-    if isinstance(data, list):
-        return [_expand(v, env, where, faults, f"{key}[{i}]") for i, v in enumerate(data)]
-    if not isinstance(data, str):
-        return data
-    try:
-        return expand(data, env)
-    except ValueError as error:
-        faults.append(f"{where}: {key}: {error}")
-        return data

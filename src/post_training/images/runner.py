@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount
+from post_training.images.edf_variables import parse_environment
 from post_training.images.inside import FINDINGS
 from post_training.images.verify import check_image_digest
 
@@ -183,10 +184,8 @@ def _add_account(lines: Mapping[str, str]) -> None:
 
 
 def _image_environment() -> dict[str, str]:
-    """/etc/environment of the image: where enroot, and our Dockerfiles, keep the OCI ENV."""
     path = Path("/etc/environment")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return parse_environment(path.read_text()) if path.exists() else {}
 
 
 def _image_entrypoint(edf: Edf) -> list[str]:

@@ -16,8 +16,9 @@ from post_training.core.findings import Finding, examine, note, ok, wrong
 from post_training.core.process import run_tool
 from post_training.images.builder import program
 from post_training.images.doctor import writable
-from post_training.images.edf import expand, find_edf, merge_edf
+from post_training.images.edf import find_edf, merge_edf
 from post_training.images.edf_check import check_edf
+from post_training.images.edf_variables import expand
 from post_training.images.store import ImageStore
 from post_training.launch.site import Site, load_site
 

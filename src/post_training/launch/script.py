@@ -277,7 +277,11 @@ def _inside(job: Job, site: Site, *, each_its_gpu: bool = False) -> list[str]:
         return []
     container = job.container
     words = singularity_words(
-        site.launcher, container.mounts, str(job.working_dir), str(container.image)
+        site.launcher,
+        container.mounts,
+        str(job.working_dir),
+        str(container.image),
+        container.env,
     )
     if each_its_gpu and site.launcher.gpu_variable:
         # Known in the task only.

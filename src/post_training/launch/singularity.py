@@ -1,6 +1,7 @@
 """From an EDF's settings to Singularity's command line, for sites that have no engine for EDFs.
 
     mounts  ->  --bind        [env]  ->  SINGULARITYENV_NAME        workdir  ->  --pwd
+                              an empty value  ->  env -u NAME, before the command
 
 SINGULARITYENV_ variables are over the image's own, as [env] is; `--env` cannot say a value with a
 comma, and NCCL_SOCKET_IFNAME has three. What stays of the EDF: annotations and devices, which name
@@ -8,6 +9,7 @@ hooks of the other engine. An image is always read-only there.
 """
 
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from post_training.core.credentials import FoundCredentials
 from post_training.core.errors import UsageError
 from post_training.images.edf import merge_edf
+from post_training.images.edf_variables import use_variables
 from post_training.images.render import NO_CREDENTIALS, image_environment
 from post_training.images.store import ImageStore
 from post_training.launch.site import Launcher
@@ -36,14 +39,21 @@ def bind(mount: str) -> str:
 
 
 def singularity_words(
-    launcher: Launcher, mounts: Iterable[str], working_dir: str, image: str
+    launcher: Launcher,
+    mounts: Iterable[str],
+    working_dir: str,
+    image: str,
+    variables: Mapping[str, str],
 ) -> list[str]:
-    """Everything before the command to run."""
+    """Everything before the command to run. variables: [env]; those without a value are unset,
+    inside, since the image may set them too."""
+    unset = [word for name, value in variables.items() if not value for word in ("-u", name)]
     return [
         *("singularity", "exec", *launcher.options),
         *(bind(mount) for mount in mounts),
         f"--pwd={working_dir}",
         image,
+        *(["env", *unset] if unset else []),
     ]
 
 
@@ -72,13 +82,18 @@ def render_script(
         f"{store.folder}:{store.folder}:ro",
         *credentials.mounts,
     ]
-    words = singularity_words(launcher, mounts, edf.get("workdir", "${PWD}"), str(image))
+    variables = {
+        name: use_variables(value, record.get("environment", {}))
+        for name, value in variables.items()
+    }
+    workdir = edf.get("workdir", "${PWD}")
+    words = singularity_words(launcher, mounts, workdir, str(image), variables)
     lines = [
         "#!/bin/bash",
         f"# {record['name']} {record['version']} for the site {site_name!r}: give it a command.",
         "# Rendered: edit the site's file in edf/ and render it again instead.",
         "set -euo pipefail",
-        *(f"export {ENV_PREFIX}{name}={shell_word(value)}" for name, value in variables.items()),
+        *(f"export {ENV_PREFIX}{n}={shell_word(value)}" for n, value in variables.items() if value),
     ]
     if launcher.gpu_variable:
         # A task of Slurm sees the device of its number; outside of Slurm, all are seen.
@@ -101,12 +116,13 @@ def sif_of(record: Mapping[str, Any], store: ImageStore) -> Path:
 
 def script_exports(variables: Mapping[str, str]) -> list[str]:
     """Lines that set `variables` in a container; their values are as they are, and expanded."""
-    return [f"export {ENV_PREFIX}{name}={shlex.quote(v)}" for name, v in variables.items()]
+    return [f"export {ENV_PREFIX}{name}={shlex.quote(v)}" for name, v in variables.items() if v]
 
 
 def shell_word(text: str) -> str:
     """A word of bash in which an EDF's `${NAME}` and `${NAME:-default}` are expanded, and nothing
-    else; `$${NAME}` stands for itself."""
+    else; `$${NAME}` and `$$NAME` stand for `${NAME}` and `$NAME`."""
+    text = re.sub(r"\$\$(?=[A-Za-z_])", "$", text)
     if "${" not in text:
         return shlex.quote(text)
     kept = text.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")

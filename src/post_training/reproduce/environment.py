@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.images.edf import expand, merge_edf, parse_mount
+from post_training.images.edf import merge_edf, parse_mount
+from post_training.images.edf_variables import escape, expand
 from post_training.images.render import edf_text, image_environment, site_file
 from post_training.images.store import ImageStore
 from post_training.records.machine import portable_environment, recorded_environment
@@ -104,10 +105,9 @@ def reproduction_edf(
         mounted = named if named.exists() else named.parent  # a prefix of indexed datasets
         mounts.append(f"{mounted}:{mounted}:ro")
     mounts.append(f"{new_dir.parent}:{new_dir.parent}")
-    # Values were expanded when they were recorded; `$${` keeps what is left as it is.
+    # Values were expanded when they were recorded.
     environment = {
-        name: value.replace("${", "$${")
-        for name, value in portable_environment(record["environment"]).items()
+        name: escape(value) for name, value in portable_environment(record["environment"]).items()
     }
     pins = image_environment(stored.record, path)
     return edf_text(

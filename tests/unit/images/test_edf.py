@@ -1,9 +1,11 @@
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from post_training.core.errors import ConfigError, UsageError
-from post_training.images.edf import expand, find_edf, load_edf, parse_mount
+from post_training.images.edf import examine_edf, find_edf, load_edf, merge_edf, parse_mount
+from post_training.images.edf_variables import expand
 
 ENV = {"HOME": "/home/u", "WHO": "world", "EMPTY": ""}
 
@@ -22,8 +24,9 @@ def load(path: Path, env=ENV):
     ("text", "expected"),
     [
         ("hello ${WHO}", "hello world"),
-        ("$WHO", "$WHO"),
         ("$${WHO}", "${WHO}"),
+        ("$$WHO", "$WHO"),
+        ("$5 and $$5, $", "$5 and $$5, $"),
         ("${NOT_SET:-}", ""),
         ("${NOT_SET:-a b}", "a b"),
         ("${EMPTY:-x}", "x"),
@@ -44,6 +47,9 @@ def test_expand_variable_forms_as_documented(text, expected):
         ("a;b", "';' is not allowed"),
         ('a"b', "'\"' is not allowed"),
         ("${1x}", "cannot expand"),
+        ("/tmp/$WHO/", r"'\$WHO' is not expanded by every engine: write \$\{WHO\}"),
+        ("${NOT_SET:-${WHO}}", r"a default holds no variable \(got '\$\{NOT_SET:-\$\{WHO\}'\)"),
+        ("a\0b", "holds a NUL character"),
     ],
 )
 def test_expand_what_cannot_be_expanded_is_refused(text, message):
@@ -112,6 +118,84 @@ def test_load_edf_env_cannot_use_other_env_entries(tmp_path):
     path = write(tmp_path, "x.toml", 'image = "/i"\n[env]\nA = "a"\nB = "${A}"\n')
     with pytest.raises(ConfigError, match=r"env.B: undefined variable A"):
         load(path)
+
+
+def test_examine_edf_dollar_without_braces_is_told_at_every_place(tmp_path):
+    """The engine makes ${WHO} of it, others a folder of the name `$WHO`."""
+    path = write(
+        tmp_path,
+        "x.toml",
+        'image = "/$WHO/some.sqsh"\nworkdir = "/tmp/$WHO/"\nmounts = ["/tmp:/tmp/$WHO"]\n'
+        '[env]\nHF_HOME = "/dev/shm/$WHO/huggingface"\nPRICE = "$$5"\n',
+    )
+    _, faults = examine_edf(path, ENV, tmp_path)
+    said = "'$WHO' is not expanded by every engine: write ${WHO}"
+    keys = ["image", "workdir", "mounts[0]", "env.HF_HOME"]
+    assert faults == [f"{path}: {key}: {said}" for key in keys]
+    with pytest.raises(ConfigError) as raised:  # What is rendered and frozen is made by this.
+        merge_edf(path, {}, tmp_path)
+    assert sorted(raised.value.faults) == sorted(faults)
+
+
+def test_load_edf_env_goes_on_from_the_images_own_variables(tmp_path):
+    (tmp_path / "tree/etc").mkdir(parents=True)
+    (tmp_path / "tree/etc/environment").write_text("# of the image\nPATH=/opt/bin\nONLY_IMAGE=i\n")
+    command = ["mksquashfs", tmp_path / "tree", tmp_path / "x.sqsh", "-quiet", "-no-progress"]
+    subprocess.run(command, check=True)
+    path = write(
+        tmp_path,
+        "x.toml",
+        'image = "x.sqsh"\n[env]\nPATH = "${PATH}:/custom/bin"\nA = "${ONLY_IMAGE}"\n'
+        'LD_LIBRARY_PATH = "${LD_LIBRARY_PATH:-}:/custom/lib"\nB = "${WHO}"\n',
+    )
+    env = {**ENV, "PATH": "/host/bin", "LD_LIBRARY_PATH": "/host/lib"}
+    assert load(path, env).env == {
+        "PATH": "/opt/bin:/custom/bin", "A": "i", "LD_LIBRARY_PATH": "/host/lib:/custom/lib",
+        "B": "world",
+    }  # fmt: skip
+
+
+def test_load_edf_env_of_a_sif_goes_on_from_its_record(tmp_path):
+    digest = "3" * 64
+    (tmp_path / f"sha256-{digest}.json").write_text('{"environment": {"PATH": "/opt/bin"}}')
+    (tmp_path / "x.sif").write_text("")
+    text = f'image = "x.sif"\n[env]\nPOST_TRAINING_IMAGE_SQSH_SHA256 = "{digest}"\n'
+    path = write(tmp_path, "x.toml", text + 'PATH = "${PATH}:/custom/bin"\n')
+    assert load(path, {"PATH": "/host/bin"}).env["PATH"] == "/opt/bin:/custom/bin"
+    (tmp_path / f"sha256-{digest}.json").write_text("[]")
+    with pytest.raises(ConfigError, match="env: PATH: what the image has there cannot be read"):
+        load(path, {"PATH": "/host/bin"})
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[env]\nN = true\n", "env.N: must be a string (got True)"),
+        ("[env.T]\nx = 'y'\n", "env.T: must be a string (got {'x': 'y'})"),
+        ('[env]\n"" = "x"\n', "env: '' cannot be the name of a variable"),
+        ('[env]\n"A=B" = "x"\n', "env: 'A=B' cannot be the name of a variable"),
+        ('[env]\n"A\\u0000" = "x"\n', "env: 'A\\x00' cannot be the name of a variable"),
+        ('[env]\nA = "x\\u0000"\n', "env.A: holds a NUL character (got 'x\\x00')"),
+        ('workdir = "/x\\u0000"\n', "workdir: holds a NUL character (got '/x\\x00')"),
+        ('mounts = ["/tmp:/x\\u0000"]\n', "mounts[0]: holds a NUL character"),
+        ('base_environment = "${NO}"\n', "base_environment: undefined variable NO"),
+        ('base_environment = "$(id)"\n', "base_environment: '$(' is not allowed in an EDF"),
+    ],
+)
+def test_examine_edf_value_that_cannot_be_is_one_fault(tmp_path, text, fault):
+    path = write(tmp_path, "x.toml", f'image = "/i"\n{text}')
+    edf, [found] = examine_edf(path, ENV, tmp_path)
+    assert found.startswith(f"{path}: {fault}")
+    assert all(isinstance(value, str) for value in edf.env.values())
+
+
+def test_load_edf_base_environment_that_doubles_and_doubles_is_refused(tmp_path):
+    write(tmp_path, "0.toml", 'image = "/i"\n')
+    for level in range(1, 9):
+        parents = ", ".join([f'"./{level - 1}.toml"'] * 8)
+        write(tmp_path, f"{level}.toml", f"base_environment = [{parents}]\n")
+    with pytest.raises(UsageError, match="base_environment: more than 100 files"):
+        load(tmp_path / "8.toml")
 
 
 def test_load_edf_all_faults_are_told_at_once(tmp_path):

@@ -49,7 +49,8 @@ def test_bind_of_a_flag_without_a_counterpart_is_refused():
         ("${WHO}/x", "me/x"),
         ("${NOT_SET:-a b}", "a b"),
         ("$${WHO} ${WHO}", "${WHO} me"),
-        ("$WHO \\ ` ${WHO}", "$WHO \\ ` me"),
+        ("$$WHO \\ ` ${WHO}", "$WHO \\ ` me"),
+        ("$$WHO $$5", "$WHO $$5"),
     ],
 )
 def test_shell_word_expands_what_an_edf_expands_and_nothing_else(text, expected):
@@ -93,3 +94,19 @@ def test_render_script_without_a_sif_is_refused_with_the_command():
     record = {**RECORD, "sif_sha256": None}
     with pytest.raises(UsageError, match=r"has no SIF in the store\nhint: .*push-sif rocm"):
         render_script("lumi", LAUNCHER, Path("x"), record, ImageStore(Path("/s")))
+
+
+def test_rendered_script_unsets_what_is_empty_and_goes_on_from_the_images_path(tmp_path):
+    (tmp_path / "here.toml").write_text(
+        '[env]\nPOST_TRAINING_SITE = "here"\nLEFTOVER = ""\nPATH = "${PATH}:/custom/bin"\n'
+    )
+    (tmp_path / "singularity").write_text(SINGULARITY)
+    (tmp_path / "singularity").chmod(0o755)
+    record = {**RECORD, "environment": {"PATH": "/opt/bin"}}
+    script = render_script("here", LAUNCHER, tmp_path / "here.toml", record, ImageStore(Path("/s")))
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SAID": str(tmp_path / "said"), "LEFTOVER": "1"}
+    subprocess.run(["bash", "-c", script, "run", "sft"], env=env, cwd=tmp_path, check=True)
+    said = json.loads((tmp_path / "said").read_text())
+    assert said["words"][-4:] == ["env", "-u", "LEFTOVER", "sft"]
+    assert "SINGULARITYENV_LEFTOVER" not in said["env"]
+    assert said["env"]["SINGULARITYENV_PATH"] == "/opt/bin:/custom/bin"
