@@ -11,7 +11,7 @@ number, and text becomes a path or an enum.
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,8 @@ from post_training.config.overrides import Override, parse_override, set_overrid
 from post_training.core import yaml
 from post_training.core.errors import ConfigError, UsageError
 from post_training.core.hashing import sha256_text
-from post_training.core.messages import KeyPath, shown
+from post_training.core.messages import KeyPath, dotted, shown
+from post_training.core.secrets import find_secret
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 MAX_LEVELS = 10
@@ -147,12 +148,33 @@ def extended(layer: Layer, file: Path, *, presets_dir: Path = PRESETS_DIR) -> La
 
 
 def check_layer(model: type[ConfigT], layer: Layer) -> ConfigT:
-    """Errors: ConfigError with every fault, each as `file.yaml:12: key: what is wrong`."""
+    """Errors: ConfigError with every fault, each as `file.yaml:12: key: what is wrong`; a secret
+    before all else, since a configuration is copied, recorded and shown."""
+    if faults := list(_secrets(layer, layer.data, ())):
+        raise ConfigError(
+            faults,
+            hint="a token belongs in a file of ~/.config/post-training/credentials (mode 0600), "
+            "which a run finds by its path; if this one was shared, make a new one",
+        )
     try:
         # From JSON, strict still takes text for paths and enums, and lists for tuples.
         return model.model_validate_json(json.dumps(layer.data), strict=True)
     except ValidationError as error:
         raise ConfigError(explain(model, error, layer.data, layer.origin)) from None
+
+
+def _secrets(layer: Layer, value: Any, path: KeyPath) -> Iterator[str]:
+    """A line for each key or text that holds one; never its value."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, below in items:
+            if isinstance(key, str) and (kind := find_secret(key)):
+                name = dotted(path) or "the top level"
+                yield f"{layer.origin(path)}: a key below {name} holds a secret ({kind})"
+            else:
+                yield from _secrets(layer, below, (*path, key))
+    elif isinstance(value, str) and (kind := find_secret(value)):
+        yield f"{layer.origin(path)}: {dotted(path)}: holds a secret ({kind})"
 
 
 def resolved_yaml(config: BaseModel) -> str:

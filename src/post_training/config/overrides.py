@@ -13,6 +13,7 @@ from typing import Any
 from post_training.core import yaml
 from post_training.core.errors import UsageError
 from post_training.core.messages import KeyPath, dotted, shown
+from post_training.core.secrets import redact
 
 _NAME = re.compile(r"(?P<name>[^.\[\]\s]+)(?P<indices>(?:\[[0-9]+\])*)")
 
@@ -71,7 +72,7 @@ def set_override(data: dict[str, Any], override: Override) -> None:
 
 
 def _where(text: str) -> str:
-    return f"override {shown(text)}"
+    return f"override {shown(redact(text)[0])}"
 
 
 def _parts(key: str, where: str) -> Iterator[str | int]:

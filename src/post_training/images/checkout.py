@@ -8,6 +8,7 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.process import run_tool
+from post_training.core.secrets import redact
 
 # The owner of a shared checkout is often another user; reading it is harmless.
 _GIT = ["git", "-c", "safe.directory=*"]
@@ -20,11 +21,17 @@ def describe_checkout(repository: Path) -> dict[str, Any] | None:
 
 
 def describe_changes(repository: Path) -> dict[str, Any]:
-    """{"commit", "diff", "untracked"}: enough to make the checkout's sources again by hand."""
+    """{"commit", "diff", "untracked"}: enough to make the checkout's sources again by hand; and
+    "redacted", what the diff held of secrets, which are taken out of it."""
+    diff, kinds = _git(repository, "diff", "HEAD"), []
+    if diff:
+        diff, kinds = redact(diff)
+    untracked = _git(repository, "ls-files", "-o", "--exclude-standard") or ""
     return {
         "commit": _git(repository, "rev-parse", "HEAD"),
-        "diff": _git(repository, "diff", "HEAD"),
-        "untracked": (_git(repository, "ls-files", "-o", "--exclude-standard") or "").splitlines(),
+        "diff": diff,
+        "untracked": untracked.splitlines(),
+        **({"redacted": kinds} if kinds else {}),
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
+from post_training.core.secrets import variable_secret
 from post_training.images.edf import Edf, examine_edf, merge_edf
 from post_training.images.verify import image_digest
 
@@ -20,14 +21,6 @@ ALLOW_LL128 = "POST_TRAINING_ALLOW_LL128"
 _PIN = "POST_TRAINING_IMAGE_"
 _PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
 _BARE = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
-_HARMLESS_NAME = re.compile(r"_(PATH|FILE|DIR|URL)$|TOKENIZERS?_", re.IGNORECASE)
-# Of Hugging Face, GitHub, GitLab, OpenAI and its like, AWS, Slack; and a name with a password in an
-# address.
-_SECRET_VALUE = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
-    r"|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,}|://[^/\s:@]+:[^/\s@]+@"
-)
 
 
 def check_edf(
@@ -56,10 +49,9 @@ def secrets_in(variables: Mapping[str, str]) -> list[str]:
     """A line for each variable that looks like a secret; never its value."""
     hint = "is exported and printed by tools: mount a token file and name its path"
     return [
-        f"env.{name}: holds a secret, and [env] {hint}"
+        f"env.{name}: holds a secret ({kind}), and [env] {hint}"
         for name, value in variables.items()
-        if _SECRET_VALUE.search(value)
-        or (value and _SECRET_NAME.search(name) and not _HARMLESS_NAME.search(name))
+        if (kind := variable_secret(name, value))
     ]
 
 

@@ -29,11 +29,13 @@ from typing import Any
 
 from post_training.config.load import resolved_yaml
 from post_training.config.model import Config
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.process import run_tool
+from post_training.core.secrets import find_secret
 from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf
+from post_training.images.edf_check import secrets_in
 from post_training.launch.environment import (
     check_is_mounted,
     check_site,
@@ -179,7 +181,28 @@ def _plan(request: Request) -> dict[str, str]:
     if request.num_workers is not None:
         workers = replace(job, num_workers=request.num_workers)
         files["workers.sh"] = sbatch_script(workers, request.site)
+    _check_no_secret(request, edf, files)
     return files
+
+
+def _check_no_secret(request: Request, edf: Edf, files: dict[str, str]) -> None:
+    """Of what is about to be written. Errors: ConfigError with a line for each, never its value."""
+    faults = [f"{edf.path}: {line}" for line in secrets_in(edf.env)]
+    texts = {**files, "command line": shlex.join(request.command), "folder": str(request.run_dir)}
+    if request.dev is not None:
+        texts |= {
+            str(path): path.read_text(errors="replace")
+            for path in sorted((request.dev / "src").rglob("*.py"))
+        }
+    faults += [
+        f"{name}: holds a secret ({kind})"
+        for name, text in texts.items()
+        if (kind := find_secret(text)) and not (faults and name in files)
+    ]
+    if faults:
+        raise ConfigError(
+            faults, hint="nothing was written: all of it would stay in the run folder"
+        )
 
 
 def _container(edf: Edf, extra: Sequence[str]) -> Container:

@@ -1,6 +1,7 @@
 """The machine and environment of a run, as far as they may matter to its bits.
 
-The environment is recorded by an allow-list: what is not named here never reaches a record.
+The environment is recorded by an allow-list: what is not named here never reaches a record, nor
+does a secret under a name that is.
 """
 
 import importlib.metadata
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from post_training.core.secrets import is_redacted, redacted, variable_secret
 
 _NAMES = {
     "CUBLAS_WORKSPACE_CONFIG", "CUDA_CACHE_DISABLE", "CUDA_DEVICE_MAX_CONNECTIONS",
@@ -31,17 +34,22 @@ _PLACE = ("CUDA_VISIBLE", "ROCR_VISIBLE", "HIP_VISIBLE", "SLURM_")
 
 
 def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The allow-listed variables, sorted."""
+    """The allow-listed variables, sorted; a secret's value is redacted."""
     return {
-        name: value
+        name: redacted(kind) if (kind := variable_secret(name, value)) else value
         for name, value in sorted(environment.items())
         if name in _NAMES or name.startswith(_PREFIXES)
     }
 
 
 def portable_environment(recorded: Mapping[str, str]) -> dict[str, str]:
-    """Of a recorded environment, what a reproduction sets again: not where the run took place."""
-    return {name: value for name, value in recorded.items() if not name.startswith(_PLACE)}
+    """Of a recorded environment, what a reproduction sets again: not where the run took place, nor
+    what was redacted."""
+    return {
+        name: value
+        for name, value in recorded.items()
+        if not name.startswith(_PLACE) and not is_redacted(value)
+    }
 
 
 def machine() -> dict[str, Any]:

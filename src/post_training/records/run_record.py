@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import struct
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from post_training.config.recipe import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import sha256_value
+from post_training.core.secrets import find_secret, is_redacted, redact, redact_all
 
 SCHEMA = "post-training/run-record/1"
 RECORD_NAME = "run.json"
@@ -94,7 +96,10 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def claim(self) -> None:
-        """Create the folder and lock it. Errors: UsageError while another run works in it."""
+        """Create the folder and lock it. Errors: UsageError while another run works in it, and for
+        a path that holds a secret."""
+        if kind := find_secret(str(self.path.absolute())):
+            raise UsageError(f"the path of the run folder holds a secret ({kind})")
         self.path.mkdir(parents=True, exist_ok=True)
         lock = open(self.path / _LOCK_NAME, "a+")  # noqa: SIM115 - held until the process ends
         try:
@@ -138,8 +143,14 @@ class RunFolder:
 
         allow_topology: continue although the topology changed; the attempt says so.
         reopen: continue a finished run too: a worker's, which ended when nothing was left to claim.
-        Errors: AlreadyFinished; UsageError when the folder holds another run, or something else.
+        A secret in what the record says is redacted, with a word in `redacted` and on the screen.
+        Errors: AlreadyFinished; UsageError when the folder holds another run, or something else, or
+        an input's path a secret.
         """
+        for key, value in description.inputs.items():
+            if kind := find_secret(value["path"]):
+                raise UsageError(f"the path of the input holds a secret ({kind})", where=key)
+        facts = _without_secrets(description.facts)
         earlier = earlier_record(self.path)
         changed: list[str] = []
         if earlier is None:
@@ -154,7 +165,7 @@ class RunFolder:
                 "topology": description.topology,
                 "inputs": description.inputs,
                 "image": description.image,
-                **description.facts,
+                **facts,
                 "attempts": [],
                 "outputs": None,
                 "metrics": {},
@@ -168,7 +179,8 @@ class RunFolder:
                     hint="choose another run_dir to run it again; "
                     "`post-training reproduce` compares the two",
                 )
-            self.record = {**earlier, "status": "running", "reason": None, **description.facts}
+            earlier.pop("redacted", None)  # Of an earlier attempt's environment.
+            self.record = {**earlier, "status": "running", "reason": None, **facts}
             for attempt in self.record["attempts"]:
                 if attempt["status"] == "running":  # It holds the lock no more.
                     attempt["status"] = "killed"
@@ -195,7 +207,7 @@ class RunFolder:
         metrics: dict[str, float] | None = None,
     ) -> None:
         """Write the end: status "finished", "failed" or "interrupted", and why."""
-        end = {"status": status, "reason": reason}
+        end = {"status": status, "reason": reason and redact(reason)[0]}
         self.record |= {**end, "outputs": outputs, "metrics": metrics or {}}
         self.record["attempts"][-1] |= {**end, "ended": _now()}
         self._write()
@@ -294,6 +306,20 @@ def fingerprints(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:
 def image_identity(image: dict[str, Any] | None) -> dict[str, str]:
     """Of a record's image, what decides the bits."""
     return {"oci_digest": image["oci_digest"] if image else "unpinned"}
+
+
+def _without_secrets(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same with `redacted`, a line for each secret that was taken out, here or before."""
+    kept, told = redact_all(facts)
+    told += [
+        f"environment.{name}: {value}"
+        for name, value in facts.get("environment", {}).items()
+        if is_redacted(value)
+    ]
+    told += [f"code.diff: {kind}" for kind in facts.get("code", {}).get("redacted", [])]
+    for line in told:
+        print(f"warning: a secret is not recorded: {line}", file=sys.stderr)
+    return {**kept, "redacted": told} if told else kept
 
 
 def _last_attempt(run_dir: Path) -> str:

@@ -281,3 +281,17 @@ def test_import_brings_no_training_stack_and_no_screen_library():
     modules = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert "pydantic" in modules
     assert not {"typer", "rich", "click", "torch", "numpy"} & set(modules)
+
+
+def test_load_secret_is_refused_before_all_else_and_never_shown():
+    token, address = "ghp_" + 36 * "a", "https://me:" + "word@example.org"
+    write(
+        "run.yaml", f"training:\n  note: {address}\nseed: wrong\ndatasets: [{{path: /x/{token}}}]\n"
+    )
+    faults = faults_of("run.yaml", f"training.rule={token}")
+    assert faults == [
+        "run.yaml:2: training.note: holds a secret (password in an address)",
+        "override 'training.rule=[redacted: GitHub token]': training.rule: holds a secret "
+        "(GitHub token)",
+        "run.yaml:4: datasets[0].path: holds a secret (GitHub token)",
+    ]

@@ -115,8 +115,12 @@ def test_secrets_in_env_are_named_and_not_shown(name, value):
     assert value not in line.replace(name, "")
 
 
-def test_secrets_paths_and_settings_are_none():
+def test_secrets_paths_words_and_settings_are_none():
     harmless = {
+        "EXPERIMENT": "/scratch/runs/math-task-apertus-8b-instruct-v2-final",
+        "DATA": "disk-image-of-the-second-filesystem", "PROXY": "http://proxy.example.org:3128",
+        "VLLM_MAX_NUM_BATCHED_TOKENS": "8192", "MAX_NEW_TOKENS": "512", "PAD_TOKEN": "<pad>",
+        "EOS_TOKEN": "endoftext", "SECRET_FILE": "here",
         "HF_TOKEN_PATH": "/run/x", "WANDB_API_KEY_FILE": "/run/y", "HF_TOKEN": "",
         "TOKENIZERS_PARALLELISM": "false", "POST_TRAINING_IMAGE_SQSH_SHA256": "3" * 64,
     }  # fmt: skip

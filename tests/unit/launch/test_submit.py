@@ -231,6 +231,27 @@ def test_submit_dev_copies_the_sources_and_mounts_the_copy(submit, tmp_path):
     assert targets["/run/post-training/dev.json"] == folder / "dev.json"
 
 
+@pytest.mark.parametrize("place", ["environment", "configuration", "source"])
+def test_submit_secret_anywhere_is_refused_and_nothing_is_written(submit, tmp_path, place):
+    token = "ghp_" + 36 * "a"
+    words, edf = [], (tmp_path / "base.toml").read_text()
+    if place == "environment":
+        (tmp_path / "base.toml").write_text(f'{edf}NCCL_X = "{token}"\n')
+    elif place == "configuration":
+        words = [f"logging.wandb_project={token}"]
+    else:
+        source = tmp_path / "checkout/src/post_training"
+        source.mkdir(parents=True)
+        (source / "x.py").write_text(f'KEY = "{token}"\n')
+        words = ["--dev=checkout"]
+    for more in ([], ["--dry-run"]):
+        done = submit(*words, *more)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert "holds a secret (GitHub token)" in done.stderr
+        assert token not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_submit_chain_is_held_until_all_of_it_is_queued(submit, tmp_path):
     done = submit("--chain=3", "--site=laptop")
     assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr

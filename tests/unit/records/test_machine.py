@@ -33,6 +33,22 @@ def test_recorded_environment_is_an_allow_list():
     assert portable_environment(recorded)["NVIDIA_TF32_OVERRIDE"] == "1"
 
 
+def test_recorded_environment_has_no_secret_and_reproduces_none():
+    secrets = {
+        "FI_PROXY": "tcp://me:" + "word@host",
+        "NCCL_X": "hf_" + 24 * "a",
+        "OMP_TOKEN": "abc123def456",
+    }
+    recorded = recorded_environment({**secrets, "NCCL_PROTO": "^LL128"})
+    assert recorded == {
+        "FI_PROXY": "[redacted: password in an address]",
+        "NCCL_PROTO": "^LL128",
+        "NCCL_X": "[redacted: Hugging Face token]",
+        "OMP_TOKEN": "[redacted: value of OMP_TOKEN]",
+    }
+    assert portable_environment(recorded) == {"NCCL_PROTO": "^LL128"}
+
+
 def test_accelerators_are_counted_by_model(tmp_path):
     assert accelerators(tmp_path) == {"accelerators": {}, "driver": None}
     for index in range(2):

@@ -56,6 +56,31 @@ def test_record_changed_by_hand_is_noticed(tmp_path):
     assert is_edited(record)
 
 
+def test_record_holds_no_secret_and_says_what_was_taken_out(tmp_path, capsys):
+    token = "ghp_" + 36 * "a"
+    facts = {
+        **DESCRIPTION.facts,
+        "command": ["entrypoint", "sft", f"/data/{token}.yaml"],
+        "code": {"from": "development mount", "diff": f"+KEY = '{token}'\n+x = 1"},
+    }
+    folder = start(tmp_path, replace(DESCRIPTION, facts=facts))
+    folder.close("failed", f"no such folder: {token}")
+    assert token not in (tmp_path / "run.json").read_text()
+    record = read_record(tmp_path)
+    assert record["code"]["diff"] == "+KEY = '[redacted: GitHub token]'\n+x = 1"
+    assert record["redacted"] == ["command[2]: GitHub token", "code.diff: GitHub token"]
+    assert "a secret is not recorded: code.diff: GitHub token" in capsys.readouterr().err
+    assert not is_edited(record)
+    release(folder)
+
+
+def test_record_of_a_path_with_a_secret_is_refused_before_the_folder_is_made(tmp_path):
+    path = tmp_path / ("ghp_" + 36 * "a") / "run"
+    with pytest.raises(UsageError, match=r"path of the run folder holds a secret .GitHub token"):
+        start(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_close_writes_status_reason_outputs_and_end(tmp_path):
     folder = start(tmp_path)
     folder.close("finished", outputs={"files": {"x": "1"}}, metrics={"loss": 2.0})
