@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Errors become one clear line and the exit code."""
-    from post_training.core.errors import report
+    from post_training.core.errors import Interrupted, report
 
     arguments = sys.argv[1:]
     if arguments[:2] in (["edf", "run"], ["edf", "resolve"]):
@@ -22,7 +22,7 @@ def main() -> None:
         sys.exit(edf_command.main(arguments[1:]))
     try:
         sys.exit(build_app()(standalone_mode=False))
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
         sys.exit(report(_in_our_words(error)))
 
 

@@ -44,8 +44,13 @@ class ConfigError(UsageError):
         self.faults = faults
 
 
-class Interrupted(PostTrainingError):
-    """A signal ended the work; exit code 128 + the signal's number, as a shell reports it."""
+class Interrupted(BaseException):
+    """A signal ended the work; exit code 128 + the signal's number, as a shell reports it.
+
+    Like KeyboardInterrupt it is no Exception: a handler raises it at any line, also within a `try`
+    whose `except Exception` expects a fault of a row, of a file or of a library. Taken for such a
+    fault, a preempted job would end for good instead of being requeued.
+    """
 
     def __init__(self, signal_name: str, signal_number: int):
         super().__init__(f"stopped by {signal_name}")
@@ -59,7 +64,10 @@ def report(error: BaseException, stream: TextIO | None = None) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("error: interrupted", file=stream)
         return 130
-    if isinstance(error, OSError) and not isinstance(error, PostTrainingError):
+    if isinstance(error, Interrupted):
+        print(f"error: {error}", file=stream)
+        return error.exit_code
+    if isinstance(error, OSError):
         error = _from_os_error(error)
     if not isinstance(error, PostTrainingError):
         raise error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.faults import nearest
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.formats.values import is_number
 from post_training.data.function_files import FunctionFiles, fault_of
 from post_training.data.rows import BadRow
@@ -42,8 +42,6 @@ def find_reward(name: str, paths: Sequence[Path]) -> RewardFunction:
     def reward(answer: str, row: dict[str, Any]) -> float:
         try:
             value = function(answer, row)
-        except Interrupted:  # A signal came while it ran: no fault of the row's.
-            raise
         except Exception as error:
             raise BadRow("failed", fault_of(path, error)) from error
         value = float(value) if isinstance(value, bool) else value

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.faults import nearest
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.function_files import FunctionFiles, fault_of
 from post_training.data.rows import BadRow
 
@@ -40,8 +40,6 @@ class Transform:
         """Errors: BadRow when the function raises; PostTrainingError when it returns no row."""
         try:
             result = self._function(value)
-        except Interrupted:  # A signal came while it ran: no fault of the row's.
-            raise
         except Exception as error:
             raise BadRow(
                 "transform", f"transform {self.name}: {fault_of(self.path, error)}"

@@ -116,7 +116,10 @@ def _serve(
     connection: Connection, parent: int, function: Callable[[Any, Any], Any], state: Any
 ) -> None:
     dies_with(parent)()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the keyboard: our parent ends us
+    # A keyboard, a launcher and Slurm send these to all processes of a run. Our parent ends us, and
+    # must not take us for one that was killed. Not SIG_IGN, which a program that we start inherits.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
     # A worker is one core; the tokenizers library would start a thread for each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Else each garbage collection looks through all modules: a twelfth of the time.

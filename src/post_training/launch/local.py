@@ -16,9 +16,9 @@ _GRACE_S = 20
 def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
     """Run `command` once per rank; 0, or the exit code of the first process that failed.
 
-    SIGTERM, SIGUSR1 and Ctrl-C (as SIGTERM) to this process go to every rank, which may take its
-    time: training writes a checkpoint. When a rank fails, or another signal comes, the others get
-    SIGTERM, and SIGKILL after 20 s: no rank waits for a dead one.
+    SIGTERM, SIGUSR1 and Ctrl-C to this process go to every rank, which may take its time: training
+    writes a checkpoint. When a rank fails, or another signal comes, the others get SIGTERM, and
+    SIGKILL after 20 s: no rank waits for a dead one. A second Ctrl-C they get as what it is.
     """
     rendezvous = f"127.0.0.1:{_free_port()}"
     processes: list[subprocess.Popen] = []
@@ -27,12 +27,13 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
     def forward(number: int, _frame: object = None) -> None:
         nonlocal stopping
         if stopping:
-            end()
-        stopping = True
-        send(signal.SIGTERM if number == signal.SIGINT else number)
+            end(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        else:
+            stopping = True
+            send(number)
 
-    def end() -> None:
-        send(signal.SIGTERM)
+    def end(number: int) -> None:
+        send(number)
         signal.alarm(_GRACE_S)
 
     def send(number: int) -> None:
@@ -42,8 +43,11 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, forward)
+    # Ignored from the start is what a shell starts with `&`: Ctrl-C is meant for somebody else.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, forward)
     signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
     for rank in range(num_processes):
         launch = Launch(rank, num_processes, rank, num_processes, rendezvous)
@@ -62,7 +66,7 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
         code = _wait_any(processes)
         if code != 0 and first_failure == 0:
             first_failure = 128 - code if code < 0 else code
-            end()
+            end(signal.SIGTERM)
     signal.alarm(0)
     return first_failure
 

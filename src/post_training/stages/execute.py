@@ -3,8 +3,9 @@
     configuration -> ranks -> image checked -> inputs fingerprinted -> run.json opened
                   -> the stage -> outputs fingerprinted -> run.json closed
 
-Rank 0 alone touches the record. Whatever ends the run (an error, SIGTERM, a full disk) is written
-there as its reason; only SIGKILL leaves a record that says running, which the next look notices.
+Rank 0 alone touches the record. Whatever ends the run (an error, a signal, a full disk) is written
+there as its reason; only SIGKILL, and a second Ctrl-C, leave a record that says running, which the
+next look notices.
 """
 
 import os
@@ -45,7 +46,7 @@ from post_training.stages.registry import Stage, find_stage
 
 # Rank 0 may read terabytes of inputs while the others wait.
 _WRITER_TIMEOUT = timedelta(hours=12)
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: of Slurm, before the wall time
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def execute(request: Request) -> int:
             where=str(request.config_path),
             hint="leave num_processes out under a launcher",
         )
-    _raise_on_signals()
+    raise_on_signals()
     num_threads = config.num_threads or _share_of_cores(launch.local_world_size)
     # Read by torch when it is imported; the recorded number, not the machine's.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
@@ -237,10 +238,10 @@ def _close_finished(folder: RunFolder, result: Result) -> None:
 
 def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
     _ignore_signals()
-    is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-    if isinstance(error, KeyboardInterrupt):
-        reason = "stopped from the keyboard"
-    elif isinstance(error, PostTrainingError | OSError):
+    if isinstance(error, KeyboardInterrupt):  # A library took the handler of Ctrl-C away.
+        error = Interrupted("SIGINT", signal.SIGINT)
+    is_interrupted = isinstance(error, Interrupted)
+    if isinstance(error, Interrupted | PostTrainingError | OSError):
         reason = str(error)
     else:
         reason = f"{type(error).__name__}: {error}"
@@ -313,15 +314,24 @@ def _share_of_cores(num_processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // num_processes)
 
 
-def _raise_on_signals() -> None:
-    """SIGTERM, and SIGUSR1 as Slurm sends it before the wall time, end the run in good order."""
+def raise_on_signals() -> None:
+    """SIGTERM, SIGUSR1 and Ctrl-C end the run in good order; a second Ctrl-C ends it at once.
+
+    A stage that installs handlers of its own for a while (training: stop.py) puts these back.
+    """
 
     def interrupt(number: int, _frame: object) -> NoReturn:
         _ignore_signals()  # Once: the record is being closed now.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            # The kernel's own handler, for Python's waits where a file system hangs.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise Interrupted(signal.Signals(number).name, number)
 
     for number in _SIGNALS:
         signal.signal(number, interrupt)
+    # Ignored from the start is what a shell starts with `&`: Ctrl-C is meant for somebody else.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _ignore_signals() -> None:

@@ -38,3 +38,11 @@ def test_report_full_disk_has_a_hint():
 def test_report_raises_our_own_bugs():
     with pytest.raises(ZeroDivisionError):
         report(ZeroDivisionError(), io.StringIO())
+
+
+def test_interrupted_is_not_taken_for_a_fault_of_what_was_interrupted():
+    with pytest.raises(Interrupted):
+        try:
+            raise Interrupted("SIGTERM", 15)
+        except Exception as error:
+            raise PostTrainingError("a library failed") from error

@@ -1,7 +1,9 @@
 """Real processes; run_local_ranks sets signal handlers, so it runs in a process of its own."""
 
+import signal
 import subprocess
 import sys
+from subprocess import Popen
 
 import pytest
 
@@ -12,11 +14,13 @@ sys.exit(run_local_ranks([sys.executable, "-c", sys.argv[2]], int(sys.argv[1])))
 """
 
 
-def launch(script: str, num_processes: int = 2) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def launch(script: str, num_processes: int = 2, *, sigint: int = signal.SIG_DFL) -> Popen[str]:
+    """sigint: what the process finds set for it when it begins."""
+    return Popen(
         [sys.executable, "-c", LAUNCHER, str(num_processes), script],
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
 
 
@@ -57,6 +61,42 @@ signal.pause()
     process.terminate()
     assert process.communicate()[0] == "stopped\n" * 2
     assert process.returncode == 143
+
+
+# Twice at most, as a training run that writes a checkpoint first.
+TOLD = """
+import os, signal, sys
+def told(number, _frame):
+    signal.signal(number, lambda *_: (os.write(1, b"again\\n"), os._exit(130)))
+    os.write(1, signal.Signals(number).name.encode() + b"\\n")
+for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, told)
+os.write(1, b"ready\\n")
+while True: signal.pause()
+"""
+
+
+def test_run_local_ranks_ctrl_c_reaches_every_rank_as_itself_and_the_second_too():
+    process = launch(TOLD)
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    process.send_signal(signal.SIGINT)
+    assert [process.stdout.readline() for _ in range(2)] == ["SIGINT\n"] * 2
+    process.send_signal(signal.SIGINT)
+    assert [process.stdout.readline() for _ in range(2)] == ["again\n"] * 2
+    process.communicate()
+    assert process.returncode == 130
+
+
+def test_run_local_ranks_ctrl_c_ignored_from_the_start_stays_ignored():
+    process = launch(TOLD, sigint=signal.SIG_IGN)
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    process.send_signal(signal.SIGINT)
+    process.terminate()
+    assert [process.stdout.readline() for _ in range(2)] == ["SIGTERM\n"] * 2
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 130
 
 
 def test_run_local_ranks_ranks_die_with_a_killed_launcher():

@@ -6,7 +6,6 @@ A model with tensor parallelism takes every rank for each of its layers.
 from collections.abc import Callable
 from typing import Any
 
-from post_training.core.errors import Interrupted
 from post_training.stages.annotation.annotator import Annotator, Row
 from post_training.stages.context import PeerFailed, StageContext
 
@@ -28,9 +27,9 @@ def do_in_step(
         return 0
     try:
         done = work(make)
-    except Interrupted:
-        raise  # The signal ends the others too, wherever they are.
-    except Exception:  # Whatever it was, the others must not wait for ever.
+    # Whatever it was, the others must not wait for ever. A signal is no Exception: it ends the
+    # others too, wherever they are.
+    except Exception:
         _tell(context, _FAIL)
         raise
     _tell(context, _STOP)

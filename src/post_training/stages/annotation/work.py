@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.branches import BRANCHES, ID, SIDES, row_line
 from post_training.data.rows import BadRow
 from post_training.data.verdicts import MEANT
@@ -61,7 +61,7 @@ class Worker:
     _seen: set[int] = field(default_factory=set)
 
     def run(self) -> None:
-        """Errors: PostTrainingError when a chunk failed; UsageError, Interrupted at once."""
+        """Errors: PostTrainingError when a chunk failed; UsageError at once."""
         plan, chunks = self.plan, self.place.order(self.plan.chunks)
         self._seen = {chunk.number for chunk in chunks if is_done(plan, chunk)}
         started_at, num_rows_before = time.monotonic(), self._num_rows_done
@@ -107,7 +107,7 @@ class Worker:
                 try:
                     self._annotate(chunk)
                     self.num_done += 1
-                except (UsageError, Interrupted):
+                except UsageError:
                     raise
                 except PostTrainingError as error:
                     self._log(chunk, str(error))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from post_training.core.errors import Interrupted
 from post_training.records.run_record import read_record
 from post_training.stages.context import StageContext
 from post_training.stages.training.config import LoggingConfig
@@ -68,8 +67,6 @@ class Reporters:
         for reporter in list(self._reporters):
             try:
                 action(reporter)
-            except Interrupted:  # raised by a signal, wherever we are
-                raise
             except Exception as error:
                 self._reporters.remove(reporter)
                 reason = (str(error) or type(error).__name__).splitlines()[0]
