@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role
 
@@ -38,7 +38,8 @@ class StageConfig(Config):
     run_dir: Annotated[Path | None, Role.PLACEMENT] = None
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
     num_threads: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
-    seed: int = 0
+    # numpy, which every trainer seeds too, knows 32 bits.
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     debug: Annotated[DebugConfig, Role.PLACEMENT] = DebugConfig()
 
     def check_ranks(self, world_size: int) -> None:
