@@ -5,7 +5,8 @@ is live exactly while somebody works in it, even when that somebody was killed w
 
     RunFolder(path)          .claim()   live -> refused
     .remove_trial()          empties the folder of a debug run; any other is refused
-    .start(description)      new, or another attempt of the same run; else refused, naming the key
+    .start(description)      new, or another attempt of the same run; else refused, naming the key,
+                             unless the run before it failed before it made anything
     .close(status, reason)   finished | failed | interrupted; of one that was killed, the next
                              attempt writes that
 """
@@ -93,6 +94,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.record: dict[str, Any] = {}
+        self.replaced: str | None = None  # by `start`: the run that was here, and what differs
         self._lock: IO[str] | None = None
 
     def claim(self) -> None:
@@ -143,6 +145,7 @@ class RunFolder:
 
         allow_topology: continue although the topology changed; the attempt says so.
         reopen: continue a finished run too: a worker's, which ended when nothing was left to claim.
+        Another run that failed before it made anything is replaced, and `replaced` says so.
         A secret in what the record says is redacted, with a word in `redacted` and on the screen.
         Errors: AlreadyFinished; UsageError when the folder holds another run, or something else, or
         an input's path a secret.
@@ -153,6 +156,14 @@ class RunFolder:
         facts = _without_secrets(description.facts)
         earlier = earlier_record(self.path)
         changed: list[str] = []
+        # A worker's folder never holds what it made: that is the run's.
+        if earlier is not None and not reopen and _made_nothing(self.path, earlier):
+            try:
+                check_same_run(self.path, earlier, description, allow_topology=allow_topology)
+            except UsageError as error:
+                self.replaced = f"run {earlier['run_id']} {earlier['status']}: {error.problem}"
+                _remove_first_try(self.path)
+                earlier = None
         if earlier is None:
             self.record = {
                 "schema": SCHEMA,
@@ -217,6 +228,33 @@ class RunFolder:
         write_json(self.path / RECORD_NAME, self.record)
 
 
+def _made_nothing(run_dir: Path, record: dict[str, Any]) -> bool:
+    """Whether the run ended by itself without a row, a step, a checkpoint, or any other content:
+    for example, because the model's path was wrong."""
+    if record["status"] not in ("failed", "interrupted"):
+        return False
+    kept = {_LOCK_NAME, RECORD_NAME, CONFIG_NAME, LAUNCH_FOLDER}
+    for path in run_dir.rglob("*"):
+        parts = path.relative_to(run_dir).parts
+        # What was being written when it failed (core/files.py) never counted.
+        if parts[0] in kept or any(part.endswith(".tmp") for part in parts):
+            continue
+        if path.is_symlink() or (path.is_file() and path.stat().st_size > 0):
+            return False
+    return True
+
+
+def _remove_first_try(run_dir: Path) -> None:
+    """All but the lock, the record, which is replaced in one step, and what `submit` wrote."""
+    for path in run_dir.iterdir():
+        if path.name in (_LOCK_NAME, RECORD_NAME, LAUNCH_FOLDER):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def check_same_run(
     path: Path, earlier: dict[str, Any], now: RunDescription, *, allow_topology: bool = False
 ) -> list[str]:
@@ -234,7 +272,10 @@ def check_same_run(
     }
     for kind, lines in changed.items():
         if lines and not (kind == "topology" and allow_topology):
-            hint = "choose another run_dir, or undo the change"
+            folder = path if path.is_dir() else path.parent
+            hint = f"choose another run_dir, undo the change, or begin again: rm -r {folder}"
+            if earlier.get("debug"):
+                hint += "; debug.override_existing=true does so for a debug run"
             if kind == "topology":
                 hint += "; --allow-topology-change continues all the same"
             raise UsageError(

@@ -123,6 +123,8 @@ def _run_recorded(
             print(f"finished already: {opening.path}", file=sys.stderr)
             return None
         folder = opening
+        if folder.replaced:
+            print(f"replaced a run that had made nothing: {folder.replaced}", file=sys.stderr)
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
         return folder.path, resuming, description

@@ -139,6 +139,72 @@ def test_start_another_run_in_the_folder_is_refused_naming_the_key(tmp_path, cha
     assert f"the folder holds another run: {line}" in str(raised.value)
 
 
+OTHER = replace(DESCRIPTION, recipe={"lr": 1e-4})
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_start_another_run_after_a_first_try_that_made_nothing_replaces_it(tmp_path, status):
+    failed = start(tmp_path)
+    for name in ("config.yaml", "slurm/job.sh", ".data.a.tmp/tokens.bin", "model/.w.b.tmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    failed.close(status, "no such model")
+    release(failed)
+    folder = start(tmp_path, OTHER)
+    record = read_record(tmp_path)
+    assert folder.replaced == (
+        f"run {failed.record['run_id']} {status}: "
+        "the folder holds another run: recipe: lr: 0.001 -> 0.0001"
+    )
+    assert record["recipe"] == OTHER.recipe
+    assert record["run_id"] != failed.record["run_id"]
+    assert [attempt["status"] for attempt in record["attempts"]] == ["running"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".lock", "run.json", "slurm"}
+    release(folder)
+
+
+def test_start_the_same_run_after_a_first_try_that_made_nothing_continues_it(tmp_path):
+    failed = start(tmp_path)
+    failed.close("failed", "no such model")
+    release(failed)
+    folder = start(tmp_path)
+    assert folder.replaced is None
+    assert folder.record["run_id"] == failed.record["run_id"]
+    release(folder)
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["steps.jsonl", "checkpoints/checkpoint-5/trainer_state.json", "chunks/000000.jsonl", "notes"],
+)
+def test_start_another_run_after_one_that_made_something_is_refused(tmp_path, made):
+    failed = start(tmp_path)
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).write_text("x")
+    failed.close("failed", "out of memory")
+    release(failed)
+    with pytest.raises(UsageError, match="another run: recipe: lr") as raised:
+        start(tmp_path, OTHER)
+    assert f"begin again: rm -r {tmp_path}" in raised.value.hint
+    assert (tmp_path / made).read_text() == "x"
+
+
+def test_start_another_run_after_one_that_was_killed_is_refused(tmp_path):
+    release(start(tmp_path))  # Its record says running: nobody knows why it ended.
+    with pytest.raises(UsageError, match="another run: recipe: lr"):
+        start(tmp_path, OTHER)
+
+
+def test_start_another_run_after_a_debug_run_names_the_setting_that_removes_it(tmp_path):
+    release(trial(tmp_path))
+    with pytest.raises(UsageError) as raised:
+        start(tmp_path, OTHER)
+    assert "debug.override_existing=true" in raised.value.hint
+
+
 def test_start_moved_input_with_the_same_content_continues(tmp_path):
     release(start(tmp_path))
     moved = {"data": {"path": "/elsewhere", "fingerprint": "f" * 64}}
