@@ -8,18 +8,21 @@ IMAGE ?= cpu
 SITE ?= laptop
 EXPERIMENT ?= demo
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long image-emulated lint format golden lock clean
+.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long image-emulated lint format golden lock lock-tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/ready ## Install the tools this machine lacks (apt, as root) and the command line into .venv
 
-.venv/ready: pyproject.toml installation/laptop/install-tools
+# Nothing is taken whose hash is not in the lock; ours is built by the hatchling in it.
+.venv/ready: pyproject.toml requirements-dev.lock installation/laptop/install-tools
 	installation/laptop/install-tools
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --require-hashes --only-binary :all: --requirement requirements-dev.lock
+	$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	touch $@
 
 image: setup ## Build containers/$(IMAGE) into an OCI image (IMAGE=cpu)
@@ -62,6 +65,9 @@ golden: setup ## Write the golden files anew; read the diff before you commit it
 
 lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes, and lock the Debian base anew
 	$(BIN)/post-training image lock $(IMAGE)
+
+lock-tools: setup ## Resolve what pyproject.toml asks for into requirements-dev.lock, with hashes
+	$(BIN)/post-training image lock-tools
 
 clean: ## Remove what this checkout made; the image store stays
 	rm -rf .venv build edf/post-training.toml

@@ -85,6 +85,13 @@ def add_commands(app: typer.Typer) -> None:
 
         sys.exit(commands.lock(name, base, store, repository))
 
+    @image.command("lock-tools")
+    def image_lock_tools(repository: Repository = Path(".")) -> None:
+        """Resolve what pyproject.toml asks for into requirements-dev.lock, for `make setup`."""
+        from post_training.images.lock import lock_tools
+
+        print(lock_tools(repository.resolve()))
+
     @image.command("context")
     def image_context(
         name: Annotated[str, typer.Argument(help="A folder of containers/.")],

@@ -6,6 +6,10 @@
     requirements.in      ->  requirements.lock    wheels for the recipe's platform, with hashes
     dev.in               ->  dev.lock
 
+The same for what `make setup` installs on the host, for every platform at once:
+
+    pyproject.toml       ->  requirements-dev.lock
+
 What is asked for is exact already; resolving only adds what it needs. Versions that a lock has are
 kept where they still fit, so that locking again moves nothing by itself.
 """
@@ -25,6 +29,9 @@ from post_training.images.registry_base import lock_registry_base, read_registry
 from post_training.images.store import ImageStore
 from post_training.images.system_packages import ASKED, leave_unresolved, lock_system_packages
 
+TOOLS_LOCK = "requirements-dev.lock"
+# The oldest that pyproject.toml allows; what newer ones need instead is in the lock as well.
+_TOOLS_PYTHON = "3.11"
 _ORDER = ("source", "requirements", "dev")
 _EXACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[\w,-]+\])?==[^\s*,;]+(\s*;.*)?")
 _LOCKED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
@@ -47,6 +54,24 @@ def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> l
         print(f"resolving {path.name} …", file=sys.stderr)
         _resolve(path, recipe)
     return unresolved
+
+
+def lock_tools(repository: Path) -> Path:
+    """Write the lock of the command line and of what developers need beside it; its path.
+
+    Wheels only: installing them runs no code of theirs.
+    """
+    target = repository / TOOLS_LOCK
+    with atomic_file(target) as lock:
+        # uv prefers the versions that its output file has.
+        lock.write_text(target.read_text() if target.exists() else "")
+        run_uv(
+            ["--generate-hashes", "--no-annotate", "--no-header", "--only-binary", ":all:",
+             "--universal", "--python-version", _TOOLS_PYTHON, "--extra", "dev",
+             "--output-file", lock, "pyproject.toml"],
+            cwd=repository,
+        )  # fmt: skip
+    return target
 
 
 def loose_requirements(path: Path) -> list[str]:

@@ -3,14 +3,25 @@ project keep to both."""
 
 import json
 import re
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from post_training.core.errors import ConfigError, UsageError
 from post_training.images.build import build_image, write_context
 from post_training.images.edf import merge_edf
-from post_training.images.lock import lock_recipe, loose_requirements, unlocked_requirements
+from post_training.images.lock import (
+    TOOLS_LOCK,
+    lock_recipe,
+    loose_requirements,
+    unlocked_requirements,
+)
 from post_training.images.recipe import load_recipe
 from post_training.images.recipe_settings import load_settings
 from post_training.images.selfcheck import locked_versions, named_modules, replaced_packages
@@ -131,6 +142,58 @@ def test_lock_with_a_loose_or_unhashed_line_is_named(tmp_path):
         f"{path}: no sha256: attrs==2",
         f"{path}: not pinned to one version: torch>=2",
     ]
+
+
+def test_tools_lock_is_what_pyproject_asks_for_and_all_that_it_needs():
+    """Both ways: nothing is missing, nothing is left from before; `make lock-tools` writes it."""
+    lock = REPOSITORY / TOOLS_LOCK
+    assert unlocked_requirements(lock) == []
+    text = lock.read_text()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(line) for line in project["dependencies"]]
+    asked += [Requirement(line) for line in project["optional-dependencies"]["dev"]]
+    versions = {canonicalize_name(name): v for name, v in locked_versions(text).items()}
+    for one in asked:
+        assert one.specifier == SpecifierSet(f"=={versions[canonicalize_name(one.name)]}")
+    lines = [line for line in text.splitlines() if not line.startswith("    --hash=sha256:")]
+    locked = [Requirement(line.removesuffix(" \\")) for line in lines]
+    here = {
+        canonicalize_name(one.name) for one in locked if not one.marker or one.marker.evaluate()
+    }
+    assert here == needed_by(asked)
+
+
+def test_tools_are_the_locked_ones():
+    """`make setup` installed them; so lint and tests run on what is locked."""
+    for name, version in locked_versions((REPOSITORY / TOOLS_LOCK).read_text()).items():
+        if name != "colorama":  # Windows'.
+            assert (name, metadata.version(name)) == (name, version)
+
+
+def test_hooks_fetch_nothing_and_run_the_locked_tools():
+    [repository] = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        assert hook["language"] == "unsupported"
+        assert "additional_dependencies" not in hook
+        program = hook["entry"].split()[0]
+        assert program == "shellcheck" or (REPOSITORY / program).exists()
+
+
+def needed_by(asked: list[Requirement]) -> set[str]:
+    """Names of these packages and, by the metadata of what is installed, of all they need here."""
+    found: set[tuple[str, str]] = set()
+    left = [(one.name, extra) for one in asked for extra in ["", *one.extras]]
+    while left:
+        name, extra = left.pop()
+        if (canonicalize_name(name), extra) in found:
+            continue
+        found.add((canonicalize_name(name), extra))
+        for line in metadata.requires(name) or []:
+            one = Requirement(line)
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                left += [(one.name, wanted) for wanted in ["", *one.extras]]
+    return {name for name, _ in found}
 
 
 def small_recipe(repository: Path, settings: str = SETTINGS, **files: str):
