@@ -21,7 +21,8 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def named_modules(text: str) -> list[str]:
-    """The modules of imports.txt. `post_training.stages.*.run`: of every folder that has one."""
+    """The modules of imports.txt. `post_training.stages.*.run`: of every folder that has one.
+    `module:name` stays as it is: a name that the module must have."""
     modules = []
     for name in (line.strip() for line in text.splitlines()):
         if "*" in name:
@@ -31,6 +32,14 @@ def named_modules(text: str) -> list[str]:
         elif name and not name.startswith("#"):
             modules.append(name)
     return modules
+
+
+def load_named(entry: str) -> None:
+    """Import a module; of `module:name`, look the (dotted) name up in it."""
+    module, _, name = entry.partition(":")
+    found = importlib.import_module(module)
+    for part in filter(None, name.split(".")):
+        found = getattr(found, part)
 
 
 def replaced_packages(without: list[str], environment: Path) -> list[str]:
@@ -61,7 +70,7 @@ def main() -> int:
         wrong.append(f"{name}: installed, which recipe.toml forbids")
     for module in named_modules((CONFIGURATION / "imports.txt").read_text()):
         try:
-            importlib.import_module(module)
+            load_named(module)
         except Exception as error:
             wrong.append(f"import {module}: {error}")
     for line in wrong:

@@ -24,7 +24,12 @@ from post_training.images.lock import (
 )
 from post_training.images.recipe import load_recipe
 from post_training.images.recipe_settings import load_settings
-from post_training.images.selfcheck import locked_versions, named_modules, replaced_packages
+from post_training.images.selfcheck import (
+    load_named,
+    locked_versions,
+    named_modules,
+    replaced_packages,
+)
 from post_training.images.store import ImageStore
 
 REPOSITORY = Path(__file__).parents[3]
@@ -251,6 +256,13 @@ def test_selfcheck_finds_what_was_installed_over_the_base(tmp_path):
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     assert replaced_packages(["torch", "flash-attn", "vllm"], tmp_path) == ["flash-attn", "torch"]
+
+
+def test_selfcheck_looks_up_what_an_import_has_to_bring():
+    load_named("json")
+    load_named("os:path.join")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        load_named("os:path.no_such_name")
 
 
 @pytest.mark.parametrize("name", RECIPES)
