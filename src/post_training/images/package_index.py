@@ -3,21 +3,23 @@
 pip config list  ->  UV_DEFAULT_INDEX, UV_FIND_LINKS, SSL_CERT_FILE, --no-index
 """
 
+import http.client
 import os
 import re
 import shutil
 import sys
 import tomllib
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_file
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
 
+_TIMEOUT_S = 60.0
 _SETTING = re.compile(r"\S+\.(index-url|find-links|no-index|cert)='(.*)'")
 # pip's name: (uv's, how uv separates several).
 _VARIABLES = {
@@ -50,22 +52,28 @@ def download_sources(lock: Path, folder: Path) -> None:
     for package in tomllib.loads(resolved)["packages"]:
         archive = package.get("sdist") or package["archive"]
         address = archive.get("url") or Path(archive["path"]).absolute().as_uri()
-        download(address, folder / address.rsplit("/", 1)[1], allowed)
+        # A local version's `+` is `%2B` in an address.
+        download(address, folder / Path(unquote(urlsplit(address).path)).name, allowed)
 
 
-def download(address: str, target: Path, allowed: set[str] | None) -> None:
-    """allowed: the sha256 it may have; None takes what comes.
+def download(
+    address: str, target: Path, allowed: set[str], *, timeout_s: float = _TIMEOUT_S
+) -> None:
+    """allowed: the sha256 it may have. timeout_s: how long the other side may say nothing.
 
     Errors: PostTrainingError when it cannot be had, or is another.
     """
     with atomic_file(target) as temporary:
         try:
-            with urllib.request.urlopen(address) as answer, temporary.open("wb") as file:
+            with (
+                urllib.request.urlopen(address, timeout=timeout_s) as answer,
+                temporary.open("wb") as file,
+            ):
                 shutil.copyfileobj(answer, file)
-        except (urllib.error.URLError, OSError) as error:
-            reason = getattr(error, "reason", error)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
             raise PostTrainingError(f"cannot be downloaded: {reason}", where=address) from None
-        if allowed is not None and (found := sha256_file(temporary)) not in allowed:
+        if (found := sha256_file(temporary)) not in allowed:
             raise PostTrainingError(f"sha256 is {found}, which is not locked", where=address)
 
 

@@ -1,7 +1,9 @@
 """containers/NAME/system.in and system.lock: what a registry base lacks of its distribution.
 
-apt in the base itself says which files an installation would take, and from where; they are locked
-by sha256, fetched before the build and installed in it without a network. A distribution's mirror
+apt in the base itself says which files an installation would take, from where, and which sha256 the
+signed index gives them. By that they are fetched before the build, and installed in it without a
+network. What is signed is for apt to say, by the base's own keys and sources: an index that is
+unsigned, signed by another key, past its time or not to be had is an error. A distribution's mirror
 keeps only the newest versions: one that has gone is said, and the lock must be made again.
 """
 
@@ -19,7 +21,14 @@ from post_training.images.registry_base import UNRESOLVED
 
 ASKED, LOCKED = "system.in", "system.lock"
 _SCHEMA = "post-training/system-lock/1"
-_FILE = re.compile(r"'(\S+)' (\S+\.deb) \d+ \S+")
+_FILE = re.compile(r"'(\S+)' (\S+\.deb) \d+ ?(\S*)")
+# By itself apt prints MD5, goes on when an index cannot be had, and may be told by the base's own
+# settings to take unsigned ones.
+_OPTIONS = (
+    "-qq -o Acquire::ForceHash=SHA256 -o APT::Update::Error-Mode=any "
+    "-o Acquire::AllowInsecureRepositories=false -o Acquire::AllowWeakRepositories=false "
+    "-o Acquire::AllowDowngradeToInsecureRepositories=false"
+)
 
 
 def lock_system_packages(folder: Path, base: str, platform: str, working: Path) -> None:
@@ -28,14 +37,11 @@ def lock_system_packages(folder: Path, base: str, platform: str, working: Path) 
     Errors: PostTrainingError where the base cannot be pulled, run, or reach its mirror.
     """
     names = package_names(folder / ASKED)
-    ask = "apt-get update -qq >&2 && apt-get install --no-install-recommends --print-uris -qq"
-    said = run_in(base, platform, f"{ask} {' '.join(names)}")
-    files = parse_files(said)
+    install = f"apt-get {_OPTIONS} install --no-install-recommends --print-uris {' '.join(names)}"
+    files = parse_files(run_in(base, platform, f"apt-get {_OPTIONS} update >&2 && {install}"))
     for file in files:
-        # apt shows MD5 here, whose word is not enough; its index was signed, and we hash.
-        target = working / file["file"]
-        download(file["address"], target, allowed=None)
-        file["sha256"] = sha256_file(target)
+        # Not kept: a lock names only what its mirror has.
+        download(file["address"], working / file["file"], {file["sha256"]})
     write_json(folder / LOCKED, {"schema": _SCHEMA, "base": base, "asked": names, "files": files})
 
 
@@ -80,8 +86,18 @@ def ensure_system_packages(files: list[dict[str, str]], lock: Path, store_folder
 
 
 def parse_files(said: str) -> list[dict[str, str]]:
-    """[{"file", "address"}] from `apt-get install --print-uris`, sorted by file."""
-    found = [{"file": unquote(file), "address": address} for address, file in _FILE.findall(said)]
+    """[{"file", "address", "sha256"}] from `apt-get install --print-uris`, sorted by file.
+
+    Errors: PostTrainingError for a file whose index has no sha256.
+    """
+    found = []
+    for address, name, said_hash in _FILE.findall(said):
+        kind, _, digest = said_hash.partition(":")
+        if kind != "SHA256" or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise PostTrainingError(
+                f"apt's index has no sha256 of it (got {said_hash!r})", where=name
+            )
+        found.append({"file": unquote(name), "address": address, "sha256": digest})
     return sorted(found, key=lambda file: file["file"])
 
 

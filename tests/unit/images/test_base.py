@@ -1,6 +1,7 @@
 """What a build downloads, by the real pip and uv from an index that the test makes."""
 
 import io
+import socket
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import sha256_file
 from post_training.images.base import ensure_wheels
+from post_training.images.package_index import download
 from post_training.images.recipe import Recipe
 from post_training.images.store import ImageStore
 
@@ -36,15 +38,19 @@ def index(tmp_path, monkeypatch) -> Path:
         )
         wheel.writestr("setuptools-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("setuptools-1.dist-info/RECORD", "")
-    with tarfile.open(folder / "tiny-1.tar.gz", "w:gz") as archive:
-        for name, text in SOURCE.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
+    write_source(folder / "tiny-1.tar.gz", SOURCE)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return folder
+
+
+def write_source(path: Path, files: dict[str, str]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
 
 
 def recipe(repository: Path, **locks: str) -> Recipe:
@@ -73,6 +79,34 @@ def test_wheels_hold_the_locked_wheels_and_source_archives(index, tmp_path):
     found = ensure_wheels(both, ImageStore(tmp_path / "store"))
     expected = {path.name: sha256_file(path) for path in (setuptools, tiny)}
     assert {path.name: sha256_file(path) for path in found.iterdir()} == expected
+
+
+def test_wheels_source_archive_of_a_local_version_has_its_own_name(index, tmp_path, monkeypatch):
+    """In an index's addresses its `+` is written %2B."""
+    local = {
+        name.replace("tiny-1", "tiny-1+cpu"): text.replace("Version: 1\n", "Version: 1+cpu\n")
+        for name, text in SOURCE.items()
+    }
+    page = tmp_path / "simple/tiny"
+    page.mkdir(parents=True)
+    archive = tmp_path / "tiny-1+cpu.tar.gz"
+    write_source(archive, local)
+    (page / "index.html").write_text('<a href="../../tiny-1%2Bcpu.tar.gz">tiny-1+cpu.tar.gz</a>')
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
+    asked = recipe(tmp_path / "recipe", source=locked("tiny==1+cpu", archive))
+    found = ensure_wheels(asked, ImageStore(tmp_path / "store"))
+    assert [path.name for path in found.iterdir()] == [archive.name]
+
+
+def test_download_ends_where_the_other_side_says_nothing(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/tiny-1.tar.gz"
+        with pytest.raises(
+            PostTrainingError, match=r"tiny-1.tar.gz: cannot be downloaded: .*timed"
+        ):
+            download(address, tmp_path / "tiny-1.tar.gz", set(), timeout_s=0.1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wheels_source_archive_of_another_hash_is_refused_and_nothing_kept(index, tmp_path):
