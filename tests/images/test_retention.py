@@ -1,6 +1,8 @@
 """`post-training image gc` on small images of this test's own: what is named stays."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from post_training.core.process import run_tool
 from post_training.images import builder
 from post_training.images.releases import add_release, read_releases, release_entry
 from post_training.images.store import RECORD_SCHEMA, ImageStore
+
+# Root without the right to read what is closed to it.
+WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 def add_image(store: ImageStore, number: int, name: str = "cpu") -> dict:
@@ -60,15 +65,19 @@ def storage(tmp_path, monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def gc(store, storage, post_training, tmp_path):
-    """Run `image gc` with a checkout and an EDF folder that are empty at first."""
+def gc(store, storage, cli, tmp_path):
+    """Run `image gc` with a checkout and an EDF folder that are empty at first.
+
+    through: a command that starts it."""
     for name in ("checkout/containers", "edf", "runs"):
         (tmp_path / name).mkdir(parents=True)
 
-    def run(*words):
-        return post_training(
-            "image", "gc", *words, "--store", store.folder,
-            "--repository", tmp_path / "checkout", EDF_PATH=str(tmp_path / "edf"),
+    def run(*words, through=()):
+        return subprocess.run(
+            [*through, cli, "image", "gc", *words, "--store", store.folder,
+             "--repository", tmp_path / "checkout"],
+            env={**os.environ, "EDF_PATH": str(tmp_path / "edf")},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
 
     return run
@@ -119,6 +128,64 @@ def test_gc_keeps_what_a_run_or_an_edf_names(store, gc, tmp_path, name, key):
     done = gc(tmp_path / "runs", "--delete")
     assert str(tmp_path / name) in done.stdout
     assert kept(store) == {"2", "4", "5"}
+
+
+def test_gc_keeps_what_a_run_behind_links_names(store, gc, tmp_path):
+    """`storage setup` links folders of runs to where they lie."""
+    digest = store.find("0205050505")["sqsh_sha256"]
+    write(tmp_path / "scratch/a/run.json", f'"{digest}"')
+    (tmp_path / "scratch/ring").symlink_to(tmp_path / "scratch")
+    (tmp_path / "runs/private").symlink_to(tmp_path / "scratch")
+    (tmp_path / "runs/itself").symlink_to(tmp_path / "runs/itself")
+    done = gc(tmp_path / "runs", "--delete")
+    assert done.returncode == 0, done.stderr
+    assert kept(store) == {"2", "4", "5"}
+
+
+def test_gc_with_links_to_nothing_names_them_and_goes_on(store, gc, tmp_path):
+    """`make clean` leaves one in ~/.edf."""
+    links = [tmp_path / "edf/post-training.toml", tmp_path / "runs/run.json"]
+    for link in links:
+        link.symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "edf/pipe.toml")
+    done = gc(tmp_path / "runs", "--delete")
+    assert done.returncode == 0
+    for link in links:
+        assert f"warning: {link}: a link to nothing; no image is kept for it" in done.stderr
+    assert kept(store) == {"4", "5"}
+
+
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("edf", "it may pin an image"),
+        ("edf/mine.toml", "it may pin an image"),
+        ("runs/a/b", "its runs may name images"),
+        ("runs/a/run.json", "its runs may name images"),
+    ],
+)
+def test_gc_with_what_cannot_be_read_removes_nothing(store, gc, tmp_path, place, hint):
+    path = tmp_path / place
+    if path.suffix:
+        write(path, "")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0)
+    done = gc(tmp_path / "runs", "--delete", through=WITHOUT_RIGHTS if os.geteuid() == 0 else ())
+    path.chmod(0o700)
+    assert done.returncode == 1
+    assert f"error: {path}: cannot be read: permission denied\nhint: {hint}" in done.stderr
+    assert len(kept(store)) == 5
+
+
+def test_gc_twice_keeps_the_bases_of_removed_images_and_what_is_used_instead(store, gc, tmp_path):
+    instead = store.folder / f"bases/instead-of-{'d' * 64}.json"
+    write(instead, "{}")
+    for _ in range(2):
+        assert gc(tmp_path / "runs", "--delete").returncode == 0
+    bases = {f"sha256-{record['base_sha256']}.tar" for record in store.removed_records()}
+    assert len(bases) == 3
+    assert {path.name for path in instead.parent.iterdir()} >= {*bases, instead.name}
 
 
 def test_gc_keeps_releases(store, gc, tmp_path):

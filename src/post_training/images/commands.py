@@ -172,6 +172,8 @@ def _built_images() -> dict[str, str]:
 
 
 def _print_plan(decided: retention.Plan, store: ImageStore, *, delete: bool) -> None:
+    for path in decided.dangling:
+        _say(f"warning: {path}: a link to nothing; no image is kept for it")
     for image, kept_for in decided.images:
         what = f"kept: {kept_for}" if kept_for else "removed" if delete else "can go"
         print(f"{image['name']}:{image['version']} {image['sqsh_sha256'][:12]}  {what}")

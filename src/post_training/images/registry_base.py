@@ -95,7 +95,8 @@ def _manifest(source: str, expected: str | None = None) -> tuple[dict[str, Any],
     else:
         place = f"docker://{_name_of(source[9:])}@{expected}" if expected else source
         # A digest is of the very bytes: nothing is decoded before it is taken.
-        data = tool_bytes(["skopeo", "inspect", "--raw", place])
+        # By itself it waits for ever for a registry that says nothing.
+        data = tool_bytes(["skopeo", "--command-timeout=2m", "inspect", "--raw", place])
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if expected and digest != expected:
         raise PostTrainingError(f"its bytes hash to {digest}, not {expected}", where=source)

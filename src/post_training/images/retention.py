@@ -5,8 +5,9 @@ user's EDFs pin; and those that anything in the run folders names: a run's recor
 artifact, the EDF of a submitted job. Records are searched for the digests as text, so that no
 version of their format can be missed.
 
-The folders searched are remembered in the store (runs.json). A folder that cannot be read ends it:
-the runs in it can't be asked.
+The folders searched are remembered in the store (runs.json); links in them are followed. What
+cannot be read there, or among the EDFs, ends it: it may name an image. A link to nothing names
+none, and is told.
 
 What goes leaves its record in removed/, from which `post-training image rebuild` makes it again;
 so what those images were made of (bases, a distribution's packages) stays as well: its mirror may
@@ -17,10 +18,12 @@ layers the next build takes, and what was never pushed; of what the store has, o
 copy may go.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,8 @@ from post_training.images.store import ImageStore, digests
 
 # environment.toml or, on a site of Singularity's, job.sh: what a submitted run will start in.
 _RUN_FILES = {"run.json", ARTIFACT_RECORD, "environment.toml", "job.sh"}
+_RUN_HINT = "its runs may name images; mount it, or `image gc --forget FOLDER` if it is gone"
+_EDF_HINT = "it may pin an image; make it readable, or remove it"
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
@@ -48,12 +53,13 @@ class Verdict(NamedTuple):
 class Plan:
     """images: a verdict for each. files: what else may go (bases of no image, leftovers). built:
     tags in the builder's storage that may go. size_bytes: of all that may go, but for `built`,
-    which share their layers."""
+    which share their layers. dangling: EDFs and records that are links to nothing."""
 
     images: list[Verdict]
     files: list[Path]
     built: list[str]
     size_bytes: int
+    dangling: list[Path]
 
 
 class RunFolders:
@@ -92,10 +98,13 @@ def plan(
 
     locked: the sha256 of bases, and of locks of a distribution's packages, that a build would use
     next. built: {tag: OCI digest} in the builder's storage.
-    Errors: PostTrainingError when a run folder cannot be read.
+    Errors: PostTrainingError when a run folder, an EDF folder or a file in them cannot be read.
     """
-    named_by = _digests_in(path for folder in run_folders for path in _run_files(Path(folder)))
-    pinned_by = _digests_in(path for folder in edf_folders for path in folder.glob("*.toml"))
+    dangling: list[Path] = []
+    run_files = (path for folder in run_folders for path in _run_files(Path(folder)))
+    named_by = _digests_in(run_files, _RUN_HINT, dangling)
+    edfs = (path for folder in edf_folders for path in _edf_files(folder))
+    pinned_by = _digests_in(edfs, _EDF_HINT, dangling)
     released = set().union(*(digests(entry) for entry in releases))
     records = store.records()
     verdicts: list[Verdict] = []
@@ -127,6 +136,7 @@ def plan(
         files,
         sorted(tag for tag, digest in built.items() if digest in pushed),
         sum(_size_bytes(path) for path in going),
+        dangling,
     )
 
 
@@ -138,7 +148,7 @@ def remove(store: ImageStore, decided: Plan) -> None:
         if verdict.kept_for is None:
             store.remove(verdict.record)
     for path in decided.files:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -168,23 +178,66 @@ def _size_bytes(path: Path) -> int:
     return path.lstat().st_size if path.exists() else 0
 
 
-def _run_files(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise PostTrainingError(
-            f"cannot be read: {(error.strerror or '').lower()}",
-            where=str(error.filename),
-            hint="its runs may name images; mount it, or `image gc --forget FOLDER` if it is gone",
-        )
+def _run_files(top: Path) -> Iterator[Path]:
+    left, seen = [top], set()
+    while left:
+        folder = left.pop()
+        try:
+            status = folder.stat()
+            # Links may lead round in a ring.
+            if (place := (status.st_dev, status.st_ino)) in seen:
+                continue
+            seen.add(place)
+            for entry in os.scandir(folder):
+                if entry.name in _RUN_FILES:
+                    yield folder / entry.name
+                elif _is_folder(entry):
+                    left.append(folder / entry.name)
+        except FileNotFoundError as error:
+            # A live run renames and removes folders; one that was named is missed.
+            if folder == top:
+                raise _unreadable(error, folder, _RUN_HINT) from None
+        except OSError as error:
+            raise _unreadable(error, error.filename or folder, _RUN_HINT) from None
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        for name in _RUN_FILES.intersection(names):
-            yield Path(parent, name)
+
+def _edf_files(folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(error, folder, _EDF_HINT) from None
+    return [folder / name for name in names if name.endswith(".toml")]
 
 
-def _digests_in(paths: Iterable[Path]) -> dict[str, Path]:
-    """{64 hexadecimal digits: a file that has them}."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def _digests_in(paths: Iterable[Path], hint: str, dangling: list[Path]) -> dict[str, Path]:
+    """{64 hexadecimal digits: a file that has them}. dangling: links to nothing are added to it."""
     found: dict[str, Path] = {}
     for path in paths:
-        for digest in _DIGEST.findall(path.read_bytes()):
+        try:
+            # A FIFO would keep us waiting.
+            content = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else b""
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise _unreadable(error, path, hint) from None
+            if path.is_symlink():
+                dangling.append(path)
+            continue
+        for digest in _DIGEST.findall(content):
             found.setdefault(digest.decode(), path)
     return found
+
+
+def _unreadable(error: OSError, path: object, hint: str) -> PostTrainingError:
+    reason = (error.strerror or str(error)).lower()
+    return PostTrainingError(f"cannot be read: {reason}", where=str(path), hint=hint)

@@ -17,7 +17,7 @@ NAME = "registry.example:5000/cuda/base"
 SKOPEO = """#!/bin/sh
 here=$(dirname "$0")
 echo "$@" >> "$here/asked"
-file="$here/$(echo "$3" | tr '/:@' '___')"
+file="$here/$(echo "$4" | tr '/:@' '___')"
 [ -e "$file" ] || { echo "no route to host" >&2; exit 1; }
 cat "$file"
 """
@@ -79,8 +79,8 @@ def test_lock_base_takes_the_platforms_manifest_of_an_index(registry, lock):
     assert written["index_digest"] == digest_of(index)
     assert written["config_digest"] == digest_of(b"arm")
     assert registry.asked() == [
-        f"inspect --raw docker://{IMAGE}",
-        f"inspect --raw docker://{NAME}@{digest_of(arm)}",
+        f"--command-timeout=2m inspect --raw docker://{IMAGE}",
+        f"--command-timeout=2m inspect --raw docker://{NAME}@{digest_of(arm)}",
     ]
 
 
