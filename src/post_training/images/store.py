@@ -11,7 +11,6 @@
 The record is the truth; the index is derived and may be deleted.
 """
 
-import fcntl
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json, write_json
 from post_training.core.hashing import sha256_file
+from post_training.core.locks import is_held, locked
 
 RECORD_SCHEMA = "post-training/image-record/1"
 _INDEX_KEYS = (
@@ -69,8 +69,7 @@ class ImageStore:
     def lock(self) -> Iterator[None]:
         """One writer at a time; readers need no lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        with locked(self.folder / ".lock"):
             yield
 
     @contextmanager
@@ -79,9 +78,8 @@ class ImageStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=_WORK, dir=self.folder) as folder,
-            open(Path(folder) / ".live", "w") as file,
+            locked(Path(folder) / ".live"),
         ):
-            fcntl.flock(file, fcntl.LOCK_EX)
             yield Path(folder)
 
     def abandoned_work(self) -> list[Path]:
@@ -199,14 +197,9 @@ class ImageStore:
 
 
 def _is_live(work_folder: Path) -> bool:
-    try:
-        with open(work_folder / ".live") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:  # Made this moment, or killed in the moment after.
+    if not (work_folder / ".live").exists():  # Made this moment, or killed in the moment after.
         return time.time() - work_folder.stat().st_mtime < _WORK_STARTS_S
-    return False
+    return is_held(work_folder / ".live")
 
 
 def _verify(path: Path) -> Verification:

@@ -14,7 +14,6 @@ Workers that failed for good don't keep the job from starting (afterany): a chun
 by another worker since, and the job does what is missing, or fails by itself and says why.
 """
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -31,6 +30,7 @@ from post_training.config.load import resolved_yaml
 from post_training.config.model import Config
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
+from post_training.core.locks import hold
 from post_training.core.process import run_tool
 from post_training.core.secrets import find_secret
 from post_training.images.checkout import describe_changes
@@ -301,11 +301,10 @@ def _check_not_queued(run_dir: Path) -> None:
 @contextmanager
 def _only_submission(folder: Path) -> Iterator[None]:
     """Two people who submit one folder at once must not queue it twice."""
-    with open(folder / ".lock", "a+") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError("it is being submitted just now", where=str(folder.parent)) from None
+    lock = hold(folder / ".lock")
+    if lock is None:
+        raise UsageError("it is being submitted just now", where=str(folder.parent))
+    with lock:
         yield
 
 

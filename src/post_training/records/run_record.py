@@ -11,21 +11,20 @@ is live exactly while somebody works in it, even when that somebody was killed w
                              attempt writes that
 """
 
-import fcntl
 import os
 import secrets
 import shutil
-import struct
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from post_training.config.recipe import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import sha256_value
+from post_training.core.locks import hold, is_held
 from post_training.core.secrets import find_secret, is_redacted, redact, redact_all
 
 SCHEMA = "post-training/run-record/1"
@@ -47,9 +46,6 @@ _KEYS = {
     "metrics",
 }
 _LOCK_NAME = ".lock"
-# struct flock of 64-bit Linux, whose length 0 is the whole file: l_type, l_whence, l_start, l_len,
-# l_pid.
-_FLOCK = "hhqqi"
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class RunFolder:
         self.path = path
         self.record: dict[str, Any] = {}
         self.replaced: str | None = None  # by `start`: the run that was here, and what differs
-        self._lock: IO[str] | None = None
+        self._lock: BinaryIO | None = None
 
     def claim(self) -> None:
         """Create the folder and lock it. Errors: UsageError while another run works in it, and for
@@ -103,17 +99,13 @@ class RunFolder:
         if kind := find_secret(str(self.path.absolute())):
             raise UsageError(f"the path of the run folder holds a secret ({kind})")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / _LOCK_NAME, "a+")  # noqa: SIM115 - held until the process ends
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
+        self._lock = hold(self.path / _LOCK_NAME)  # Until the process ends.
+        if self._lock is None:
             raise UsageError(
                 f"a run is live in this folder ({_last_attempt(self.path)})",
                 where=str(self.path),
                 hint="wait for it, or choose another run_dir",
-            ) from None
-        self._lock = lock
+            )
 
     def remove_trial(self) -> None:
         """Empty the claimed folder if a debug run is in it.
@@ -315,18 +307,8 @@ def earlier_record(run_dir: Path) -> dict[str, Any] | None:
 
 
 def is_live(run_dir: Path) -> bool:
-    """Whether a process holds the folder. A record that says running and is not live was killed.
-
-    Who asks takes no lock, in the way of a run that starts this moment, and need not be allowed to
-    write there.
-    """
-    try:
-        with open(run_dir / _LOCK_NAME) as lock:
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = fcntl.fcntl(lock, fcntl.F_GETLK, asked)
-    except FileNotFoundError:
-        return False
-    return struct.unpack_from(_FLOCK, answer)[0] != fcntl.F_UNLCK
+    """Whether a process holds the folder. A record that says running and is not live was killed."""
+    return is_held(run_dir / _LOCK_NAME)
 
 
 def is_edited(record: dict[str, Any]) -> bool:

@@ -8,11 +8,8 @@ The identity is of what the bytes come from: settings, inputs, tokenizer, templa
 of the code. Jobs that want the same folder wait for one another; a killed one leaves none.
 """
 
-import errno
-import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +20,7 @@ from post_training.config.model import Role, settings_by_role
 from post_training.config.recipe import changed_settings
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text, sha256_value
+from post_training.core.locks import locked
 from post_training.data.chat.templates import ChatTemplate, choose_template
 from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.prepared.dataset import PreparedDataset, described
@@ -80,7 +78,10 @@ class DataPreparation:
             self._make(folder, template, identity)
             return
         cached = self.data.cache_dir.absolute() / sha256_value(identity)
-        with _locked(cached.with_suffix(".lock"), self.context):
+        lock = cached.with_suffix(".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        said = f"data: waiting for the job that prepares the same data ({lock})"
+        with locked(lock, lambda: self.context.log(said)):
             if cached.exists():
                 self.context.log(f"{self.name}: found in the cache: {cached}")
             else:
@@ -175,18 +176,3 @@ class DataPreparation:
             names = "; ".join(f"{key}.{each}" for each in changed)
             problem = f"the data was prepared with other settings: {names}"
             raise UsageError(problem, where=where)
-
-
-@contextmanager
-def _locked(path: Path, context: StageContext) -> Iterator[None]:
-    """Hold the lock file, which is left there: a removed one would not keep the next out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            context.log(f"data: waiting for the job that prepares the same data ({path})")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

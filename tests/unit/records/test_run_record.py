@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -236,6 +238,27 @@ def test_claim_live_folder_is_refused_and_a_dead_one_is_not(tmp_path):
         holder.kill()
     assert not is_live(tmp_path)
     release(start(tmp_path))
+
+
+def test_claim_on_a_file_system_without_locks_is_no_live_run(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "fcntl", no_locks)
+    with pytest.raises(UsageError, match="files can't be locked on this file system") as raised:
+        RunFolder(tmp_path).claim()
+    assert raised.value.exit_code == 2
+    with pytest.raises(UsageError, match="files can't be locked on this file system"):
+        is_live(tmp_path)
+
+
+def test_claim_is_kept_by_a_process_that_asks_whether_the_folder_is_live(tmp_path):
+    folder = start(tmp_path)
+    assert is_live(tmp_path)
+    with pytest.raises(UsageError, match="a run is live in this folder"):
+        RunFolder(tmp_path).claim()
+    release(folder)
+    assert not is_live(tmp_path)
 
 
 def test_is_live_asked_by_somebody_who_may_not_write_there_is_true_to_fact(tmp_path):

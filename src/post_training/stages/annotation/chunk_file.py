@@ -6,7 +6,6 @@ RUN/chunks/000012.jsonl   the annotated rows
            000012.log     only of trouble: what went wrong, with its traceback
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.hashing import sha256_file
+from post_training.core.locks import hold, locked
 from post_training.data.branches import ID
 from post_training.data.rows import BadRow
 from post_training.stages.annotation.annotator import Row
@@ -43,12 +43,11 @@ def claimed(plan: Plan, chunk: Chunk, *, wait: bool = False) -> Iterator[bool]:
     wait: until whoever holds it has done it, or is gone.
     """
     path = plan.folder / f"{chunk.name}.lock"
-    with open(path, "a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    holding = locked(path) if wait else hold(path)
+    if holding is None:
+        yield False
+        return
+    with holding:
         try:
             yield not is_done(plan, chunk)
         finally:

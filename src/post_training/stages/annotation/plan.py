@@ -9,10 +9,8 @@ The first worker writes it while the others wait; it depends on the inputs and t
 Who comes later must be of the same run, or is refused with the setting that differs.
 """
 
-import fcntl
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_value
+from post_training.core.locks import locked
 from post_training.data.branches import ID, branch_row, row_line
 from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
 from post_training.data.rows import BadRow
@@ -98,7 +97,8 @@ def make_plan(folder: Path, config: ChunkedStageConfig, context: StageContext) -
     description = context.description
     assert description is not None
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / ".plan.lock", context):
+    said = "data: waiting for the worker that reads the inputs"
+    with locked(folder / ".plan.lock", lambda: context.log(said)):
         if not (folder / MANIFEST).exists():
             _write(folder, config, description, context)
     return _read(folder, config.version, description, context)
@@ -249,14 +249,3 @@ def _rows(
             seen.add(digest)
             num_rows[chunk.dataset] += 1
             yield row_id, line
-
-
-@contextmanager
-def _alone(path: Path, context: StageContext) -> Iterator[None]:
-    with open(path, "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            context.log("data: waiting for the worker that reads the inputs")
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
