@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.model import Role, settings_by_role
+from post_training.core.watched_inputs import WatchedInputs
 from post_training.records.run_record import RunDescription
 from post_training.stages.context import Result, StageContext
 from post_training.stages.execute import _fingerprint_inputs
@@ -16,17 +17,20 @@ def run_stage(name: str, config: dict[str, Any], run_dir: Path) -> Result:
     model = stage.load_config_class().model_validate(config)
     folder = model.record_dir(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    roles = settings_by_role(model)
+    roles, watched = settings_by_role(model), WatchedInputs()
     description = RunDescription(
         stage=name,
         recipe=roles[Role.RECIPE],
         topology=roles[Role.TOPOLOGY],
-        inputs=_fingerprint_inputs(roles[Role.INPUT]),
+        inputs=_fingerprint_inputs(roles[Role.INPUT], watched),
         image=None,
         facts={},
     )
     context = StageContext(
-        folder, input_fingerprints=description.input_fingerprints, description=description
+        folder,
+        input_fingerprints=description.input_fingerprints,
+        description=description,
+        inputs=watched,
     )
     return stage.load_run()(model, context)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,24 @@ def check_keys(record: Mapping[str, Any], keys: Iterable[str], path: Path) -> No
     """Errors: UsageError that names the keys which the record at `path` lacks."""
     if missing := [key for key in keys if key not in record]:
         raise UsageError(f"no record any more: {', '.join(missing)} is gone", where=str(path))
+
+
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def refuse_special_file(path: Path) -> None:
+    """Errors: UsageError for a pipe, a socket or a device, which may be read without an end."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    if kind in _SPECIAL_FILES:
+        raise UsageError(f"must be a file or a folder (is {_SPECIAL_FILES[kind]})", where=str(path))
 
 
 def user_cache() -> Path:

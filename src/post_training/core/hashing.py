@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from post_training.core.files import refuse_special_file
+
 ARTIFACT_RECORD = "artifact.json"
 
 
@@ -52,8 +54,9 @@ def fingerprint(path: Path, sha256: Sha256 = sha256_file) -> str:
     of the indexed datasets PATH_*_document.{bin,idx} (Megatron's names), whose prefix it is.
 
     sha256: of one file; one that knows large files already is in core/known_digests.py.
-    Errors: FileNotFoundError.
+    Errors: FileNotFoundError; UsageError for what is no file and no folder.
     """
+    refuse_special_file(path)
     if path.is_dir():
         return fingerprint_files(hash_files(path, sha256))
     if not path.exists():

@@ -48,7 +48,7 @@ def known_sha256(path: Path, on_read: Callable[[int], None] = lambda size_bytes:
         started = time.time()
         on_read(os.fstat(file.fileno()).st_size)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if identity == file_identity(os.fstat(file.fileno())) and not _is_young(identity, started):
+        if identity == file_identity(os.fstat(file.fileno())) and not is_young(identity, started):
             # A read-only home: correct all the same, only slower.
             with suppress(OSError):
                 write_atomic(_entry(identity), digest)
@@ -88,7 +88,9 @@ def _remembered(entry: Path) -> str | None:
     return text if _DIGEST.fullmatch(text) else None
 
 
-def _is_young(identity: Identity, now: float) -> bool:
+def is_young(identity: Identity, now: float) -> bool:
+    """Whether a file that is read from `now` on was changed so shortly before that its next change
+    might not show."""
     *_, mtime, ctime = (number / 1e9 for number in identity)
     # Anybody may set mtime, to next year as well; ctime is the kernel's own, or a server's.
     return abs(now - mtime) < _YOUNG_S or ctime > now - _YOUNG_S

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from post_training.core.errors import PostTrainingError
+from post_training.core.watched_inputs import WatchedInputs
 from post_training.records.run_record import RunDescription
 
 T = TypeVar("T")
@@ -40,7 +41,8 @@ class StageContext:
     files there (same recipe and topology). group: the torch.distributed group in which the other
     ranks wait for rank 0; None is the default group. input_fingerprints: of each INPUT setting, by
     its dotted key. description: what the run is, as its record says it; None where there is no
-    record. allow_topology_change: as it was asked for on the command line."""
+    record. allow_topology_change: as it was asked for on the command line. inputs: to be checked
+    before anything is kept that was made of them; `execute` does it at the end."""
 
     run_dir: Path
     ranks: Ranks = field(default_factory=Ranks)
@@ -49,6 +51,7 @@ class StageContext:
     input_fingerprints: dict[str, str] = field(default_factory=dict)
     description: RunDescription | None = None
     allow_topology_change: bool = False
+    inputs: WatchedInputs = field(default_factory=WatchedInputs)
 
     def on_writer(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 while the others wait; every rank gets its (picklable) result.

@@ -1,7 +1,7 @@
 """The life of a stage run, the same for every stage.
 
     configuration -> ranks -> image checked -> inputs fingerprinted -> run.json opened
-                  -> the stage -> outputs fingerprinted -> run.json closed
+                  -> the stage -> inputs unchanged? -> outputs fingerprinted -> run.json closed
 
 Rank 0 alone touches the record. Whatever ends the run (an error, a signal, a full disk) is written
 there as its reason; only SIGKILL, and a second Ctrl-C, leave a record that says running, which the
@@ -9,6 +9,7 @@ next look notices.
 """
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from post_training.config.recipe import changed_settings, recipe_hash
 from post_training.core.credentials import check_named_files
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
-from post_training.core.hashing import fingerprint, sha256_file, sha256_value
+from post_training.core.hashing import sha256_file, sha256_value
+from post_training.core.watched_inputs import WatchedInputs
 from post_training.images.inside import (
     development_mount,
     identify_image,
@@ -103,9 +105,10 @@ def _run_recorded(
 ) -> None:
     folder: RunFolder | None = None
 
-    def open_run() -> tuple[Path, bool, RunDescription] | None:
+    def open_run() -> tuple[Path, bool, RunDescription, WatchedInputs] | None:
         nonlocal folder
-        description = _describe(request, stage, config, ranks)
+        watched = WatchedInputs()
+        description = _describe(request, stage, config, ranks, watched)
         run_dir = config.run_dir or _default_run_dir(description)
         opening = RunFolder(config.record_dir(run_dir))
         opening.claim()
@@ -127,14 +130,14 @@ def _run_recorded(
             print(f"replaced a run that had made nothing: {folder.replaced}", file=sys.stderr)
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
-        return folder.path, resuming, description
+        return folder.path, resuming, description, watched
 
     try:
         # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
         opened = StageContext(Path(), ranks, group=group).on_writer(open_run)
         if opened is None:
             return
-        run_dir, resuming, description = opened
+        run_dir, resuming, description, watched = opened
         context = StageContext(
             run_dir.absolute(),
             ranks,
@@ -143,12 +146,13 @@ def _run_recorded(
             description.input_fingerprints,
             description,
             request.allow_topology_change,
+            watched,
         )
         if folder:
             context.log(_headline(folder.record, resuming, run_dir))
         result = stage.load_run()(config, context)
         _ignore_signals()  # It is done: from here on nothing but the record is missing.
-        context.on_writer(lambda: _close_finished(folder, result))
+        context.on_writer(lambda: _close_finished(folder, result, watched))
     except BaseException as error:
         if folder:
             _close_unfinished(folder, error)
@@ -156,7 +160,9 @@ def _run_recorded(
     context.log(f"finished: {run_dir}")
 
 
-def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> RunDescription:
+def _describe(
+    request: Request, stage: Stage, config: StageConfig, ranks: Ranks, watched: WatchedInputs
+) -> RunDescription:
     """All that is known before the run: the image is checked and the inputs are hashed here."""
     image = None if request.unpinned else identify_image(os.environ)
     development, mounted_over = development_mount(), mounts_over_the_stack()
@@ -169,7 +175,7 @@ def _describe(request: Request, stage: Stage, config: StageConfig, ranks: Ranks)
             **({"world_size": ranks.world_size} if config.ranks_count else {}),
             **topology,
         },
-        inputs=_fingerprint_inputs(settings[Role.INPUT]),
+        inputs=_fingerprint_inputs(settings[Role.INPUT], watched),
         image=image,
         facts={
             "command": ["entrypoint", *request.command],
@@ -203,20 +209,24 @@ def input_paths(settings: dict[str, Any]) -> dict[str, str]:
     return paths
 
 
-def _fingerprint_inputs(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _fingerprint_inputs(
+    settings: dict[str, Any], watched: WatchedInputs
+) -> dict[str, dict[str, str]]:
     """{key: {"path", "fingerprint", "made_by" of an artifact}}."""
-    inputs, missing = {}, []
+    inputs, faults = {}, []
     for key, path in input_paths(settings).items():
         try:
-            found = fingerprint(Path(path))
+            found = watched.add(key, Path(path))
         except FileNotFoundError:
-            missing.append(f"{key}: no such file or folder: {path}")
+            faults.append(f"{key}: no such file or folder: {path}")
+        except UsageError as error:
+            faults.append(f"{key}: {error}")
         else:
             inputs[key] = {"path": str(Path(path).absolute()), "fingerprint": found}
             if origin := origin_of(Path(path), found):
                 inputs[key]["made_by"] = origin
-    if missing:
-        raise ConfigError(missing)
+    if faults:
+        raise ConfigError(faults)
     return inputs
 
 
@@ -227,7 +237,13 @@ def _default_run_dir(description: RunDescription) -> Path:
     return runs / f"{description.stage}-{sha256_value(content)[:12]}"
 
 
-def _close_finished(folder: RunFolder, result: Result) -> None:
+def _close_finished(folder: RunFolder, result: Result, watched: WatchedInputs) -> None:
+    try:
+        watched.check()
+    except PostTrainingError:
+        for name in result.artifacts.values():
+            shutil.rmtree(folder.path / name, ignore_errors=True)
+        raise
     unstable = set(result.unstable_files)
     outputs: dict[str, Any] = {"artifacts": {}, "files": {}, "unstable_files": sorted(unstable)}
     for kind, name in result.artifacts.items():

@@ -55,6 +55,7 @@ class PairPreparation(DataPreparation):
                 identity=identity,
                 rejects_path=self._rejects_path,
                 on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
+                check_inputs=self.context.inputs.check,
             )
 
 

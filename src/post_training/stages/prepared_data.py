@@ -122,12 +122,15 @@ class DataPreparation:
                 vocab_size=len(self.tokenizer),
                 identity=identity,
                 rejects_path=self._rejects_path,
+                check_inputs=self.context.inputs.check,
             )
         else:
             record = self._prepare(folder, template, identity)
         for line in self.described(record):
             log(f"{self.name}: {line}")
         log(f"{self.name}: prepared in {time.monotonic() - started_at:.1f} s")
+        # What is read from here on is the folder alone; .bin and .idx are read where they lie.
+        self.context.inputs.release(f"{self.name}.datasets", f"{self.name}.transforms")
         return record
 
     def described(self, record: dict[str, Any]) -> Iterator[str]:
@@ -148,6 +151,7 @@ class DataPreparation:
                 identity=identity,
                 rejects_path=self._rejects_path,
                 on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
+                check_inputs=self.context.inputs.check,
             )
 
     def _sources(self) -> tuple[list[Source], Reader]:

@@ -65,6 +65,7 @@ def gathered_rows(
             ],
             "rejected": verdicts.counts,
         }
+        context.inputs.check()
         yield rows, folder, counts
         rows.path.unlink()
         write_json(folder / "counts.json", counts)

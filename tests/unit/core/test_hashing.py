@@ -1,6 +1,10 @@
 import hashlib
 import os
+from pathlib import Path
 
+import pytest
+
+from post_training.core.errors import UsageError
 from post_training.core.hashing import fingerprint, fingerprint_files, hash_files, sha256_value
 
 
@@ -37,3 +41,16 @@ def test_fingerprint_files_does_not_mix_names_and_hashes():
 def test_sha256_value_ignores_key_order_and_not_types():
     assert sha256_value({"a": 1, "b": 2}) == sha256_value({"b": 2, "a": 1})
     assert sha256_value({"a": 1}) != sha256_value({"a": "1"})
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
+def test_fingerprint_of_what_has_no_end_is_refused_at_once(kind: str, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"must be a file or a folder \(is a (pipe|device)"):
+        fingerprint(path)

@@ -48,11 +48,12 @@ def prepare_pairs(
     identity: dict[str, Any],
     rejects_path: Path,
     on_progress: Callable[[int, int], None],
+    check_inputs: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write the dataset to `folder`, as a whole or not at all; its record.
 
     identity: what decides the bytes; kept in the record. Its `references` say what made the
-    logprobs of each dataset, or null.
+    logprobs of each dataset, or null. check_inputs: as in data/prepared/prepare.py.
     Errors: PostTrainingError for a bad row under on_error: fail, and where no pair is left.
     """
     data, template = encoder.reader.config, encoder.encoder.template
@@ -73,6 +74,7 @@ def prepare_pairs(
                 pairs.append(chunk.pairs)
                 figures.append(chunk.figures)
                 on_progress(builder.num_sequences, writer.num_tokens)
+        check_inputs()
         if not builder.num_pieces:
             raise PostTrainingError(f"no pair to train on: {verdicts.summary() or 'there is none'}")
         table = builder.table()

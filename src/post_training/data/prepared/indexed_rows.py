@@ -2,6 +2,7 @@
 made of tokens. Only the rows and their record are written.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ def prepare_indexed(
     vocab_size: int,
     identity: dict[str, Any],
     rejects_path: Path,
+    check_inputs: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write the rows and their record to `folder`; the record.
 
+    check_inputs: as in data/prepared/prepare.py.
     Errors: PostTrainingError for an id that is not below vocab_size, and for the first sequence
     that is bad under on_error: fail.
     """
@@ -73,6 +76,7 @@ def prepare_indexed(
                         hint="it was tokenized with another tokenizer",
                     )
                 builder.add(index, made)
+        check_inputs()
         return write_rows(
             temporary,
             builder,

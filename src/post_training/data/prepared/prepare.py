@@ -35,11 +35,13 @@ def prepare(
     identity: dict[str, Any],
     rejects_path: Path,
     on_progress: Callable[[int, int], None],
+    check_inputs: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write the dataset to `folder`, as a whole or not at all; its record.
 
     identity: what decides its bytes. rejects_path: for on_error: quarantine. on_progress: is told
-    the numbers of rows and tokens so far.
+    the numbers of rows and tokens so far. check_inputs: called once all is read; where it raises,
+    no dataset is left.
     Errors: PostTrainingError for the first bad row under on_error: fail, and when none is left.
     """
     data, template = encoder.reader.config, encoder.encoder.template
@@ -57,6 +59,7 @@ def prepare(
                 writer.append(chunk.sequences)
                 builder.add(chunk.dataset, chunk.sequences)
                 on_progress(builder.num_sequences, writer.num_tokens)
+        check_inputs()
         return write_rows(
             temporary,
             builder,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import refuse_special_file
 from post_training.data.config import DatasetConfig
 from post_training.data.rows import BadRow
 from post_training.data.sources import Source
@@ -29,6 +30,7 @@ def open_path(path: Path, split: str | None = None, name: str | None = None) -> 
     name = name or str(path)
     if not path.exists():
         raise UsageError("no such file or folder", where=str(path))
+    refuse_special_file(path)
     if path.is_dir():
         from post_training.data.sources.arrow import open_saved
 

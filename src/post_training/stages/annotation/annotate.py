@@ -29,6 +29,7 @@ def annotate(
     """
     folder = config.chunks_dir(context.run_dir)
     plan = make_plan(folder, config, context)
+    context.inputs.release("data.")  # All that is read from here on is the plan's own copy.
     place = _place(config, context.ranks)
     # Before the work, as datasets of two references can't become one.
     of_inputs = None if reference else common_reference(config.data.datasets)

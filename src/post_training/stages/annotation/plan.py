@@ -164,6 +164,7 @@ def _write(
             start += len(content)
         if not chunks:
             raise PostTrainingError(f"no row is left to annotate: {verdicts.summary()}")
+        context.inputs.check()
     run = {key: getattr(description, key) for key in ("stage", "recipe", "topology", "inputs")}
     write_json(
         folder / MANIFEST,

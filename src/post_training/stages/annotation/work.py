@@ -128,6 +128,7 @@ class Worker:
             "seconds": time.monotonic() - started_at,
             "num_tokens": self._annotator.num_tokens - tokens_before,
         }
+        self.context.inputs.check()
         write_chunk(self.plan, chunk, inputs, lines, attempt.num_branches, timing)
 
     def _log(self, chunk: Chunk, text: str) -> None:

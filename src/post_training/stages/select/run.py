@@ -44,6 +44,7 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
         Verdicts(config.data.on_error, context.run_dir / "rejects.jsonl") as verdicts,
     ):
         _write_pairs(folder / PAIRS, config, report, verdicts, context)
+        context.inputs.check()
         if not report.num_pairs:
             raise PostTrainingError(
                 f"not one pair from {report.num_prompts} prompts: {report.reasons()}",

@@ -66,6 +66,7 @@ def _tokenize(config: TokenizeConfig, context: StageContext) -> dict[str, float]
     if not folder.exists():
         with atomic_directory(folder) as temporary:
             _write(config, context, temporary)
+            context.inputs.check()
     counts = json.loads((folder / COUNTS).read_text())
     return {name: counts[name] for name in asdict(Counts())}
 

@@ -84,6 +84,7 @@ def run_training(
     if arguments.deepspeed is not None:
         join_ranks_silently()
     model = load()
+    context.on_writer(context.inputs.check)
     head = ChunkedHead.install(model) if scores_tokens else None
     model = to_be_trained(config, model)
     flops = model_flops(model)

@@ -273,6 +273,7 @@ class Trainer(SFTTrainer):
 
     def _publish(self, step: int) -> None:
         staged = self._checkpoints.staging / f"checkpoint-{step}"
+        self._context.inputs.check()  # Prepared data is read while it is trained on.
         self._step_log.sync()
         write_json(staged / TOTALS, asdict(self._figures.totals))
         (staged / "training_args.bin").unlink()  # paths of this run; not read on resume
