@@ -96,6 +96,18 @@ class SpecialTokens(Config):
     pad_token: str | None = None
 
 
+class FunctionLimits(Config):
+    """Of functions from files of the user's, transforms and rewards; what goes beyond ends the run.
+
+    timeout_s: of one call, and of loading the files. max_result_bytes: of what a call returns.
+    max_printed_bytes: of what one process prints; the rest is left out.
+    """
+
+    timeout_s: PositiveFloat = 120.0
+    max_result_bytes: PositiveInt = 64 << 20
+    max_printed_bytes: PositiveInt = 1 << 20
+
+
 class SourcesConfig(Config):
     """The datasets, and what becomes of their bad rows.
 
@@ -103,6 +115,7 @@ class SourcesConfig(Config):
     on_error: of a bad row: stop; leave it out; or also copy it to RUN/rejects.jsonl.
     deduplicate: leave out a row that equals an earlier one: in its tokens, or (mix, split) in its
     JSON. debug_subsample: use only the first rows of each dataset.
+    function_limits: of the transforms, and of the functions that `rewards` names.
     hub_dir: where `post-training data fetch` put the hub datasets.
     num_workers: processes; by default one for each core, at most 16.
     """
@@ -112,6 +125,7 @@ class SourcesConfig(Config):
     on_error: Literal["fail", "skip", "quarantine"] = "fail"
     deduplicate: bool = False
     debug_subsample: PositiveInt | None = None
+    function_limits: Annotated[FunctionLimits, Role.PLACEMENT] = FunctionLimits()
     hub_dir: Annotated[Path | None, Role.PLACEMENT] = None
     num_workers: Annotated[PositiveInt | None, Role.PLACEMENT] = None
 

@@ -1,7 +1,7 @@
 """Python files of the user's whose functions register themselves, by name.
 
-The file's content is part of the recipe, so it can't import files beside it. It is executed anew in
-every process that asks for one of its functions, once.
+The file's content is part of the recipe, so it can't import files beside it. It is executed, once,
+in each process that calls its functions, which does nothing else (function_process.py).
 """
 
 import types
@@ -14,38 +14,40 @@ from post_training.core.errors import UsageError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class FunctionFiles:
-    """Functions of one kind. what: the word for them; `@register_<what>` marks one."""
+class WrongResult(Exception):
+    """A function returned what it may not: a fault of its own, whatever the row."""
 
-    def __init__(self, what: str):
-        self._what = what
+
+class FunctionFiles:
+    """Functions of one kind. what: the word for them; `@register_<what>` marks one. module: has
+    this as FILES, and `call(function, argument, started)`, by which one is called."""
+
+    def __init__(self, what: str, module: str):
+        self.what = what
+        self.module = module
         self._registered: dict[str, Callable[..., Any]] = {}  # of the file that is executed
-        self._loaded: dict[tuple[Path, ...], dict[str, tuple[Path, Callable[..., Any]]]] = {}
 
     def register(self, name: str) -> Callable[[Function], Function]:
         def register(function: Function) -> Function:
             if name in self._registered:
-                raise UsageError(f"{self._what} {name!r} is registered twice")
+                raise UsageError(f"{self.what} {name!r} is registered twice")
             self._registered[name] = function
             return function
 
         return register
 
     def load(self, paths: tuple[Path, ...]) -> dict[str, tuple[Path, Callable[..., Any]]]:
-        """{name: (file, function)} of all the files.
+        """Execute the files; {name: (file, function)} of all of them.
 
         Errors: UsageError for a file that fails or registers nothing, and for a name used twice.
         """
-        if paths in self._loaded:
-            return self._loaded[paths]
         found: dict[str, tuple[Path, Callable[..., Any]]] = {}
         for path in paths:
             for name, function in self._functions_of(path).items():
                 if name in found:
-                    problem = f"{self._what} {name!r} is registered by {found[name][0]} too"
+                    problem = f"{self.what} {name!r} is registered by {found[name][0]} too"
                     raise UsageError(problem, where=str(path))
                 found[name] = path, function
-        self._loaded[paths] = found
         return found
 
     def _functions_of(self, path: Path) -> dict[str, Callable[..., Any]]:
@@ -61,14 +63,15 @@ class FunctionFiles:
             exec(compile(code, path, "exec"), module.__dict__)
         except UsageError as error:
             raise UsageError(error.problem, where=str(path)) from None
-        except Exception as error:
+        except BaseException as error:  # sys.exit(0) too: its file is no program.
             problem = f"can't be loaded: {type(error).__name__}: {error}"
             line = _line(path, error)
             where = f"{path}:{line}" if line else str(path)
             raise UsageError(" ".join(problem.split()), where=where) from error
         if not self._registered:
-            hint = f"mark its functions with @register_{self._what}"
-            raise UsageError(f"registers no {self._what}", where=str(path), hint=hint)
+            register = f"register_{self.what}"
+            hint = f"from {self.module} import {register}, and @{register}('NAME') above a function"
+            raise UsageError(f"registers no {self.what}", where=str(path), hint=hint)
         return dict(self._registered)
 
 

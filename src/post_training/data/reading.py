@@ -4,7 +4,8 @@ record -> transform -> values (JSON objects) -> parse -> rows of its format
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
 from post_training.core.errors import PostTrainingError
@@ -18,6 +19,9 @@ from post_training.data.sources.open import open_source
 from post_training.data.transforms import find_transform
 from post_training.data.workers import ordered_map
 
+# Of a transform: many enough that its process is not waited for at each.
+_ROWS_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -30,6 +34,16 @@ class Reader:
     formats: tuple[Format, ...]
     train_on: Literal["all_turns", "last_turn"] = "all_turns"
     train_on_thoughts: bool = True
+
+    def records(self, chunk: Chunk, dataset: int) -> Iterator[Record]:
+        """Those of the chunk, some at a time through the dataset's transform."""
+        name = self.config.datasets[dataset].transform
+        if name is None:
+            yield from chunk.records()
+            return
+        records = chunk.records()
+        while some := list(islice(records, _ROWS_AT_ONCE)):
+            yield from _transformed(some, name, self.config)
 
     def values(self, record: Record, dataset: int) -> list[dict[str, Any]]:
         """The objects that a record is after its dataset's transform. Errors: BadRow."""
@@ -114,12 +128,26 @@ def read_chunks(
             yield output
 
 
+def _transformed(records: list[Record], name: str, config: SourcesConfig) -> list[Record]:
+    good = [record for record in records if not isinstance(record.value, BadRow)]
+    transform = find_transform(name, config.transforms, config.function_limits)
+    made = transform([record.value for record in good], lambda row: str(good[row].place))
+    return [
+        record if isinstance(record.value, BadRow) else replace(record, transformed=next(made))
+        for record in records
+    ]
+
+
 def _values(record: Record, config: SourcesConfig, dataset: DatasetConfig) -> list[dict[str, Any]]:
     if isinstance(record.value, BadRow):
         raise record.value
     if dataset.transform is None:
         return [record.value]
-    values = find_transform(dataset.transform, config.transforms)(record.value)
+    if record.transformed is None:
+        [record] = _transformed([record], dataset.transform, config)
+    values = record.transformed
+    if isinstance(values, BadRow):
+        raise values
     if not values:
         raise BadRow("filtered", f"transform {dataset.transform} left it out")
     return values

@@ -49,7 +49,7 @@ class ChunkOfLines:
 def read_chunk(state: LineReader, item: tuple[int, Chunk]) -> ChunkOfLines:
     dataset, chunk = item
     result = ChunkOfLines(dataset, [], [], [])
-    for record in chunk.records():
+    for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
                 state.reader.parse(value, dataset)

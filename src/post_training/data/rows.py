@@ -57,11 +57,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Record:
-    """value: the JSON object, or why there is none. raw: its bytes, for the rejects file."""
+    """value: the JSON object, or why there is none. raw: its bytes, for the rejects file.
+    transformed: what the dataset's transform made of the value, where it was called already."""
 
     place: Place
     value: dict[str, Any] | BadRow
     raw: bytes
+    transformed: "list[dict[str, Any]] | BadRow | None" = None
 
 
 @dataclass(frozen=True)

@@ -9,74 +9,75 @@
 
 A function gets the row's JSON object and returns one, a list of them, or None: leave it out. The
 file's content is part of the recipe, so it can't import files beside it. It is executed anew in
-every process that asks for one of its functions.
+every process in which its functions are called; ours are not among them (function_process.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from post_training.config.faults import nearest
-from post_training.core.errors import PostTrainingError, UsageError
-from post_training.data.function_files import FunctionFiles, fault_of
+from post_training.core.errors import UsageError
+from post_training.data.function_files import FunctionFiles, WrongResult
 from post_training.data.rows import BadRow
+
+if TYPE_CHECKING:
+    from post_training.data.config import FunctionLimits
 
 Object = dict[str, Any]
 Function = Callable[[Object], Object | list[Object] | None]
 
-_FILES = FunctionFiles("transform")
-register_transform = _FILES.register
+FILES = FunctionFiles("transform", __name__)
+register_transform = FILES.register
+
+
+def call(function: Function, row: Object, started: Callable[[], None]) -> list[Object]:
+    """As it is called in its process."""
+    started()
+    result = function(row)
+    if result is None:
+        return []
+    results = result if isinstance(result, list) else [result]
+    for item in results:
+        if not isinstance(item, dict):
+            kind = type(item).__name__
+            raise WrongResult(f"must return a dict, a list of dicts or None (got {kind})")
+    return results
 
 
 class Transform:
-    """One of the functions, with its faults told apart from the row's."""
+    """One of the functions of the files."""
 
-    def __init__(self, name: str, path: Path, function: Function):
+    def __init__(self, name: str, paths: Sequence[Path], limits: "FunctionLimits"):
         self.name = name
-        self.path = path
-        self._function = function
+        self._paths = paths
+        self._limits = limits
 
-    def __call__(self, value: Object) -> list[Object]:
-        """Errors: BadRow when the function raises; PostTrainingError when it returns no row."""
-        try:
-            result = self._function(value)
-        except Exception as error:
-            raise BadRow(
-                "transform", f"transform {self.name}: {fault_of(self.path, error)}"
-            ) from error
-        if result is None:
-            return []
-        results = result if isinstance(result, list) else [result]
-        for item in results:
-            if not isinstance(item, dict):
-                raise PostTrainingError(
-                    f"transform {self.name!r} must return a dict, a list of dicts or None "
-                    f"(got {type(item).__name__})",
-                    where=str(self.path),
-                )
-        return results
+    def __call__(
+        self, rows: Sequence[Object], where: Callable[[int], str]
+    ) -> Iterator[list[Object] | BadRow]:
+        """What each row becomes, or the error that the function raised. where: a row's place.
+
+        Errors: PostTrainingError where the function returns no row, or doesn't return.
+        """
+        from post_training.data.function_process import functions_of
+
+        functions = functions_of(FILES, self._paths, self._limits)
+        for result in functions.call(self.name, rows, where):
+            if isinstance(result, BadRow):
+                result = BadRow("transform", f"transform {self.name}: {result.problem}")
+            yield result
 
 
-def find_transform(name: str, paths: Sequence[Path]) -> Transform:
+def find_transform(name: str, paths: Sequence[Path], limits: "FunctionLimits") -> Transform:
     """The function registered as `name` in one of the files.
 
-    Errors: UsageError when there is none; as of `load_transforms`.
+    Errors: UsageError when there is none; or a file fails or registers nothing, or two have it.
     """
-    transforms = load_transforms(tuple(paths))
-    if name not in transforms:
-        known = f"known: {', '.join(transforms)}" if transforms else "data.transforms names no file"
-        raise UsageError(
-            f"transform: unknown name {name!r}{nearest(name, list(transforms))}; {known}"
-        )
-    return transforms[name]
+    from post_training.config.faults import nearest
+    from post_training.data.function_process import functions_of
 
-
-def load_transforms(paths: tuple[Path, ...]) -> dict[str, Transform]:
-    """Execute the files; every function that they register, by name. Once in a process.
-
-    Errors: UsageError for a file that fails or registers nothing, and for a name used twice.
-    """
-    return {
-        name: Transform(name, path, function)
-        for name, (path, function) in _FILES.load(paths).items()
-    }
+    found = functions_of(FILES, paths, limits).functions if paths else {}
+    if name not in found:
+        known = f"known: {', '.join(found)}" if found else "data.transforms names no file"
+        raise UsageError(f"transform: unknown name {name!r}{nearest(name, list(found))}; {known}")
+    return Transform(name, paths, limits)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
+from post_training.data.config import FunctionLimits
 from post_training.data.transforms import find_transform
 
 
@@ -30,4 +31,4 @@ def leave(code: int, item: int) -> int:
 
 
 def twice(paths: list[Path], answer: str) -> list[dict[str, Any]]:
-    return find_transform("twice", paths)({"answer": answer})
+    return next(find_transform("twice", paths, FunctionLimits())([{"answer": answer}], str))

@@ -67,7 +67,7 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
     dataset, chunk = item
     rows: list[tuple[Record, Preference]] = []
     rejected: list[Rejected] = []
-    for record in chunk.records():
+    for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
                 for row in state.reader.parse(value, dataset):

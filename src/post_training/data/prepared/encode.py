@@ -38,7 +38,7 @@ def encode_chunk(state: ChunkEncoder, item: tuple[int, Chunk]) -> EncodedChunk:
     rows: list[Conversation | Text] = []
     records: list[Record] = []
     rejected: list[Rejected] = []
-    for record in chunk.records():
+    for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
                 for row in state.reader.parse(value, dataset):

@@ -208,7 +208,7 @@ class _Converted:
 def _convert(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
     dataset, chunk = item
     result = _Converted(dataset, [], [])
-    for record in chunk.records():
+    for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
                 row = state.row(value, dataset)

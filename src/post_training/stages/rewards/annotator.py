@@ -3,7 +3,7 @@
 import math
 from typing import Any, Protocol
 
-from post_training.data.branches import BRANCHES, conversations_of
+from post_training.data.branches import BRANCHES, ID, conversations_of
 from post_training.data.rewards import RewardFunction
 from post_training.data.rows import BadRow, Conversation
 from post_training.stages.annotation.annotator import Annotator, Row
@@ -34,14 +34,12 @@ class FunctionJudge:
     def __call__(
         self, rows: list[Row], conversations: list[list[Conversation]]
     ) -> list[list[Judgement] | BadRow]:
-        judged: list[list[Judgement] | BadRow] = []
-        for row, own in zip(rows, conversations, strict=True):
-            try:
-                answers = [conversation.messages[-1].content for conversation in own]
-                judged.append([(self._function(answer, row), False) for answer in answers])
-            except BadRow as bad:
-                judged.append(bad)
-        return judged
+        answers = [[each.messages[-1].content for each in own] for own in conversations]
+        judged = self._function(answers, rows, lambda row: rows[row][ID])
+        return [
+            own if isinstance(own, BadRow) else [(reward, False) for reward in own]
+            for own in judged
+        ]
 
 
 class RewardAnnotator(Annotator):

@@ -26,7 +26,9 @@ def run(config: RewardsConfig, context: StageContext) -> Result:
     quiet_libraries(context.run_dir / "cache")
     for reward in config.rewards:
         if reward.function is not None:
-            find_reward(reward.function, config.functions)  # refused now, not in every worker
+            find_reward(
+                reward.function, config.functions, config.data.function_limits
+            )  # refused now, not in every worker
 
     def make_annotator() -> RewardAnnotator:
         return RewardAnnotator([_judge(reward, config, context) for reward in config.rewards])
@@ -52,7 +54,9 @@ def _means(rows: Path, names: Sequence[str]) -> dict[str, float]:
 
 def _judge(reward: RewardConfig, config: RewardsConfig, context: StageContext) -> Judge:
     if reward.function is not None:
-        return FunctionJudge(reward.name, find_reward(reward.function, config.functions))
+        limits = config.data.function_limits
+        function = find_reward(reward.function, config.functions, limits)
+        return FunctionJudge(reward.name, function)
     from post_training.stages.rewards.model_judge import load_judge
 
     return load_judge(reward, config, context.ranks.local_rank)

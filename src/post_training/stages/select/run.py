@@ -114,7 +114,7 @@ class _Selected:
 def _select_chunk(state: _Selection, item: tuple[int, Chunk]) -> _Selected:
     dataset, chunk = item
     result = _Selected(dataset, [], [])
-    for record in chunk.records():
+    for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
                 row = branch_row(value, state.reader.formats[dataset], state.names[dataset])

@@ -1,0 +1,286 @@
+"""The process in which functions of the user's are called: whatever one does, it does there.
+
+    FunctionProcess   ours: starts it, sends rows, gets what the functions made of them
+    main              its own: loads the files (function_files.py), calls the functions
+
+A function may loop for ever, end the process, change its folder or leave a thread behind: the run
+ends with one line that names the file, the function and the row, or isn't touched by it at all. A
+function gets a copy of the row, and what it prints goes to stderr. A call that takes too long ends
+the run and is no verdict on its row, or the rows of a dataset would depend on the machine's speed.
+"""
+
+import atexit
+import gc
+import io
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.process import dies_with
+from post_training.data.function_files import FunctionFiles, WrongResult, fault_of
+from post_training.data.rows import BadRow
+
+if TYPE_CHECKING:  # pydantic takes longer to import than a small file of functions
+    from post_training.data.config import FunctionLimits
+
+_STEP_S = 0.25  # of waiting; counted, so that a job that was suspended meanwhile is not too slow
+_ROWS_AT_ONCE = 32
+_REPLY_BYTES = 1 << 20
+# What both processes see: calls that were begun so far, and which row is under way.
+_CALLS, _ROW = range(2)
+_NUMBERS_BYTES = 2 * 8
+
+
+def functions_of(
+    files: FunctionFiles, paths: Sequence[Path], limits: "FunctionLimits"
+) -> "FunctionProcess":
+    """The one of this process that has these files, started where it isn't running yet.
+
+    Errors: UsageError for a file that fails, or registers nothing.
+    """
+    key = (os.getpid(), files.what, tuple(paths), limits)
+    if key not in _RUNNING:
+        _RUNNING[key] = FunctionProcess(files, tuple(paths), limits)
+    return _RUNNING[key]
+
+
+class FunctionProcess:
+    """functions: {name: file}."""
+
+    def __init__(self, files: FunctionFiles, paths: tuple[Path, ...], limits: "FunctionLimits"):
+        self._what, self._limits = files.what, limits
+        memory = os.memfd_create("calls")
+        os.truncate(memory, _NUMBERS_BYTES)
+        self._numbers = _shared_numbers(memory)
+        ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        code = f"from {__name__} import main; main()"
+        words = [str(number) for number in (theirs.fileno(), memory, os.getpid())]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # stdout is for data
+            pass_fds=(theirs.fileno(), memory),
+            start_new_session=True,  # so that what a function starts can be ended with it
+        )
+        theirs.close()
+        os.close(memory)
+        where = ", ".join(map(str, paths))
+        start = (sys.path, files.module, [str(path) for path in paths], limits.model_dump())
+        try:
+            self._connection.send(start)
+            succeeded, found = self._receive("can't be loaded: it", lambda row: where)
+        except BaseException:
+            self.end()
+            raise
+        if not succeeded:
+            self.end()
+            problem, where, hint = found
+            raise UsageError(problem, where=where, hint=hint)
+        self.functions: dict[str, Path] = {name: Path(path) for name, path in found.items()}
+
+    def call(
+        self, name: str, arguments: Sequence[Any], where: Callable[[int], str]
+    ) -> Iterator[Any]:
+        """What the function makes of each argument, or the BadRow that it made of it.
+
+        where: the row of an argument, for messages.
+        Errors: PostTrainingError that names the row, where the function returns what it may not,
+        takes too long, or ends its process.
+        """
+        what = f"{self._what} {name!r} of {self.functions[name].name}"
+        for start in range(0, len(arguments), _ROWS_AT_ONCE):
+            rows = arguments[start : start + _ROWS_AT_ONCE]
+            try:
+                outcomes = self._outcomes(name, rows, what, lambda row, s=start: where(s + row))
+            except BaseException:
+                self.end()  # Its answer to these must not be taken for that to others.
+                raise
+            yield from outcomes
+
+    def _outcomes(
+        self, name: str, rows: Sequence[Any], what: str, where: Callable[[int], str]
+    ) -> list[Any]:
+        outcomes: list[Any] = []
+        self._numbers[_ROW] = 0
+        # Where it is gone already, there is no answer either, and that says why.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send((name, rows))
+        while len(outcomes) < len(rows):
+            for data in self._receive(what, where):
+                outcome = pickle.loads(data)
+                if isinstance(outcome, _Fault):
+                    problem = f"{what} {outcome.problem}"
+                    raise PostTrainingError(problem, where=where(len(outcomes)))
+                outcomes.append(outcome)
+        return outcomes
+
+    def _receive(self, what: str, where: Callable[[int], str]) -> Any:
+        """The next message. Errors: PostTrainingError where none comes."""
+        waited, calls = 0.0, self._numbers[_CALLS]
+        while not self._connection.poll(_STEP_S):
+            if self._process.poll() is not None and not self._connection.poll():
+                break  # Something that it started holds the connection.
+            if self._numbers[_CALLS] != calls:
+                waited, calls = 0.0, self._numbers[_CALLS]
+            waited += _STEP_S
+            if waited >= self._limits.timeout_s:
+                raise PostTrainingError(
+                    f"{what} did not end within {self._limits.timeout_s:g} s",
+                    where=where(self._numbers[_ROW]),
+                    hint="where it needs longer: data.function_limits.timeout_s",
+                )
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            problem = f"{what} {self._ending()}"
+            raise PostTrainingError(problem, where=where(self._numbers[_ROW])) from None
+
+    def _ending(self) -> str:
+        try:
+            code = self._process.wait(_STEP_S)
+        except subprocess.TimeoutExpired:
+            return "closed the connection to its process"
+        if code >= 0:
+            return f"ended its process with exit code {code}, and must return or raise an error"
+        memory = ": most often the machine ran out of memory" if code == -signal.SIGKILL else ""
+        return f"ended its process by {signal.Signals(-code).name}{memory}"
+
+    def end(self) -> None:
+        """Kill it, and what it started; where it is needed again, another is started."""
+        for key, process in list(_RUNNING.items()):
+            if process is self:
+                del _RUNNING[key]
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._connection.close()
+
+
+_RUNNING: dict[tuple, FunctionProcess] = {}
+
+
+@atexit.register
+def _end_all() -> None:
+    for (owner, *_), process in list(_RUNNING.items()):
+        if owner == os.getpid():
+            process.end()
+
+
+# In the process itself.
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Of the function, whatever the row was."""
+
+    problem: str
+
+
+def main() -> None:
+    channel, memory, parent = map(int, sys.argv[1:])
+    dies_with(parent)()
+    # Ctrl-C and a launcher's signals go to all processes of a run: our parent ends us. Not SIG_IGN,
+    # which a program that a function starts would inherit.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
+    for descriptor in (channel, memory):
+        os.set_inheritable(descriptor, False)
+    numbers, connection = _shared_numbers(memory), Connection(channel)
+    sys.path[:], module, paths, limits = connection.recv()
+    output = _LimitedOutput(", ".join(paths), limits["max_printed_bytes"])
+    sys.stdout = sys.stderr = io.TextIOWrapper(
+        output, "utf-8", "backslashreplace", write_through=True
+    )
+    kind = import_module(module)
+    try:
+        found = kind.FILES.load(tuple(map(Path, paths)))
+    except UsageError as error:
+        connection.send((False, (error.problem, error.where, error.hint)))
+        os._exit(2)
+    connection.send((True, {name: str(path) for name, (path, _) in found.items()}))
+    gc.freeze()
+
+    def started() -> None:
+        numbers[_CALLS] += 1
+
+    while True:
+        try:
+            name, rows = connection.recv()
+        except EOFError:
+            os._exit(0)  # Threads that a function left behind must not keep us.
+        replies: list[bytes] = []
+        for index, row in enumerate(rows):
+            numbers[_ROW] = index
+            outcome = _outcome(kind.call, *found[name], row, started)
+            replies.append(_reply(outcome, limits["max_result_bytes"]))
+            if sum(map(len, replies)) > _REPLY_BYTES:
+                connection.send(replies)
+                replies = []
+        connection.send(replies)
+
+
+def _outcome(
+    call: Callable[..., Any],
+    path: Path,
+    function: Callable[..., Any],
+    row: Any,
+    started: Callable[[], None],
+) -> Any:
+    try:
+        return call(function, row, started)
+    except WrongResult as error:
+        return _Fault(str(error))
+    except Exception as error:
+        return BadRow("failed", fault_of(path, error))
+    except BaseException as error:
+        return _Fault(f"must return or raise an Exception (raised {fault_of(path, error)})")
+
+
+def _reply(outcome: Any, max_bytes: int) -> bytes:
+    try:
+        data = pickle.dumps(outcome)
+    except Exception as error:
+        return pickle.dumps(_Fault(f"returned what is no data: {error}"))
+    if len(data) > max_bytes:
+        limit = f"the limit is {max_bytes:,}: data.function_limits.max_result_bytes"
+        return pickle.dumps(_Fault(f"returned {len(data):,} bytes ({limit})"))
+    return data
+
+
+def _shared_numbers(memory: int) -> memoryview:
+    return memoryview(mmap.mmap(memory, _NUMBERS_BYTES)).cast("q")
+
+
+class _LimitedOutput(io.RawIOBase):
+    """stderr, for so many bytes; that more was printed is said once."""
+
+    def __init__(self, name: str, limit: int):
+        self._name, self._left = name, limit
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def write(self, data: Any) -> int:
+        if self._left > 0:
+            os.write(2, bytes(data)[: self._left])
+            self._left -= len(data)
+            if self._left <= 0:
+                note = f"\nwarning: {self._name}: prints more than "
+                os.write(2, f"{note}data.function_limits.max_printed_bytes: left out\n".encode())
+        return len(data)
