@@ -108,7 +108,7 @@ def test_cache_keeps_no_data_that_was_prepared_from_changed_rows(
         "model": {"path": str(model)},
         "data": settings_of("prepare", rows, model)["data"] | {"cache_dir": str(tmp_path / "c")},
         "sft": {"max_seq_length": 64},
-        "training": {"max_steps": 1, "effective_batch_size": 2},
+        "training": {"max_steps": 1, "effective_batch_size": 2, "learning_rate": 1e-3},
     }
     with pytest.raises(PostTrainingError, match="changed after the run"):
         run_with_change("sft", config, tmp_path / "run", lambda: write(rows, ROWS[1:]))
@@ -124,7 +124,7 @@ def test_model_that_changes_before_it_was_read_is_not_trained(
         "model": {"path": str(model)},
         "data": settings_of("prepare", rows, model)["data"],
         "sft": {"max_seq_length": 64},
-        "training": {"max_steps": 1, "effective_batch_size": 2},
+        "training": {"max_steps": 1, "effective_batch_size": 2, "learning_rate": 1e-3},
     }
     other = init_model(tmp_path / "other", seed=1)
     weights = "model.safetensors"

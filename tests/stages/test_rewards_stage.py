@@ -139,17 +139,19 @@ def test_rewards_of_several_judges_stand_beside_each_other(reward_model, tmp_pat
 
 @pytest.mark.skipif(not SOLUTIONS.exists(), reason="no GSM8K in ../shared/data")
 def test_final_number_agrees_with_gsm8ks_own_verdicts():
+    from post_training.data.config import FunctionLimits
     from post_training.data.rewards import find_reward
 
-    reward = find_reward("final_number", [FINAL_NUMBER])
+    reward = find_reward("final_number", [FINAL_NUMBER], FunctionLimits())
     number = 0
     for line in SOLUTIONS.open():
         row = json.loads(line)
         source = {"original_metadata": {"answer": row["ground_truth"]}}
-        for found in row.values():
-            if isinstance(found, dict):
-                number += 1
-                assert reward(found["solution"], source) == found["is_correct"]
+        found = [each for each in row.values() if isinstance(each, dict)]
+        number += len(found)
+        answers = [each["solution"] for each in found]
+        [judged] = reward([answers], [source], str)
+        assert judged == [each["is_correct"] for each in found]
     assert number == 4 * 1319
 
 
