@@ -43,11 +43,11 @@ reproduce: image push-sqsh ## Run an experiment again and compare with what it g
 
 test: lint image push-sqsh ## The whole test suite; stage tests run inside the image
 	$(BIN)/pytest -m 'not stack and not long'
-	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and not long'
+	tests/inside-image -m 'stack and not long'
 
 test-long: image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
 	$(BIN)/pytest -m 'long and not stack'
-	$(BIN)/post-training edf run --dev . edf/post-training.toml -- tests/inside-image -m 'stack and long'
+	tests/inside-image -m 'stack and long'
 
 image-emulated: setup ## Build the layers of gh200 and rocm for arm64 on a stand-in base, emulated (slow)
 	installation/laptop/emulate-arm64
