@@ -179,3 +179,31 @@ def test_mix_without_one_good_row_names_the_first_bad_one(tmp_path: Path):
     data = {"datasets": [{"path": str(path)}], "on_error": "skip"}
     with pytest.raises(PostTrainingError, match=r"x\.jsonl:1: malformed JSON.*not one good row"):
         mix(tmp_path / "run", data=data)
+
+
+def test_mix_of_a_table_is_read_again_and_what_is_no_json_is_its_rows_fault(tmp_path: Path):
+    """Dates become text; a number that is none, and bytes, have no form in JSON."""
+    import datetime as dt
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "question": ["a?", "b?", "c?"],
+        "answer": ["a", "b", "c"],
+        "day": [dt.date(2024, 5, 1)] * 3,
+        "score": [0.5, float("nan"), 0.5],
+        "hash": [None, None, b"x"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    data = {"datasets": [{"path": str(tmp_path / "rows.parquet")}], "on_error": "quarantine"}
+    mix(tmp_path / "first", data=data)
+    rejects = read(tmp_path / "first/rejects.jsonl")
+    assert [(each["line"], each["problem"].split(":")[0]) for each in rejects] == [
+        (2, "score"),
+        (3, "hash"),
+    ]
+    data = {"datasets": [{"path": str(tmp_path / "first/dataset/rows.jsonl")}]}
+    mix(tmp_path / "second", data=data)
+    [row] = read(tmp_path / "second/dataset/rows.jsonl")
+    assert row["day"] == "2024-05-01"

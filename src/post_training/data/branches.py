@@ -35,6 +35,7 @@ from post_training.data.formats.swissai import EARLIER, read_branch, read_openin
 from post_training.data.formats.tools import Tools
 from post_training.data.formats.values import filled_text, list_of, required
 from post_training.data.rows import BadRow, Conversation, Message
+from post_training.data.sources.strict_json import json_line
 
 ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
 # Of a preference row, which has these in place of branches (preference_rows.py).
@@ -105,12 +106,7 @@ def is_truncated(branch: dict[str, Any]) -> bool:
 
 def row_line(row: dict[str, Any]) -> bytes:
     """The row as a line of a JSONL file. Errors: BadRow for what can't be one."""
-    try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        raise BadRow("malformed", "a text holds half a character (lone surrogate)") from None
-    except ValueError as error:  # JSON has no number for it
-        raise BadRow("malformed", str(error).lower()) from None
+    return json_line(row)
 
 
 def row_id(line: bytes) -> str:

@@ -14,11 +14,11 @@ file. It is called in a process of its own (function_process.py).
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from post_training.core.errors import UsageError
+from post_training.data.formats.values import is_number
 from post_training.data.function_files import FunctionFiles, WrongResult
 from post_training.data.rows import BadRow
 
@@ -42,17 +42,11 @@ def call(
     for answer in answers:
         started()
         value = function(answer, pickle.loads(row))
-        if not isinstance(value, int | float) or not _is_finite(value):
+        value = float(value) if isinstance(value, bool) else value
+        if not is_number(value):
             raise WrongResult(f"must return a finite number (got {value!r:.60})")
         rewards.append(float(value))
     return rewards
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return isfinite(value)
-    except OverflowError:  # an integer that no float holds
-        return False
 
 
 class RewardFunction:

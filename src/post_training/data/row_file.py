@@ -20,6 +20,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.data.reading import Reader, Rejected, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk, Source
+from post_training.data.sources.strict_json import json_line
 from post_training.data.verdicts import Verdicts
 
 MAX_STRATA = 1000
@@ -53,9 +54,9 @@ def read_chunk(state: LineReader, item: tuple[int, Chunk]) -> ChunkOfLines:
         try:
             for value in state.reader.values(record, dataset):
                 state.reader.parse(value, dataset)
+                line = json_line(_named(value, state, dataset))
                 stratum = _stratum(value, state.stratify_by)
-                line = json.dumps(_named(value, state, dataset), ensure_ascii=False)
-                result.lines.append(line.encode() + b"\n")
+                result.lines.append(line)
                 result.strata.append(stratum)
         except BadRow as bad:
             result.rejected.append(Rejected(record.place, bad, record.raw))

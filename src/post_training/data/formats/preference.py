@@ -7,7 +7,6 @@ A model may have said nothing: its sample is then the token that ended it, and t
 an answer may be empty where its token ids stand beside it; an empty text alone is a mistake.
 """
 
-import math
 from typing import Any, Literal
 
 from post_training.data.formats.columns import Format, read_side, read_system, read_tools_column
@@ -19,11 +18,21 @@ from post_training.data.formats.messages import (
     with_thoughts,
 )
 from post_training.data.formats.tools import Tools
+from post_training.data.formats.values import is_number
 from post_training.data.rows import BadRow, Message, Preference
 
 # What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
 FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
 _FLAG = "_is_truncated"
+_USED = {
+    "prompt_token_ids",
+    "ref_rewards",
+    *(
+        column.format(side)
+        for side in ("chosen", "rejected")
+        for column in ("{}_token_ids", "ref_{}_logprob", "{}_reward", "{}_quantile_reward")
+    ),
+}
 
 
 def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
@@ -101,9 +110,10 @@ def _figures(value: dict[str, Any]) -> dict[str, Any]:
         numbers = figure if isinstance(figure, list) else [figure]
         if not column.startswith(FIGURES) or not numbers or not all(map(_is_numeric, numbers)):
             continue
-        if not all(map(math.isfinite, numbers)):
-            raise BadRow("columns", f"{column}: must be finite (got {figure})")
-        figures[column] = figure
+        if all(map(is_number, numbers)):
+            figures[column] = figure
+        elif column in _USED:  # A rating that nobody asked for may be anything.
+            raise BadRow("columns", f"{column}: must be finite (got {figure!s:.60})")
     return figures
 
 

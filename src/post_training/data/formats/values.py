@@ -46,8 +46,13 @@ def object_of(value: Any, key: str) -> dict[str, Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Finite, and no boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, of a size that a float holds, and no boolean."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def json_text(value: Any) -> str:

@@ -1,13 +1,15 @@
 """Rows of Arrow tables: parquet files, and folders that `datasets` saved.
 
 A table is read batch by batch and never mapped into memory, so that its size doesn't matter. The
-rejects file shows such a row as JSON.
+rejects file shows such a row as JSON. Dates, times and decimals, which JSON doesn't have, become
+text: ISO 8601, and all of a decimal's digits.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,8 @@ class ArrowChunk:
     def records(self) -> Iterator[Record]:
         batch = pa.ipc.open_stream(self.stream).read_next_batch()
         try:
-            values = batch.to_pylist()
-        except UnicodeDecodeError:
+            values: list[Any] = _rows(batch)
+        except (ValueError, OverflowError):
             values = [_value(batch.slice(index, 1)) for index in range(batch.num_rows)]
         for number, value in enumerate(values, start=self.first_number):
             yield Record(Place(self.path, number), value, _raw(value))
@@ -94,10 +96,59 @@ class ArrowChunk:
 
 def _value(row: pa.RecordBatch) -> dict[str, Any] | BadRow:
     try:
-        return row.to_pylist()[0]
+        return _rows(row)[0]
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at byte {error.start + 1}"
         return BadRow("malformed", f"not UTF-8: {byte} of a text")
+    except (ValueError, OverflowError) as error:  # a year beyond 9999
+        return BadRow("malformed", f"not a date that can be written: {error}")
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Errors: UnicodeDecodeError, and ValueError or OverflowError for a date."""
+    if not any(_has_text_form(field.type) for field in batch.schema):
+        return batch.to_pylist()
+    columns = [
+        [_plain(cell) for cell in column] if _has_text_form(column.type) else column.to_pylist()
+        for column in batch.columns
+    ]
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _has_text_form(kind: pa.DataType) -> bool:
+    """Whether a value of the type, or one within it, becomes a text of ours."""
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has_text_form(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_text_form(kind.storage_type)
+    return any(_has_text_form(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _plain(cell: pa.Scalar) -> Any:
+    kind = cell.type
+    if not cell.is_valid or not _has_text_form(kind):
+        return cell.as_py()
+    if isinstance(cell, pa.StructScalar):
+        return {name: _plain(value) for name, value in cell.items()}
+    if pa.types.is_map(kind):
+        return [[_plain(part) for part in entry.values()] for entry in cell.values]
+    if pa.types.is_nested(kind):  # a list of some kind
+        return [_plain(value) for value in cell.values]
+    if pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
+        return _plain(cell.value)
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        microseconds, rest = divmod(cell.value, 1000)
+        moment = pa.scalar(microseconds, pa.timestamp("us", kind.tz)).as_py()
+        text = moment.isoformat(timespec="microseconds")
+        # Python's own have no nanoseconds: three more digits, after the other six.
+        return moment.isoformat() if not rest else f"{text[:26]}{rest:03}{text[26:]}"
+    if pa.types.is_duration(kind):
+        digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[kind.unit]
+        return f"PT{Decimal(cell.value).scaleb(-digits):f}S"
+    value = cell.as_py()
+    return str(value) if isinstance(value, Decimal) else value.isoformat()
 
 
 def _raw(value: dict[str, Any] | BadRow) -> bytes:
@@ -133,6 +184,9 @@ def _refusing(path: Path) -> Iterator[None]:
     """A file that Arrow can't read is the user's to mend."""
     try:
         yield
-    except (pa.ArrowException, EOFError) as error:
-        problem = f"Arrow can't read it: {str(error).splitlines()[0].lower()}"
+    except (pa.ArrowException, EOFError, OSError) as error:
+        # A file that is damaged inside is an OSError of Arrow's own, without a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        problem = f"Arrow can't read it: {(str(error).splitlines() or ['it ends'])[0].lower()}"
         raise PostTrainingError(problem, where=str(path)) from None

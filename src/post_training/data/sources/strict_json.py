@@ -6,6 +6,7 @@ very deep nesting are faults too, since the row would not mean the same to the n
 
 import json
 import re
+from math import isinf
 from typing import Any, NoReturn
 
 from post_training.data.rows import BadRow
@@ -49,6 +50,26 @@ def parse_object(data: bytes) -> dict[str, Any] | BadRow:
     return value
 
 
+def json_line(row: dict[str, Any]) -> bytes:
+    """The row as a line that `parse_object` reads again. Errors: BadRow for what can't be one."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        raise BadRow("malformed", "a text holds half a character (lone surrogate)") from None
+    except (TypeError, ValueError) as error:  # bytes, a date, a number that is none
+        column = next(name for name, cell in row.items() if not _is_json(cell))
+        problem = f"{column}: can't be written as JSON: {str(error).lower()}"
+        raise BadRow("columns", problem) from None
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _malformed(problem: str) -> BadRow:
     return BadRow("malformed", problem)
 
@@ -75,6 +96,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if isinf(value):  # 1e999: who reads it gets another number, and who writes it no JSON
+        raise ValueError(f"{text[:20]} is beyond the largest number (1.8e308)")
+    return value
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
@@ -87,4 +115,6 @@ _JSON_NAMES = {
     bool: "true or false",
     type(None): "null",
 }
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_no_constant
+)

@@ -4,7 +4,6 @@ Prompts are done by worker processes, and pairs written in the prompts' order: t
 any number of workers.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from post_training.data.branches import branch_row
 from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk
+from post_training.data.sources.strict_json import json_line
 from post_training.data.verdicts import Verdicts
 from post_training.stages.context import Result, StageContext
 from post_training.stages.leftovers import remove_leftovers
@@ -90,8 +90,7 @@ def _write_pairs(
                 num_rows[chunk.dataset] += 1
                 report.add(selected)
                 if not isinstance(selected, str):
-                    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in selected)
-                    file.write("".join(lines).encode())
+                    file.write(b"".join(map(json_line, selected)))
             progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
 
 

@@ -158,9 +158,14 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
             "prompt: is not what chosen and rejected begin with",
         ),
         (
-            {"prompt": "?", "chosen": "2", "rejected": "3", "ref_x": float("nan")},
+            {"prompt": "?", "chosen": "2", "rejected": "3", "chosen_reward": float("nan")},
             "columns",
-            "ref_x: must be finite (got nan)",
+            "chosen_reward: must be finite (got nan)",
+        ),
+        (
+            {"prompt": "?", "chosen": "2", "rejected": "3", "ref_chosen_logprob": -(10**400)},
+            "columns",
+            "ref_chosen_logprob: must be finite (got -1000000",
         ),
     ],
 )
@@ -169,6 +174,17 @@ def test_bad_row_has_a_reason_and_a_problem(row: dict[str, Any], reason: str, pr
     assert bad.reason == reason
     assert bad.problem.startswith(problem)
     assert "\n" not in bad.problem
+
+
+@pytest.mark.parametrize(
+    "unasked",
+    [{"rejected_avg_rating": float("nan")}, {"prompt_hash": 10**400}, {"chosen_rating": None}],
+)
+def test_figure_that_nobody_asked_for_may_be_anything(unasked: dict[str, Any]):
+    row = {"prompt": "?", "chosen": "2", "rejected": "3", "chosen_reward": 1.5}
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    [pair] = parse(row | unasked, found, train_on="all_turns", train_on_thoughts=True)
+    assert pair.figures == {"chosen_reward": 1.5}
 
 
 @pytest.mark.parametrize(

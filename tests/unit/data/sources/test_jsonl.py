@@ -13,7 +13,7 @@ from post_training.data.rows import BadRow, Place, Record
 from post_training.data.sources import jsonl
 from post_training.data.sources.jsonl import JsonlSource
 from post_training.data.sources.open import read_objects
-from post_training.data.sources.strict_json import MAX_DEPTH
+from post_training.data.sources.strict_json import MAX_DEPTH, json_line, parse_object
 
 
 def write(tmp_path: Path, content: bytes) -> Path:
@@ -73,6 +73,7 @@ BAD_LINES = [
     (b'{"a": 1, "a": 1}', "malformed JSON: key 'a' stands twice in an object"),
     (b'{"a": [{"b": {"c": 1, "c": 2}}]}', "malformed JSON: key 'c' stands twice in an object"),
     (b'{"a": NaN}', "malformed JSON: NaN is no JSON number"),
+    (b'{"a": 1e999}', "malformed JSON: 1e999 is beyond the largest number (1.8e308)"),
     (b'{"a": [-Infinity]}', "malformed JSON: -Infinity is no JSON number"),
     (b"[" * 100_000, f"nested more than {MAX_DEPTH} levels deep"),
     (b'{"a":' * 101 + b"1" + b"}" * 101, f"nested more than {MAX_DEPTH} levels deep"),
@@ -172,3 +173,22 @@ def test_jsonl_any_chunks_give_back_what_json_wrote(
         assert record.place.byte is not None
         assert content[record.place.byte :].startswith(record.raw)
         assert lines[record.place.number - 1].rstrip(b"\r") == record.raw
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"a": 1, "b": [float("nan")]}, "b: can't be written as JSON: out of range float values"),
+        ({"a": {"c": b"x"}, "b": 1}, "a: can't be written as JSON: object of type bytes is not"),
+        ({"a": "\ud800"}, "a text holds half a character (lone surrogate)"),
+    ],
+)
+def test_row_that_would_not_be_read_again_is_not_written(row: dict, problem: str):
+    with pytest.raises(BadRow) as bad:
+        json_line(row)
+    assert bad.value.problem.startswith(problem)
+
+
+def test_row_is_written_as_it_is_read_again():
+    row = {"a": "\u2028 Zo\u00eb", "b": 10**400, "c": [1.5e308, None, {"d": ""}]}
+    assert parse_object(json_line(row)[:-1]) == row

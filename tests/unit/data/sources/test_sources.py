@@ -1,6 +1,7 @@
 """Files and folders of rows: what is cut, what is read, what is refused."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,80 @@ def test_open_source_names_what_is_there_to_choose(tmp_path: Path):
     )
     with pytest.raises(UsageError, match="a file has no split 'train'"):
         open_path(write(tmp_path / "rows.jsonl", "{}"), "train")
+
+
+@pytest.mark.stack
+def test_dates_times_and_decimals_of_a_table_become_text(tmp_path: Path):
+    import datetime as dt
+    from decimal import Decimal
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    noon = dt.datetime(2024, 5, 1, 12, 30)
+    nanoseconds = pa.array([1_714_566_600_000_000_001, 1_714_566_600_000_000_000, None])
+    columns = {
+        "at": pa.array([noon, None, noon]),
+        "zoned": pa.array([noon] * 3, pa.timestamp("s", "+02:00")),
+        "ns": nanoseconds.cast(pa.timestamp("ns")),
+        "day": pa.array([dt.date(2024, 5, 1)] * 3),
+        "time": pa.array([dt.time(12, 30)] * 3),
+        "took": pa.array([dt.timedelta(seconds=90.5)] * 3, pa.duration("ms")),
+        "price": pa.array([Decimal("1.50")] * 3),
+        "deep": pa.array([[{"day": dt.date(2024, 5, 1), "n": 1}], [], None]),
+        "id": pa.array([1, 2, 3]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    first, second, third = (record.value for record in records(tmp_path / "rows.parquet"))
+    assert first == {
+        "at": "2024-05-01T12:30:00",
+        "zoned": "2024-05-01T14:30:00+02:00",
+        "ns": "2024-05-01T12:30:00.000000001",
+        "day": "2024-05-01",
+        "time": "12:30:00",
+        "took": "PT90.500S",
+        "price": "1.50",
+        "deep": [{"day": "2024-05-01", "n": 1}],
+        "id": 1,
+    }
+    assert (second["at"], second["ns"], second["deep"]) == (None, "2024-05-01T12:30:00", [])
+    assert (third["ns"], third["deep"]) == (None, None)
+
+
+@pytest.mark.stack
+def test_date_that_python_has_not_is_its_rows_own_fault(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"at": pa.array([0, 10**15], pa.int64()).cast(pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "rows.parquet", version="2.6")
+    good, bad = (record.value for record in records(tmp_path / "rows.parquet"))
+    assert good == {"at": "1970-01-01T00:00:00"}
+    assert isinstance(bad, BadRow)
+    assert bad.problem.startswith("not a date that can be written")
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("where", ["start", "middle"])
+def test_parquet_file_that_is_damaged_is_refused_with_its_name(where: str, tmp_path: Path):
+    path = write_parquet(tmp_path / "rows.parquet")
+    content = bytearray(path.read_bytes())
+    if where == "start":
+        content = bytearray(b"PAR1" + b"x" * 100 + b"PAR1")
+    else:
+        content[4:600] = b"x" * 596
+    path.write_bytes(content)
+    with pytest.raises(PostTrainingError, match="Arrow can't read it") as error:
+        records(path)
+    assert error.value.where == str(path)
+    assert "\n" not in error.value.problem
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_pipe_or_device_as_a_dataset_is_refused_at_once(name: str, tmp_path: Path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=r"must be a file or a folder \(is a pipe"):
+        open_path(tmp_path / name)
+    (tmp_path / "zeros.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"must be a file or a folder \(is a device"):
+        open_path(tmp_path / "zeros.jsonl")
