@@ -10,7 +10,7 @@ EXPERIMENT ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long image-emulated lint format golden lock lock-tools clean
+.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long test-tools image-emulated lint format golden lock lock-tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,13 +41,16 @@ reproduce: image push-sqsh ## Run an experiment again and compare with what it g
 	$(BIN)/post-training experiment check reproducibility/$(EXPERIMENT) \
 		--environment $(firstword $(wildcard reproducibility/$(EXPERIMENT)/environment.toml) edf/post-training.toml)
 
-test: lint image push-sqsh ## The whole test suite; stage tests run inside the image
+test: test-tools lint image push-sqsh ## The whole test suite; stage tests run inside the image
 	$(BIN)/pytest -m 'not stack and not long'
 	tests/inside-image -m 'stack and not long'
 
-test-long: image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
+test-long: test-tools image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
 	$(BIN)/pytest -m 'long and not stack'
 	tests/inside-image -m 'stack and long'
+
+test-tools: setup ## Install what only tests need (apt, as root)
+	installation/laptop/install-tools tests
 
 image-emulated: setup ## Build the layers of gh200 and rocm for arm64 on a stand-in base, emulated (slow)
 	installation/laptop/emulate-arm64

@@ -1,6 +1,6 @@
 """Job accounting for a test cluster: a MariaDB and a slurmdbd of its own, in the cluster's folder.
 
-apt-get install --no-install-recommends mariadb-server-core slurmdbd slurm-wlm-mysql-plugin
+`make test-tools` installs what it needs.
 """
 
 import os
