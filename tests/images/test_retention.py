@@ -207,7 +207,7 @@ def test_gc_outside_a_checkout_is_refused(store, gc, tmp_path):
     (tmp_path / "checkout/containers").rmdir()
     done = gc(tmp_path / "runs", "--delete")
     assert done.returncode == 2
-    assert "which images are released is unknown" in done.stderr
+    assert f"error: {tmp_path / 'checkout'}: not a checkout of post-training\n" in done.stderr
     assert len(kept(store)) == 5
 
 

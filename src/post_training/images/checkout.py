@@ -14,6 +14,17 @@ from post_training.core.secrets import redact
 _GIT = ["git", "-c", "safe.directory=*"]
 
 
+def not_a_checkout(folder: Path) -> UsageError:
+    """For what needs one and was started elsewhere; the checkout of the command itself is offered."""
+    own = Path(__file__).parents[3]
+    name = str(own) if (own / "containers").is_dir() else "FOLDER"
+    return UsageError(
+        "not a checkout of post-training",
+        where=str(folder),
+        hint=f"run it in a checkout, or name one: --repository {name}",
+    )
+
+
 def describe_checkout(repository: Path) -> dict[str, Any] | None:
     """{"commit", "dirty"}, or None outside git."""
     commit = _git(repository, "rev-parse", "HEAD")

@@ -14,6 +14,7 @@ from post_training.images import builder, retention
 from post_training.images.base import ensure_base
 from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity, write_context
+from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import edf_folders, find_edf
 from post_training.images.edf_check import check_edf
 from post_training.images.lock import lock_recipe
@@ -125,11 +126,8 @@ def gc(
     """Print what may go, and with `delete` remove it."""
     store, repository = open_store(store_folder), repository.resolve()
     if not (repository / "containers").is_dir():
-        raise UsageError(
-            "no checkout of post-training here, so which images are released is unknown",
-            where=str(repository),
-            hint="run it in a checkout, or name one with --repository",
-        )
+        # Which images are released is unknown.
+        raise not_a_checkout(repository)
     with store.lock():
         folders = retention.RunFolders(store)
         if forget is not None:

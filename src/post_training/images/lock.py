@@ -22,6 +22,7 @@ from pathlib import Path
 from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import atomic_file
 from post_training.images.base import lock_base
+from post_training.images.checkout import not_a_checkout
 from post_training.images.package_index import index_settings, run_uv
 from post_training.images.recipe import Recipe
 from post_training.images.recipe_settings import RecipeSettings
@@ -60,7 +61,10 @@ def lock_tools(repository: Path) -> Path:
     """Write the lock of the command line and of what developers need beside it; its path.
 
     Wheels only: installing them runs no code of theirs.
+    Errors: UsageError outside a checkout.
     """
+    if not (repository / "pyproject.toml").exists():
+        raise not_a_checkout(repository)
     target = repository / TOOLS_LOCK
     with atomic_file(target) as lock:
         # uv prefers the versions that its output file has.

@@ -14,6 +14,7 @@ from post_training import __version__
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_file, sha256_value
 from post_training.images.base_lock import LOCK_NAME
+from post_training.images.checkout import not_a_checkout
 from post_training.images.recipe_settings import RecipeSettings, load_settings
 
 # 2026-01-01. Every file of an image carries this time.
@@ -79,10 +80,12 @@ def load_recipe(name: str, repository: Path) -> Recipe:
     folder = repository / "containers" / name
     if not (folder / "Dockerfile").is_file():
         known = sorted(path.parent.name for path in repository.glob("containers/*/Dockerfile"))
+        if not known:
+            raise not_a_checkout(repository)
         raise UsageError(
             f"no container recipe {name!r}",
             where=str(repository / "containers"),
-            hint=f"there are: {', '.join(known)}" if known else "run it in a checkout",
+            hint=f"there are: {', '.join(known)}",
         )
     files = {path.name: path for path in _visible_files(folder) if path.suffix != ".md"}
     files |= _tree(repository / "entrypoints", "entrypoints")

@@ -15,6 +15,7 @@ from typing import Any
 from post_training.core.credentials import FoundCredentials
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_atomic
+from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import merge_edf
 from post_training.images.store import ImageStore
 
@@ -110,10 +111,10 @@ def site_file(site: str, repository: Path) -> Path:
     path = repository / "edf" / f"{site}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.toml") if p.name != RENDERED_NAME)
+        if not known:
+            raise not_a_checkout(repository)
         raise UsageError(
-            f"no site {site!r}",
-            where=str(path.parent),
-            hint=f"there are: {', '.join(known)}" if known else "run it in a checkout",
+            f"no site {site!r}", where=str(path.parent), hint=f"there are: {', '.join(known)}"
         )
     return path
 

@@ -7,6 +7,8 @@ import pytest
 from post_training.core.errors import UsageError
 from post_training.images.recipe import load_recipe
 
+REPOSITORY = Path(__file__).parents[3]
+
 BASE = "0" * 64
 
 
@@ -98,3 +100,24 @@ def test_stage_copies_with_fixed_modes_and_returns_the_hash(checkout, tmp_path):
 def test_load_recipe_unknown_name_lists_the_known(checkout):
     with pytest.raises(UsageError, match=r"no container recipe 'gpu'\nhint: there are: cpu"):
         load_recipe("gpu", checkout)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "image build",
+        "image push-sqsh",
+        "image lock",
+        "image lock-tools",
+        "image context cpu folder",
+        "image gc .",
+        "edf render",
+    ],
+)
+def test_command_outside_a_checkout_says_what_to_type(post_training, tmp_path, command):
+    done = post_training(*command.split(), POST_TRAINING_IMAGE_STORE=str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}: not a checkout of post-training\n"
+        f"hint: run it in a checkout, or name one: --repository {REPOSITORY}\n"
+    )
