@@ -15,7 +15,7 @@ _GIT = ["git", "-c", "safe.directory=*"]
 
 
 def not_a_checkout(folder: Path) -> UsageError:
-    """For what needs one and was started elsewhere; the checkout of the command itself is offered."""
+    """For what needs one and was started elsewhere; the command's own checkout is offered."""
     own = Path(__file__).parents[3]
     name = str(own) if (own / "containers").is_dir() else "FOLDER"
     return UsageError(
