@@ -36,8 +36,8 @@ NONE = [
     "the bearer of this long message, and of others",
     40 * "0",
     "sha256:" + 64 * "a",
-    "-----BEGIN PRIVATE KEY-----",
-    "AKIAAAAAAAAAAAAAAAAAAAAAAAA",
+    "-----BEGIN " + "PRIVATE KEY-----",
+    "AKIA" + 24 * "A",
 ]
 
 
