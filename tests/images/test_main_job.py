@@ -146,6 +146,33 @@ def test_wrong_input_hash_is_refused(inside, job):
     assert f"the EDF pins {'0' * 64}" in done.stderr
 
 
+def test_claimed_image_digest_is_refused_and_leaves_no_run(inside, job):
+    command = ["env", f"POST_TRAINING_IMAGE_OCI_DIGEST=sha256:{'a' * 64}", "entrypoint"]
+    done = inside(*command, "init-model", "init.yaml", "run_dir=claimed", cwd=job)
+    assert done.returncode == 1
+    assert f"claims sha256:{'a' * 64}" in done.stderr
+    assert not (job / "claimed").exists()
+
+
+def test_what_the_host_leaves_behind_does_not_choose_the_stages_python(inside, job):
+    """As another engine would let it in."""
+    left = ["PYTHONHOME=/opt/host", "PYTHONPATH=/opt/host", "TMPDIR=host-only", "BASH_ENV=/x"]
+    done = inside("env", *left, "entrypoint", "doctor", cwd=job)
+    assert "Fatal Python error" not in done.stderr
+    assert "temporary: /tmp" in done.stdout
+
+
+def test_doctor_names_variables_that_point_to_nowhere_and_foreign_code(inside, job):
+    left = ["SSL_CERT_FILE=/etc/host-only.pem", "XDG_RUNTIME_DIR=/run/user/4711", "LD_PRELOAD=x.so"]
+    done = inside("env", *left, "entrypoint", "doctor", cwd=job)
+    for line in (
+        "SSL_CERT_FILE names /etc/host-only.pem, which is not here",
+        "XDG_RUNTIME_DIR names /run/user/4711, which is not here",
+        "other code than the image's may run: LD_PRELOAD: runs are not reproducible by digest",
+    ):
+        assert line in done.stdout
+
+
 def test_another_engine_makes_the_entrypoint_verify(inside, job):
     """Without our runner's findings the entrypoint reads the image file itself."""
     script = "mount -t tmpfs tmpfs /run && exec entrypoint init-model init.yaml run_dir=engine"

@@ -4,12 +4,14 @@ that name what stands in the way."""
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from post_training.records.run_record import read_record
+from post_training.core.hashing import sha256_value
+from post_training.records.run_record import RunDescription, read_record
 
 pytestmark = pytest.mark.image
 
@@ -156,3 +158,45 @@ def test_package_mounted_over_the_images_is_recorded_and_not_reproducible(
     assert f"{place} of its image was mounted over" in refused.stderr
     told = post_training("runs", "diff", job / "run", job / "planted").stdout
     assert f"packages     filelock: '{version}' -> '0.0.1'" in told.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "found"),
+    [
+        (["env", "LD_PRELOAD=libm.so.6"], "foreign_variables", {"LD_PRELOAD": "libm.so.6"}),
+        (["env", "GLIBC_TUNABLES=glibc.malloc.check=0"], "foreign_variables",
+         {"GLIBC_TUNABLES": "glibc.malloc.check=0"}),
+        ([], "mounted_over", ["/usr/lib/python3.11/random.py"]),
+    ],
+)  # fmt: skip
+def test_foreign_code_is_recorded_and_not_reproducible(
+    image_edf, job, post_training, tmp_path, words, key, found
+):
+    mounts = []
+    if key == "mounted_over":
+        copied = post_training("edf", "run", image_edf, "--", "cat", *found).stdout
+        (tmp_path / "random.py").write_text(copied)
+        mounts = ["--mount", f"{tmp_path}/random.py:{found[0]}:ro"]
+    command = [*words, "entrypoint", "init-model", "init.yaml", f"run_dir={tmp_path}/run"]
+    mounts += ["--mount", f"{tmp_path}:{tmp_path}"]
+    done = post_training("edf", "run", *mounts, image_edf, "--", *command, cwd=job)
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "run")
+    assert (record[key], record["reproducible_by_digest"]) == (found, False)
+    refused = post_training("reproduce", tmp_path / "run")
+    assert refused.returncode == 2
+    assert next(iter(found)) in refused.stderr
+
+
+def test_reproduce_record_that_claims_another_image_is_refused(job, post_training, tmp_path):
+    """Also one whose sums were all made anew."""
+    shutil.copytree(job / "run", tmp_path / "run")
+    record = read_record(tmp_path / "run")
+    record["image"]["oci_digest"] = f"sha256:{'a' * 64}"
+    known = {key: record[key] for key in ("stage", "recipe", "topology", "inputs", "image")}
+    record["identity"] = RunDescription(**known, facts={}).identity
+    record["seal"] = sha256_value({key: value for key, value in record.items() if key != "seal"})
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    done = post_training("reproduce", tmp_path / "run", "--dry-run")
+    assert done.returncode == 2
+    assert f"oci_digest is sha256:{'a' * 64}, and that of the image is sha256:" in done.stderr

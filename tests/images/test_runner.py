@@ -1,5 +1,6 @@
 """`post-training edf run` on the built image, as root and as an ordinary user."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -196,3 +197,116 @@ def test_run_missing_command_and_workdir_are_named(edf, post_training):
     )  # fmt: skip
     done = post_training("edf", "run", edf(workdir="/no/where"), "--", "true")
     assert "workdir: no such file or directory inside the image (got '/no/where')" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mount", "message"),
+    [
+        ("empty:/run", "/run/post-training is the runner's own"),
+        ("empty:/run/post-training", "/run/post-training is the runner's own"),
+        ("empty:/dev/new", "there is no /dev/new to mount on in what is mounted at /dev"),
+        ("empty:/data/new", "there is no /data/new to mount on in what is mounted at /data"),
+    ],
+)
+def test_run_mount_that_would_write_to_the_host_is_refused(
+    edf, post_training, tmp_path, mount, message
+):
+    (tmp_path / "empty").mkdir()
+    done = post_training("edf", "run", edf(mounts=["empty:/data", mount]), "--", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_run_folder_mounted_on_etc_stays_as_it_was(edf, post_training, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = post_training("edf", "run", edf(mounts=["empty:/etc"]), "--", "ls", "-A", "/etc")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_run_localhost_and_the_hosts_resolver_are_there(edf, post_training):
+    script = "getent hosts localhost >/dev/null && cat /etc/resolv.conf"
+    done = post_training("edf", "run", edf(writable=False), "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == Path("/etc/resolv.conf").read_text()
+
+
+def test_run_empty_value_unsets_the_hosts_and_the_images_variable(edf, post_training):
+    path = edf(env={"HOST_LEFTOVER": "", "VIRTUAL_ENV": "", "KEPT": "x"})
+    done = post_training("edf", "run", path, "--", "env", HOST_LEFTOVER="1", ALSO_KEPT="")
+    names = {line.split("=")[0] for line in done.stdout.splitlines()}
+    assert not names & {"HOST_LEFTOVER", "VIRTUAL_ENV"}
+    assert {"KEPT", "ALSO_KEPT"} <= names
+
+
+def test_run_path_goes_on_from_the_images(edf, post_training):
+    path = edf(env={"PATH": "${PATH}:/custom/bin"})
+    done = post_training("edf", "run", path, "--", "sh", "-c", "echo $PATH; command -v entrypoint")
+    found, entrypoint = done.stdout.splitlines()
+    assert found.startswith("/opt/post-training/bin:")
+    assert found.endswith(":/custom/bin")
+    assert entrypoint == "/opt/post-training/bin/entrypoint"
+
+
+def test_run_what_the_host_leaves_behind_breaks_nothing(edf, post_training):
+    script = (
+        'mktemp; echo "<$XDG_RUNTIME_DIR$LC_ALL$PYTHONUSERBASE>"; python3 -c "import tempfile, ssl;'
+        ' print(tempfile.gettempdir()); ssl.create_default_context()"'
+    )
+    done = post_training(
+        "edf", "run", edf(), "--", "sh", "-c", script,
+        TMPDIR="host-only", XDG_RUNTIME_DIR="/run/user/4711", SSL_CERT_FILE="/etc/host-only.pem",
+        LC_ALL="de_CH.UTF-8", PYTHONUSERBASE="/opt/host", LD_LIBRARY_PATH="/opt/host/lib",
+    )  # fmt: skip
+    made, empty, temporary = done.stdout.splitlines()
+    assert made.startswith("/tmp/")
+    assert (empty, temporary) == ("<>", "/tmp")
+    assert done.stderr == (
+        "warning: of the shell, not taken into the image: LD_LIBRARY_PATH, PYTHONUSERBASE (an "
+        "EDF's [env] can set them)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [("pipe", "this is a pipe"), (".", "this is a folder"), ("zero", "this is a device")],
+)
+def test_run_image_that_is_no_file_is_refused_at_once(post_training, tmp_path, image, message):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "x.toml").write_text(f'image = "{tmp_path}/{image}"\n')
+    done = post_training("edf", "run", "x.toml", "--", "true")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {Path(tmp_path, image)}: an image must be a file")
+    assert message in done.stderr
+
+
+def test_run_digest_that_is_not_the_images_own_is_refused(image_edf, post_training, tmp_path):
+    claim = f'[env]\nPOST_TRAINING_IMAGE_OCI_DIGEST = "sha256:{"a" * 64}"\n'
+    (tmp_path / "x.toml").write_text(f'base_environment = "{image_edf}"\n{claim}')
+    done = post_training("edf", "run", "./x.toml", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"POST_TRAINING_IMAGE_OCI_DIGEST claims sha256:{'a' * 64}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "altered"),
+    [
+        ({"oci_digest": "sha256:" + "0" * 64}, "oci_digest, seal"),
+        ({"input_hash": "1" * 64}, "input_hash, seal"),
+        ({"checkout": {"commit": "deadbeef", "dirty": False}}, "seal"),
+    ],
+)
+def test_run_altered_record_of_the_store_is_refused(
+    image_edf, post_training, tmp_path, changes, altered
+):
+    image = Path(load_edf(image_edf, os.environ, tmp_path).image)
+    (tmp_path / image.name).symlink_to(image)
+    record = {**json.loads(image.with_suffix(".json").read_text()), **changes}
+    (tmp_path / image.with_suffix(".json").name).write_text(json.dumps(record))
+    path = tmp_path / "x.toml"
+    path.write_text(image_edf.read_text().replace(f"{image.parent}/", f"{tmp_path}/"))
+    done = post_training("edf", "run", path, "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"is not that of this image: {altered}\n" in done.stderr

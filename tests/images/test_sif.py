@@ -14,7 +14,8 @@ import pytest
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import sha256_file
-from post_training.images.inside import IMAGE_FILE, identify_image
+from post_training.images.identity import IMAGE_FILE, OCI_DIGEST_FILE
+from post_training.images.inside import identify_image
 from post_training.images.push import make_squashfs, push_sif
 from post_training.images.render import image_environment
 from post_training.images.sif import PARTITION_AT, write_sif
@@ -183,14 +184,19 @@ def test_pins_of_a_sif_name_its_own_digest(store):
 def test_entrypoint_in_a_sif_checks_the_sif(store, tmp_path, monkeypatch):
     record = push_sif(store.find("cpu"), store)
     sif = store.sif_path(record["sif_sha256"])
-    said = tmp_path / IMAGE_FILE.name
-    said.write_text(json.dumps({"name": "cpu", "version": "1", "input_hash": "1" * 64}))
-    monkeypatch.setattr("post_training.images.inside.IMAGE_FILE", said)
+    said = {"name": "cpu", "version": "1", "input_hash": "1" * 64}
+    root = tmp_path / "root"
+    for file, text in ((IMAGE_FILE, json.dumps(said)), (OCI_DIGEST_FILE, record["oci_digest"])):
+        (root / file.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
+        (root / file.relative_to("/")).write_text(text)
+    monkeypatch.setattr("post_training.images.inside.ROOT", root)
     monkeypatch.setattr("post_training.images.inside.FINDINGS", tmp_path / "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = identify_image(image_environment(record, sif))
     assert (found["verified_by"], found["check"]) == ("entrypoint", "hashed")
     assert found["sif_sha256"] == record["sif_sha256"]
+    store.record_path(record["sqsh_sha256"]).unlink()  # What squashfs is in it is then a claim.
+    assert identify_image(image_environment(record, sif))["verified_by"] == "declared"
     sif.write_bytes(sif.read_bytes() + b"x")
     with pytest.raises(PostTrainingError, match="the EDF pins"):
         identify_image(image_environment(record, sif))

@@ -14,15 +14,16 @@ from post_training.core.errors import PostTrainingError
 _PR_SET_PDEATHSIG = 1
 
 
-def dies_with(parent: int) -> Callable[[], None]:
+def dies_with(parent: int, sent: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """A `preexec_fn` that has the child killed when process `parent` ends, however it ends.
 
+    sent: another signal, for a child that has to tidy up.
     Linux only (prctl(2)); the child survives an exec of the parent, which keeps its pid.
     """
     libc = ctypes.CDLL(None)
 
     def arrange() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_PDEATHSIG, sent)
         if os.getppid() != parent:  # It ended before we asked.
             os._exit(1)
 
@@ -36,13 +37,16 @@ def run_tool(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     show: bool = False,
+    ends_with_us: signal.Signals | None = None,
 ) -> str:
     """Run `argv` and return its stdout, stripped.
 
     show: pass the program's own words through to stderr while it runs, and return nothing.
+    ends_with_us: what it is sent when this process is killed; else it runs on.
     Errors: PostTrainingError when the program is missing or fails, with the end of its output.
     """
-    return tool_bytes(argv, hint=hint, env=env, cwd=cwd, show=show).decode().strip()
+    said = tool_bytes(argv, hint=hint, env=env, cwd=cwd, show=show, ends_with_us=ends_with_us)
+    return said.decode().strip()
 
 
 def tool_bytes(
@@ -52,6 +56,7 @@ def tool_bytes(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     show: bool = False,
+    ends_with_us: signal.Signals | None = None,
 ) -> bytes:
     """As run_tool, with stdout as it is."""
     program = str(argv[0])
@@ -64,6 +69,7 @@ def tool_bytes(
         stderr=None if show else subprocess.PIPE,
         env=env,
         cwd=cwd,
+        preexec_fn=dies_with(os.getpid(), ends_with_us) if ends_with_us else None,
     )
     if done.returncode != 0:
         said = b"\n".join([done.stdout or b"", done.stderr or b""]).decode(errors="replace")

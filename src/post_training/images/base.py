@@ -10,7 +10,6 @@ Both are kept in the store and counted by content, so a build needs the network 
 import json
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,10 +145,10 @@ def _bootstrap(
 ) -> tuple[str, dict[str, str]]:
     """Make a base and keep it in the store; its sha256 and {package: version}."""
     _say(f"bootstrapping the base from Debian {SUITE} …")
-    folder = store.folder / "bases"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        tar = Path(temporary) / "base.tar"
+    for leftover in store.abandoned_work():
+        shutil.rmtree(leftover)
+    with store.work_folder("bases") as temporary:
+        tar = temporary / "base.tar"
         bootstrap(include, tar, snapshot=snapshot)
         sha256, packages = sha256_file(tar), installed_packages(tar)
         sync(tar)

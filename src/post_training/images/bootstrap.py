@@ -6,6 +6,7 @@ are given one content, whatever machine and mirror it was made with.
 
 import os
 import shlex
+import signal
 import tarfile
 import urllib.request
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def bootstrap(packages: Sequence[str], target: Path, *, snapshot: str | None = N
          SUITE, target, *_sources(roots)],
         env={**os.environ, "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)},
         hint="it needs the network: is a proxy to be configured in /etc/apt?",
+        ends_with_us=signal.SIGTERM,
     )  # fmt: skip
 
 

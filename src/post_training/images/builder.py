@@ -6,6 +6,7 @@ through the same few questions: build, inspect, mount, run.
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def version() -> dict[str, str]:
 def build(options: Sequence[str | Path]) -> None:
     """Build with the options that both share."""
     verb = ["buildah", "bud", _RUNTIME] if program() == "buildah" else _podman("build")
-    run_tool([*verb, *options], show=True)
+    run_tool([*verb, *options], show=True, ends_with_us=signal.SIGTERM)
 
 
 def stored_tags() -> dict[str, str]:
@@ -74,13 +75,19 @@ def remove(tag: str) -> None:
 
 
 @contextmanager
-def mounted(tag: str) -> Iterator[Path]:
+def mounted(tag: str, container: str) -> Iterator[Path]:
     """The image's root file system, read from the builder's own mount: no export, no unpacking.
 
+    container: a name that nobody else uses at this time; what a killed process left of it goes.
     As an ordinary user inside `podman unshare` or `buildah unshare` only.
     """
     if program() == "buildah":
-        container = run_tool(["buildah", "from", "--pull-never", tag])
+        if (
+            container
+            in run_tool(["buildah", "containers", "--format", "{{.ContainerName}}"]).split()
+        ):
+            run_tool(["buildah", "rm", container])
+        run_tool(["buildah", "from", "--pull-never", f"--name={container}", tag])
         try:
             yield Path(run_tool(["buildah", "mount", container]))
         finally:

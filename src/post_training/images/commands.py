@@ -103,15 +103,17 @@ def lock(name: str, base: str | None, store_folder: Path | None, repository: Pat
 
 
 def show_list(store_folder: Path | None, *, as_json: bool) -> None:
-    index = open_store(store_folder).index()
+    store = open_store(store_folder)
+    index = [{**entry, "file": store.file_fault(entry) or "present"} for entry in store.index()]
     if as_json:
         print(json.dumps(index, indent=2))
         return
-    print(f"{'NAME':8} {'VERSION':9} {'OCI DIGEST':20} {'SQSH SHA256':13} {'MB':>5}  PUSHED")
+    print(f"{'NAME':8} {'VERSION':9} {'OCI DIGEST':20} {'SQSH SHA256':13} {'MB':>7}  PUSHED")
     for entry in index:
+        size = f"{entry['size_bytes'] / 1e6:.0f}" if entry["file"] == "present" else entry["file"]
         print(
             f"{entry['name']:8} {entry['version']:9} {entry['oci_digest'][:19]:20} "
-            f"{entry['sqsh_sha256'][:12]:13} {entry['size_bytes'] / 1e6:5.0f}  {entry['pushed']}"
+            f"{entry['sqsh_sha256'][:12]:13} {size:>7}  {entry['pushed']}"
         )
 
 

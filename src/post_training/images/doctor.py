@@ -16,7 +16,14 @@ from post_training.core.credentials import CREDENTIALS, check_token_file
 from post_training.core.errors import UsageError
 from post_training.core.findings import Finding, examine, note, ok, wrong
 from post_training.images.edf_check import PROFILE, network_faults
-from post_training.images.inside import IMAGE_FILE, development_mount, identify_image
+from post_training.images.foreign_code import PLACES
+from post_training.images.identity import IMAGE_FILE
+from post_training.images.inside import (
+    development_mount,
+    foreign_variables,
+    identify_image,
+    mounts_over_the_image,
+)
 from post_training.images.selfcheck import CONFIGURATION, version_faults
 
 _PLUGINS = ("libnccl-net*.so*", "librccl-net*.so*")
@@ -53,6 +60,12 @@ def _identity(env: Mapping[str, str]) -> Iterator[Finding]:
             "image",
             f"the code is of a mounted checkout (commit {development['commit']}): runs are not "
             "reproducible by digest",
+        )
+    if over := [*mounts_over_the_image(), *foreign_variables(env)]:
+        yield note(
+            "image",
+            f"other code than the image's may run: {', '.join(over)}: runs are not reproducible by "
+            "digest",
         )
 
 
@@ -147,6 +160,13 @@ def storage(env: Mapping[str, str]) -> Iterator[Finding]:
             folders[name] = Path(env[name])
     for name, folder in folders.items():
         yield from writable(name, folder)
+    for name in PLACES:
+        if env.get(name) and not Path(env[name]).exists():
+            yield note(
+                "storage",
+                f"{name} names {env[name]}, which is not here",
+                f'{name} = "" in the [env] of the EDF unsets it',
+            )
     shared = shutil.disk_usage("/dev/shm").total
     if shared < _LEAST_FREE_BYTES:
         yield wrong("storage", f"/dev/shm has {shared >> 20} MiB; data loaders need 1 GiB")

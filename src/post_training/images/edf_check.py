@@ -5,7 +5,6 @@ What the engine would refuse (keys, variables, mounts), what its successor would
 in [env], an image that is not the pinned or the released one, a network setting that corrupts data.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.secrets import variable_secret
 from post_training.images.edf import Edf, examine_edf, merge_edf
+from post_training.images.identity import read_record_beside, seal
 from post_training.images.verify import image_digest
 
 PROFILE = "POST_TRAINING_NETWORK_PROFILE"
@@ -111,15 +111,19 @@ def _contradictions(
     image: Path, pins: Mapping[str, str | None], releases: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Where the pins are not those of the image's record, or the record not the release's."""
-    beside = image.with_name(f"sha256-{pins['SQSH_SHA256']}.json")
-    if not beside.exists():
+    try:
+        record = read_record_beside(image, str(pins["SQSH_SHA256"]))
+    except PostTrainingError as error:
+        return [f"image: {error.where}: {error.problem}"]
+    if record is None:
         return []  # A copy of the file alone: its own sha256 was compared.
-    record = json.loads(beside.read_text())
     faults = [
-        f"env.{_PIN}{key.upper()}: is {pins[key.upper()]}, the image's record has {record[key]}"
+        f"env.{_PIN}{key.upper()}: is {pins[key.upper()]}, the image's record has {record.get(key)}"
         for key in ("oci_digest", "input_hash")
-        if pins[key.upper()] != record[key]
+        if pins[key.upper()] != record.get(key)
     ]
+    if record.get("seal", seal(record)) != seal(record):
+        faults.append("image: its record in the store was changed after the push")
     for entry in releases:
         same = all(entry[key] == record.get(key) for key in ("name", "version", "platform"))
         if same and entry["oci_digest"] != record["oci_digest"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from post_training.core.errors import UsageError
 from post_training.images import edf_command
-from post_training.images.inside import IMAGE_FILE
+from post_training.images.identity import IMAGE_FILE
 
 
 def can_run_here(environment: str | None) -> bool:
@@ -29,6 +29,5 @@ def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> 
             raise UsageError(
                 f"{option}: must be below the working directory, which the image sees (got {path})"
             )
-    # What the host's Python should find does not belong before the image's.
-    command = ["env", "-u", "PYTHONPATH", "post-training", *sys.argv[1:]]
-    sys.exit(edf_command.main(["run", environment or "post-training", "--", *command]))
+    command = ["run", environment or "post-training", "--", "post-training", *sys.argv[1:]]
+    sys.exit(edf_command.main(command))

@@ -1,7 +1,7 @@
 """Which image is this process in, and who checked it? Asked by the entrypoint, inside the image.
 
-/etc/post-training/image.json      what the image says of itself (input hash)
-POST_TRAINING_IMAGE_*              what the EDF pins, or for a SIF the command line
+/etc/post-training/                what the image says of itself (identity.py)
+POST_TRAINING_IMAGE_*              what the EDF pins, or for a SIF the command line: claims
 /run/post-training/image.json      what our runner found before it started us
 the image store's record           commit and package lists, where the store is mounted
 """
@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.images.edf_variables import parse_environment
+from post_training.images.foreign_code import code_variables, mounts_over_code
+from post_training.images.identity import check_identity, read_image, read_record_beside
 from post_training.images.verify import check_image_digest
 
-IMAGE_FILE = Path("/etc/post-training/image.json")
 # Where our runner leaves what it found and did, as NAME.json.
 FINDINGS = Path("/run/post-training")
-_STACK = Path("/opt/post-training")
+ROOT = Path("/")
+# What the entrypoint looks for code in when a checkout is mounted.
+DEVELOPMENT_SOURCES = FINDINGS / "dev/src"
 _PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
 
 
 def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
     """The image's identity and `verified_by`: "runner", "entrypoint" or "declared".
 
-    "declared": the digest is the EDF's word, and only the input hash inside the image agrees with
-    it, because the image's file cannot be read from here.
+    "declared": a digest is the EDF's word, because the image's file cannot be read from here, or
+    neither the image nor a record at hand says its OCI digest.
     Errors: UsageError when no image is pinned; PostTrainingError when it is not the pinned one.
     """
     is_sif = environment.get("POST_TRAINING_IMAGE_PATH", "").endswith(".sif")
@@ -37,18 +41,16 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
             hint="run it with the EDF that `make push-sqsh` rendered; --unpinned runs it anyway "
             "and the record says so",
         )
-    said = _read_json(IMAGE_FILE)
-    if said is None or said["input_hash"] != pins["INPUT_HASH"]:
-        found = said["input_hash"] if said else "nothing"
-        raise PostTrainingError(
-            f"input hash is {found}, the EDF pins {pins['INPUT_HASH']}",
-            where=str(IMAGE_FILE),
-            hint="this is not the image that the EDF was rendered for",
-        )
     path = Path(pins["PATH"])
-    verified_by, check = _verify(path, pins["SIF_SHA256" if is_sif else "SQSH_SHA256"])
-    beside = path.with_name(f"sha256-{pins['SQSH_SHA256']}.json")
-    record = _read_json(beside if is_sif else path.with_suffix(".json")) or {}
+    record = read_record_beside(path, pins["SQSH_SHA256"])
+    said = read_image(ROOT)
+    is_bound = check_identity(environment, said, record)
+    verified_by, check = _verify(path, pins, is_sif=is_sif)
+    found = _read_json(FINDINGS / "image.json") or {}
+    is_bound = is_bound or bool(found.get("oci_digest"))
+    # A SIF's own digest is hashed; that of the squashfs in it is its record's word.
+    if not is_bound or (is_sif and record is None):
+        verified_by = "declared"
     identity = {
         "name": said["name"],
         "version": said["version"],
@@ -56,7 +58,7 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
         "oci_digest": pins["OCI_DIGEST"],
         "sqsh_sha256": pins["SQSH_SHA256"],
         "path": str(path),
-        "checkout": record.get("checkout"),
+        "checkout": (record or found).get("checkout"),
         "verified_by": verified_by,
         "check": check,
     }
@@ -75,22 +77,33 @@ def mounts() -> list[str]:
     return _read_json(FINDINGS / "mounts.json") or []
 
 
-def mounts_over_the_stack(mount_table: Path = Path("/proc/self/mountinfo")) -> list[str]:
-    """Where something is mounted over the image's own programs and packages, by whatever engine."""
-    places = (line.split()[4] for line in mount_table.read_text().splitlines())
-    return sorted({place for place in places if Path(place).is_relative_to(_STACK)})
+def mounts_over_the_image() -> list[str]:
+    """Where something is mounted over the image's files: over any, where our runner made the
+    mounts; over its programs, libraries and settings, where another engine did."""
+    over = set(mounts_over_code(Path("/proc/self/mountinfo").read_text()))
+    return sorted(over | set(_read_json(FINDINGS / "mounted_over.json") or []))
 
 
-def _verify(path: Path, pinned: str) -> tuple[str, str | None]:
+def foreign_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which other code than the image's may run in this process."""
+    own = Path("/etc/environment")
+    image_variables = parse_environment(own.read_text()) if own.exists() else {}
+    return code_variables(environment, image_variables, [str(DEVELOPMENT_SOURCES)])
+
+
+def _verify(path: Path, pins: Mapping[str, str], *, is_sif: bool) -> tuple[str, str | None]:
+    pinned = pins["SIF_SHA256" if is_sif else "SQSH_SHA256"]
     found = _read_json(FINDINGS / "image.json")
     if found is not None:
         # The runner compared it before it started us; this only guards against a later change
         # of the variables.
-        if found["sha256"] != pinned:
-            raise PostTrainingError(
-                f"the runner verified {found['sha256']}, but "
-                f"POST_TRAINING_IMAGE_SQSH_SHA256 is {pinned}"
-            )
+        for name, expected in (("sha256", pinned), ("oci_digest", pins["OCI_DIGEST"])):
+            if found.get(name) not in (expected, None):
+                variable = "SQSH_SHA256" if name == "sha256" else "OCI_DIGEST"
+                raise PostTrainingError(
+                    f"the runner verified {found[name]}, but "
+                    f"POST_TRAINING_IMAGE_{variable} is {expected}"
+                )
         return "runner", found["check"]
     if path.exists():
         return "entrypoint", check_image_digest(path, pinned).check
@@ -102,3 +115,5 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise PostTrainingError(f"not a JSON record: {error}", where=str(path)) from None

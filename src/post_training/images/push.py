@@ -3,6 +3,7 @@ from that squashfs to a SIF."""
 
 import os
 import shutil
+import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -12,12 +13,13 @@ from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import sync
-from post_training.core.hashing import sha256_file
+from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
 from post_training.images import builder
 from post_training.images.bootstrap import parse_dpkg_status
 from post_training.images.build import BuiltImage
 from post_training.images.checkout import describe_checkout
+from post_training.images.identity import OCI_DIGEST_FILE
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.sif import write_sif
 from post_training.images.store import RECORD_SCHEMA, ImageStore
@@ -29,7 +31,7 @@ _ENVIRONMENT_FILES = (
     ".singularity.d/env/90-environment.sh",
     ".singularity.d/env/99-base.sh",
 )
-# Inside, where nothing else can say it: the image cannot hold its own digest.
+# For whoever looks at the SIF from outside.
 _OCI_DIGEST_LABEL = "org.post-training.oci-digest"
 _SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
 
@@ -37,13 +39,15 @@ _SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
 def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
     """Add the image to the store and return its record; what is there already is left alone."""
     with store.lock():
-        for leftover in store.folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover)  # Of a push that was killed; nobody else pushes now.
-        with builder.mounted(image.tag) as root:
+        # Of a push that was killed; nobody else pushes now.
+        for leftover in [*store.folder.glob(f"{_TEMPORARY}*"), *store.abandoned_work()]:
+            shutil.rmtree(leftover)
+        container = f"post-training-push-{sha256_text(str(store.folder))[:16]}"
+        with builder.mounted(image.tag, container) as root:
             # Inside the store, so that the rename into place is one step on one file system.
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
                 squashfs = Path(temporary) / "image.sqsh"
-                make_squashfs(root, squashfs)
+                make_squashfs(root, squashfs, image.oci_digest)
                 squashfs.chmod(0o644)
                 # The disk writes while the processor hashes: half a second of a push.
                 with ThreadPoolExecutor(max_workers=1) as beside:
@@ -55,8 +59,7 @@ def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str,
             record = image_record(
                 image, root, digest, size_bytes, describe_checkout(recipe.repository), _builder()
             )
-        store.add(record)
-    return record
+        return store.add(record)
 
 
 def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
@@ -94,8 +97,7 @@ def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
         size_bytes = sif.stat().st_size
         sif.replace(store.sif_path(written.sif_sha256))
         record = {**record, "sif_sha256": written.sif_sha256, "sif_size_bytes": size_bytes}
-        store.add(record)
-    return record
+        return store.add(record)
 
 
 def _check_environment_files(squashfs: Path) -> None:
@@ -111,15 +113,21 @@ def _check_environment_files(squashfs: Path) -> None:
             )
 
 
-def make_squashfs(root: Path, target: Path) -> None:
-    """Pack `root` so that equal trees give equal bytes (fixed times, owner kept, fixed root)."""
+def make_squashfs(root: Path, target: Path, oci_digest: str | None = None) -> None:
+    """Pack `root` so that equal trees give equal bytes (fixed times, owner kept, fixed root).
+
+    oci_digest: goes into a file of its own, which only the packed image can have.
+    """
     epoch = str(SOURCE_DATE_EPOCH)
+    packed = f"{OCI_DIGEST_FILE.relative_to('/')} f 444 0 0 echo {oci_digest}"
     # SOURCE_DATE_EPOCH in the environment together with these flags is an error of mksquashfs.
     environment = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
     run_tool(
         ["mksquashfs", root, target, "-noappend", "-quiet", "-no-progress", *COMPRESSION,
-         "-mkfs-time", epoch, "-all-time", epoch, "-root-mode", "0755"],
+         "-mkfs-time", epoch, "-all-time", epoch, "-root-mode", "0755",
+         *(["-p", packed] if oci_digest else [])],
         env=environment,
+        ends_with_us=signal.SIGKILL,
     )  # fmt: skip
 
 

@@ -5,13 +5,16 @@ this process's place: same pid, so signals, exit codes and Slurm's bookkeeping n
 Works as root and as an ordinary user; on any Linux that has overlay and user namespaces.
 
 Before anything starts, the image's sha256 is compared with the one the EDF pins. What was found
-is left for the entrypoint in /run/post-training/image.json.
+is left for the entrypoint in /run/post-training/image.json. What is mounted is what was hashed: the
+file is opened once. Nothing is written to the host: what a container needs besides the image lies
+in the throw-away layer, under the EDF's mounts.
 """
 
 import grp
 import json
 import os
 import pwd
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,8 +23,20 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount
 from post_training.images.edf_variables import parse_environment
+from post_training.images.foreign_code import (
+    host_variables,
+    is_over_files,
+    without_lost_places,
+)
+from post_training.images.identity import check_identity, read_image, read_record_beside
 from post_training.images.inside import FINDINGS
-from post_training.images.verify import check_image_digest
+from post_training.images.verify import (
+    check_unchanged,
+    expect_digest,
+    image_state,
+    open_image,
+    open_image_digest,
+)
 
 PINNED_DIGEST = "POST_TRAINING_IMAGE_SQSH_SHA256"
 # On the host: a place that every machine has; the namespace hides what is mounted there.
@@ -45,23 +60,33 @@ def run(
     """
     image = image_file(edf)
     findings = dict(findings or {})
-    if pinned := edf.env.get(PINNED_DIGEST):
-        digest = check_image_digest(image, pinned)
+    # Opened and resolved now: the host's paths are out of sight once the stage is mounted.
+    image_descriptor = open_image(image)
+    state = image_state(image_descriptor)
+    pinned, record = edf.env.get(PINNED_DIGEST), None
+    if pinned:
+        digest = expect_digest(open_image_digest(image_descriptor, image), pinned, image)
         findings["image"] = {"path": str(image), **digest._asdict()}
+        record = read_record_beside(image, pinned)
     findings["mounts"] = [str(wanted) for wanted in edf.mounts]
     uid, gid = os.geteuid(), os.getegid()
     account = _account_lines(uid, gid)
-    # Opened and resolved now: the host's paths are out of sight once the stage is mounted.
-    image_descriptor = os.open(image, os.O_RDONLY)
     packed = [
-        (os.open(wanted.source, os.O_RDONLY) if "sqsh" in wanted.flags else None)
-        for wanted in edf.mounts
+        (open_image(wanted.source) if "sqsh" in wanted.flags else None) for wanted in edf.mounts
     ]
     sources = [os.path.realpath(wanted.source).lstrip("/") for wanted in edf.mounts]
+    host_files = {name: os.path.realpath(name).lstrip("/") for name in _HOST_FILES}
 
     linux.enter_mount_namespace()
     linux.mount("tmpfs", _STAGE, "tmpfs", data="mode=0755")
     root = _prepare_root(image_descriptor, image)
+    check_unchanged(image_descriptor, state, image)
+    if pinned and edf.env.get("POST_TRAINING_IMAGE_INPUT_HASH"):
+        is_bound = check_identity(edf.env, read_image(_STAGE / "image"), record)
+        findings["image"] |= {
+            "oci_digest": edf.env["POST_TRAINING_IMAGE_OCI_DIGEST"] if is_bound else None,
+            "checkout": record and record.get("checkout"),
+        }
     for index, descriptor in enumerate(packed):
         if descriptor is not None:
             linux.mount_squashfs(descriptor, edf.mounts[index].source, root / f".packed/{index}")
@@ -70,22 +95,28 @@ def run(
     os.chdir("/")
     linux.detach(_OLD_ROOT / "tmp")  # Our stage; below it the host's /tmp is visible again.
 
-    _mount_system()
+    _mount_system(host_files)
+    _add_account(account)
+    FINDINGS.mkdir(parents=True, exist_ok=True)
+    findings["mounted_over"] = []
+    places = [Path("/proc"), Path("/sys"), Path("/dev")]
     for index, wanted in enumerate(edf.mounts):
+        place = Path(os.path.realpath(wanted.target))
+        _check_place(place, wanted, edf, [FINDINGS / f"{name}.json" for name in findings])
+        if is_over_files(place, places):
+            findings["mounted_over"].append(str(place))
         if packed[index] is None:
-            _mount_into(_OLD_ROOT / sources[index], wanted)
+            _mount_into(_OLD_ROOT / sources[index], wanted, places)
         else:
-            _mount_into(_PACKED / str(index), wanted)
+            _mount_into(_PACKED / str(index), wanted, places)
             linux.detach(_PACKED / str(index))
             (_PACKED / str(index)).rmdir()
+        places.append(place)
     if _PACKED.exists():
         _PACKED.rmdir()
-    _add_account(account)
     for name, value in findings.items():
-        FINDINGS.mkdir(parents=True, exist_ok=True)
         (FINDINGS / f"{name}.json").write_text(json.dumps(value))
-    # Precedence: EDF over image over host.
-    environment = {**host_env, **_image_environment(), **edf.env}
+    environment = _environment(host_env, edf)
     words = [*_image_entrypoint(edf), *command]
     linux.detach(_OLD_ROOT)
     _OLD_ROOT.rmdir()
@@ -118,21 +149,40 @@ def _prepare_root(image_descriptor: int, image: Path) -> Path:
     return _STAGE / "root"
 
 
-def _mount_system() -> None:
+def _mount_system(host_files: Mapping[str, str]) -> None:
     """What every program expects of a machine: /proc, /sys, /dev, a /tmp of its own, names."""
     for name in ("proc", "sys", "dev"):
         Path("/", name).mkdir(exist_ok=True)
         linux.bind(_OLD_ROOT / name, f"/{name}")
     Path("/tmp").mkdir(exist_ok=True)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
-    for name in _HOST_FILES:
-        source = _OLD_ROOT / os.path.realpath(_OLD_ROOT / name.lstrip("/")).lstrip("/")
-        if source.is_file():
+    for name, file in host_files.items():
+        if (_OLD_ROOT / file).is_file():
             _make_mount_point(Path(name), is_folder=False)
-            linux.bind(source, name, read_only=True)
+            linux.bind(_OLD_ROOT / file, name, read_only=True)
+    if not Path("/etc/hosts").exists():
+        Path("/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
-def _mount_into(source: Path, wanted: Mount) -> None:
+def _check_place(place: Path, wanted: Mount, edf: Edf, own: Sequence[Path]) -> None:
+    """Errors: UsageError for a mount that would hide what the runner leaves, or have it written to
+    the host. own: its files."""
+    if FINDINGS.is_relative_to(place) or place in own:
+        raise UsageError(
+            f"mounts: {FINDINGS} is the runner's own (got {wanted})",
+            where=str(edf.path),
+            hint=f"mount folders below {place} one by one" if place in FINDINGS.parents else None,
+        )
+
+
+def _mount_into(source: Path, wanted: Mount, places: Sequence[Path]) -> None:
+    target = Path(os.path.realpath(wanted.target))
+    if not target.exists() and (over := [p for p in places if target.is_relative_to(p)]):
+        # To make it would write through that mount, to the host.
+        raise UsageError(
+            f"mounts: there is no {wanted.target} to mount on in what is mounted at {over[-1]}",
+            hint="make it on the host first, or mount it elsewhere",
+        )
     _make_mount_point(wanted.target, is_folder=source.is_dir())
     flags = 0
     for name in wanted.flags & _MOUNT_FLAGS.keys():
@@ -183,9 +233,20 @@ def _add_account(lines: Mapping[str, str]) -> None:
             path.write_text(f"{present.rstrip()}\n{line}\n".lstrip())
 
 
-def _image_environment() -> dict[str, str]:
+def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
+    """The EDF's variables over the image's over the host's; empty ones of the EDF are unset."""
     path = Path("/etc/environment")
-    return parse_environment(path.read_text()) if path.exists() else {}
+    image = parse_environment(path.read_text()) if path.exists() else {}
+    host, dropped = host_variables(host_env)
+    if dropped and host_env.get("SLURM_PROCID", "0") == "0":
+        print(
+            f"warning: of the shell, not taken into the image: {', '.join(dropped)}"
+            " (an EDF's [env] can set them)",
+            file=sys.stderr,
+        )
+    own = {**image, **edf.env}
+    merged = without_lost_places({**host, **own}, own)
+    return {name: value for name, value in merged.items() if value or name not in edf.env}
 
 
 def _image_entrypoint(edf: Edf) -> list[str]:

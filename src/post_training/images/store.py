@@ -8,11 +8,12 @@
     runs.json              the folders in which `image gc` looks for runs
     bases/, wheels/NAME/, system/   what builds are made of, by hash
 
-The record is the truth; the index is derived and may be deleted.
+The record is the truth, and its seal shows an edit; the index is derived and may be deleted.
 """
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,15 +22,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from post_training.core.errors import UsageError
-from post_training.core.files import read_json, write_json
+from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.locks import is_held, locked
+from post_training.images.identity import seal
 
 RECORD_SCHEMA = "post-training/image-record/1"
 _INDEX_KEYS = (
     *("name", "version", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256"),
     *("size_bytes", "pushed"),
 )
+# Of these every record, and every entry of the index, has one that is no null.
+_NEEDED = tuple(key for key in _INDEX_KEYS if key != "sif_sha256")
 _SHORTEST_PREFIX = 8
 _WORK = ".work-"
 _WORK_STARTS_S = 60
@@ -73,48 +77,60 @@ class ImageStore:
             yield
 
     @contextmanager
-    def work_folder(self) -> Iterator[Path]:
-        """A folder in the store for work that does not lock it, removed at the end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def work_folder(self, part: str = "") -> Iterator[Path]:
+        """A folder in the store for work that does not lock it, removed at the end.
+
+        part: the part of the store (`bases`) that what is made goes to.
+        """
+        (self.folder / part).mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(prefix=_WORK, dir=self.folder) as folder,
+            tempfile.TemporaryDirectory(prefix=_WORK, dir=self.folder / part) as folder,
             locked(Path(folder) / ".live"),
         ):
             yield Path(folder)
 
     def abandoned_work(self) -> list[Path]:
         """Work folders whose process was killed."""
-        return [path for path in self.folder.glob(f"{_WORK}*") if not _is_live(path)]
+        folders = [*self.folder.glob(f"{_WORK}*"), *self.folder.glob(f"bases/{_WORK}*")]
+        return [path for path in folders if not _is_live(path)]
 
     def records(self) -> list[dict[str, Any]]:
         """Every image's record, the last pushed first."""
-        records = [read_json(path, RECORD_SCHEMA) for path in self.folder.glob("sha256-*.json")]
-        return sorted(records, key=lambda record: record["pushed"], reverse=True)
+        return _read_records(self.folder)
 
     def index(self) -> list[dict[str, Any]]:
-        """The records in short, the last pushed first."""
+        """The records in short, the last pushed first. A damaged index is made anew from them."""
         path = self.folder / "index.json"
         if not path.exists():
             return [_short(record) for record in self.records()]
-        return json.loads(path.read_text())["images"]
+        try:
+            images = json.loads(path.read_text())["images"]
+            if all(entry[key] is not None for entry in images for key in _NEEDED):
+                return images
+        except (ValueError, TypeError, KeyError):
+            pass
+        print(f"warning: {path}: damaged; made anew from the records", file=sys.stderr)
+        self._write_index()
+        return [_short(record) for record in self.records()]
 
     def removed_records(self) -> list[dict[str, Any]]:
         """The records of images that were removed, the last pushed first."""
-        paths = (self.folder / "removed").glob("sha256-*.json")
-        records = [read_json(path, RECORD_SCHEMA) for path in paths]
-        return sorted(records, key=lambda record: record["pushed"], reverse=True)
+        return _read_records(self.folder / "removed")
 
     def files(self, record: dict[str, Any]) -> list[Path]:
         """Where the image's files are."""
         sif = record.get("sif_sha256")
         return [self.image_path(record["sqsh_sha256"]), *([self.sif_path(sif)] if sif else [])]
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Write the record of an image that is in its place, then the index. Call it locked."""
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Seal and write the record of an image that is in its place, then the index; the sealed
+        record. Call it locked."""
         digest = record["sqsh_sha256"]
+        record = {**record, "seal": seal(record)}
         write_json(self.record_path(digest), record)
         self._removed_path(digest).unlink(missing_ok=True)
         self._write_index()
+        return record
 
     def remove(self, record: dict[str, Any]) -> None:
         """Take an image away and keep its record in removed/. Call it locked."""
@@ -189,11 +205,42 @@ class ImageStore:
         return None
 
     def record(self, sqsh_sha256: str) -> dict[str, Any]:
-        return read_json(self.record_path(sqsh_sha256), RECORD_SCHEMA)
+        """Errors: UsageError for what is no record of this image, or was changed since."""
+        return _read_record(self.record_path(sqsh_sha256))
+
+    def file_fault(self, entry: dict[str, Any]) -> str | None:
+        """What a look at the image's file shows, without reading it: "missing" or "damaged"."""
+        path = self.image_path(entry["sqsh_sha256"])
+        if not path.is_file():
+            return "missing"
+        return None if path.stat().st_size == entry["size_bytes"] else "damaged"
 
     def verify(self, record: dict[str, Any]) -> list[Verification]:
         """Hash the image's files again, whole, and compare."""
         return [_verify(path) for path in self.files(record)]
+
+
+def _read_records(folder: Path) -> list[dict[str, Any]]:
+    """Of every image, the last pushed first."""
+    records = [_read_record(path) for path in folder.glob("sha256-*.json")]
+    return sorted(records, key=lambda record: record["pushed"], reverse=True)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path, RECORD_SCHEMA)
+    check_keys(record, _NEEDED, path)
+    if wrong := [key for key in _NEEDED if not isinstance(record[key], int | str)]:
+        raise UsageError(f"no record any more: {wrong[0]} is {record[wrong[0]]!r}", where=str(path))
+    if path.stem != f"sha256-{record['sqsh_sha256']}":
+        raise UsageError("the record is of another image than its name says", where=str(path))
+    # Records of earlier versions have no seal.
+    if record.get("seal", seal(record)) != seal(record):
+        raise UsageError(
+            "the record was changed after the push",
+            where=str(path),
+            hint="undo the change; `post-training image rebuild` builds the image again from it",
+        )
+    return record
 
 
 def _is_live(work_folder: Path) -> bool:

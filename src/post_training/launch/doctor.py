@@ -108,6 +108,14 @@ def _store(store: ImageStore) -> Iterator[Finding]:
     if not images:
         yield wrong("store", f"{store.folder} has no image", "`make image push-sqsh` adds one")
         return
+    for entry in images:
+        if fault := store.file_fault(entry):
+            yield wrong(
+                "store",
+                f"the file of {entry['name']} {entry['version']} is {fault}: "
+                f"{store.image_path(entry['sqsh_sha256'])}",
+                f"post-training image verify {entry['sqsh_sha256'][:12]}; then push it again",
+            )
     yield ok("store", f"{store.folder}: {len(images)} images")
     if shutil.which("lfs") is not None:
         yield from _striping(store.folder)

@@ -104,6 +104,7 @@ def sbatch_script(job: Job, site: Site) -> str:
             "",
             *_array("stage", stage),
             *_array("verdict", verdict),
+            *_ASK.splitlines(),
             *_names(job),
             _BODY.format(
                 watch_s=site.scheduler.watch_s,
@@ -116,6 +117,13 @@ def sbatch_script(job: Job, site: Site) -> str:
     )
 
 
+_ASK = r"""
+# An image's entrypoint may greet on stdout, and srun put `0: ` before each line.
+ask() {
+    "${verdict[@]}" "$@" |
+        sed -nE 's/^([0-9]+: )?(again( [^ ]+)?|stop|go|over|on)$/\2/p' | tail -n 1
+}
+"""
 _WHOLE = """\
 job=$SLURM_JOB_ID
 tally={folder}/failures.json
@@ -141,7 +149,7 @@ end_chain() {{
 before=$(sed "/^$SLURM_JOB_ID\\$/,\\$d" "$chain" | tail -n 1)
 if [[ -n $before ]]; then
     ended=$(scontrol show job "$before" 2>/dev/null | grep -o 'JobState=[A-Z_]*')
-    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $("${{verdict[@]}}" --start) != go ]]; then
+    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $(ask --start) != go ]]; then
         end_chain
         exit 1
     fi
@@ -161,7 +169,7 @@ watch() {{
     while ((times < 2)); do
         sleep {watch_s} &
         wait $!
-        [[ $("${{verdict[@]}}" --over-since "$start") == over ]] && ((++times)) || times=0
+        [[ $(ask --over-since "$start") == over ]] && ((++times)) || times=0
     done
     echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
     kill -KILL "$1"
@@ -183,7 +191,8 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-read -r next {suspect} <<<"$("${{verdict[@]}}" --exit-code "$code")"
+read -r next {suspect} <<<"$(ask --exit-code "$code")"
+[[ -n $next ]] || echo 'no verdict could be had: the job ends here' >&2
 if [[ $next == again ]] && is_running; then
 {again}\
 fi

@@ -140,6 +140,8 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
             )
     except PostTrainingError as error:
         missing.append(str(error))
+    else:
+        notes += _commit_note(record["image"], image.record)
     site = None
     if options.site is None:
         notes += machine_differences(record["machine"], machine())
@@ -182,6 +184,12 @@ def _check_reproducible(record: dict[str, Any], run_dir: Path) -> None:
             where=str(run_dir),
             hint="build an image that has the change",
         )
+    if foreign := record.get("foreign_variables"):
+        raise UsageError(
+            f"other code than its image's may have run: {', '.join(foreign)} was set",
+            where=str(run_dir),
+            hint="build an image that has the code",
+        )
     if not record["reproducible_by_digest"]:
         raise UsageError(
             "the run used a development mount, so its image digest is not all of its code",
@@ -204,10 +212,32 @@ def _find_image(record: dict[str, Any], stores: list[ImageStore]) -> StoredImage
         except UsageError as error:
             first_error = first_error or error
         else:
+            _check_claims(wanted, image)
             check_image_digest(store.image_path(image["sqsh_sha256"]), image["sqsh_sha256"])
             return StoredImage(image, store)
     assert first_error is not None
     raise first_error
+
+
+def _check_claims(recorded: Mapping[str, Any], image: Mapping[str, Any]) -> None:
+    """Errors: PostTrainingError when the run's record says other things of its image than the
+    store's record of the image does."""
+    claims = [
+        f"{key} is {recorded[key]}, and that of the image is {image[key]}"
+        for key in ("oci_digest", "input_hash")
+        if recorded[key] != image[key]
+    ]
+    if claims:
+        raise PostTrainingError(f"the run's record is not of its image: {'; '.join(claims)}")
+
+
+def _commit_note(recorded: Mapping[str, Any], image: Mapping[str, Any]) -> list[str]:
+    """Where the same bytes were built from another commit. Neither record can prove its own."""
+    then, now = ((each.get("checkout") or {}).get("commit") for each in (recorded, image))
+    if then == now:
+        return []
+    return [f"the image's commit was {then}, its record in the store says {now}; its bytes are "
+            "the same"]  # fmt: skip
 
 
 def _restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from post_training.core.findings import Finding, examine, note, ok, print_findings, wrong
 from post_training.images.doctor import examine_image
-from post_training.images.inside import IMAGE_FILE
+from post_training.images.identity import IMAGE_FILE
 
 
 def main() -> int:

@@ -28,9 +28,10 @@ from post_training.core.hashing import sha256_file, sha256_value
 from post_training.core.watched_inputs import WatchedInputs
 from post_training.images.inside import (
     development_mount,
+    foreign_variables,
     identify_image,
     mounts,
-    mounts_over_the_stack,
+    mounts_over_the_image,
 )
 from post_training.launch.local import run_local_ranks
 from post_training.launch.ranks import Launch, detect_launch
@@ -165,7 +166,8 @@ def _describe(
 ) -> RunDescription:
     """All that is known before the run: the image is checked and the inputs are hashed here."""
     image = None if request.unpinned else identify_image(os.environ)
-    development, mounted_over = development_mount(), mounts_over_the_stack()
+    development, mounted_over = development_mount(), mounts_over_the_image()
+    foreign = foreign_variables(os.environ)
     settings = settings_by_role(config)
     topology = {k: v for k, v in settings[Role.TOPOLOGY].items() if k != "num_processes"}
     return RunDescription(
@@ -187,9 +189,11 @@ def _describe(
                 "from": "development mount" if development else "image",
                 **(development or (image and image["checkout"]) or {}),
             },
-            "reproducible_by_digest": image is not None and not development and not mounted_over,
+            "reproducible_by_digest": image is not None
+            and not (development or mounted_over or foreign),
             "mounts": mounts(),
             "mounted_over": mounted_over,
+            "foreign_variables": foreign,
             "environment": machine.recorded_environment(os.environ),
             "machine": machine.machine(),
             "scheduler_job": machine.scheduler_job(os.environ),

@@ -19,7 +19,7 @@ from post_training.core.errors import ConfigError, UsageError
 from post_training.data.config import DataConfig
 from post_training.data.indexed.dataset import KINDS, TEXT, data_path, index_path
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
-from post_training.images.inside import IMAGE_FILE
+from post_training.images.identity import IMAGE_FILE
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import StageContext
 from post_training.stages.prepare.config import PrepareConfig

@@ -46,6 +46,12 @@ verdict=(
     /work/runs/one
     3
 )
+
+# An image's entrypoint may greet on stdout, and srun put `0: ` before each line.
+ask() {
+    "${verdict[@]}" "$@" |
+        sed -nE 's/^([0-9]+: )?(again( [^ ]+)?|stop|go|over|on)$/\2/p' | tail -n 1
+}
 job=$SLURM_JOB_ID
 tally=/work/runs/one/slurm/failures.json
 verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
@@ -58,7 +64,7 @@ end_chain() {
 before=$(sed "/^$SLURM_JOB_ID\$/,\$d" "$chain" | tail -n 1)
 if [[ -n $before ]]; then
     ended=$(scontrol show job "$before" 2>/dev/null | grep -o 'JobState=[A-Z_]*')
-    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $("${verdict[@]}" --start) != go ]]; then
+    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $(ask --start) != go ]]; then
         end_chain
         exit 1
     fi
@@ -76,7 +82,7 @@ watch() {
     while ((times < 2)); do
         sleep 300 &
         wait $!
-        [[ $("${verdict[@]}" --over-since "$start") == over ]] && ((++times)) || times=0
+        [[ $(ask --over-since "$start") == over ]] && ((++times)) || times=0
     done
     echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
     kill -KILL "$1"
@@ -98,7 +104,8 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-read -r next _ <<<"$("${verdict[@]}" --exit-code "$code")"
+read -r next _ <<<"$(ask --exit-code "$code")"
+[[ -n $next ]] || echo 'no verdict could be had: the job ends here' >&2
 if [[ $next == again ]] && is_running; then
     exit "$code"
 fi

@@ -73,6 +73,12 @@ verdict=(
     /work/runs/one
     3
 )
+
+# An image's entrypoint may greet on stdout, and srun put `0: ` before each line.
+ask() {
+    "${verdict[@]}" "$@" |
+        sed -nE 's/^([0-9]+: )?(again( [^ ]+)?|stop|go|over|on)$/\2/p' | tail -n 1
+}
 job=$SLURM_JOB_ID
 tally=/work/runs/one/slurm/failures.json
 verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
@@ -89,7 +95,7 @@ watch() {
     while ((times < 2)); do
         sleep 300 &
         wait $!
-        [[ $("${verdict[@]}" --over-since "$start") == over ]] && ((++times)) || times=0
+        [[ $(ask --over-since "$start") == over ]] && ((++times)) || times=0
     done
     echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
     kill -KILL "$1"
@@ -110,7 +116,8 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-read -r next suspect <<<"$("${verdict[@]}" --exit-code "$code")"
+read -r next suspect <<<"$(ask --exit-code "$code")"
+[[ -n $next ]] || echo 'no verdict could be had: the job ends here' >&2
 if [[ $next == again ]] && is_running; then
     left=0
     if [[ -n $suspect ]]; then

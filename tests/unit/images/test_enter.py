@@ -30,7 +30,7 @@ def data(post_training: Callable, tmp_path: Path) -> Callable:
 def test_data_command_is_run_in_the_image_of_the_environment(data: Callable, arguments: list[str]):
     done = data(*arguments, "--environment", "fake")
     assert done.returncode == 1
-    assert "missing.sqsh: no such file" in done.stderr
+    assert "missing.sqsh: no such image" in done.stderr
     done = data(*arguments)
     assert done.returncode == 2
     assert "no EDF 'post-training'" in done.stderr

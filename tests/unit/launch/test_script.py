@@ -21,7 +21,7 @@ printf '%s\\0' "$@" >"{folder}/words-$(wc -l <"{folder}/calls")"
 """
 SRUN = """\
 case $* in
-    *post_training.launch.outcome*) answer verdicts ;;
+    *post_training.launch.outcome*) cat "$(dirname "$0")/banner"; answer verdicts ;;
     *)
         code=$(answer codes)
         [[ $code != never ]] || exec sleep infinity
@@ -63,6 +63,7 @@ def run(tmp_path):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
+    (programs / "banner").touch()
     (programs / "excluded").write_text("(null)\n")
     (programs / "ended").write_text("slurm_load_jobs error: Invalid job id specified\n")
 
@@ -133,6 +134,15 @@ def test_script_cancelled_during_the_verdict_has_no_successor(run):
 
 def test_script_verdict_that_cannot_be_had_is_final(run):
     assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", "srun"])
+    assert "no verdict could be had" in run.stderr
+
+
+def test_script_what_the_images_entrypoint_prints_is_no_verdict(run, tmp_path):
+    (tmp_path / "bin/banner").write_text("\n== Toy 1.0 ==\nstop that now\nagain and again\n")
+    assert run(137, ["RUNNING", "RUNNING"], "again")[1][-1] == "scontrol"
+    calls = run(137, ["RUNNING", "RUNNING"], "0: again n2")[1]
+    assert run.words(len(calls)) == ["update", "JobId=77", "ExcNodeList=n2"]
+    assert run(1, ["RUNNING", "RUNNING"], "stop")[1] == ["srun", "squeue", "srun"]
 
 
 @pytest.mark.parametrize("nothing", ["(null)", ""])

@@ -1,0 +1,117 @@
+"""What ties an image's digests to one another, so that no variable has to be believed.
+
+    sha256 of the squashfs            the bytes that run; they are hashed
+      /etc/post-training/image.json     in them: name, version, input hash, base, locks
+      /etc/post-training/oci-digest     in them: the OCI digest, which `push-sqsh` packed there
+    the image store's record          all of it again, compared with the above; and the commit
+
+The commit is the record's word: equal inputs give equal bytes, so the image can't hold it. A seal
+over the record shows an edit that was not sealed anew; `image rebuild` builds the commit and
+compares. An image that was pushed before there was an oci-digest has its record for it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.hashing import sha256_value
+
+IMAGE_FILE = Path("/etc/post-training/image.json")
+OCI_DIGEST_FILE = Path("/etc/post-training/oci-digest")
+_COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha256", "platform")
+_PIN = "POST_TRAINING_IMAGE_"
+
+
+def read_image(root: Path) -> dict[str, Any] | None:
+    """What the image whose files are below `root` says of itself, with `oci_digest` where it holds
+    its own; None for an image that is not ours.
+
+    Errors: PostTrainingError.
+    """
+    file = root / IMAGE_FILE.relative_to("/")
+    try:
+        said = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PostTrainingError(f"cannot be read: {error}", where=str(file)) from None
+    if not isinstance(said, dict) or not {"name", "version", "input_hash"} <= said.keys():
+        raise PostTrainingError("name, version or input hash is missing", where=str(file))
+    digest = root / OCI_DIGEST_FILE.relative_to("/")
+    return {**said, "oci_digest": digest.read_text().strip() if digest.exists() else None}
+
+
+def read_record_beside(image: Path, sqsh_sha256: str) -> dict[str, Any] | None:
+    """The store's record of an image file, where it lies in a store.
+
+    Errors: PostTrainingError for what is no record.
+    """
+    path = image.with_name(f"sha256-{sqsh_sha256}.json")
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PostTrainingError(f"not a JSON record: {error}", where=str(path)) from None
+    if not isinstance(record, dict) or "oci_digest" not in record:
+        raise PostTrainingError("no record of an image: it names no OCI digest", where=str(path))
+    return record
+
+
+def seal(record: Mapping[str, Any]) -> str:
+    """Over all of an image's record but the seal itself."""
+    return sha256_value({key: value for key, value in record.items() if key != "seal"})
+
+
+def check_identity(
+    pins: Mapping[str, str], said: Mapping[str, Any] | None, record: Mapping[str, Any] | None
+) -> bool:
+    """Whether the pinned OCI digest was compared with that of the image, or of its record.
+
+    pins: variables; only POST_TRAINING_IMAGE_* count. said: of `read_image`. record: the store's,
+    None where it is not at hand.
+    Errors: PostTrainingError where two of the three disagree.
+    """
+    pinned_inputs = pins.get(f"{_PIN}INPUT_HASH")
+    if said is None or said["input_hash"] != pinned_inputs:
+        raise PostTrainingError(
+            f"input hash is {said['input_hash'] if said else 'nothing'}, the EDF pins "
+            f"{pinned_inputs}",
+            where=str(IMAGE_FILE),
+            hint="this is not the image that the EDF was rendered for",
+        )
+    if record is not None:
+        _check_record(record, said, pins)
+    known = said["oci_digest"] or (record and record["oci_digest"])
+    pinned = pins.get(f"{_PIN}OCI_DIGEST")
+    if known and known != pinned:
+        raise PostTrainingError(
+            f"the image's OCI digest is {known}, and {_PIN}OCI_DIGEST claims {pinned}",
+            where=f"{said['name']} {said['version']}",
+            hint="run it with the EDF that was rendered for this image",
+        )
+    return known is not None
+
+
+def _check_record(
+    record: Mapping[str, Any], said: Mapping[str, Any], pins: Mapping[str, str]
+) -> None:
+    """Errors: PostTrainingError when the store's record is not that of the image."""
+    expected = {key: said[key] for key in _COMPARED if key in said}
+    if said["oci_digest"]:
+        expected["oci_digest"] = said["oci_digest"]
+    for key in ("sqsh_sha256", "sif_sha256"):
+        if pinned := pins.get(f"{_PIN}{key.upper()}"):
+            expected[key] = pinned
+    altered = [key for key, value in expected.items() if record.get(key) != value]
+    if said["oci_digest"] and record.get("seal") != seal(record):
+        altered.append("seal")
+    if altered:
+        raise PostTrainingError(
+            f"the image store's record of {said['name']} {said['version']} is not that of this "
+            f"image: {', '.join(altered)}",
+            where=str(pins.get(f"{_PIN}SQSH_SHA256")),
+            hint="the record was changed after the push: `post-training image rebuild` tells",
+        )
