@@ -15,12 +15,14 @@ from itertools import groupby
 from typing import Any
 
 from post_training.core.hashing import sha256_value
+from post_training.data.config import FORMATS
 from post_training.data.formats.columns import (
     Format,
-    read_instruction,
+    read_prompt,
     read_side,
     read_system,
     read_tools_column,
+    tools_of,
 )
 from post_training.data.formats.messages import (
     Entry,
@@ -32,7 +34,7 @@ from post_training.data.formats.messages import (
 )
 from post_training.data.formats.preference import read_preference
 from post_training.data.formats.swissai import EARLIER, read_branch, read_opening
-from post_training.data.formats.tools import Tools
+from post_training.data.formats.tools import Tools, bare_function
 from post_training.data.formats.values import filled_text, list_of, required
 from post_training.data.rows import BadRow, Conversation, Message
 from post_training.data.sources.strict_json import json_line
@@ -51,16 +53,18 @@ def branch_row(value: dict[str, Any], found: Format, source: str) -> dict[str, A
     conversation_id is the row's, or the sha256 of its prompt. Errors: BadRow.
     """
     if found.name == "swissai":
-        row = {ID: None, "dataset_source": source, **_with_own_names(value, found)}
+        own = _with_own_names(found.visible(value), found)
+        row = {ID: None, "dataset_source": source, **own}
         prompt = check_branch_row(row)
     else:
         prompt, answers = _prompt_and_answers(value, found)
         row = _row(prompt, answers)
         row = {ID: value.get(ID), "dataset_source": source, **row}
-        used = {found.columns.get(name) for name in _OF_THE_PROMPT} | {ID}
+        used = {ID, *(each for name in _OF_THE_PROMPT for each in found.names(name))}
         row["original_metadata"] = {k: v for k, v in value.items() if k not in used}
     if row[ID] is None:
-        row[ID] = sha256_value([[_said(message) for message in prompt.messages], prompt.tools])
+        tools = [json.dumps(bare_function(tool), ensure_ascii=False) for tool in prompt.tools]
+        row[ID] = sha256_value([[_said(message) for message in prompt.messages], tools])
     filled_text(row[ID], ID)
     return row
 
@@ -84,9 +88,9 @@ def conversations_of(row: dict[str, Any]) -> list[Conversation]:
     conversations = []
     for index, item in enumerate(list_of(required(row, BRANCHES), BRANCHES)):
         entries, own_tools = read_branch(item, f"{BRANCHES}[{index}]", tools, MessageNames())
-        check_turns(opening + entries)
-        answer = marked(entries, "all_turns")
-        conversations.append(Conversation(as_context(opening) + answer, own_tools))
+        checked = check_turns(opening + entries)
+        before, answer = checked[: len(opening)], marked(checked[len(opening) :], "all_turns")
+        conversations.append(Conversation(as_context(before) + answer, own_tools))
     return conversations
 
 
@@ -128,37 +132,39 @@ def _prompt_and_answers(
 ) -> tuple[Conversation, list[list[Message]]]:
     """The prompt, which ends with a message of the user, and what follows it in each answer. Of
     messages without a prompt of their own it is what ends with the user's first."""
+    value = found.visible(value)
+    tools = read_tools_column(value, found)
     declared: Tools = ()
     answers: list[list[Entry]] = []
     match found.name:
         case "messages":
             column = found.columns["messages"]
-            entries, declared = read_messages(required(value, column), column, found.messages)
+            given = required(value, column)
+            entries, declared = read_messages(given, column, found.messages, tools)
             users = [i for i, entry in enumerate(entries) if entry.messages[0].role == "user"]
             length = users[0] + 1 if users else len(entries)
             prompt, answers = entries[:length], [entries[length:]]
-        case "prompt_completion":
-            prompt, declared = read_side(value, found, "prompt", "user")
-            answers = [read_side(value, found, "completion", "assistant")[0]]
+        case "prompt_completion" | "alpaca":
+            asked, answered = FORMATS[found.name][0]
+            prompt, declared = read_prompt(value, found, asked, tools)
+            answers = [read_side(value, found, answered, "assistant", tools or declared)[0]]
         case "prompt":
-            prompt, declared = read_side(value, found, "prompt", "user")
-        case "alpaca":
-            prompt = read_instruction(value, found)
-            answers = [read_side(value, found, "output", "assistant")[0]]
+            prompt, declared = read_prompt(value, found, "prompt", tools)
         case "preference":
             pair = read_preference(value, found, train_on_thoughts=True)
             prompt = [Entry("prompt", (message,)) for message in pair.prompt]
             sides = zip(SIDES, (pair.chosen, pair.rejected), strict=True)
             answers = [[Entry(name, messages)] for name, messages in sides]
-            declared = pair.tools
+            tools = pair.tools
         case _:
             raise BadRow("columns", f"rows of format {found.name} have no prompt")
-    if found.name != "preference":  # which has its system message already
+    if found.name != "preference":  # which has its system message and tools already
         prompt = read_system(value, found, prompt) + prompt
-        declared = read_tools_column(value, found, declared)
-    for answer in answers or [[]]:
-        check_turns(prompt + answer)
-    conversation = Conversation(as_context(prompt), declared)
+        tools = tools_of(tools, declared, found)
+    for index, answer in enumerate(answers):
+        answers[index] = check_turns(prompt + answer)[len(prompt) :]
+    prompt = check_turns(prompt)
+    conversation = Conversation(as_context(prompt), tools)
     if not any(message.role == "user" for message in conversation.messages):
         raise BadRow("roles", "no message of a user")
     if conversation.messages[-1].role != "user":
@@ -178,7 +184,7 @@ def _row(prompt: Conversation, answers: Sequence[list[Message]]) -> dict[str, An
     if earlier := before[len(heads) :]:
         row[EARLIER] = _branch_messages(earlier)
     row[PROMPT] = {"role": "user", "content": question.content, "metadata": {}}
-    row["available_functions"] = [json.loads(tool) for tool in prompt.tools]
+    row["available_functions"] = [bare_function(tool) for tool in prompt.tools]
     row[BRANCHES] = [
         {
             "messages": _branch_messages(answer),
@@ -209,14 +215,16 @@ def _branch_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _parts(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
-        return [{"type": "function-output", "content": message.content, "metadata": {}}]
+        names = {"tool_call_id": message.tool_call_id, "name": message.name}
+        given = {name: value for name, value in names.items() if value is not None}
+        part = {"type": "function-output", "content": message.content, "metadata": {}}
+        return [{**part, **given}]
     parts: list[dict[str, Any]] = []
     if message.thought:
         parts.append({"type": "thought", "content": message.thought, "metadata": {}})
     if message.content or not (message.thought or message.tool_calls):
         parts.append({"type": "response", "content": message.content, "metadata": {}})
-    parts += [
-        {"type": "function-call", "name": call.name, "args": call.arguments, "metadata": {}}
-        for call in message.tool_calls
-    ]
+    for call in message.tool_calls:
+        part = {"type": "function-call", "name": call.name, "args": call.arguments, "metadata": {}}
+        parts.append(part if call.id is None else {**part, "id": call.id})
     return parts

@@ -10,13 +10,13 @@ from post_training.config.model import Config, Role
 # The formats, and the columns that each is made of; those in brackets may be missing.
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("system", "tools")),
-    "prompt_completion": (("prompt", "completion"), ("system", "tools")),
-    "alpaca": (("instruction", "output"), ("input", "system")),
+    "prompt_completion": (("prompt", "completion"), ("input", "system", "tools")),
+    "alpaca": (("instruction", "output"), ("input", "system", "tools")),
     "text": (("text",), ()),
     "preference": (("chosen", "rejected"), ("prompt", "system", "tools")),
     "swissai": (("initial_prompt", "conversation_branches"), ()),
     # For annotation; only where the settings say so, since in training an answer is missing.
-    "prompt": (("prompt",), ("system", "tools")),
+    "prompt": (("prompt",), ("input", "system", "tools")),
 }
 TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain")
 
@@ -36,6 +36,8 @@ class DatasetConfig(Config):
     revision: the hub dataset's commit; `post-training data fetch` says it and fills the cache.
     format, columns: a format of FORMATS and {its column: the file's}; else both are recognised.
     message_fields, roles: names inside a message; roles is {the file's: ours}.
+    ignore: columns (`label`) and message fields (`messages[].name`) that are not to be read, though
+    they would change what is said or trained; a row that fills one is refused otherwise.
     transform: a registered function that each row goes through first.
     subsample_factor: a share of the rows (0.5), or their number (500). duplication_factor: how
     often each row is used (2.5: half of them a third time). max_rows, max_tokens: caps, after
@@ -54,6 +56,7 @@ class DatasetConfig(Config):
     roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(
         default_factory=dict
     )
+    ignore: list[str] = Field(default_factory=list)
     transform: str | None = None
     subsample_factor: PositiveFloat | PositiveInt | None = None
     duplication_factor: PositiveFloat | None = None

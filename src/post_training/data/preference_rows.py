@@ -6,19 +6,20 @@ Of a row in any form that formats/preference.py reads, the columns of the pair c
 all others stay as they are. Messages have the form of chat/rendering.py.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from post_training.core.hashing import sha256_value
 from post_training.data.branches import ID, SIDES
 from post_training.data.chat.rendering import message_dicts
-from post_training.data.formats.columns import Format
+from post_training.data.formats.columns import Format, names_looked_for
 from post_training.data.formats.preference import read_preference
+from post_training.data.formats.tools import bare_function
 from post_training.data.formats.values import filled_text
 from post_training.data.rows import Conversation, Message, Preference
 
-FORMAT = Format("preference", {name: name for name in ("prompt", *SIDES)})
+_COLUMNS = {name: name for name in ("prompt", *SIDES)}
+FORMAT = Format("preference", _COLUMNS, optional=names_looked_for("preference", _COLUMNS))
 _OF_THE_PAIR = ("prompt", *SIDES, "system", "tools")
 
 
@@ -29,7 +30,7 @@ def preference_row(value: dict[str, Any], found: Format) -> dict[str, Any]:
     """
     pair = read_preference(value, found, train_on_thoughts=True)
     own = written_pair(pair.prompt, (pair.chosen, pair.rejected), pair.tools)
-    used = {found.columns.get(name) for name in _OF_THE_PAIR}
+    used = {given for name in _OF_THE_PAIR for given in found.names(name)}
     others = {name: cell for name, cell in value.items() if name not in used}
     row = {ID: value.get(ID), **own, **others}
     if row[ID] is None:
@@ -44,7 +45,7 @@ def written_pair(
     row: dict[str, Any] = {"prompt": _dicts(prompt)}
     row |= {side: _dicts(answer) for side, answer in zip(SIDES, answers, strict=True)}
     if tools:
-        row["tools"] = [json.loads(tool) for tool in tools]
+        row["tools"] = [bare_function(tool) for tool in tools]
     return row
 
 

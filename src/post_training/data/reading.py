@@ -1,18 +1,23 @@
-"""Every row of every dataset, in order: opened, recognised, transformed and parsed.
+"""Every row of every dataset, in order: opened, recognised, transformed, looked over and parsed.
 
 record -> transform -> values (JSON objects) -> parse -> rows of its format
+
+Each value is looked over before it is parsed: what it fills is counted, and what would be left out
+though it changes the row's meaning is refused (formats/unread.py).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
 from post_training.core.errors import PostTrainingError
+from post_training.data.column_report import ColumnCounts, ColumnReport
 from post_training.data.config import DatasetConfig, SourcesConfig
 from post_training.data.formats.columns import Format
 from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import check_same, recognise
 from post_training.data.rows import BadRow, Place, Record, Row
 from post_training.data.sources import Chunk, Source
 from post_training.data.sources.open import open_source
@@ -27,13 +32,16 @@ _ROWS_AT_ONCE = 32
 class Reader:
     """Reads the rows of all datasets, by their index, in any process.
 
-    formats: what each dataset was recognised as.
+    formats: what each dataset was recognised as. for_training: else what goes with an answer (a
+    label, a weight) is metadata, and kept. counts: of this process's rows, since the last `take`.
     """
 
     config: SourcesConfig
     formats: tuple[Format, ...]
     train_on: Literal["all_turns", "last_turn"] = "all_turns"
     train_on_thoughts: bool = True
+    for_training: bool = True
+    counts: ColumnCounts = field(default_factory=ColumnCounts, compare=False)
 
     def records(self, chunk: Chunk, dataset: int) -> Iterator[Record]:
         """Those of the chunk, some at a time through the dataset's transform."""
@@ -47,7 +55,13 @@ class Reader:
 
     def values(self, record: Record, dataset: int) -> list[dict[str, Any]]:
         """The objects that a record is after its dataset's transform. Errors: BadRow."""
-        return _values(record, self.config, self.config.datasets[dataset])
+        self.counts.num_rows += 1
+        settings, found = self.config.datasets[dataset], self.formats[dataset]
+        values = _values(record, self.config, settings)
+        for value in values:
+            check_same(value, found, settings)
+            found.look_over(value, self.counts.filled, for_training=self.for_training)
+        return values
 
     def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
         """Errors: BadRow."""
@@ -73,18 +87,28 @@ class ReadChunk(Protocol):
     rejected: list[Rejected]
 
 
-State = TypeVar("State")
+class HasReader(Protocol):
+    """What a worker needs to read a chunk."""
+
+    @property
+    def reader(self) -> Reader: ...
+
+
+State = TypeVar("State", bound=HasReader)
 Output = TypeVar("Output", bound=ReadChunk)
 
 
-def open_sources(config: SourcesConfig) -> tuple[list[Source], tuple[Format, ...]]:
+def open_sources(
+    config: SourcesConfig, *, for_training: bool = True
+) -> tuple[list[Source], tuple[Format, ...]]:
     """Every dataset's source, and what its first good row is recognised as.
 
+    for_training: see Reader.
     Errors: UsageError where a source is not there, or its format is unknown or ambiguous.
     """
     sources = [open_source(dataset, config.hub_dir) for dataset in config.datasets]
     formats = tuple(
-        _recognised(source, config, dataset)
+        _recognised(source, config, dataset, for_training)
         for source, dataset in zip(sources, config.datasets, strict=True)
     )
     return sources, formats
@@ -105,10 +129,12 @@ def read_chunks(
     sources: Sequence[Source],
     config: SourcesConfig,
     num_rows_read: Callable[[int], int],
+    report: ColumnReport,
 ) -> Iterator[Output]:
     """`function(state, (dataset, chunk))` of every chunk, in order, by `config.num_workers`.
 
     num_rows_read: of a dataset, so far; under debug_subsample its chunks end once they suffice.
+    report: to which the columns of each chunk are added.
     """
     enough = config.debug_subsample
 
@@ -122,9 +148,11 @@ def read_chunks(
                     break
                 yield dataset, chunk
 
-    for output in ordered_map(function, state, chunks(), num_workers=config.num_workers):
+    counted = (function, state)
+    for output, counts in ordered_map(_counted, counted, chunks(), num_workers=config.num_workers):
         # Workers are ahead of what was counted; what they did too much must not show.
         if not suffices(output.dataset):
+            report.add(output.dataset, counts)
             yield output
 
 
@@ -136,6 +164,14 @@ def _transformed(records: list[Record], name: str, config: SourcesConfig) -> lis
         record if isinstance(record.value, BadRow) else replace(record, transformed=next(made))
         for record in records
     ]
+
+
+def _counted(
+    work: tuple[Callable[[Any, tuple[int, Chunk]], Output], HasReader], item: tuple[int, Chunk]
+) -> tuple[Output, ColumnCounts]:
+    function, state = work
+    output = function(state, item)
+    return output, state.reader.counts.take()
 
 
 def _values(record: Record, config: SourcesConfig, dataset: DatasetConfig) -> list[dict[str, Any]]:
@@ -153,17 +189,22 @@ def _values(record: Record, config: SourcesConfig, dataset: DatasetConfig) -> li
     return values
 
 
-def _recognised(source: Source, config: SourcesConfig, dataset: DatasetConfig) -> Format:
+def _recognised(
+    source: Source, config: SourcesConfig, dataset: DatasetConfig, for_training: bool
+) -> Format:
     """By the first good row; bad ones before it get their verdicts when they are read."""
     first: tuple[Place, BadRow] | None = None
     for chunk in source.chunks():
         for record in chunk.records():
             try:
                 value = _values(record, config, dataset)[0]
-                return recognise(value, dataset, str(record.place))
+                found = recognise(value, dataset, str(record.place))
+                found.look_over(value, Counter(), for_training=for_training)
+                return found
             except BadRow as bad:
                 first = first or (record.place, bad)
     if first is None:
         raise PostTrainingError("no rows", where=name_of(dataset))
     place, bad = first
-    raise PostTrainingError(f"{bad.problem}; and there is not one good row", where=str(place))
+    problem = f"{bad.problem}; and there is not one good row"
+    raise PostTrainingError(problem, where=str(place), hint=bad.hint)

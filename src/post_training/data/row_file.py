@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from post_training.core.errors import PostTrainingError
+from post_training.data.column_report import ColumnReport
 from post_training.data.reading import Reader, Rejected, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk, Source
@@ -105,6 +106,7 @@ def gather(
     sources: Sequence[Source],
     verdicts: Verdicts,
     on_progress: Callable[[int], None],
+    report: ColumnReport,
 ) -> RowFile:
     """Write every good row of every source to `path`.
 
@@ -116,7 +118,7 @@ def gather(
     strata: dict[str, int] = {}
     seen: set[bytes] = set()
     with open(path, "wb") as file:
-        for chunk in read_chunks(read_chunk, state, sources, config, num_rows.__getitem__):
+        for chunk in read_chunks(read_chunk, state, sources, config, num_rows.__getitem__, report):
             for rejected in chunk.rejected:
                 verdicts.reject(rejected.place, rejected.bad, rejected.raw)
             for line, value in zip(chunk.lines, chunk.strata, strict=True):

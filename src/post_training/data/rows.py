@@ -34,12 +34,14 @@ REASONS = {
 
 
 class BadRow(Exception):
-    """Why a row can't be used. reason: a key of REASONS. problem: one line, lower case."""
+    """Why a row can't be used. reason: a key of REASONS. problem: one line, lower case. hint: how
+    such rows can be used after all, where a setting decides."""
 
-    def __init__(self, reason: str, problem: str):
-        super().__init__(reason, problem)
+    def __init__(self, reason: str, problem: str, hint: str | None = None):
+        super().__init__(reason, problem, hint)
         self.reason = reason
         self.problem = problem
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ class Record:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """arguments: JSON text."""
+    """arguments: JSON text. id: that of its row, by which an output says whose it is."""
 
     name: str
     arguments: str
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Message:
 
     kind: PROMPT, COMPLETION or EXCLUDED, of what the assistant wrote (other roles are PROMPT).
     weight: of its tokens in the loss, where the kind is COMPLETION.
+    tool_call_id, name: of a tool's output, where its row has them: the call's id, and whose it is.
     An assistant's messages and the tool messages between them make up one turn.
     """
 
@@ -89,11 +93,13 @@ class Message:
     weight: float = 1.0
     thought: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """tools: JSON text of each function that may be called."""
+    """tools: JSON text of each tool, as a server is sent it (formats/tools.py)."""
 
     messages: tuple[Message, ...]
     tools: tuple[str, ...] = ()

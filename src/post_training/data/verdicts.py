@@ -48,7 +48,8 @@ class Verdicts:
             raise PostTrainingError(
                 bad.problem,
                 where=str(place),
-                hint="mend the row, or leave bad rows out: on_error: skip, or quarantine",
+                hint=f"{f'{bad.hint};' if bad.hint else 'mend the row,'} or leave bad rows out: "
+                "on_error: skip, or quarantine",
             )
         self.count(bad.reason)
         if self._file is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.files import atomic_directory, write_json
+from post_training.data.column_report import ColumnReport, described_columns
 from post_training.data.config import SourcesConfig
 from post_training.data.reading import Reader, name_of, open_sources
 from post_training.data.row_file import LineReader, RowFile, gather
@@ -52,20 +53,26 @@ def gathered_rows(
             hint="give one of them a transform, or let sft and prepare read them one by one",
         )
     state = LineReader(Reader(config, formats), stratify_by, source_column, names)
+    report = ColumnReport(formats)
     with (
         atomic_directory(target) as folder,
         Verdicts(config.on_error, context.run_dir / "rejects.jsonl") as verdicts,
     ):
         with Progress("row", None, shown=True) as progress:
-            rows = gather(folder / _GATHERED, state, sources, verdicts, progress.update)
+            rows = gather(folder / _GATHERED, state, sources, verdicts, progress.update, report)
         counts: dict[str, Any] = {
             "sources": [
-                {"name": name, "read_as": words, "num_rows": number}
-                for name, words, number in zip(names, described, rows.num_rows, strict=True)
+                {"name": name, "read_as": words, "num_rows": number, **report.record(index)}
+                for index, (name, words, number) in enumerate(
+                    zip(names, described, rows.num_rows, strict=True)
+                )
             ],
             "rejected": verdicts.counts,
         }
         context.inputs.check()
+        for source in counts["sources"]:
+            for line in described_columns(source, unread="kept, but not read by training"):
+                context.log(f"data: {line}")
         yield rows, folder, counts
         rows.path.unlink()
         write_json(folder / "counts.json", counts)

@@ -1,5 +1,6 @@
 """Rows of every format become a prompt with its branches, which read back as what they were."""
 
+import json
 from typing import Any
 
 import pytest
@@ -92,11 +93,10 @@ def test_branch_row_reads_back_thoughts_calls_and_further_turns():
         Message("user", "sure?"),
         Message("assistant", "yes", COMPLETION),
     )  # fmt: skip
-    assert (
-        prompt_of(row).tools
-        == conversation.tools
-        == ('{"name": "add", "description": "a sum", "parameters": {"type": "object"}}',)
-    )
+    assert row["available_functions"] == [TOOL]
+    assert prompt_of(row).tools == conversation.tools
+    [tool] = conversation.tools
+    assert json.loads(tool) == {"type": "function", "function": TOOL}
     assert all(message.kind == PROMPT for message in prompt_of(row).messages)
 
 

@@ -54,3 +54,12 @@ def test_verdicts_quarantine_keeps_the_row_byte_for_byte(tmp_path: Path):
         "raw": '{"text": "é"}',
     }
     assert base64.b64decode(binary["raw_base64"]) == rows[1]
+
+
+def test_verdicts_fail_tells_how_such_rows_can_be_used(tmp_path: Path):
+    bad = BadRow("columns", "why", "ignore: [label]")
+    with Verdicts("fail", tmp_path / "x") as verdicts, pytest.raises(PostTrainingError) as raised:
+        verdicts.reject(PLACE, bad, b"{}")
+    assert raised.value.hint == (
+        "ignore: [label]; or leave bad rows out: on_error: skip, or quarantine"
+    )

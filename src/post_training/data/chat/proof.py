@@ -60,12 +60,14 @@ class Proof:
     end_of_turn: str
 
 
+def has_marks(template: str) -> bool:
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
 def prove(
     template: str, special_tokens: dict[str, str], fail: Callable[[str], PostTrainingError]
 ) -> Proof:
     """fail: makes the error of a problem, raised when the template can't be used at all."""
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        raise fail("it has no {% generation %} marks, so nothing would be trained")
     endings = set()
     for conversation in (PROBE, Conversation(PROBE.messages[:2])):
         try:

@@ -3,9 +3,15 @@
 The dicts are those of transformers and of OpenAI's interface, so that a template saved with a
 model works at inference too:
 
-    {"role": "system" | "developer" | "user" | "tool", "content": "…"}
+    {"role": "system" | "developer" | "user", "content": "…"}
+    {"role": "tool", "content": "…", "tool_call_id": "…", "name": "…"}
     {"role": "assistant", "content": "…", "reasoning_content": "…",
-     "tool_calls": [{"type": "function", "function": {"name": "…", "arguments": {…}}}]}
+     "tool_calls": [{"id": "…", "type": "function",
+                     "function": {"name": "…", "arguments": {…}}}]}
+    tools: [{"type": "function", "function": {…}}]
+
+Ids and an output's name are there where the row has them: a template that prints them (mistral)
+prints the row's own, as at inference.
 
 An assistant's dict has up to three *parts*, in this order: its thought, its text, its calls. Its
 messages in a row are joined into one dict as long as that order allows. A template may also look
@@ -62,7 +68,11 @@ def message_dicts(conversation: Conversation) -> MessageDicts:
     needs: set[str] = set()
     for message in conversation.messages:
         if message.role != "assistant":
-            messages.append({"role": message.role, "content": message.content})
+            own_dict = {"role": message.role, "content": message.content}
+            if message.role == "tool":
+                ids = {"tool_call_id": message.tool_call_id, "name": message.name}
+                own_dict |= {name: value for name, value in ids.items() if value is not None}
+            messages.append(own_dict)
             if message.role != "user":
                 needs.add("calls" if message.role == "tool" else message.role)
             continue
@@ -103,6 +113,7 @@ def _contents(message: Message, parts: list[Part], needs: set[str]) -> dict[str,
         else:
             contents["tool_calls"] = [
                 {
+                    **({} if call.id is None else {"id": call.id}),
                     "type": "function",
                     "function": {
                         "name": call.name,

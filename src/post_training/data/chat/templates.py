@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat.proof import Marks, prove
+from post_training.data.chat.proof import Marks, has_marks, prove
 
 # What has to be a single token each; a template without any writes its roles as ordinary text.
 MARKERS: dict[str, tuple[str, ...]] = {
@@ -34,7 +34,11 @@ MARKERS: dict[str, tuple[str, ...]] = {
     ),
     "plain": ("<|user|>", "<|assistant|>"),
 }
-_OWN_HINT = f"use one of ours: data.chat_template: {' | '.join(MARKERS)}"
+_MARKS_HINT = (
+    "copy the tokenizer's folder, put {% generation %} and {% endgeneration %} around what the "
+    "assistant writes, up to the end of its turn, in the copy's chat_template.jinja, and name the "
+    "copy"
+)
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,37 @@ def choose_template(name: str, tokenizer: Any, *, train_on_thoughts: bool = True
     or something else than the assistant's turns up to and including their end; or when thoughts
     are not to be trained, and it doesn't mark them apart.
     """
-    fail = partial(_fail, name)
+    fail, own_hint = partial(_fail, name), _hint_of_ours(tokenizer)
     if name == "model":
         text = tokenizer.chat_template
         if not isinstance(text, str):
-            raise fail("the tokenizer has no chat template", hint=_OWN_HINT)
+            raise fail("the tokenizer has no chat template", hint=own_hint)
         if "strftime_now" in text:
-            raise fail("it writes today's date, so the data would differ by day", hint=_OWN_HINT)
+            raise fail("it writes today's date, so the data would differ by day", hint=own_hint)
+        if not has_marks(text):
+            problem = "it has no {% generation %} marks, so nothing would be trained"
+            raise fail(problem, hint=f"{_MARKS_HINT}; or {own_hint}")
     else:
         text = template_text(name)
         _check_tokens(name, text, tokenizer)
-    proof = prove(text, tokenizer.special_tokens_map, partial(fail, hint=_OWN_HINT))
+    proof = prove(text, tokenizer.special_tokens_map, partial(fail, hint=own_hint))
     if not train_on_thoughts and proof.marks == "messages":
         problem = "it marks a thought and its answer as one, so it can't leave out the thought"
-        raise fail(problem, hint=_OWN_HINT)
+        raise fail(problem, hint=own_hint)
     return ChatTemplate(name, text, proof.end_of_turn, proof.marks, proof.lost)
 
 
 def _fail(name: str, problem: str, *, hint: str | None = None) -> PostTrainingError:
     return PostTrainingError(problem, where=f"chat template {name!r}", hint=hint)
+
+
+def _hint_of_ours(tokenizer: Any) -> str:
+    """Names those of our templates whose tokens the tokenizer has."""
+    vocabulary = tokenizer.get_vocab()
+    fitting = [name for name, own in MARKERS.items() if all(each in vocabulary for each in own)]
+    return "use one of ours that this tokenizer has the tokens of: data.chat_template: " + (
+        " | ".join(fitting)
+    )
 
 
 def _check_tokens(name: str, text: str, tokenizer: Any) -> None:

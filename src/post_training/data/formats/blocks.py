@@ -19,7 +19,11 @@ from post_training.data.formats.values import (
 )
 from post_training.data.rows import BadRow, Message, Role, ToolCall
 
-Step = tuple[Literal["thought", "response", "output"], str] | tuple[Literal["call"], ToolCall]
+Step = (
+    tuple[Literal["thought", "response"], str]
+    | tuple[Literal["call"], ToolCall]
+    | tuple[Literal["output"], Message]
+)
 
 
 def assemble(steps: list[Step], key: str) -> tuple[Message, ...]:
@@ -50,7 +54,7 @@ def assemble(steps: list[Step], key: str) -> tuple[Message, ...]:
                 calls.append(value)
             case "output":
                 close()
-                messages.append(Message("tool", value))
+                messages.append(value)
     close()
     if not messages:
         raise BadRow("empty", f"{key}: is empty")
@@ -69,7 +73,7 @@ def declared_tools(content: dict[str, Any], key: str) -> Tools:
     return read_tools(required(content, "tools", key), f"{key}.tools")
 
 
-def read_blocks(role: Role, content: dict[str, Any], key: str) -> tuple[Message, ...]:
+def read_blocks(role: Role, content: dict[str, Any], key: str, tools: Tools) -> tuple[Message, ...]:
     """A linearised message's content. Errors: BadRow."""
     match role:
         case "system":
@@ -86,12 +90,12 @@ def read_blocks(role: Role, content: dict[str, Any], key: str) -> tuple[Message,
             key = f"{key}.blocks"
             steps: list[Step] = []
             for index, block in enumerate(list_of(content.get("blocks"), key)):
-                steps += _steps(object_of(block, f"{key}[{index}]"), f"{key}[{index}]")
+                steps += _steps(object_of(block, f"{key}[{index}]"), f"{key}[{index}]", tools)
             return assemble(steps, key)
     raise wrong_type(key, "a string", content)
 
 
-def _steps(block: dict[str, Any], key: str) -> list[Step]:
+def _steps(block: dict[str, Any], key: str, tools: Tools) -> list[Step]:
     match block.get("type"):
         case "thoughts":
             return [("thought", filled_text(block.get("text"), f"{key}.text"))]
@@ -100,14 +104,15 @@ def _steps(block: dict[str, Any], key: str) -> list[Step]:
         case "tool_calls":
             calls = list_of(block.get("calls"), f"{key}.calls")
             return [
-                ("call", read_call(call, f"{key}.calls[{index}]"))
+                ("call", read_call(call, f"{key}.calls[{index}]", tools))
                 for index, call in enumerate(calls)
             ]
         case "tool_outputs":
             outputs = list_of(block.get("outputs"), f"{key}.outputs")
-            return [
-                ("output", text(object_of(each, key).get("output"), f"{key}.outputs[{index}]"))
+            texts = [
+                text(object_of(each, key).get("output"), f"{key}.outputs[{index}]")
                 for index, each in enumerate(outputs)
             ]
+            return [("output", Message("tool", output)) for output in texts]
     known = "thoughts, tool_calls, tool_outputs, response"
     raise BadRow("columns", f"{key}.type: must be one of {known} (got {block.get('type')!r})")

@@ -1,30 +1,63 @@
 """What a dataset's rows were recognised as, and what stands in the columns of one row."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from post_training.data.config import FORMATS
 from post_training.data.formats.messages import Entry, MessageNames, read_messages
 from post_training.data.formats.tools import Tools, read_tools
-from post_training.data.formats.values import filled_text, required, text
+from post_training.data.formats.unread import (
+    OF_A_CALL,
+    OF_A_MESSAGE,
+    OF_THE_ANSWER,
+    OF_THE_PROMPT,
+    hint_of_column,
+    hint_of_field,
+)
+from post_training.data.formats.values import filled_text, required, says_something, text
 from post_training.data.rows import BadRow, Message
+
+# The names that an optional column has in files. An input only goes with an instruction.
+OPTIONAL = {
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+    "prompt": ("prompt",),
+}
+# The columns of SwissAI's rows, which swissai.py reads by these names.
+_SWISSAI = ("system_prompt", "earlier_messages", "available_functions")
+# What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
+FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
+
+
+def names_looked_for(name: str, columns: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """The file's names for each optional column of a format that `columns` don't say. Every row is
+    looked at: a column may be filled in later rows alone."""
+    asked = columns.get("instruction") or columns.get("prompt")
+    return {
+        column: OPTIONAL[column]
+        for column in FORMATS[name][1]
+        if column not in columns and (column != "input" or asked == "instruction")
+    }
 
 
 @dataclass(frozen=True)
 class Format:
-    """name: of FORMATS. columns: {its column: the file's}. takes_optional: an optional column that
-    is not among them is looked for under its own name. has_messages: the row that decided had a
-    list of them.
+    """name: of FORMATS. columns: {its column: the file's}. optional: the names that are looked for
+    in each row of a column that is not among them. has_messages: the row that decided had a list of
+    them. ignored: names that the settings say not to read.
     """
 
     name: str
     columns: dict[str, str]
     messages: MessageNames = field(default_factory=MessageNames)
-    takes_optional: bool = True
+    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     has_messages: bool = False
+    ignored: frozenset[str] = field(default=frozenset(), compare=False)
 
     def describe(self) -> str:
-        """`messages (conversations: from, value)`, `alpaca (instruction, output; input)`."""
+        """`messages (conversations: from, value)`, `prompt_completion (question, answer)`."""
         needed, _ = FORMATS[self.name]
         words = ", ".join(self.columns[column] for column in needed)
         if self.has_messages:
@@ -34,38 +67,143 @@ class Format:
             words += f"; {', '.join(optional)}"
         return f"{self.name} ({words})"
 
-    def column(self, name: str) -> str | None:
-        """The file's column for `name`; None where there is to be none."""
-        may_be_there = self.takes_optional and name in FORMATS[self.name][1]
-        return self.columns.get(name, name if may_be_there else None)
+    def names(self, column: str) -> tuple[str, ...]:
+        """The file's names for a column; none where there is to be none."""
+        if column in self.columns:
+            return (self.columns[column],)
+        return tuple(name for name in self.optional.get(column, ()) if name not in self.ignored)
+
+    def column(self, name: str, row: dict[str, Any]) -> str | None:
+        """The file's column for `name`, the one that this row fills.
+
+        Errors: BadRow where it fills two, with different contents.
+        """
+        names = self.names(name)
+        if len(names) < 2:
+            return names[0] if names else None
+        filled = [given for given in names if says_something(row.get(given))]
+        if any(row[given] != row[filled[0]] for given in filled[1:]):
+            problem = f"{' and '.join(filled)} both say the {name}"
+            raise BadRow("columns", problem, f"leave one out: ignore: [{filled[1]}]")
+        return filled[0] if filled else names[0]
+
+    def reads(self, path: str) -> str | None:
+        """What a column (`tools`) or a message's field (`messages[].tool_calls`) is read as."""
+        if path in self.ignored:
+            return None
+        if "[]." in path:
+            return self.messages.reads(path.partition("[].")[2])
+        for column in (*self.columns, *self.optional):
+            if path in self.names(column):
+                return column
+        if self.name == "swissai" and path in _SWISSAI:
+            return path
+        if self.name == "preference" and path.startswith(FIGURES):
+            return "figure"
+        return None
+
+    def visible(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Without the columns that the settings say not to read."""
+        if not self.ignored:
+            return row
+        return {name: cell for name, cell in row.items() if name not in self.ignored}
+
+    def look_over(
+        self, row: dict[str, Any], filled: Counter[str], *, for_training: bool = True
+    ) -> None:
+        """Count every column and message field that the row fills.
+
+        for_training: else what goes with the answers is metadata, which the stage keeps.
+        Errors: BadRow for one that is not read, and that would change what is said or trained.
+        """
+        for name, cell in row.items():
+            if not says_something(cell):
+                continue
+            filled[name] += 1
+            if (
+                name in OF_THE_PROMPT or (name in OF_THE_ANSWER and for_training)
+            ) and not self._is_meant(name):
+                raise BadRow(
+                    "columns",
+                    f"column {name} is not read, and it changes what is said or trained",
+                    hint_of_column(name, self._mapping_with(name)),
+                )
+        for column in self.columns.values():
+            cell = row.get(column)
+            if isinstance(cell, list):
+                for index, item in enumerate(cell):
+                    if isinstance(item, dict) and len(item) > 2:
+                        self._look_over_message(item, column, index, filled)
+
+    def _look_over_message(
+        self, message: dict[str, Any], column: str, index: int, filled: Counter[str]
+    ) -> None:
+        names = self.messages
+        for name, value in message.items():
+            if name in (names.role, names.content) or not says_something(value):
+                continue
+            path = f"{column}[].{name}"
+            filled[path] += 1
+            if name in OF_A_MESSAGE and not self._is_meant(path):
+                raise BadRow(
+                    "columns",
+                    f"{column}[{index}].{name} is not read, and it changes what is said or trained",
+                    hint_of_field(path),
+                )
+            if name == "tool_calls" and isinstance(value, list):
+                for call in value:
+                    others = call.keys() - OF_A_CALL if isinstance(call, dict) else ()
+                    filled.update(f"{path}[].{other}" for other in others)
+
+    def _is_meant(self, path: str) -> bool:
+        return path in self.ignored or self.reads(path) is not None
+
+    def _mapping_with(self, name: str) -> str | None:
+        """The `columns` that would read `name`, of this format."""
+        for column in FORMATS[self.name][1]:
+            if name in OPTIONAL[column] and column not in self.columns:
+                mapping = {**self.columns, column: name}
+                return f"{{{', '.join(f'{ours}: {given}' for ours, given in mapping.items())}}}"
+        return None
 
 
 def read_side(
-    value: dict[str, Any], found: Format, name: str, role: Literal["user", "assistant"]
+    value: dict[str, Any],
+    found: Format,
+    name: str,
+    role: Literal["user", "assistant"],
+    tools: Tools = (),
 ) -> tuple[list[Entry], Tools]:
-    """A prompt or an answer: a text, which is `role`'s, or a list of messages."""
-    column = found.column(name)
+    """A prompt or an answer: a text, which is `role`'s, or a list of messages; and the tools that
+    these declare. tools: those that the row does."""
+    column = found.column(name, value)
     if column is None:
         raise BadRow("columns", f"no column for {name} is named in the settings")
     given = required(value, column)
     if isinstance(given, list):
-        return read_messages(given, column, found.messages)
+        return read_messages(given, column, found.messages, tools)
     return [Entry(column, (Message(role, filled_text(given, column)),))], ()
 
 
-def read_instruction(value: dict[str, Any], found: Format) -> list[Entry]:
-    """Of alpaca: the input, if any, follows the instruction after an empty line."""
-    column = found.columns["instruction"]
-    instruction = filled_text(required(value, column), column)
-    added = found.column("input")
-    if added and value.get(added) is not None and text(value[added], added).strip():
-        instruction = f"{instruction}\n\n{value[added]}"
-    return [Entry(column, (Message("user", instruction),))]
+def read_prompt(
+    value: dict[str, Any], found: Format, name: str, tools: Tools = ()
+) -> tuple[list[Entry], Tools]:
+    """The input, if any, follows a prompt or an instruction after an empty line."""
+    entries, declared = read_side(value, found, name, "user", tools)
+    column = found.column("input", value)
+    if column is None or value.get(column) is None or not text(value[column], column).strip():
+        return entries, declared
+    if isinstance(value[found.columns[name]], list):
+        problem = f"{column}: has no place beside {found.columns[name]}, a list of messages"
+        raise BadRow("columns", problem)
+    [(key, messages)] = entries
+    asked = f"{messages[0].content}\n\n{value[column]}"
+    return [Entry(key, (Message("user", asked),))], declared
 
 
 def read_system(value: dict[str, Any], found: Format, entries: list[Entry]) -> list[Entry]:
     """The system message that stands in a column of its own, if any, before `entries`."""
-    column = found.column("system")
+    column = found.column("system", value)
     if column is None or value.get(column) is None or not text(value[column], column).strip():
         return []
     if entries and entries[0].messages[0].role == "system":
@@ -73,7 +211,14 @@ def read_system(value: dict[str, Any], found: Format, entries: list[Entry]) -> l
     return [Entry(column, (Message("system", value[column]),))]
 
 
-def read_tools_column(value: dict[str, Any], found: Format, declared: Tools) -> Tools:
-    """Of the column, else those that the messages declare."""
-    column = found.column("tools")
-    return (read_tools(value.get(column), column) if column else ()) or declared
+def read_tools_column(value: dict[str, Any], found: Format) -> Tools:
+    column = found.column("tools", value)
+    return read_tools(value.get(column), column) if column else ()
+
+
+def tools_of(own: Tools, declared: Tools, found: Format) -> Tools:
+    """own: of the row's column. declared: by its messages. Errors: BadRow where these differ."""
+    if own and declared and own != declared:
+        column = " or ".join(found.names("tools"))
+        raise BadRow("columns", f"{column}: the messages declare other tools")
+    return own or declared

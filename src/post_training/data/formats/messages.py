@@ -11,17 +11,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from post_training.data.formats import blocks
-from post_training.data.formats.tools import Tools, read_calls
+from post_training.data.formats.tools import Tools, read_call, read_calls
+from post_training.data.formats.unread import CALLS, FLAGS, THOUGHTS, WEIGHTS
 from post_training.data.formats.values import (
     filled_text,
+    from_json,
     is_number,
     list_of,
     object_of,
     required,
+    says_something,
     text,
     wrong_type,
 )
-from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, BadRow, Message, Role
+from post_training.data.rows import (
+    COMPLETION,
+    EXCLUDED,
+    PROMPT,
+    BadRow,
+    Message,
+    Role,
+    ToolCall,
+)
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -30,18 +41,32 @@ ROLES: dict[str, Role] = {
     "developer": "developer",
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
-THOUGHTS = ("reasoning_content", "thinking")
+# LLaMA-Factory's role of a turn that is nothing but calls, as JSON.
+_CALLING = "function_call"
 
 
 @dataclass(frozen=True)
 class MessageNames:
     """What a message's fields are called, and the roles that the settings name. weight: None
-    for the default, where a boolean is no weight."""
+    for those of formats/unread.py. ignored: fields that are not to be read."""
 
     role: str = "role"
     content: str = "content"
     weight: str | None = None
     roles: dict[str, Role] = field(default_factory=dict)
+    ignored: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def reads(self, name: str) -> str | None:
+        """What a field is read as."""
+        if name in self.ignored:
+            return None
+        if name == self.weight or (self.weight is None and name in (*WEIGHTS, *FLAGS)):
+            return "weight"
+        if name in THOUGHTS:
+            return "thought"
+        if name in CALLS:
+            return "calls"
+        return name if name in ("tool_call_id", "name") else None
 
 
 class Entry(NamedTuple):
@@ -51,12 +76,15 @@ class Entry(NamedTuple):
     messages: tuple[Message, ...]
 
 
-def read_messages(value: Any, key: str, names: MessageNames) -> tuple[list[Entry], Tools]:
-    """The entries, and the tools that a developer message declares."""
+def read_messages(
+    value: Any, key: str, names: MessageNames, tools: Tools = ()
+) -> tuple[list[Entry], Tools]:
+    """The entries, and the tools that a developer message declares. tools: those of the row."""
     items = list_of(value, key)
     if not items:
         raise BadRow("empty", f"{key}: is empty")
-    entries, tools = [], ()
+    entries: list[Entry] = []
+    declared: Tools = ()
     roles = ROLES | names.roles
     for index, item in enumerate(items):
         place = f"{key}[{index}]"
@@ -64,34 +92,44 @@ def read_messages(value: Any, key: str, names: MessageNames) -> tuple[list[Entry
             entries.append(Entry(place, (message,)))
             continue
         item = object_of(item, place)
-        role = read_role(required(item, names.role, place), f"{place}.{names.role}", names)
-        content = item.get(names.content)
+        if names.ignored:
+            item = {name: each for name, each in item.items() if name not in names.ignored}
+        given = required(item, names.role, place)
+        content, content_key = item.get(names.content), f"{place}.{names.content}"
+        if given == _CALLING and _CALLING not in names.roles:
+            calls = _calls_as_text(content, content_key, tools or declared)
+            messages = (Message("assistant", "", thought=_thought(item, place), tool_calls=calls),)
+            entries.append(Entry(place, _weighed(messages, item, place, names)))
+            continue
+        role = read_role(given, f"{place}.{names.role}", names)
         if isinstance(content, dict):
-            content_key = f"{place}.{names.content}"
+            if twice := [name for name in (*THOUGHTS, *CALLS) if says_something(item.get(name))]:
+                raise BadRow("columns", f"{place}.{twice[0]}: the content has parts of its own")
             if role == "developer":
-                tools = blocks.declared_tools(content, content_key)
+                declared = blocks.declared_tools(content, content_key)
                 continue
-            messages = blocks.read_blocks(role, content, content_key)
+            messages = blocks.read_blocks(role, content, content_key, tools or declared)
         else:
-            messages = (_message(item, role, place, names),)
+            messages = (_message(item, role, place, names, tools or declared),)
         # An empty system message says no more than none.
         if role not in ("system", "developer") or messages[0].content.strip():
             entries.append(Entry(place, _weighed(messages, item, place, names)))
-    return entries, tools
+    return entries, declared
 
 
 def read_role(value: Any, key: str, names: MessageNames) -> Role:
     given = text(value, key)
     role = names.roles.get(given) or ROLES.get(given.lower())
     if role is None:
-        known = ", ".join(dict.fromkeys((*names.roles, *ROLES)))
+        known = ", ".join(dict.fromkeys((*names.roles, *ROLES, _CALLING)))
         raise BadRow("roles", f"{key}: must be one of {known} (got {given!r})")
     return role
 
 
-def check_turns(entries: list[Entry]) -> None:
+def check_turns(entries: list[Entry]) -> list[Entry]:
     """System, developer; then user and assistant by turns, the user first. Tools answer the
-    calls of the assistant before them. Errors: BadRow."""
+    calls of the assistant before them; by their ids, where they have any, and then their outputs
+    come out in the order of the calls. Errors: BadRow."""
     previous: Role | None = None
     heads: list[Role] = []
     num_open_calls = 0
@@ -110,11 +148,70 @@ def check_turns(entries: list[Entry]) -> None:
         for message in messages:
             if message.role == "tool":
                 if num_open_calls == 0:
-                    raise BadRow("tool-call", f"{key}: a tool's output without a call before it")
+                    problem = f"{key}: a tool's output without a call before it"
+                    raise BadRow("tool-call", problem, _hint_of_calls_as_text(entries))
                 num_open_calls -= 1
             if message.tool_calls:
                 num_open_calls = len(message.tool_calls)
         previous = messages[-1].role
+    return _in_order_of_calls(entries)
+
+
+def _hint_of_calls_as_text(entries: list[Entry]) -> str | None:
+    """Where the answers hold calls in some model's own writing."""
+    for _, messages in entries:
+        if messages[0].role == "assistant" and "<tool_call>" in messages[0].content:
+            return (
+                "the calls are written in the text: train them as they stand, with the outputs as "
+                "the user's turns (in the dataset's settings: roles: {tool: user}), or turn them "
+                "into tool_calls by a transform"
+            )
+    return None
+
+
+def _in_order_of_calls(entries: list[Entry]) -> list[Entry]:
+    messages = [message for entry in entries for message in entry.messages]
+    if not any(message.tool_call_id or message.tool_calls for message in messages):
+        return entries
+    keys = [entry.key for entry in entries for _ in entry.messages]
+    calls: list[str | None] = []
+    num_answered = start = 0
+    while start < len(messages):
+        if messages[start].tool_calls:
+            calls, num_answered = [call.id for call in messages[start].tool_calls], 0
+        end = start
+        while end < len(messages) and messages[end].role == "tool":
+            end += 1
+        if end > start:
+            outputs = messages[start:end]
+            messages[start:end] = _ordered(outputs, calls, num_answered, keys[start:end])
+            num_answered += end - start
+        start = max(end, start + 1)
+    rest = iter(messages)
+    return [Entry(key, tuple(next(rest) for _ in own)) for key, own in entries]
+
+
+def _ordered(
+    outputs: list[Message], calls: list[str | None], num_answered: int, keys: list[str]
+) -> list[Message]:
+    """The outputs that follow each other, in the order of the calls' ids. Those without ids stand
+    in that order, and get the ids of the calls."""
+    if not any(output.tool_call_id for output in outputs):
+        ids = calls[num_answered : num_answered + len(outputs)]
+        return [replace(output, tool_call_id=own) for output, own in zip(outputs, ids, strict=True)]
+    places = []
+    for output, key in zip(outputs, keys, strict=True):
+        if output.tool_call_id is None:
+            raise BadRow("tool-call", f"{key}: has no tool_call_id, and other outputs have one")
+        if calls.count(output.tool_call_id) != 1:
+            num = "several calls" if output.tool_call_id in calls else "no call"
+            problem = f"{key}.tool_call_id: {output.tool_call_id!r} is of {num} before it"
+            raise BadRow("tool-call", problem)
+        places.append(calls.index(output.tool_call_id))
+    if sorted(places) != list(range(num_answered, num_answered + len(places))):
+        problem = f"{keys[0]}: outputs stand twice, or are missing before one that is there"
+        raise BadRow("tool-call", problem)
+    return [output for _, output in sorted(zip(places, outputs, strict=True), key=lambda x: x[0])]
 
 
 def marked(
@@ -177,8 +274,10 @@ def _ordinary_message(item: Any, names: MessageNames, roles: dict[str, Role]) ->
     return Message(roles[role], content) if role in roles else None
 
 
-def _message(item: dict[str, Any], role: Role, key: str, names: MessageNames) -> Message:
-    calls = read_calls(item, key)
+def _message(
+    item: dict[str, Any], role: Role, key: str, names: MessageNames, tools: Tools
+) -> Message:
+    calls = read_calls(item, key, tools)
     if calls and role != "assistant":
         raise BadRow("tool-call", f"{key}: only an assistant calls tools (role {role})")
     if calls and item.get(names.content) is None:  # as OpenAI writes a call
@@ -187,36 +286,76 @@ def _message(item: dict[str, Any], role: Role, key: str, names: MessageNames) ->
         content = text(required(item, names.content, key), f"{key}.{names.content}")
         if role == "user" or (role == "assistant" and not calls):
             filled_text(content, f"{key}.{names.content}")
-    if role != "assistant":
+    thought = _thought(item, key)
+    if role == "assistant":
+        return Message(role, content, thought=thought, tool_calls=calls)
+    if thought is not None:
+        raise BadRow("columns", f"{key}: only an assistant thinks (role {role})")
+    if role != "tool":
         return Message(role, content)
-    return Message(role, content, thought=_thought(item, key), tool_calls=calls)
+    call_id, name = item.get("tool_call_id"), item.get("name")
+    return Message(
+        role,
+        content,
+        tool_call_id=None if call_id in (None, "") else str(call_id),
+        name=text(name, f"{key}.name") if name else None,
+    )
+
+
+def _calls_as_text(content: Any, key: str, tools: Tools) -> tuple[ToolCall, ...]:
+    calls = from_json(filled_text(content, key), key)
+    if not isinstance(calls, list):
+        return (read_call(calls, key, tools),)
+    if not calls:
+        raise BadRow("empty", f"{key}: is empty")
+    return tuple(read_call(call, f"{key}[{index}]", tools) for index, call in enumerate(calls))
 
 
 def _thought(item: dict[str, Any], key: str) -> str | None:
-    for name in THOUGHTS:
-        if item.get(name) not in (None, ""):
-            return text(item[name], f"{key}.{name}")
-    return None
+    filled = [name for name in THOUGHTS if item.get(name) not in (None, "")]
+    if not filled:
+        return None
+    if any(item[name] != item[filled[0]] for name in filled[1:]):
+        raise BadRow("columns", f"{key}: {' and '.join(filled)} are different thoughts")
+    return text(item[filled[0]], f"{key}.{filled[0]}")
 
 
 def _weighed(
     messages: tuple[Message, ...], item: dict[str, Any], key: str, names: MessageNames
 ) -> tuple[Message, ...]:
-    value = item.get(names.weight or "weight")
-    if value is None:
+    weights = {
+        name: _weight(item[name], f"{key}.{name}", names)
+        for name in ((names.weight,) if names.weight else (*WEIGHTS, *FLAGS))
+        if item.get(name) is not None
+    }
+    if not weights:
         return messages
-    key = f"{key}.{names.weight or 'weight'}"
-    if isinstance(value, bool) and names.weight is not None:
-        value = float(value)
+    weight = next(iter(weights.values()))
+    if any(each != weight for each in weights.values()):
+        raise BadRow("columns", f"{key}: {' and '.join(weights)} say different weights")
+    asked = [name for name in weights if item[name] is True or (name in FLAGS and item[name])]
+    if asked and messages[0].role != "assistant":
+        problem = f"{key}.{asked[0]}: only an assistant's message is trained"
+        raise BadRow("columns", f"{problem} (role {messages[0].role})")
+    kind = COMPLETION if weight else EXCLUDED
+    return tuple(
+        replace(message, kind=kind, weight=weight) if message.role == "assistant" else message
+        for message in messages
+    )
+
+
+def _weight(value: Any, key: str, names: MessageNames) -> float:
+    """A number; of a flag, and of the field that the settings name, also true or false."""
+    is_flag = key.rpartition(".")[2] in FLAGS and names.weight is None
+    if isinstance(value, bool) and (is_flag or names.weight is not None):
+        return float(value)
+    if is_flag and value not in (0, 1):
+        raise wrong_type(key, "true or false", value)
     if not is_number(value):
         raise wrong_type(key, "a finite number", value)
     if value < 0:
         raise BadRow("columns", f"{key}: must be >= 0 (got {value})")
-    kind = COMPLETION if value else EXCLUDED
-    return tuple(
-        replace(message, kind=kind, weight=float(value)) if message.role == "assistant" else message
-        for message in messages
-    )
+    return float(value)
 
 
 def _start_of_last_turn(messages: list[Message]) -> int:

@@ -8,17 +8,20 @@
     swissai             as messages, for each branch that is not for reference
     prompt              nothing: it is for annotation
 
-Columns that a format doesn't name are ignored, but for the figures of a preference.
+Columns that a format doesn't name are metadata; one that changes what is said or trained elsewhere
+has been refused before (columns.py: Format.look_over).
 """
 
 from typing import Any, Literal
 
+from post_training.data.config import FORMATS
 from post_training.data.formats.columns import (
     Format,
-    read_instruction,
+    read_prompt,
     read_side,
     read_system,
     read_tools_column,
+    tools_of,
 )
 from post_training.data.formats.messages import (
     Entry,
@@ -43,6 +46,7 @@ def parse(
     train_on_thoughts: bool,
 ) -> list[Row]:
     """The rows of a JSON object: one, but for the branches of swissai. Errors: BadRow."""
+    value = found.visible(value)
     match found.name:
         case "text":
             column = found.columns["text"]
@@ -56,20 +60,19 @@ def parse(
                 _conversation(opening, entries, tools, train_on, train_on_thoughts)
                 for opening, entries, tools in read_branches(value, found.columns, found.messages)
             ]
-        case "messages":
-            column = found.columns["messages"]
-            answers, declared = read_messages(required(value, column), column, found.messages)
-            prompt = []
-        case "alpaca":
-            answers, _ = read_side(value, found, "output", "assistant")
-            prompt, declared = read_instruction(value, found), ()
-        case "prompt_completion":
-            answers, _ = read_side(value, found, "completion", "assistant")
-            prompt, declared = read_side(value, found, "prompt", "user")
-    if found.name != "messages":
+    own = read_tools_column(value, found)
+    if found.name == "messages":
+        column = found.columns["messages"]
+        given = required(value, column)
+        answers, declared = read_messages(given, column, found.messages, own)
+        prompt = []
+    else:
         train_on = "all_turns"  # What is trained is said by its place.
+        asked, answered = FORMATS[found.name][0]  # prompt and completion, or as alpaca has it
+        prompt, declared = read_prompt(value, found, asked, own)
+        answers, _ = read_side(value, found, answered, "assistant", own or declared)
     prompt = read_system(value, found, prompt or answers) + prompt
-    tools = read_tools_column(value, found, declared)
+    tools = tools_of(own, declared, found)
     return [_conversation(prompt, answers, tools, train_on, train_on_thoughts)]
 
 
@@ -80,7 +83,8 @@ def _conversation(
     train_on: Literal["all_turns", "last_turn"],
     train_on_thoughts: bool,
 ) -> Conversation:
-    check_turns(prompt + entries)
+    checked = check_turns(prompt + entries)
+    prompt, entries = checked[: len(prompt)], checked[len(prompt) :]
     answers = marked(entries, train_on)
     if not any(message.kind == COMPLETION for message in answers):
         column = entries[-1].key.partition("[")[0] if entries else "messages"

@@ -9,7 +9,14 @@ an answer may be empty where its token ids stand beside it; an empty text alone 
 
 from typing import Any, Literal
 
-from post_training.data.formats.columns import Format, read_side, read_system, read_tools_column
+from post_training.data.formats.columns import (
+    FIGURES,
+    Format,
+    read_side,
+    read_system,
+    read_tools_column,
+    tools_of,
+)
 from post_training.data.formats.messages import (
     Entry,
     as_context,
@@ -21,8 +28,6 @@ from post_training.data.formats.tools import Tools
 from post_training.data.formats.values import is_number
 from post_training.data.rows import BadRow, Message, Preference
 
-# What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
-FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
 _FLAG = "_is_truncated"
 _USED = {
     "prompt_token_ids",
@@ -36,27 +41,33 @@ _USED = {
 
 
 def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
-    chosen, declared = _read_answer(value, found, "chosen")
-    rejected, _ = _read_answer(value, found, "rejected")
+    value = found.visible(value)
+    own = read_tools_column(value, found)
+    chosen, declared = _read_answer(value, found, "chosen", own)
+    rejected, _ = _read_answer(value, found, "rejected", own)
     if _is_answer(chosen) and _is_answer(rejected):
-        prompt, declared = read_side(value, found, "prompt", "user")
+        prompt, declared = read_side(value, found, "prompt", "user", own)
     else:
         prompt, chosen, rejected = _common_prompt(chosen, rejected)
         _check_prompt_column(value, found, prompt)
     prompt = read_system(value, found, prompt) + prompt
-    for answer in (chosen, rejected):
-        check_turns(prompt + answer)
+    chosen, rejected = (
+        check_turns(prompt + answer)[len(prompt) :] for answer in (chosen, rejected)
+    )
+    prompt = check_turns(prompt + chosen)[: len(prompt)]
+    figures = _figures(value)
+    _refuse_equal(chosen, rejected, figures)
     return Preference(
         with_thoughts(as_context(prompt), train_on_thoughts),
         with_thoughts(marked(chosen, "all_turns"), train_on_thoughts),
         with_thoughts(marked(rejected, "all_turns"), train_on_thoughts),
-        read_tools_column(value, found, declared),
-        _figures(value),
+        tools_of(own, declared, found),
+        figures,
     )
 
 
 def _read_answer(
-    value: dict[str, Any], found: Format, side: Literal["chosen", "rejected"]
+    value: dict[str, Any], found: Format, side: Literal["chosen", "rejected"], tools: Tools
 ) -> tuple[list[Entry], Tools]:
     if value.get("prompt_token_ids") and value.get(f"{side}_token_ids"):
         column = found.columns[side]
@@ -66,7 +77,17 @@ def _read_answer(
                 given, key = message.get(found.messages.content), f"{column}[0]"
         if isinstance(given, str) and not given.strip():
             return [Entry(key, (Message("assistant", given),))], ()
-    return read_side(value, found, side, "assistant")
+    return read_side(value, found, side, "assistant", tools)
+
+
+def _refuse_equal(chosen: list[Entry], rejected: list[Entry], figures: dict[str, Any]) -> None:
+    """Two answers that are the same train nothing. What was sampled may differ where the texts
+    don't: then the token ids say so."""
+    ids = [figures.get(f"{side}_token_ids") for side in ("chosen", "rejected")]
+    if None not in ids and "prompt_token_ids" in figures and ids[0] != ids[1]:
+        return
+    if [entry.messages for entry in chosen] == [entry.messages for entry in rejected]:
+        raise BadRow("untrained", "chosen and rejected are the same")
 
 
 def _is_answer(entries: list[Entry]) -> bool:
@@ -81,9 +102,11 @@ def _common_prompt(
         chosen[length].messages == rejected[length].messages
     ):
         length += 1
+    if length == len(chosen) == len(rejected):
+        raise BadRow("untrained", "chosen and rejected are the same")
     for name, answer in (("chosen", chosen[length:]), ("rejected", rejected[length:])):
         if not answer:
-            raise BadRow("untrained", f"{name}: is the beginning of the other, or the same")
+            raise BadRow("untrained", f"{name}: is the beginning of the other")
         if not _is_answer(answer):
             raise BadRow("roles", f"{answer[0].key}: the prompts of chosen and rejected differ")
     return chosen[:length], chosen[length:], rejected[length:]
@@ -91,13 +114,14 @@ def _common_prompt(
 
 def _check_prompt_column(value: dict[str, Any], found: Format, prompt: list[Entry]) -> None:
     """A prompt beside whole conversations says nothing new, or something else is wrong."""
-    column = found.column("prompt")
+    column = found.column("prompt", value)
     if column is None or value.get(column) is None:
         return
-    said = [message.content for entry in prompt for message in entry.messages]
+    # Many a dataset strips one of the two, or has other ends of lines in it.
+    said = [message.content.split() for entry in prompt for message in entry.messages]
     entries, _ = read_side(value, found, "prompt", "user")
     for entry in entries:
-        if any(message.content not in said for message in entry.messages):
+        if any(message.content.split() not in said for message in entry.messages):
             raise BadRow("columns", f"{entry.key}: is not what chosen and rejected begin with")
 
 

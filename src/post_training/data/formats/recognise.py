@@ -1,14 +1,17 @@
 """Which format a dataset's rows have: by its settings, else by the columns of its first good row.
 
 Nothing is guessed: columns of two formats, or of none, are refused with the setting that decides.
+Every later row is looked at too: it has the same format, or is refused (`check_same`).
 """
 
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from post_training.config.faults import nearest
 from post_training.core.errors import UsageError
 from post_training.data.config import FORMATS, DatasetConfig, format_of_columns
-from post_training.data.formats.columns import Format
+from post_training.data.formats.columns import Format, names_looked_for
 from post_training.data.formats.messages import MessageNames
 from post_training.data.rows import BadRow
 
@@ -33,7 +36,6 @@ KNOWN: list[tuple[str, dict[str, str]]] = [
         for name in ("alpaca", "text", "preference", "swissai", "prompt")
     ),
 ]
-OPTIONAL = {"system": ("system", "system_prompt"), "tools": ("tools", "functions")}
 # The columns that may hold a list of messages.
 _LISTS = ("messages", "prompt", "completion", "chosen", "rejected")
 _MESSAGE_FIELDS = (("role", "content"), ("from", "value"))
@@ -46,21 +48,50 @@ def recognise(value: dict[str, Any], dataset: DatasetConfig, where: str) -> Form
     Errors: UsageError where the settings have to say more, or say what is not so; BadRow where
     this row can't tell, so that the next has to.
     """
+    ignored = frozenset(dataset.ignore)
+    value = {column: cell for column, cell in value.items() if column not in ignored}
     if dataset.columns:
         name, columns = format_of_columns(dataset.columns, dataset.format), dict(dataset.columns)
         _check_there(columns, value, where)
     else:
         name, columns = _by_columns(value, dataset, where)
-        for column in FORMATS[name][1]:
-            there = [given for given in OPTIONAL.get(column, (column,)) if given in value]
-            columns |= {column: there[0]} if there else {}
     messages = _message_list(
         [value[columns[name]] for name in _LISTS if columns.get(name) in value]
     )
     if not messages and name == "messages":
         raise BadRow("columns", f"{columns['messages']}: must be a list of messages")
     names = _message_names(messages, dataset, where)
-    return Format(name, columns, names, not dataset.columns, has_messages=bool(messages))
+    return Format(
+        name,
+        columns,
+        names,
+        {} if dataset.columns else names_looked_for(name, columns),
+        has_messages=bool(messages),
+        ignored=ignored,
+    )
+
+
+def check_same(row: dict[str, Any], found: Format, dataset: DatasetConfig) -> None:
+    """Errors: BadRow for a row whose columns make up another format than its file's."""
+    if dataset.columns:
+        return
+    own = tuple(found.columns.values())
+    there = tuple(found.visible(row))
+    others = _others(there, dataset.format, found.name, own)
+    if others:
+        hint = f"say which to read in the dataset's settings: columns: {_mapping(found.columns)}"
+        problem = f"its columns make up {others}; the file is read as {found.describe()}"
+        raise BadRow("columns", problem, hint)
+
+
+@lru_cache(maxsize=1024)  # Most rows of a file have the same columns.
+def _others(row: tuple[str, ...], named: str | None, name: str, own: tuple[str, ...]) -> str:
+    return ", ".join(
+        f"{known} ({', '.join(columns.values())})"
+        for known, columns in _known(named)
+        if all(given in row for given in columns.values())
+        and (known, tuple(columns.values())) != (name, own)
+    )
 
 
 def _check_there(columns: dict[str, str], value: dict[str, Any], where: str) -> None:
@@ -78,7 +109,7 @@ def _by_columns(
 ) -> tuple[str, dict[str, str]]:
     choices = [
         (name, columns)
-        for name, columns in _known(dataset)
+        for name, columns in _known(dataset.format)
         if all(given in value for given in columns.values())
     ]
     if len(choices) == 1:
@@ -100,7 +131,18 @@ def _by_columns(
     problem = f"unknown columns: {_names(value)}"
     if dataset.format:
         problem = f"no columns of format {dataset.format}; the row has: {_names(value)}"
-    known = "; ".join(f"{name}: {', '.join(given.values())}" for name, given in _known(dataset))
+    for known, columns in _known(dataset.format):
+        if misspelt := _misspelt(columns, list(value)):
+            meant = ", ".join(name for name in columns.values() if name not in value)
+            raise UsageError(
+                f"{problem}, did you mean {meant} (of format {known})?",
+                where=where,
+                hint=f"rename them, or map them in the dataset's settings: columns: "
+                f"{_mapping(misspelt)}",
+            )
+    known = "; ".join(
+        f"{name}: {', '.join(given.values())}" for name, given in _known(dataset.format)
+    )
     raise UsageError(
         f"{problem}; known: {known}",
         where=where,
@@ -108,10 +150,22 @@ def _by_columns(
     )
 
 
-def _known(dataset: DatasetConfig) -> list[tuple[str, dict[str, str]]]:
-    if dataset.format is None:
+def _known(name: str | None) -> list[tuple[str, dict[str, str]]]:
+    """name: of the format that the settings name."""
+    if name is None:
         return [choice for choice in KNOWN if choice[0] != "prompt"]
-    return [choice for choice in KNOWN if choice[0] == dataset.format]
+    return [choice for choice in KNOWN if choice[0] == name]
+
+
+def _misspelt(columns: dict[str, str], there: list[str]) -> dict[str, str]:
+    """{its column: the file's} where the row has something near each name; else nothing."""
+    found = {}
+    for column, name in columns.items():
+        near = [name] if name in there else get_close_matches(name, there, 1, 0.75)
+        if not near:
+            return {}
+        found[column] = near[0]
+    return found
 
 
 def _message_list(values: list[Any]) -> list[dict[str, Any]]:
@@ -142,7 +196,8 @@ def _message_names(
             hint="name them in the dataset's settings: message_fields: {role: …, content: …}",
         )
     role, content = next(iter(fitting or choices))
-    return MessageNames(role, content, fields.weight, dict(dataset.roles))
+    ignored = frozenset(name.partition("[].")[2] for name in dataset.ignore if "[]." in name)
+    return MessageNames(role, content, fields.weight, dict(dataset.roles), ignored)
 
 
 def _mapping(columns: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from post_training.data.formats.blocks import Step, assemble, one_text
 from post_training.data.formats.messages import Entry, MessageNames, read_role
-from post_training.data.formats.tools import Tools, arguments_text, read_tools
+from post_training.data.formats.tools import Tools, arguments_text, as_tool, read_tools
 from post_training.data.formats.values import (
     filled_text,
     json_text,
@@ -86,12 +86,12 @@ def read_branch(
     """
     may_be_empty = is_reference(branch, key)
     entries = [
-        _entry(message, f"{key}.messages[{number}]", names, may_be_empty=may_be_empty)
+        _entry(message, f"{key}.messages[{number}]", names, tools, may_be_empty=may_be_empty)
         for number, message in enumerate(_branch_messages(branch, key))
     ]
     calls = [call for entry in entries for each in entry.messages for call in each.tool_calls]
     if any(call.name == _ANSWERS["name"] for call in calls):
-        tools = (*tools, json_text(_ANSWERS))
+        tools = (*tools, json_text(as_tool(_ANSWERS), key))
     return entries, tools
 
 
@@ -118,17 +118,22 @@ def read_opening(
         content = system.get("content") if isinstance(system, dict) else system
         if content is not None and text(content, "system_prompt").strip():
             opening.append(Entry("system_prompt", (Message("system", content),)))
+    tools = read_tools(row.get("available_functions"), "available_functions")
     opening += [
-        _entry(message, f"{EARLIER}[{number}]", names)
+        _entry(message, f"{EARLIER}[{number}]", names, tools)
         for number, message in enumerate(_messages(row.get(EARLIER) or [], EARLIER))
     ]
     prompt = object_of(required(row, column), column)
-    tools = read_tools(row.get("available_functions"), "available_functions")
-    return [*opening, _entry({"role": "user", **prompt}, column, names)], tools
+    return [*opening, _entry({"role": "user", **prompt}, column, names, tools)], tools
 
 
 def _entry(
-    message: dict[str, Any], key: str, names: MessageNames, *, may_be_empty: bool = False
+    message: dict[str, Any],
+    key: str,
+    names: MessageNames,
+    tools: Tools,
+    *,
+    may_be_empty: bool = False,
 ) -> Entry:
     role = read_role(required(message, "role", key), f"{key}.role", names)
     if message.get("parts") is None:
@@ -141,7 +146,9 @@ def _entry(
     ]
     if role == "assistant" and may_be_empty and _is_empty_response(parts):
         return Entry(key, (Message("assistant", parts[0]["content"]),))
-    steps = [step for index, part in enumerate(parts) for step in _steps(part, f"{key}[{index}]")]
+    steps: list[Step] = []
+    for index, part in enumerate(parts):
+        steps += _steps(part, f"{key}[{index}]", tools)
     if role == "assistant":
         return Entry(key, assemble(steps, key))
     texts = [value for kind, value in steps if kind == "response" and isinstance(value, str)]
@@ -157,7 +164,7 @@ def _is_empty_response(parts: list[dict[str, Any]]) -> bool:
     return isinstance(content, str) and not content.strip()
 
 
-def _steps(part: dict[str, Any], key: str) -> list[Step]:
+def _steps(part: dict[str, Any], key: str, tools: Tools) -> list[Step]:
     match part.get("type"):
         case "response":
             return [("response", filled_text(part.get("content"), f"{key}.content"))]
@@ -165,13 +172,15 @@ def _steps(part: dict[str, Any], key: str) -> list[Step]:
             return [("thought", filled_text(part.get("content"), f"{key}.content"))]
         case "function-call":
             name = filled_text(part.get("name"), f"{key}.name")
-            arguments = arguments_text(part.get("args"), f"{key}.args")
-            return [("call", ToolCall(name, arguments))]
+            arguments = arguments_text(part.get("args"), f"{key}.args", name, tools)
+            return [("call", ToolCall(name, arguments, part.get("id") or None))]
         case "function-output":  # null, where the function gave nothing
-            return [("output", text(part.get("content") or "", f"{key}.content"))]
+            output = text(part.get("content") or "", f"{key}.content")
+            call_id, name = part.get("tool_call_id") or None, part.get("name") or None
+            return [("output", Message("tool", output, tool_call_id=call_id, name=name))]
         case "verifiable-responses":
             answers = list_of(part.get("answers"), f"{key}.answers")
-            call = ToolCall("display_answers", json_text({"answers": answers}))
-            return [("call", call), ("output", _ANSWERS_OUTPUT)]
+            call = ToolCall("display_answers", json_text({"answers": answers}, f"{key}.answers"))
+            return [("call", call), ("output", Message("tool", _ANSWERS_OUTPUT))]
     known = "response, thought, function-call, function-output, verifiable-responses"
     raise BadRow("columns", f"{key}.type: must be one of {known} (got {part.get('type')!r})")

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from post_training.data.rows import BadRow
+from post_training.data.sources.strict_json import parse_value
 
 _NAMES = {dict: "object", list: "list", str: "string", bool: "boolean"}
 
@@ -55,17 +56,40 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def says_something(value: Any) -> bool:
+    """Whether there is anything in it: Arrow gives a row all columns, and an object all fields,
+    null where a row had none."""
+    if isinstance(value, dict):
+        return any(map(says_something, value.values()))
+    return value is not None and value != "" and value != []
+
+
+def json_text(value: Any, key: str) -> str:
+    """Errors: BadRow for what JSON can't say: a number that is not finite, a date, bytes."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRow(
+            "tool-call", f"{key}: can't be written as JSON: {str(error).lower()}"
+        ) from None
 
 
 def from_json(value: str, key: str) -> Any:
-    """Of text that must hold JSON, as Arrow's columns keep what has no one type."""
+    """Of text that must hold JSON, as Arrow's columns keep what has no one type. It is read as
+    strictly as a row: what a model is to write has to be JSON to every reader."""
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        problem = f"{key}: malformed JSON: {str(error).lower()}"
-        raise BadRow("tool-call", problem) from None
+        parsed = parse_value(value)
+    except ValueError as error:
+        raise BadRow("tool-call", f"{key}: {error}") from None
+    if ("e" in value or "E" in value) and not _is_finite(parsed):  # 1e999
+        raise BadRow("tool-call", f"{key}: holds a number that is not finite")
+    return parsed
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def wrong_type(key: str, wanted: str, value: Any) -> BadRow:

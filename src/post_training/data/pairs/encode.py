@@ -189,6 +189,11 @@ def _pair(
             trained = trained[1:]  # nothing predicts the first token
         if not trained.any():
             raise BadRow("untrained", f"{side}: no token to train on")
+    if np.array_equal(parts[1].ids, parts[2].ids) and np.array_equal(
+        parts[1].kinds, parts[2].kinds
+    ):
+        where = " up to dpo.max_completion_length" if cut & CUT_COMPLETION else ""
+        raise BadRow("untrained", f"chosen and rejected are the same tokens{where}")
     sequence = Sequence(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.kinds for part in parts]),

@@ -12,6 +12,11 @@ import numpy as np
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
+from post_training.data.column_report import (
+    ColumnReport,
+    described_columns,
+    described_source_rows,
+)
 from post_training.data.config import PairConfig, SequenceConfig
 from post_training.data.indexed.writer import best_dtype
 from post_training.data.pairs.dataset import FIGURES, PAIRS, SCHEMA
@@ -36,7 +41,7 @@ from post_training.data.sources import Source
 from post_training.data.verdicts import Verdicts
 
 # Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
-VERSION = 1
+VERSION = 2
 
 
 def prepare_pairs(
@@ -58,6 +63,7 @@ def prepare_pairs(
     """
     data, template = encoder.reader.config, encoder.encoder.template
     builder = TableBuilder()
+    report = ColumnReport(encoder.reader.formats)
     pairs, figures = [], []
     with (
         atomic_directory(folder) as temporary,
@@ -65,7 +71,12 @@ def prepare_pairs(
     ):
         with SequenceWriter(temporary, best_dtype(encoder.num_ids)) as writer:
             for chunk in read_chunks(
-                encode_pairs, encoder, sources, data, lambda dataset: builder.num_rows[dataset]
+                encode_pairs,
+                encoder,
+                sources,
+                data,
+                lambda dataset: builder.num_rows[dataset],
+                report,
             ):
                 for row in chunk.rejected:
                     verdicts.reject(row.place, row.bad, row.raw)
@@ -95,6 +106,7 @@ def prepare_pairs(
                 {
                     "name": name_of(dataset),
                     "read_as": found.describe(),
+                    **report.record(index),
                     "num_pairs": int((all_pairs[:, SOURCE] == index).sum()),
                     "num_used": int(times[all_pairs[used, SOURCE] == index].sum()),
                 }
@@ -141,7 +153,9 @@ def described(record: dict[str, Any]) -> Iterator[str]:
     """The record's figures, in a few lines for a person."""
     counts, rejected = record["counts"], record["rejected"]
     for source in record["sources"]:
-        yield f"{source['name']}: {source['num_used']:,} of {source['num_pairs']:,} pairs"
+        good = f"{source['num_used']:,} of {source['num_pairs']:,} good pairs"
+        yield f"{source['name']}: {good}{described_source_rows(source, source['num_pairs'])}"
+        yield from described_columns(source)
     if rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
         yield f"left out: {reasons}"

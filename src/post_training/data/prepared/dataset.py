@@ -22,6 +22,7 @@ import numpy as np
 
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json
+from post_training.data.column_report import described_columns, described_source_rows
 from post_training.data.indexed.dataset import IndexedDataset, open_kinds
 from post_training.data.rows import COMPLETION
 
@@ -162,9 +163,11 @@ def described(record: dict[str, Any]) -> Iterator[str]:
     for source in record["sources"]:
         ratio = source["generation_ratio"]
         yield (
-            f"{source['name']}: {source['num_used']:,} of {source['num_rows']:,} rows, "
+            f"{source['name']}: {source['num_used']:,} of {source['num_rows']:,} good rows"
+            f"{described_source_rows(source, source['num_rows'])}, "
             f"{source['num_tokens']:,} tokens, generation ratio {'-' if ratio is None else ratio}"
         )
+        yield from described_columns(source)
     if rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
         yield f"left out: {reasons}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.files import atomic_directory
+from post_training.data.column_report import ColumnReport
 from post_training.data.indexed.writer import best_dtype
 from post_training.data.prepared.dataset import UsedTemplate
 from post_training.data.prepared.encode import ChunkEncoder, encode_chunk
@@ -22,7 +23,7 @@ from post_training.data.sources import Source
 from post_training.data.verdicts import Verdicts
 
 # Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
-VERSION = 1
+VERSION = 2
 
 
 def prepare(
@@ -46,13 +47,19 @@ def prepare(
     """
     data, template = encoder.reader.config, encoder.encoder.template
     builder = TableBuilder()
+    report = ColumnReport(encoder.reader.formats)
     with (
         atomic_directory(folder) as temporary,
         Verdicts(data.on_error, rejects_path) as verdicts,
     ):
         with SequenceWriter(temporary, best_dtype(vocab_size)) as writer:
             for chunk in read_chunks(
-                encode_chunk, encoder, sources, data, lambda dataset: builder.num_rows[dataset]
+                encode_chunk,
+                encoder,
+                sources,
+                data,
+                lambda dataset: builder.num_rows[dataset],
+                report,
             ):
                 for row in chunk.rejected:
                     verdicts.reject(row.place, row.bad, row.raw)
@@ -68,8 +75,10 @@ def prepare(
             encoder.limits,
             seed,
             sources=[
-                {"name": name_of(dataset), "read_as": found.describe()}
-                for dataset, found in zip(data.datasets, encoder.reader.formats, strict=True)
+                {"name": name_of(dataset), "read_as": found.describe(), **report.record(index)}
+                for index, (dataset, found) in enumerate(
+                    zip(data.datasets, encoder.reader.formats, strict=True)
+                )
             ],
             template=UsedTemplate(template.name, template.text, template.end_of_turn),
             identity=identity,

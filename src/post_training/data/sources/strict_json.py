@@ -1,4 +1,5 @@
-"""One JSON object, or what is wrong with the text that should have been one.
+"""One JSON object, or what is wrong with the text that should have been one; a call's arguments and
+tools that are kept as text are read as strictly.
 
 Stricter than `json.loads`: a key that stands twice, NaN and Infinity, half of a surrogate pair and
 very deep nesting are faults too, since the row would not mean the same to the next reader.
@@ -26,27 +27,35 @@ def parse_object(data: bytes) -> dict[str, Any] | BadRow:
     """The object that `data` holds; columns and bytes in a fault's text count from 1."""
     try:
         text = data.decode("utf-8")
-        value = _DECODER.decode(text)
+        value = parse_value(text)
     except UnicodeDecodeError as error:
         return _malformed(f"not UTF-8: byte 0x{data[error.start]:02x} at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and isinstance(_first_value(text), dict):
-            return _malformed(f"more after the object, at column {error.colno}")
-        problem = error.msg.lower().removesuffix(" at")
-        return _malformed(f"malformed JSON: {problem} at column {error.colno}")
-    except RecursionError:
-        return _malformed(f"nested more than {MAX_DEPTH} levels deep")
-    except ValueError as error:  # our own hooks, and integers of thousands of digits
-        return _malformed(f"malformed JSON: {error}")
+    except ValueError as error:
+        return _malformed(str(error))
     if not isinstance(value, dict):
         return _malformed(f"must be a JSON object (got {_JSON_NAMES[type(value)]})")
+    return value
+
+
+def parse_value(text: str) -> Any:
+    """Any JSON value. Errors: ValueError, which says what is wrong in one line."""
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and isinstance(_first_value(text), dict):
+            raise ValueError(f"more after the object, at column {error.colno}") from None
+        problem = error.msg.lower().removesuffix(" at")
+        raise ValueError(f"malformed JSON: {problem} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    except ValueError as error:  # our own hooks, and integers of thousands of digits
+        raise ValueError(f"malformed JSON: {error}") from None
     if text.count("{") + text.count("[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
-        return _malformed(f"nested more than {MAX_DEPTH} levels deep")
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     if "\\u" in text and ("\\ud" in text or "\\uD" in text):
         for escape in _ESCAPE.finditer(text):
             if escape["half"]:
-                column = escape.start() + 1
-                return _malformed(f"half of a surrogate pair at column {column}")
+                raise ValueError(f"half of a surrogate pair at column {escape.start() + 1}")
     return value
 
 

@@ -82,6 +82,7 @@ class ChunkedStageConfig(StageConfig):
     for others they become branches.
     """
 
+    version: ClassVar[int] = 2
     ranks_count: ClassVar[bool] = False
     continues: ClassVar[bool] = True
     keeps_pairs: ClassVar[bool] = False

@@ -21,6 +21,7 @@ from post_training.core.files import atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_value
 from post_training.core.locks import locked
 from post_training.data.branches import ID, branch_row, row_line
+from post_training.data.column_report import ColumnReport, described_columns
 from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk as SourceChunk
@@ -226,14 +227,15 @@ def _rows(
 ) -> Iterator[tuple[str, bytes]]:
     """(conversation_id, line) of every good row, in the order of the inputs."""
     data = config.data
-    sources, formats = open_sources(data)
+    sources, formats = open_sources(data, for_training=False)
     names = tuple(name_of(dataset) for dataset in data.datasets)
     for name, found in zip(names, formats, strict=True):
         context.log(f"data: {name} is read as {found.describe()}")
     num_rows = [0] * len(sources)
     seen: set[bytes] = set()
-    state = _Conversion(Reader(data, formats), names, config.keeps_pairs)
-    for chunk in read_chunks(_convert, state, sources, data, num_rows.__getitem__):
+    state = _Conversion(Reader(data, formats, for_training=False), names, config.keeps_pairs)
+    report = ColumnReport(formats)
+    for chunk in read_chunks(_convert, state, sources, data, num_rows.__getitem__, report):
         for rejected in chunk.rejected:
             verdicts.reject(rejected.place, rejected.bad, rejected.raw)
         for row_id, line, place in chunk.rows:
@@ -250,3 +252,7 @@ def _rows(
             seen.add(digest)
             num_rows[chunk.dataset] += 1
             yield row_id, line
+    for index, name in enumerate(names):
+        source = {"name": name, **report.record(index)}
+        for words in described_columns(source, unread="kept as metadata"):
+            context.log(f"data: {words}")

@@ -1,7 +1,7 @@
 """The configuration of `entrypoint prepare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import model_validator
 
@@ -13,6 +13,8 @@ from post_training.stages.config import StageConfig
 class PrepareConfig(StageConfig):
     """tokenizer: a model folder, or one with a tokenizer alone. data, and sft or dpo: as in a
     training configuration, which can share them by `extends`."""
+
+    version: ClassVar[int] = 2
 
     tokenizer: Annotated[Path, Role.INPUT]
     data: DataConfig

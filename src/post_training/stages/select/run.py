@@ -11,6 +11,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.data.branches import branch_row
+from post_training.data.column_report import ColumnReport, described_columns
 from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk
@@ -74,14 +75,17 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
 def _write_pairs(
     path: Any, config: SelectConfig, report: Report, verdicts: Verdicts, context: StageContext
 ) -> None:
-    sources, formats = open_sources(config.data)
+    sources, formats = open_sources(config.data, for_training=False)
     names = tuple(name_of(dataset) for dataset in config.data.datasets)
     for name, found in zip(names, formats, strict=True):
         context.log(f"data: {name} is read as {found.describe()}")
-    state = _Selection(Reader(config.data, formats), names, config)
+    state = _Selection(Reader(config.data, formats, for_training=False), names, config)
+    columns = ColumnReport(formats)
     num_rows = [0] * len(sources)
     with open(path, "wb") as file, Progress("prompt", None, shown=True) as progress:
-        for chunk in read_chunks(_select_chunk, state, sources, config.data, num_rows.__getitem__):
+        for chunk in read_chunks(
+            _select_chunk, state, sources, config.data, num_rows.__getitem__, columns
+        ):
             for rejected in chunk.rejected:
                 verdicts.reject(rejected.place, rejected.bad, rejected.raw)
             for selected in chunk.selected:
@@ -92,6 +96,10 @@ def _write_pairs(
                 if not isinstance(selected, str):
                     file.write(b"".join(map(json_line, selected)))
             progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
+    for index, name in enumerate(names):
+        source = {"name": name, **columns.record(index)}
+        for line in described_columns(source):
+            context.log(f"data: {line}")
 
 
 @dataclass(frozen=True)

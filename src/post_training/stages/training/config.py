@@ -201,6 +201,7 @@ class LoggingConfig(Config):
 
 
 class TrainingStageConfig(StageConfig):
+    version: ClassVar[int] = 2
     continues: ClassVar[bool] = True
 
     model: ModelConfig

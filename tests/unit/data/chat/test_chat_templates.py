@@ -155,3 +155,13 @@ def test_template_with_a_special_token_the_tokenizer_lacks_is_refused(
     setattr(tokenizer, token, None)
     with pytest.raises(PostTrainingError, match=f"writes the {token}, and the tokenizer has none"):
         choose_template(name, tokenizer)
+
+
+def test_template_without_marks_is_refused_with_the_remedy(tokenizer: Any):
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+    with pytest.raises(PostTrainingError) as error:
+        choose_template("model", tokenizer)
+    hint = str(error.value.hint)
+    assert "in the copy's chat_template.jinja" in hint
+    # Those of ours whose tokens this tokenizer has, and no others.
+    assert hint.endswith("data.chat_template: chatml | tulu | zephyr")

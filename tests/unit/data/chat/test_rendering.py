@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from post_training.data.config import DatasetConfig
+from post_training.data.formats.parse import parse
+from post_training.data.formats.recognise import recognise
 from post_training.data.rows import Conversation, Message, ToolCall
 
 pytest.importorskip("jinja2")
 
 from post_training.data.chat.rendering import message_dicts, render
 from post_training.data.chat.templates import MARKERS, choose_template, template_text
+from post_training.data.tokenize import Encoder
 
 pytestmark = pytest.mark.stack
 
@@ -289,3 +293,96 @@ def test_render_equals_transformers(name: str, trusted: bool, wide: Any):
     )
     assert text == expected
     assert spans == expected_spans
+
+
+CALLS_OF_A_ROW = [
+    {"id": "call_rain", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+    {"id": "call_sub", "type": "function", "function": {"name": "sub", "arguments": {}}},
+]
+
+
+def row_with_tools(name: str) -> dict[str, Any]:
+    """As a server is sent it. llama-3 has one call at a time."""
+    calls = CALLS_OF_A_ROW[: 1 if name == "llama-3" else 2]
+    outputs = [
+        {"role": "tool", "tool_call_id": call["id"], "name": "add", "content": str(number)}
+        for number, call in enumerate(calls)
+    ]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *outputs,
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes"},
+    ]
+    return {"messages": messages, "tools": [TOOL]}
+
+
+def read_row(row: dict[str, Any]) -> Conversation:
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    [conversation] = parse(row, found, train_on="all_turns", train_on_thoughts=True)
+    assert isinstance(conversation, Conversation)
+    return conversation
+
+
+# Prints tools, calls and outputs as it gets them, as many a model's own template does.
+PRINTS_ALL = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %} END"
+    "{% endgeneration %}{% else %}{{ m.content }}{{ m.name }}{{ m.tool_call_id }}{% endif %}\n"
+    "{% endfor %}"
+)
+TOKENIZERS = Path(__file__).parents[5] / "shared" / "data" / "tokenizers"
+
+
+def served(row: dict[str, Any], template: str, tokenizer: Any, **options: Any) -> Any:
+    return tokenizer.apply_chat_template(
+        row["messages"], tools=row["tools"], chat_template=template, **options
+    )
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama-3", "apertus"])
+def test_row_with_tools_is_trained_as_the_saved_template_serves_it(name: str, wide: Any):
+    row, template = row_with_tools(name), template_text(name)
+    expected = served(row, template, wide, tokenize=False)
+    head, calling, *outputs = row["messages"][:2], *row["messages"][2:-3]
+    bare = {**row, "tools": [TOOL["function"]]}
+    as_text = {**row, "tools": json.dumps(row["tools"])}
+    swapped = {**row, "messages": [*head, calling, *outputs[::-1], *row["messages"][-3:]]}
+    for same in (row, bare, as_text, swapped):
+        text, _ = render(template, message_dicts(read_row(same)), wide.special_tokens_map)
+        assert text == expected
+
+
+@pytest.mark.parametrize("folder", ["smollm2", "qwen3", "deepseek-v3"])
+def test_row_with_tools_has_the_ids_that_a_real_tokenizer_gives(folder: str):
+    path = TOKENIZERS / folder
+    if not path.exists():
+        pytest.skip("no tokenizers beside the repository")
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer.chat_template = PRINTS_ALL
+    row = row_with_tools("model")
+    encoder = Encoder.create(
+        tokenizer, choose_template("model", tokenizer), control_tokens="refuse"
+    )
+    [sequence] = encoder.encode([read_row(row)])
+    expected = served(row, PRINTS_ALL, tokenizer, tokenize=True, return_dict=True)["input_ids"]
+    assert sequence.ids.tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama-3", "apertus"])
+def test_tool_without_a_description_or_parameters_is_rendered(name: str, wide: Any):
+    row = row_with_tools(name)
+    row["tools"] = [{"name": "clock", "description": None, "parameters": None}, {"name": "bell"}]
+    text, _ = render(template_text(name), message_dicts(read_row(row)), wide.special_tokens_map)
+    assert "clock" in text
+    assert "bell" in text
+    assert "null" not in text
+    assert "None" not in text
+    if name == "apertus":
+        assert "Tool Capabilities:\ntype clock = () => any;\ntype bell = () => any;<|dev" in text

@@ -67,7 +67,7 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
             {"messages": [{"role": "alien", "content": "?"}]},
             "roles",
             "messages[0].role: must be one of user, human, assistant, gpt, bot, chatbot, model, "
-            "system, developer, tool, function, observation (got 'alien')",
+            "system, developer, tool, function, observation, function_call (got 'alien')",
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": None}]},
@@ -127,7 +127,7 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
                 ]
             },
             "tool-call",
-            "messages[1].tool_calls[0].arguments: malformed JSON: maximum recursion depth",
+            "messages[1].tool_calls[0].arguments: nested more than 100 levels deep",
         ),
         (
             {"messages": [USER, {**CALLING, "tool_calls": [{"arguments": {}}]}]},
@@ -145,7 +145,7 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
         (
             {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]},
             "untrained",
-            "chosen: is the beginning of the other, or the same",
+            "chosen and rejected are the same",
         ),
         (
             {"chosen": [USER, ASSISTANT], "rejected": [{**USER, "content": "x"}, OTHER]},

@@ -106,7 +106,7 @@ def messages_of(row: dict[str, Any], **settings: Any) -> tuple[Message, ...]:
         ({"instruction": "1 + 1?", "output": "2"}, "alpaca (instruction, output)", {}),
         (
             {"instruction": "1 + 1?", "input": "", "output": "2"},
-            "alpaca (instruction, output; input)",
+            "alpaca (instruction, output)",
             {},
         ),
         (
@@ -129,16 +129,15 @@ def test_formats_of_one_conversation_give_one_row_type(
 
 
 @pytest.mark.parametrize(
-    ("row", "described"),
+    "row",
     [
-        ({"messages": [USER, ASSISTANT], "system": "be brief"}, "; system"),
-        ({"question": "1 + 1?", "response": "2", "system_prompt": "be brief"}, "; system_prompt"),
-        ({"instruction": "1 + 1?", "output": "2", "system": "be brief"}, "; system"),
-        ({"messages": [SYSTEM, USER, ASSISTANT], "system": None}, "; system"),
+        {"messages": [USER, ASSISTANT], "system": "be brief"},
+        {"question": "1 + 1?", "response": "2", "system_prompt": "be brief"},
+        {"instruction": "1 + 1?", "output": "2", "system": "be brief"},
+        {"messages": [SYSTEM, USER, ASSISTANT], "system": None},
     ],
 )
-def test_formats_system_column_becomes_the_first_message(row: dict[str, Any], described: str):
-    assert described in found_in(row).describe()
+def test_formats_system_column_becomes_the_first_message(row: dict[str, Any]):
     assert messages_of(row) == (TOLD, ASKED, ANSWERED)
 
 

@@ -18,6 +18,7 @@ from post_training.data.rows import (
 )
 
 FUNCTION_TEXT = '{"name": "weather", "description": "of a place", "parameters": {"type": "object"}}'
+TOOL_TEXT = f'{{"type": "function", "function": {FUNCTION_TEXT}}}'
 OPENING = (Message("system", "be brief"), Message("user", "Bern?"))
 LINEAR_OPENING = [
     {"role": "system", "content": {"text": "be brief", "parts": None, "blocks": None}},
@@ -57,7 +58,7 @@ def test_linearised_turn_thinks_calls_and_answers():
                 Message("tool", "sunny"),
                 Message("assistant", "It is sunny.", COMPLETION),
             ),
-            (FUNCTION_TEXT,),
+            (TOOL_TEXT,),
         )
     ]
 
@@ -73,7 +74,7 @@ def test_linearised_preference_is_read_with_its_tools():
             OPENING,
             (Message("assistant", "a", COMPLETION),),
             (Message("assistant", "b", COMPLETION),),
-            (FUNCTION_TEXT,),
+            (TOOL_TEXT,),
             {"chosen_reward": 1.0},
         )
     ]

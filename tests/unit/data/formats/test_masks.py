@@ -71,6 +71,24 @@ def test_masks_weights_of_messages_decide(train_on: str):
     assert [message.weight for message in read if message.kind == COMPLETION] == [0.5, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, False) for name in ("train", "trainable", "training", "loss", "loss_mask")),
+        ("loss_mask", 0),
+        ("loss_weight", 0.0),
+        ("weight", 0),
+    ],
+)
+def test_masks_turn_that_other_trainers_leave_out_is_left_out(name: str, value: Any):
+    row = {"messages": [USER, {**ASSISTANT, name: value}, USER, ASSISTANT]}
+    assert kinds(row) == [PROMPT, EXCLUDED, PROMPT, COMPLETION]
+    asked_for = {
+        "messages": [USER, {**ASSISTANT, name: 1 if value == 0 else True}, USER, ASSISTANT]
+    }
+    assert kinds(asked_for) == [PROMPT, COMPLETION, PROMPT, COMPLETION]
+
+
 def test_masks_mapped_weight_may_be_a_boolean():
     messages = [USER, {**ASSISTANT, "train": False}, USER, {**ASSISTANT, "train": True}]
     settings = {"message_fields": {"weight": "train"}}
@@ -96,11 +114,11 @@ def test_masks_tool_calls_are_read_with_their_outputs():
     assert conversation == Conversation(
         (
             Message("user", "1 + 1?"),
-            Message("assistant", "", COMPLETION, tool_calls=(ToolCall("add", '{"a":1}'),)),
-            Message("tool", ""),
+            Message("assistant", "", COMPLETION, tool_calls=(ToolCall("add", '{"a":1}', "1"),)),
+            Message("tool", "", tool_call_id="1"),
             Message("assistant", "so:", COMPLETION, tool_calls=(ToolCall("f", "{}"),)),
         ),
-        ('{"name": "add", "parameters": {"x": "é"}}',),
+        ('{"type": "function", "function": {"name": "add", "parameters": {"x": "é"}}}',),
     )
     same = conversation_of({**row, "tools": json.dumps(row["tools"])})
     assert same == conversation

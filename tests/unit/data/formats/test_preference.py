@@ -92,3 +92,35 @@ def test_preference_thoughts_can_be_left_untrained():
         Message("assistant", "", EXCLUDED, thought="easy"),
         ANSWERED,
     )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "2"},
+        {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]},
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]},
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "2", **IDS, "rejected_token_ids": [7, 4]},
+    ],
+)
+def test_preference_of_one_answer_twice_trains_nothing_in_any_form(row: dict[str, Any]):
+    with pytest.raises(BadRow) as bad:
+        preference_of(row)
+    assert (bad.value.reason, bad.value.problem) == (
+        "untrained",
+        "chosen and rejected are the same",
+    )
+
+
+def test_preference_of_answers_that_differ_by_a_space_or_in_their_tokens_is_kept():
+    assert preference_of({"prompt": "1 + 1?", "chosen": "2", "rejected": "2 "})
+    assert preference_of({"prompt": "1 + 1?", "chosen": "2", "rejected": "2", **IDS})
+
+
+@pytest.mark.parametrize(("beside", "said"), [("1 + 1?", "1 + 1? "), ("1\n+ 1?", "1\r\n+ 1?")])
+def test_preference_prompt_beside_may_differ_in_white_space(beside: str, said: str):
+    start = [{"role": "user", "content": said}]
+    preference = preference_of(
+        {"prompt": beside, "chosen": [*start, ASSISTANT], "rejected": [*start, OTHER]}
+    )
+    assert preference.prompt == (Message("user", said),)

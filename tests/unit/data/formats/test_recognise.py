@@ -8,7 +8,7 @@ from post_training.core.errors import UsageError
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.columns import Format
 from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import check_same, recognise
 from post_training.data.rows import BadRow, Conversation
 
 USER = {"role": "user", "content": "1 + 1?"}
@@ -28,6 +28,18 @@ def found_in(row: dict[str, Any], **settings: Any) -> Format:
             "unknown columns: a, b; known: messages: messages; messages: conversations; "
             "prompt_completion: prompt, completion;",
             "columns: {prompt: …, completion: …}",
+        ),
+        (
+            {"mesages": [USER, ASSISTANT], "id": 1},
+            {},
+            "unknown columns: mesages, id, did you mean messages (of format messages)?",
+            "columns: {messages: mesages}",
+        ),
+        (
+            {"qestion": "a", "answer": "b"},
+            {},
+            "unknown columns: qestion, answer, did you mean question (of format prompt_completion)",
+            "columns: {prompt: qestion, completion: answer}",
         ),
         (
             {"messages": [], "text": "x"},
@@ -89,6 +101,35 @@ def test_recognise_says_which_setting_decides(
 def test_recognise_leaves_a_row_that_can_not_tell_to_the_next():
     with pytest.raises(BadRow, match="messages: must be a list of messages"):
         found_in({"messages": []})
+
+
+def test_recognise_ignored_column_makes_up_no_format():
+    row = {"messages": [USER, ASSISTANT], "text": "x"}
+    assert found_in(row, ignore=["text"]).name == "messages"
+    check_same(row, found_in(row, ignore=["text"]), DatasetConfig(path="x", ignore=["text"]))
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "others"),
+    [
+        ({"messages": [USER]}, {"messages": [USER], "text": "x"}, "text (text)"),
+        (
+            {"question": "a", "answer": "b"},
+            {"question": "a", "answer": "b", "response": "c"},
+            "prompt_completion (question, response)",
+        ),
+        ({"messages": [USER]}, {"text": "x"}, "text (text)"),
+    ],
+)
+def test_recognise_later_row_of_another_format_is_refused(
+    first: dict[str, Any], later: dict[str, Any], others: str
+):
+    found = found_in(first)
+    check_same(first, found, DatasetConfig(path="rows.jsonl"))
+    with pytest.raises(BadRow) as bad:
+        check_same(later, found, DatasetConfig(path="rows.jsonl"))
+    assert bad.value.problem.startswith(f"its columns make up {others}")
+    check_same(later, found, DatasetConfig(path="rows.jsonl", columns=found.columns))
 
 
 def test_recognise_named_columns_are_the_only_ones_read():

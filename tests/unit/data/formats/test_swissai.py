@@ -77,7 +77,7 @@ def test_swissai_turn_thinks_calls_and_answers():
                 Message("assistant", "It is sunny.", COMPLETION),
                 Message("user", "thanks"),
             ),
-            (FUNCTION_TEXT,),
+            (f'{{"type": "function", "function": {FUNCTION_TEXT}}}',),
         )
     ]
 
@@ -168,9 +168,9 @@ def test_swissai_parameters_that_arrow_made_text_of_are_read():
     [conversation] = read(row([assistant(SUNNY)], available_functions=functions))
     assert isinstance(conversation, Conversation)
     assert conversation.tools == (
-        '{"name": "f", "parameters": {"type": "object", "properties": '
-        '{"place": {"type": "string"}}}}',
-        '{"name": "g", "parameters": {}}',
+        '{"type": "function", "function": {"name": "f", "parameters": {"type": "object", '
+        '"properties": {"place": {"type": "string"}}}}}',
+        '{"type": "function", "function": {"name": "g", "parameters": {}}}',
     )
 
 

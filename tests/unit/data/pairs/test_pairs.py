@@ -235,3 +235,16 @@ def test_pairs_are_the_same_bytes_for_any_number_of_workers(tokenizer: Any, tmp_
 def test_row_with_one_answer_is_no_pair(tokenizer: Any, tmp_path: Path):
     with pytest.raises(PostTrainingError, match="the row has one answer, and preferences have two"):
         prepare(tmp_path, tokenizer, [{"prompt": "?", "completion": "!"}])
+
+
+def test_pairs_that_are_the_same_up_to_the_limit_train_nothing(tmp_path: Path, tokenizer: Any):
+    same = {**ROW, "chosen": "one two", "rejected": "one three"}
+    data = {"on_error": "quarantine"}
+    limits = {"max_completion_length": 4, "truncated_completions": "train"}
+    dataset = prepare(tmp_path, tokenizer, [same, ROW], data, **limits)
+    assert len(dataset) == 1
+    [reject] = map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], reject["reason"]) == (1, "untrained")
+    assert reject["problem"] == (
+        "chosen and rejected are the same tokens up to dpo.max_completion_length"
+    )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from post_training.core.errors import UsageError
 from post_training.core.hashing import hash_files
 from post_training.data.config import DataConfig, SequenceConfig
-from post_training.data.prepared.dataset import PreparedDataset
+from post_training.data.prepared.dataset import PreparedDataset, described
 from post_training.data.prepared.row_plan import TableBuilder
 from post_training.data.prepared.sequences import batch, cut
 from post_training.data.prepared.writer import SequenceWriter, write_rows
@@ -154,3 +154,13 @@ def test_prepared_longest_rows_first_under_debug_oom(tmp_path: Path):
 def test_prepared_folder_without_a_record_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="not a prepared dataset"):
         PreparedDataset.open(tmp_path)
+
+
+def test_prepared_tells_how_many_rows_were_read_and_what_was_not(tmp_path: Path):
+    record = write(tmp_path / "data", [sequence(4)] * 3).record
+    assert next(described(record)).startswith("x: 3 of 3 good rows, 12 tokens")
+    columns = [{"name": "id", "read_as": None, "number": 5}]
+    record["sources"][0] |= {"num_source_rows": 5, "columns": columns}
+    lines = list(described(record))
+    assert lines[0].startswith("x: 3 of 3 good rows (5 were read), 12 tokens")
+    assert lines[1] == "x: not read: id (5)"

@@ -1,0 +1,194 @@
+"""Lists of messages: whose output is whose, and the calls of other systems."""
+
+import json
+from typing import Any
+
+import pytest
+
+from post_training.data.config import DatasetConfig
+from post_training.data.formats.parse import parse
+from post_training.data.formats.recognise import recognise
+from post_training.data.rows import BadRow, Conversation, Message, ToolCall
+
+USER = {"role": "user", "content": "Rain in Thun, and the next train?"}
+ANSWER = {"role": "assistant", "content": "3 mm; at 14:05."}
+
+
+def call(name: str, call_id: str | None = None) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+
+def output(content: str, call_id: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": content, "tool_call_id": call_id, **fields}
+
+
+def calling(*calls: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+RAIN, TRAIN = call("rain", "call_rain"), call("train", "call_train")
+
+
+def conversation_of(row: dict[str, Any], **settings: Any) -> Conversation:
+    found = recognise(row, DatasetConfig(path="rows.jsonl", **settings), "rows.jsonl:1")
+    [conversation] = parse(row, found, train_on="all_turns", train_on_thoughts=True)
+    assert isinstance(conversation, Conversation)
+    return conversation
+
+
+def outputs_of(*messages: dict[str, Any]) -> list[tuple[str, str | None]]:
+    read = conversation_of({"messages": [USER, *messages, ANSWER]}).messages
+    return [(each.content, each.tool_call_id) for each in read if each.role == "tool"]
+
+
+def problem_of(row: dict[str, Any], **settings: Any) -> BadRow:
+    with pytest.raises(BadRow) as bad:
+        conversation_of(row, **settings)
+    return bad.value
+
+
+def test_outputs_come_in_the_order_of_their_calls():
+    outputs = [output("14:05", "call_train"), output("3 mm", "call_rain")]
+    in_order = [("3 mm", "call_rain"), ("14:05", "call_train")]
+    assert outputs_of(calling(RAIN, TRAIN), *outputs) == in_order
+    assert outputs_of(calling(RAIN, TRAIN), *outputs[::-1]) == in_order
+
+
+def test_outputs_of_a_later_call_are_paired_with_it():
+    first = [calling(RAIN), output("3 mm", "call_rain")]
+    again = [calling(call("rain", "b"), call("rain", "a")), output("x", "a"), output("y", "b")]
+    assert outputs_of(*first, *again) == [("3 mm", "call_rain"), ("y", "b"), ("x", "a")]
+
+
+def test_outputs_without_ids_stand_as_they_are_and_get_those_of_the_calls():
+    outputs = [output("3 mm"), output("14:05")]
+    assert outputs_of(calling(call("rain"), call("train")), *outputs) == [
+        ("3 mm", None),
+        ("14:05", None),
+    ]
+    assert outputs_of(calling(RAIN, TRAIN), *outputs) == [
+        ("3 mm", "call_rain"),
+        ("14:05", "call_train"),
+    ]
+
+
+def test_outputs_across_the_end_of_a_prompt_are_ordered_too():
+    row = {
+        "prompt": [USER, calling(RAIN, TRAIN), output("14:05", "call_train")],
+        "completion": [output("3 mm", "call_rain"), ANSWER],
+    }
+    read = conversation_of(row).messages
+    assert [each.content for each in read[2:4]] == ["3 mm", "14:05"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"),
+    [
+        (
+            [output("14:05", "call_nobody"), output("3 mm", "call_rain")],
+            "messages[2].tool_call_id: 'call_nobody' is of no call before it",
+        ),
+        (
+            [output("3 mm", "call_rain"), output("14:05")],
+            "messages[3]: has no tool_call_id, and other outputs have one",
+        ),
+        (
+            [output("3 mm", "call_rain"), output("4 mm", "call_rain")],
+            "messages[2]: outputs stand twice, or are missing before one that is there",
+        ),
+        (
+            [output("14:05", "call_train")],
+            "messages[2]: outputs stand twice, or are missing before one that is there",
+        ),
+    ],
+)
+def test_outputs_that_belong_to_no_call_are_refused(outputs: list[Any], problem: str):
+    bad = problem_of({"messages": [USER, calling(RAIN, TRAIN), *outputs, ANSWER]})
+    assert (bad.reason, bad.problem) == ("tool-call", problem)
+
+
+def test_output_keeps_its_name():
+    named = conversation_of({"messages": [USER, calling(RAIN), output("3", name="rain"), ANSWER]})
+    assert named.messages[2] == Message("tool", "3", tool_call_id="call_rain", name="rain")
+
+
+def test_function_call_is_a_turn_of_calls():
+    called = {"name": "rain", "arguments": {"town": "Thun"}}
+    arguments = '{"town": "Thun"}'
+    for value, calls in (
+        (called, (ToolCall("rain", arguments),)),
+        ([called, called], (ToolCall("rain", arguments),) * 2),
+    ):
+        turns = [("human", "Rain?"), ("function_call", json.dumps(value)), ("observation", "3")]
+        turns += [("observation", "4")] * (len(calls) - 1) + [("gpt", "3 mm.")]
+        row = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+        conversation = conversation_of(row)
+        assert conversation.messages[1].tool_calls == calls
+        assert [message.kind for message in conversation.messages[:2]] == [0, 1]
+        assert conversation.messages[-1].content == "3 mm."
+    bad = problem_of(
+        {"conversations": [row["conversations"][0], {"from": "function_call", "value": "rain()"}]}
+    )
+    assert bad.problem.startswith("conversations[1].value: malformed JSON")
+
+
+HERMES = [
+    ("system", "You may call <tools>[…]</tools>"),
+    ("human", "Rain in Thun?"),
+    ("gpt", '<tool_call>\n{"name": "rain"}\n</tool_call>'),
+    ("tool", "<tool_response>\n3 mm\n</tool_response>"),
+    ("gpt", "3 mm."),
+]
+
+
+def test_calls_in_the_text_are_refused_with_the_way_to_train_them():
+    row = {"conversations": [{"from": role, "value": text} for role, text in HERMES]}
+    bad = problem_of(row)
+    assert bad.problem == "conversations[3]: a tool's output without a call before it"
+    assert bad.hint is not None
+    assert "roles: {tool: user}" in bad.hint
+    read = conversation_of(row, roles={"tool": "user"}).messages
+    assert [message.content for message in read] == [text for _, text in HERMES]
+    assert [message.kind for message in read] == [0, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_thought_has_several_names(name: str):
+    row = {"messages": [USER, {**ANSWER, "thinking": "", "reasoning": None, name: "Ten and one."}]}
+    assert conversation_of(row).messages[1].thought == "Ten and one."
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (
+            {**ANSWER, "reasoning": "a", "reasoning_content": "b"},
+            "messages[1]: reasoning_content and reasoning are different thoughts",
+        ),
+        (
+            {**ANSWER, "train": True, "weight": 0},
+            "messages[1]: weight and train say different weights",
+        ),
+        ({**ANSWER, "loss": 2.5}, "messages[1].loss: must be true or false (got float)"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(message: dict[str, Any], problem: str):
+    assert problem_of({"messages": [USER, message]}).problem == problem
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({**USER, "reasoning_content": "a"}, "messages[0]: only an assistant thinks (role user)"),
+        (
+            {**USER, "train": True},
+            "messages[0].train: only an assistant's message is trained (role user)",
+        ),
+        (
+            {"role": "user", "content": {"parts": [{"text": "?"}]}, "reasoning": "a"},
+            "messages[0].reasoning: the content has parts of its own",
+        ),
+    ],
+)
+def test_fields_of_an_assistant_on_another_are_refused(message: dict[str, Any], problem: str):
+    assert problem_of({"messages": [message, ANSWER]}).problem == problem
