@@ -161,7 +161,7 @@ def test_input_rows_that_changed_under_the_plan_are_found(prompts, tmp_path):
 
 
 class NextVersion(ChunkedStageConfig):
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = ChunkedStageConfig.version + 1
 
 
 def test_another_run_does_not_mix_with_the_chunks_and_the_setting_is_named(prompts, tmp_path):
@@ -171,7 +171,7 @@ def test_another_run_does_not_mix_with_the_chunks_and_the_setting_is_named(promp
         run(settings(prompts, chunk_rows=4), tmp_path / "run")
     with pytest.raises(UsageError, match="another run: image: oci_digest: 'unpinned' -> 'sha256"):
         run(settings(prompts), tmp_path / "run", image={"oci_digest": "sha256:a"})
-    with pytest.raises(PostTrainingError, match="another version of the stage: 1 -> 2"):
+    with pytest.raises(PostTrainingError, match="another version of the stage: "):
         run(settings(prompts), tmp_path / "run", config_class=NextVersion)
     write_prompts(prompts, 21)
     with pytest.raises(UsageError, match="another run: input: data: "):
