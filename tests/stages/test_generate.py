@@ -110,16 +110,23 @@ def test_stored_logprobs_are_the_models_at_temperature_1(model, prompts, expecte
             assert sample["completion_length"] == len(ids)
 
 
-def test_sample_that_was_cut_off_says_so_and_can_be_left_out(model, prompts, expected, tmp_path):
+def test_sample_that_was_cut_off_says_so_and_can_be_left_out(
+    model, prompts, expected, tmp_path, capsys
+):
     from post_training.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     more = {"sampling": {"n": N, "max_tokens": 60, "temperature": 3.0}}
-    run_stage("generate", settings(model, prompts, **more), tmp_path / "all")
+    result = run_stage("generate", settings(model, prompts, **more), tmp_path / "all")
     found = [sample for row in rows_of(tmp_path / "all") for sample in samples(row)]
     reasons = [sample["finish_reason"] for sample in found]
     assert set(reasons) == {"stop", "length"}
+    num_cut = reasons.count("length")
+    assert result.metrics["num_truncated"] == num_cut
+    told = f"{num_cut} of {len(found)} samples were cut off at sampling.max_tokens: 60: "
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"{told}kept, and select leaves them out (exclude_truncated)"
     for sample in found:
         ids = sample["completion_token_ids"]
         ends = ids[-1] in (end, tokenizer.eos_token_id)
@@ -130,6 +137,8 @@ def test_sample_that_was_cut_off_says_so_and_can_be_left_out(model, prompts, exp
     run_stage("generate", settings(model, prompts, exclude_truncated=True, **more), tmp_path / "b")
     kept = [sample for row in rows_of(tmp_path / "b") for sample in samples(row)]
     assert kept == [sample for sample in found if sample["finish_reason"] == "stop"]
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"{told}left out (exclude_truncated)"
 
 
 def test_stop_text_ends_a_sample_and_is_not_part_of_its_text(model, prompts, expected, tmp_path):

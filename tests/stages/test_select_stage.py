@@ -233,3 +233,17 @@ def test_select_without_one_pair_fails(tmp_path: Path):
     path = write_rows(tmp_path / "rows.jsonl", [prompt_row("a", "?", [sampled(1), sampled(1)])])
     with pytest.raises(PostTrainingError, match="not one pair from 1 prompts: 1: all branches to"):
         select(tmp_path / "run", path)
+
+
+def test_select_says_how_many_samples_were_cut_off_and_the_setting(tmp_path: Path, capsys):
+    cut = [sampled(value, finish_reason="length") for value in (0.0, 3.0)]
+    path = write_rows(tmp_path / "rows.jsonl", [prompt_row("a", "1 + 1?", cut)])
+    with pytest.raises(PostTrainingError, match="fewer than two branches") as error:
+        select(tmp_path / "none", path)
+    told = "2 samples, 2 cut off at max_tokens: left out (exclude_truncated)"
+    assert str(error.value.hint).startswith(told)
+    row = prompt_row("a", "1 + 1?", [*cut, sampled(1.0), sampled(2.0)])
+    select(tmp_path / "some", write_rows(tmp_path / "rows.jsonl", [row]))
+    assert "4 samples, 2 cut off at max_tokens: left out" in capsys.readouterr().err
+    select(tmp_path / "all", path, exclude_truncated=False)
+    assert "cut off" not in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from post_training.config.other_names import OTHER_NAMES
 from post_training.config.schema import choices_at, describe, fields_at, paths_of_keys
 from post_training.core.messages import KeyPath, dotted, shown
 
@@ -46,6 +47,9 @@ _LENGTHS = {
     "too_long": "at most {max_length} items",
 }
 _MOST_KEYS_LISTED = 12
+# A key of another section is offered only where hardly a letter differs: max_step, not num_samples.
+_NEAR_ELSEWHERE = 0.85
+_IS_NAME = re.compile(r"[\w. -]{1,60}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ def _fault(model: type[BaseModel], error: ErrorDetails, data: Any) -> _Fault:
         case kind:
             wanted = _KINDS.get(kind)
             words = _wrong_value(error)
+            if wanted == "a mapping" and (field := fields_at(model, path[:-1], data).get(path[-1])):
+                needed = describe(field).split(":")[0]
+                if needed.startswith("a mapping with "):
+                    words = f"must be {needed} (got {shown(error['input'])})"
     wanted = wanted if path == union else None
     return _Fault(path, written, words, error["input"], union, member, wanted)
 
@@ -194,17 +202,40 @@ def _initials(name: str) -> str:
 
 
 def _unknown_key(model: type[BaseModel], path: KeyPath, data: Any) -> str:
-    """Offer the nearest key at this level, and the same key where another section has it."""
+    """Offer what other trainers' name for it is called here, the nearest key at this level, and the
+    same key where another section has it; a key that is merely near is offered from this level
+    alone."""
     key = str(path[-1])
+    if not _IS_NAME.fullmatch(key):
+        # Of a file that is no configuration, lines of which may be secret.
+        return "a key that is no setting's name"
     here = fields_at(model, path[:-1], data)
     written = re.sub(r"\[\d+\]", "[]", dotted(path))
     elsewhere = paths_of_keys(model, but=written)
+    section = written.rpartition(".")[0]
     offered = [name for name in here if _initials(name) == key][:1]
+    if not offered and (other := OTHER_NAMES.get(key)):
+        name = other.rpartition(".")[2]
+        if name != other and other.rpartition(".")[0] == section:
+            offered = [name]
+        elif " " in other:
+            return f"unknown key '{key}': {other}"
+        elif name in here and name == other:
+            offered = [name]
+        elif other in elsewhere.get(name, []):
+            offered = [_placed(other)]
     offered = offered or difflib.get_close_matches(key, here, n=1)
-    offered += elsewhere.get(key, [])[:2]
+    offered += [_placed(path) for path in elsewhere.get(key, [])[:2]]
     if not offered:
-        offered = [elsewhere[near][0] for near in difflib.get_close_matches(key, elsewhere, n=1)]
+        near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=_NEAR_ELSEWHERE)
+        offered = [_placed(elsewhere[name][0]) for name in near]
     if offered:
-        return f"unknown key '{key}', did you mean {' or '.join(map(repr, offered))}?"
+        quoted = (name if " " in name else f"'{name}'" for name in dict.fromkeys(offered))
+        return f"unknown key '{key}', did you mean {' or '.join(quoted)}?"
     known = f" (known: {', '.join(here)})" if len(here) <= _MOST_KEYS_LISTED else ""
     return f"unknown key '{key}'{known}"
+
+
+def _placed(path: str) -> str:
+    """The path of a key in another section, which the reader is told."""
+    return path if "." in path else f"'{path}' at the top level"

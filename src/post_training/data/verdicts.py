@@ -64,8 +64,22 @@ class Verdicts:
         if not self.counts:
             return ""
         total = sum(self.counts.values())
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.counts.items())
-        return f"{total:,} row{'s' if total > 1 else ''} left out: {reasons}"
+        return f"{total:,} row{'s' if total > 1 else ''} left out: {counted(self.counts)}"
+
+    def nothing_left(self, what: str) -> PostTrainingError:
+        """The error where no row is left to be made a `what`."""
+        hint = None
+        if "truncated" in self.counts:
+            hint = "an answer was cut off, here or when it was sampled (sampling.max_tokens): "
+            hint += "set truncated_completions: train, or sample and allow longer ones"
+        problem = f"no {what} to train on: {self.summary() or 'there is none'}"
+        return PostTrainingError(problem, hint=hint)
+
+
+def counted(counts: dict[str, int]) -> str:
+    """`2 malformed, 1 truncated (truncated_completions: drop)`."""
+    settings = {"truncated": " (truncated_completions: drop)"}
+    return ", ".join(f"{n:,} {reason}{settings.get(reason, '')}" for reason, n in counts.items())
 
 
 def _entry(place: Place, bad: BadRow, raw: bytes) -> dict[str, Any]:

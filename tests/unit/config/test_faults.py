@@ -164,9 +164,24 @@ class Other(Config):
     learning_rate: float = 0.1
 
 
+class Sampling(Config):
+    n: PositiveInt = 10
+    max_tokens: PositiveInt = 16
+
+
 class Sections(Config):
     training: Section
     sampling: Other = Other()
+
+
+class Stage(Config):
+    """As a stage has them."""
+
+    run_dir: Path | None = None
+    seed: int = 0
+    debug_subsample: int | None = None
+    sampling: Sampling = Sampling()
+    training: Section | None = None
 
 
 def test_missing_key_is_named_with_type_and_description(faults_of):
@@ -195,6 +210,31 @@ def test_missing_key_is_named_with_type_and_description(faults_of):
 )
 def test_unknown_key_offers_the_key_that_was_meant(faults_of, text, words):
     assert faults_of(Sections, f"training: {{max_steps: 1}}\n{text}") == [f"f.yaml:2: {words}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        # What other trainers call it.
+        ("sampling: {num_samples: 4}", "sampling: unknown key 'num_samples', did you mean 'n'?"),
+        ("max_new_tokens: 4", "unknown key 'max_new_tokens', did you mean 'sampling.max_tokens'?"),
+        ("sampling: {output_dir: x}",
+         "sampling: unknown key 'output_dir', did you mean 'run_dir' at the top level?"),
+        ("gradient_accumulation_steps: 4",
+         "unknown key 'gradient_accumulation_steps': set training.effective_batch_size: "
+         "accumulation follows from it"),
+        # The same word in another place says where; one that is far is none.
+        ("sampling: {seed: 1}",
+         "sampling: unknown key 'seed', did you mean 'seed' at the top level?"),
+        ("sampling: {sub_sample: 1}",
+         "sampling: unknown key 'sub_sample' (known: n, max_tokens)"),
+        # Lines of a file that is no configuration are not shown.
+        ('"root:$6$secret:20228:0": 1', "a key that is no setting's name"),
+        ("training: fast", "training: must be a mapping with max_steps or null (got 'fast')"),
+    ],
+)  # fmt: skip
+def test_unknown_key_is_explained_as_a_newcomer_writes_it(faults_of, text, words):
+    assert faults_of(Stage, text) == [f"f.yaml:1: {words}"]
 
 
 def test_known_keys_are_listed_only_when_they_are_few(faults_of):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.data.column_report import (
     ColumnReport,
@@ -38,7 +37,7 @@ from post_training.data.prepared.sequences import LENGTH, NUM_TRAINED
 from post_training.data.prepared.writer import SequenceWriter
 from post_training.data.reading import name_of, read_chunks
 from post_training.data.sources import Source
-from post_training.data.verdicts import Verdicts
+from post_training.data.verdicts import Verdicts, counted
 
 # Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
 VERSION = 2
@@ -85,9 +84,9 @@ def prepare_pairs(
                 pairs.append(chunk.pairs)
                 figures.append(chunk.figures)
                 on_progress(builder.num_sequences, writer.num_tokens)
+            if not builder.num_pieces:
+                raise verdicts.nothing_left("pair")
         check_inputs()
-        if not builder.num_pieces:
-            raise PostTrainingError(f"no pair to train on: {verdicts.summary() or 'there is none'}")
         table = builder.table()
         all_pairs, all_figures = np.concatenate(pairs), np.concatenate(figures)
         longest = encoder.limits.max_seq_length or int(table.pieces[:, LENGTH].max())
@@ -157,8 +156,7 @@ def described(record: dict[str, Any]) -> Iterator[str]:
         yield f"{source['name']}: {good}{described_source_rows(source, source['num_pairs'])}"
         yield from described_columns(source)
     if rejected:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
-        yield f"left out: {reasons}"
+        yield f"left out: {counted(rejected)}"
     yield (
         f"{counts['num_rows']:,} rows of {counts['num_sequences']:,} pairs, "
         f"{counts['num_tokens']:,} tokens, {counts['num_trained_tokens']:,} of them trained"

@@ -66,6 +66,8 @@ def prepare(
                 writer.append(chunk.sequences)
                 builder.add(chunk.dataset, chunk.sequences)
                 on_progress(builder.num_sequences, writer.num_tokens)
+            if not builder.num_pieces:
+                raise verdicts.nothing_left("row")
         check_inputs()
         return write_rows(
             temporary,

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_json
 from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.indexed.writer import IndexedWriter
@@ -90,7 +89,7 @@ def write_rows(
     Errors: PostTrainingError when no sequence is left, or too few for the mixture.
     """
     if not builder.num_pieces:
-        raise PostTrainingError(f"no row to train on: {verdicts.summary() or 'there is none'}")
+        raise verdicts.nothing_left("row")
     table = builder.table()
     rows = plan(table, data, limits, seed)
     if rows.num_duplicates:

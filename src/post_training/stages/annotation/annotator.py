@@ -13,10 +13,12 @@ class Annotator(ABC):
 
     What becomes of a row must not depend on the other rows of the call: chunks are cut otherwise
     in another run, and halved to find a row that fails.
-    num_tokens: generated, scored or read so far; shown as a speed.
+    num_tokens: generated, scored or read so far; shown as a speed. num_truncated: samples that were
+    cut off so far; None where a stage has none.
     """
 
     num_tokens: int = 0
+    num_truncated: int | None = None
 
     @abstractmethod
     def __call__(self, rows: list[Row]) -> list[Row | BadRow]:

@@ -61,11 +61,11 @@ def write_chunk(
     chunk: Chunk,
     inputs: list[Row],
     outputs: list[bytes | BadRow],
-    num_branches: int,
+    counts: dict[str, int],
     timing: dict[str, Any],
 ) -> None:
     """Write the rows, then the record. outputs: of each input, its line or why there is none.
-    num_branches: of the lines' rows, together."""
+    counts: of the lines' rows, together: num_branches, and what the stage counts."""
     pairs = list(enumerate(zip(inputs, outputs, strict=True), chunk.first_row + 1))
     rejected = [
         {"row": number, ID: row[ID], "reason": output.reason, "problem": output.problem}
@@ -80,7 +80,7 @@ def write_chunk(
         "key": plan.key(chunk),
         "sha256": sha256_file(path),
         "num_rows": len(lines),
-        "num_branches": num_branches,
+        **counts,
         "rejected": rejected,
         "timing": timing,
         "process": os.getpid(),

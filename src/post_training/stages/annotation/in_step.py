@@ -61,6 +61,7 @@ class _Leader(Annotator):
         _tell(self._context, rows)
         found = self._annotator(rows)
         self.num_tokens = self._annotator.num_tokens
+        self.num_truncated = self._annotator.num_truncated
         return found
 
     def recover(self) -> None:

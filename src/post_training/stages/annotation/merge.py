@@ -35,6 +35,7 @@ def merge(
     target = context.run_dir / "dataset"
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
     num_rows = num_branches = num_tokens = 0
+    num_truncated: int | None = None
     seconds = 0.0
     rejects = plan.folder / "rejects_of_chunks.jsonl"
     with atomic_directory(target) as folder:
@@ -45,6 +46,8 @@ def merge(
                 num_rows += record["num_rows"]
                 num_branches += record["num_branches"]
                 num_tokens += record["timing"]["num_tokens"]
+                if "num_truncated" in record:  # not of chunks that older versions wrote
+                    num_truncated = (num_truncated or 0) + record["num_truncated"]
                 seconds += record["timing"]["seconds"]
         if not num_rows:
             raise PostTrainingError(f"no row is left: {verdicts.summary()}", where=str(plan.folder))
@@ -63,12 +66,10 @@ def merge(
     if num_tokens:
         timing["tokens_per_s"] = num_tokens / seconds
     num_rejected = sum(counts["rejected"].values())
-    return {
-        "num_rows": num_rows,
-        "num_branches": num_branches,
-        "num_rejected": num_rejected,
-        "timing": timing,
-    }
+    metrics = {"num_rows": num_rows, "num_branches": num_branches, "num_rejected": num_rejected}
+    if num_truncated is not None:
+        metrics["num_truncated"] = num_truncated
+    return {**metrics, "timing": timing}
 
 
 def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts) -> bytes:

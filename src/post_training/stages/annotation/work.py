@@ -122,6 +122,7 @@ class Worker:
         if self._annotator is None:
             self._annotator = self.make_annotator()
         started_at, tokens_before = time.monotonic(), self._annotator.num_tokens
+        truncated_before = self._annotator.num_truncated
         attempt = _Attempt(self, self._annotator, chunk)
         lines = attempt.annotate(inputs)
         timing = {
@@ -129,7 +130,10 @@ class Worker:
             "num_tokens": self._annotator.num_tokens - tokens_before,
         }
         self.context.inputs.check()
-        write_chunk(self.plan, chunk, inputs, lines, attempt.num_branches, timing)
+        counts = {"num_branches": attempt.num_branches}
+        if truncated_before is not None:
+            counts["num_truncated"] = self._annotator.num_truncated - truncated_before
+        write_chunk(self.plan, chunk, inputs, lines, counts, timing)
 
     def _log(self, chunk: Chunk, text: str) -> None:
         with open(log_path(self.plan, chunk), "a", encoding="utf-8") as file:

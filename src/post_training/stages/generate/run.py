@@ -36,13 +36,23 @@ def run(config: GenerateConfig, context: StageContext) -> Result:
         sampler = Chosen(config, encoder, context)
         return Generator(config, encoder, sampler, context.input_fingerprints["model.path"])
 
-    return annotate(config, context, make_annotator)
+    result = annotate(config, context, make_annotator)
+    if truncated := result.metrics.get("num_truncated"):
+        kept = "left out" if config.exclude_truncated else "kept, and select leaves them out"
+        limit = f"sampling.max_tokens: {config.sampling.max_tokens}"
+        num_samples = config.sampling.n * result.metrics["num_rows"]
+        context.log(
+            f"{truncated:,} of {num_samples:,} samples were cut off at {limit}: {kept} "
+            "(exclude_truncated)"
+        )
+    return result
 
 
 class Generator(Annotator):
     def __init__(
         self, config: GenerateConfig, encoder: Encoder, sampler: Sampler, model_fingerprint: str
     ):
+        self.num_truncated: int = 0
         self.config = config
         self.encoder = encoder
         self.sampler = sampler
@@ -79,6 +89,7 @@ class Generator(Annotator):
 
     def _row(self, row: Row, prompt: Prompt, samples: list[Completion]) -> Row:
         self.num_tokens += sum(len(sample.token_ids) for sample in samples)
+        self.num_truncated += sum(sample.finish_reason == "length" for sample in samples)
         branches = [
             self._branch(sample, prompt.seed + number)
             for number, sample in enumerate(samples)

@@ -21,10 +21,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """ref_rewards: of the reference samples, in their order."""
+    """ref_rewards: of the reference samples, in their order. num_cut_off: branches that are no
+    candidates as they were cut off."""
 
     candidates: list[Candidate]
     ref_rewards: list[float]
+    num_cut_off: int
 
 
 def candidates_of(row: dict[str, Any], config: SelectConfig) -> Candidates:
@@ -35,12 +37,17 @@ def candidates_of(row: dict[str, Any], config: SelectConfig) -> Candidates:
     ref_rewards = [reward for reward, own in zip(rewards, references, strict=True) if own]
     ref_rewards = ref_rewards[: config.num_ref_rewards]
     wanted = {"reference": (True,), "offline": (False,), "both": (True, False)}[config.samples]
-    candidates = [
-        Candidate(index, reward, quantile_reward(reward, ref_rewards))
-        for index, (reward, own) in enumerate(zip(rewards, references, strict=True))
-        if own in wanted and not (config.exclude_truncated and is_truncated(branches[index]))
+    asked_for = [index for index, own in enumerate(references) if own in wanted]
+    whole = [
+        index
+        for index in asked_for
+        if not (config.exclude_truncated and is_truncated(branches[index]))
     ]
-    return Candidates(candidates, ref_rewards)
+    candidates = [
+        Candidate(index, rewards[index], quantile_reward(rewards[index], ref_rewards))
+        for index in whole
+    ]
+    return Candidates(candidates, ref_rewards, len(asked_for) - len(whole))
 
 
 def quantile_reward(reward: float, ref_rewards: list[float]) -> float | None:

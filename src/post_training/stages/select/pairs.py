@@ -10,6 +10,7 @@ prompt_token_ids  of the prompt, up to the first token of the answers
 ref_rewards       of the prompt's reference samples
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from post_training.data.branches import (
@@ -34,9 +35,26 @@ DROPPED = {
 }
 
 
-def preference_rows(row: dict[str, Any], config: SelectConfig) -> list[dict[str, Any]] | str:
-    """The pairs of one prompt, or why there is none (a key of DROPPED). Errors: BadRow."""
+@dataclass(frozen=True)
+class Selected:
+    """pairs: preference rows of one prompt, or why there is none (a key of DROPPED). num_samples:
+    that there were to choose from; num_cut_off: of them, left out by exclude_truncated."""
+
+    pairs: list[dict[str, Any]] | str
+    num_samples: int
+    num_cut_off: int
+
+
+def select_pairs(row: dict[str, Any], config: SelectConfig) -> Selected:
+    """Errors: BadRow."""
     found = candidates_of(row, config)
+    pairs = _pairs_or_reason(row, found, config)
+    return Selected(pairs, len(found.candidates) + found.num_cut_off, found.num_cut_off)
+
+
+def _pairs_or_reason(
+    row: dict[str, Any], found: Candidates, config: SelectConfig
+) -> list[dict[str, Any]] | str:
     if len(found.ref_rewards) < config.min_ref_rewards:
         return "few-references"
     if len(found.candidates) < 2:

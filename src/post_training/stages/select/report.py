@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from post_training.stages.select.pairs import DROPPED
+from post_training.stages.select.pairs import DROPPED, Selected
 
 _QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95,
               "largest": 1.0}  # fmt: skip
@@ -34,19 +34,24 @@ _MARGINS = {"margin of the rewards": "{}_reward", "margin of the lengths": "{}_l
 class Report:
     num_prompts: int = 0
     num_pairs: int = 0
+    num_samples: int = 0
+    num_cut_off: int = 0
     num_truncated: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, int] = field(default_factory=dict)
     sources: Counter[str] = field(default_factory=Counter)
     _values: dict[str, array] = field(default_factory=dict)
 
-    def add(self, selected: list[dict[str, Any]] | str) -> None:
-        """The pairs of one prompt, or why it has none."""
+    def add(self, selected: Selected) -> None:
+        """What became of one prompt."""
         self.num_prompts += 1
-        if isinstance(selected, str):
-            self.dropped[selected] = self.dropped.get(selected, 0) + 1
+        self.num_samples += selected.num_samples
+        self.num_cut_off += selected.num_cut_off
+        pairs = selected.pairs
+        if isinstance(pairs, str):
+            self.dropped[pairs] = self.dropped.get(pairs, 0) + 1
             return
-        self._keep("reward, reference samples", *selected[0].get("ref_rewards", ()))
-        for row in selected:
+        self._keep("reward, reference samples", *pairs[0].get("ref_rewards", ()))
+        for row in pairs:
             self.num_pairs += 1
             self.sources[str(row["source"])] += 1
             for side in ("chosen", "rejected"):
@@ -62,6 +67,15 @@ class Report:
     def _keep(self, name: str, *values: float) -> None:
         if values:
             self._values.setdefault(name, array("d")).extend(values)
+
+    def cut_off(self) -> str | None:
+        """Of the samples to choose from; the pairs have their own figures."""
+        if not self.num_cut_off:
+            return None
+        return (
+            f"{self.num_samples:,} samples, {self.num_cut_off:,} cut off at max_tokens: left out "
+            "(exclude_truncated)"
+        )
 
     def reasons(self) -> str:
         return _reasons(self.dropped)

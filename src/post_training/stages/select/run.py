@@ -22,7 +22,7 @@ from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.progress import Progress
 from post_training.stages.references import common_reference
 from post_training.stages.select.config import SelectConfig
-from post_training.stages.select.pairs import DROPPED, preference_rows
+from post_training.stages.select.pairs import Selected, select_pairs
 from post_training.stages.select.report import Report, table
 
 PAIRS = "pairs.jsonl"
@@ -50,6 +50,9 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
             raise PostTrainingError(
                 f"not one pair from {report.num_prompts} prompts: {report.reasons()}",
                 where="strategy",
+                hint=report.cut_off()
+                and f"{report.cut_off()}; sample with a larger "
+                "sampling.max_tokens, or set exclude_truncated: false",
             )
         if reference is not None:
             reference.write(folder)
@@ -62,6 +65,8 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
         (folder / "report.html").write_text(report.page(), encoding="utf-8")
     for line in table(figures):
         context.log(line)
+    if report.cut_off():
+        context.log(report.cut_off())
     if verdicts.counts:
         context.log(f"data: {verdicts.summary()}")
     return {
@@ -93,8 +98,8 @@ def _write_pairs(
                     break
                 num_rows[chunk.dataset] += 1
                 report.add(selected)
-                if not isinstance(selected, str):
-                    file.write(b"".join(map(json_line, selected)))
+                if not isinstance(selected.pairs, str):
+                    file.write(b"".join(map(json_line, selected.pairs)))
             progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
     for index, name in enumerate(names):
         source = {"name": name, **columns.record(index)}
@@ -111,10 +116,10 @@ class _Selection:
 
 @dataclass(frozen=True)
 class _Selected:
-    """selected: of each prompt, its preference rows, or why there is none."""
+    """selected: of each prompt."""
 
     dataset: int
-    selected: list[list[dict[str, Any]] | str]
+    selected: list[Selected]
     rejected: list[Rejected]
 
 
@@ -125,9 +130,7 @@ def _select_chunk(state: _Selection, item: tuple[int, Chunk]) -> _Selected:
         try:
             for value in state.reader.values(record, dataset):
                 row = branch_row(value, state.reader.formats[dataset], state.names[dataset])
-                selected = preference_rows(row, state.config)
-                assert not isinstance(selected, str) or selected in DROPPED
-                result.selected.append(selected)
+                result.selected.append(select_pairs(row, state.config))
         except BadRow as bad:
             result.rejected.append(Rejected(record.place, bad, record.raw))
     return result

@@ -248,3 +248,16 @@ def test_pairs_that_are_the_same_up_to_the_limit_train_nothing(tmp_path: Path, t
     assert reject["problem"] == (
         "chosen and rejected are the same tokens up to dpo.max_completion_length"
     )
+
+
+def test_pairs_that_are_all_cut_off_are_told_with_the_setting_and_no_temporary_path(
+    tokenizer: Any, tmp_path: Path
+):
+    rows = [ROW | {"chosen_is_truncated": True}] * 3
+    with pytest.raises(PostTrainingError) as error:
+        prepare(tmp_path, tokenizer, rows)
+    problem = "no pair to train on: 3 rows left out: 3 truncated (truncated_completions: drop)"
+    assert error.value.problem == problem
+    assert "set truncated_completions: train" in str(error.value.hint)
+    assert ".tmp" not in str(error.value)
+    assert len(prepare(tmp_path, tokenizer, rows, truncated_completions="train")) == 3
