@@ -19,18 +19,25 @@ at `tools` and at `enable_thinking` (true where a row has thoughts).
 """
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import Environment, Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from post_training.core.errors import PostTrainingError
 from post_training.data.rows import BadRow, Conversation, Message
 
 THOUGHT, TEXT, CALLS = range(3)
+# A template that ends needs a thousandth of a second.
+_MOST_SECONDS = 20.0
 
 Spans = list[tuple[int, int]]
 
@@ -143,19 +150,56 @@ def render(
 
     It is what `tokenizer.apply_chat_template` does, so that training and inference see one text.
     trusted: a template of ours, which needs no sandbox (half the time of a longer template).
-    Errors: jinja2.TemplateError when the template refuses; TypeError and the like when it fails.
+    Errors: jinja2.TemplateError when the template refuses; TypeError and the like when it fails;
+    PostTrainingError when it doesn't end.
     """
     blocks: list[str] = []
     spans: Spans = []
     length = 0
-    for block in _compiled(template, trusted).generate(
-        **special_tokens, **dicts.variables(), documents=None, add_generation_prompt=False
-    ):
-        if type(block) is _Marked:
-            spans.append((length, length + len(block)))
-        blocks.append(block)
-        length += len(block)
+    with nullcontext() if trusted else _bounded(dicts):
+        for block in _compiled(template, trusted).generate(
+            **special_tokens, **dicts.variables(), documents=None, add_generation_prompt=False
+        ):
+            if type(block) is _Marked:
+                spans.append((length, length + len(block)))
+            blocks.append(block)
+            length += len(block)
     return "".join(blocks), spans
+
+
+class _NoEnd(Exception):
+    """A template took more than its time."""
+
+
+def _end(_number: int, _frame: object) -> NoReturn:
+    raise _NoEnd
+
+
+@contextmanager
+def _bounded(dicts: MessageDicts) -> Iterator[None]:
+    """Within it the template of a model's folder runs, whose loops may have no end.
+
+    It is ended by the processor time that it took, which no other load of the machine adds to.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # Only there signals arrive.
+    if is_main:
+        if signal.getsignal(signal.SIGVTALRM) is not _end:
+            signal.signal(signal.SIGVTALRM, _end)
+        signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+    try:
+        yield
+    except _NoEnd:
+        raise PostTrainingError(
+            f"rendering one row took more than {_MOST_SECONDS:g} s of processor time: the one with "
+            f"{dicts.messages[0]['content'][:40]!r}",
+            where="chat template",
+            hint="does it loop without an end? use one of ours, or mend it",
+        ) from None
+    except (ArithmeticError, RecursionError, MemoryError) as error:
+        raise TemplateError(f"{type(error).__name__}: {error}") from None
+    finally:
+        if is_main:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 class _Marked(str):

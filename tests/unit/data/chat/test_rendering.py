@@ -3,11 +3,13 @@ independent implementations where the image holds one."""
 
 import importlib.util
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from post_training.core.errors import PostTrainingError
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.parse import parse
 from post_training.data.formats.recognise import recognise
@@ -15,6 +17,9 @@ from post_training.data.rows import Conversation, Message, ToolCall
 
 pytest.importorskip("jinja2")
 
+from jinja2 import TemplateError
+
+from post_training.data.chat import rendering
 from post_training.data.chat.rendering import message_dicts, render
 from post_training.data.chat.templates import MARKERS, choose_template, template_text
 from post_training.data.tokenize import Encoder
@@ -386,3 +391,33 @@ def test_tool_without_a_description_or_parameters_is_rendered(name: str, wide: A
     assert "None" not in text
     if name == "apertus":
         assert "Tool Capabilities:\ntype clock = () => any;\ntype bell = () => any;<|dev" in text
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_template_that_does_not_end_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rendering, "_MOST_SECONDS", 0.2)
+    conversation = Conversation((Message("user", "a question"), Message("assistant", "x")))
+    with pytest.raises(PostTrainingError) as error:
+        render(ENDLESS, message_dicts(conversation), {})
+    assert error.value.problem == (
+        "rendering one row took more than 0.2 s of processor time: the one with 'a question'"
+    )
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    text, _ = render("{{ messages[0].content }}", message_dicts(conversation), {})
+    assert text == "a question"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{% for a in range(999999) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: maximum recursion"),
+    ],
+)
+def test_template_that_fails_by_itself_is_an_error_of_the_template(template: str, problem: str):
+    conversation = Conversation((Message("user", "a question"), Message("assistant", "x")))
+    with pytest.raises(TemplateError, match=problem):
+        render(template, message_dicts(conversation), {})
