@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from post_training.core.errors import Interrupted, report
+from post_training.core.errors import Interrupted, PostTrainingError, report
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.registry import STAGES
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as error:
         # One line, not one of each rank.
         return report(error) if os.environ.get("RANK", "0") == "0" else error.exit_code
+    except SystemExit as error:  # Of a library: to a script its code 0 would be success.
+        return report(PostTrainingError(f"the stage was ended by SystemExit: {error.code}"))
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
 
