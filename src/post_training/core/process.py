@@ -38,15 +38,25 @@ def run_tool(
     cwd: Path | None = None,
     show: bool = False,
     ends_with_us: signal.Signals | None = None,
+    timeout_s: float | None = None,
 ) -> str:
     """Run `argv` and return its stdout, stripped.
 
     show: pass the program's own words through to stderr while it runs, and return nothing.
     ends_with_us: what it is sent when this process is killed; else it runs on.
+    timeout_s: after which it is killed, and has failed.
     Errors: PostTrainingError when the program is missing or fails, with the end of its output.
     """
-    said = tool_bytes(argv, hint=hint, env=env, cwd=cwd, show=show, ends_with_us=ends_with_us)
-    return said.decode().strip()
+    said = tool_bytes(
+        argv,
+        hint=hint,
+        env=env,
+        cwd=cwd,
+        show=show,
+        ends_with_us=ends_with_us,
+        timeout_s=timeout_s,
+    )
+    return said.decode(errors="replace").strip()
 
 
 def tool_bytes(
@@ -57,20 +67,25 @@ def tool_bytes(
     cwd: Path | None = None,
     show: bool = False,
     ends_with_us: signal.Signals | None = None,
+    timeout_s: float | None = None,
 ) -> bytes:
     """As run_tool, with stdout as it is."""
     program = str(argv[0])
     if shutil.which(program) is None:
         raise PostTrainingError(f"{program}: not installed", hint=hint or "see installation/laptop")
-    done = subprocess.run(
-        [str(word) for word in argv],
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr if show else subprocess.PIPE,
-        stderr=None if show else subprocess.PIPE,
-        env=env,
-        cwd=cwd,
-        preexec_fn=dies_with(os.getpid(), ends_with_us) if ends_with_us else None,
-    )
+    try:
+        done = subprocess.run(
+            [str(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr if show else subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
+            env=env,
+            cwd=cwd,
+            preexec_fn=dies_with(os.getpid(), ends_with_us) if ends_with_us else None,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise PostTrainingError(f"{program}: no answer in {timeout_s:g} s", hint=hint) from None
     if done.returncode != 0:
         said = b"\n".join([done.stdout or b"", done.stderr or b""]).decode(errors="replace")
         lines = said.strip().splitlines()[-12:]

@@ -4,11 +4,14 @@ Its accounting knows of all jobs (sacct). A site without one has what the contro
 minutes (MinJobAge). A run's record says more, unless the run had no time left to write it.
 """
 
+import re
 from collections.abc import Collection, Iterator
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.process import run_tool
+from post_training.launch.queue import ask_slurm
 
+# `77`, `77_2` and `77_[3-5]` of an array. Any other line is no answer of theirs.
+_JOB = re.compile(r"(\d+)(?:_\S+)?\|(\S.*)")
 _SUCCEEDED = "completed"
 _OVER = (
     *(_SUCCEEDED, "failed", "cancelled", "timeout", "out_of_memory", "node_fail", "preempted"),
@@ -25,16 +28,15 @@ def read_ended_jobs(job_ids: Collection[str]) -> dict[str, str]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
     try:
         said = "\n".join(
-            run_tool([*command, f"--jobs={','.join(some)}"]) for some in _portions(sorted(job_ids))
+            ask_slurm([*command, f"--jobs={','.join(some)}"]) for some in _portions(sorted(job_ids))
         )
     except PostTrainingError:
         # `Slurm accounting storage is disabled`, and the exit code is 1 for any other reason too.
         # All jobs are asked for: for one that is long gone squeue fails.
-        said = run_tool(["squeue", "--noheader", "--states=all", "--format=%i|%T"])
+        said = ask_slurm(["squeue", "--noheader", "--states=all", "--format=%i|%T"])
     states: dict[str, str] = {}
-    for line in filter(None, said.splitlines()):
-        name, _, state = line.partition("|")
-        job_id, state = name.split("_")[0], state.lower()
+    for line in filter(None, map(_JOB.fullmatch, said.splitlines())):
+        job_id, state = line[1], line[2].lower()
         # `cancelled by 1000`: sacct adds who did it.
         is_over = state.split()[0] in _OVER
         if job_id in job_ids and is_over and states.get(job_id, _SUCCEEDED) == _SUCCEEDED:

@@ -43,17 +43,22 @@ _LOST_CONNECTION = re.compile(
 )
 # EIO, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOTCONN, ESHUTDOWN, ESTALE, EREMOTEIO: Lustre and NFS
 # lose their servers so. A full disk or a missing file stays as it is.
+# What our answer begins with on stdout, where an image's entrypoint may print a banner.
+MARK = "post-training-outcome: "
 _LOST_STORAGE = re.compile(r"\[Errno (5|104|107|108|110|113|116|121)\] ")
 
 
 @dataclass(frozen=True)
 class Tally:
     """num_failures: counted since the last progress. num_attempts, checkpoint: how many attempts
-    the record held, and how far the run had come, when it was last counted."""
+    the record held, and how far the run had come, when it was last counted. asked, answer: of the
+    attempt that was counted last, so that one whose answer got lost is not counted twice."""
 
     num_failures: int = 0
     num_attempts: int = 0
     checkpoint: str | None = None
+    asked: str | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,8 @@ def _is_over(record: Path, since: int) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print `again`, and the suspected node, or `stop`; say why on stderr; keep the count. With
-    --start: `go` or `stop`. With --over-since: `over` or `on`."""
+    """Print, after MARK, `again`, and the suspected node, or `stop`; say why on stderr; keep the
+    count. With --start: `go` or `stop`. With --over-since: `over` or `on`."""
     # The wall time's warning goes to every step, and this one has to end by itself.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -209,6 +214,7 @@ def main(arguments: Sequence[str]) -> int:
     moment.add_argument("--exit-code", type=int, help="of the stage's step")
     moment.add_argument("--start", action="store_true", help="may the next of a chain begin?")
     moment.add_argument("--over-since", type=int, help="has an attempt begun since, and ended?")
+    parser.add_argument("--attempt", help="its name: asked again, the answer is the same")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--worker", type=int)
     options = parser.parse_args(arguments)
@@ -216,12 +222,16 @@ def main(arguments: Sequence[str]) -> int:
     if options.worker is not None:
         record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
     if options.start:
-        print(_start(_attempts(record)))
+        print(f"{MARK}{_start(_attempts(record))}")
         return 0
     if options.over_since is not None:
-        print("over" if _is_over(record, options.over_since) else "on")
+        print(f"{MARK}{'over' if _is_over(record, options.over_since) else 'on'}")
         return 0
     path = options.run_dir / LAUNCH_FOLDER / name
+    tally = read_tally(path)
+    if options.attempt is not None and tally.asked == options.attempt:
+        print(f"{MARK}{tally.answer}")
+        return 0
     step = Step(
         options.exit_code,
         _attempts(record),
@@ -229,10 +239,14 @@ def main(arguments: Sequence[str]) -> int:
         last_attempt(options.log),
         os.environ.get("SLURM_JOB_NODELIST", ""),
     )
-    verdict = judge(step, read_tally(path), options.max_failures)
-    write_tally(path, verdict.tally)
+    verdict = judge(step, tally, options.max_failures)
+    answer = f"again {verdict.suspect or ''}".strip() if verdict.again else "stop"
+    counted = verdict.tally
+    if options.attempt is not None:
+        counted = replace(counted, asked=options.attempt, answer=answer)
+    write_tally(path, counted)
     print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
-    print(f"again {verdict.suspect or ''}".strip() if verdict.again else "stop")
+    print(f"{MARK}{answer}")
     return 0
 
 

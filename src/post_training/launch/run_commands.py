@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from post_training.core.errors import UsageError
+from post_training.launch.queue import cancel, read_queue
 from post_training.launch.run_index import Filters, list_states, runs_below
 from post_training.launch.run_table import HEADER, cells, table
-from post_training.launch.submit import cancel, read_queue, submitted_jobs
+from post_training.launch.submit import submitted_jobs
 from post_training.records.run_record import LAUNCH_FOLDER
 
 

@@ -21,7 +21,8 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.launch.ended_jobs import read_ended_jobs
 from post_training.launch.outcome import read_tally
-from post_training.launch.submit import QueuedJob, read_queue, submitted_jobs
+from post_training.launch.queue import QueuedJob, read_queue
+from post_training.launch.submit import submitted_jobs
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, is_live, read_record
 
 STATES = (

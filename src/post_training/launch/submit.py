@@ -18,17 +18,15 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from post_training.config.load import resolved_yaml
 from post_training.config.model import Config
-from post_training.core.errors import ConfigError, PostTrainingError, UsageError
+from post_training.core.errors import ConfigError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.locks import hold
 from post_training.core.process import run_tool
@@ -44,14 +42,18 @@ from post_training.launch.environment import (
     read_environment,
 )
 from post_training.launch.outcome import current_tally, write_tally
+from post_training.launch.queue import (
+    ask_slurm,
+    cancel,
+    read_queue,
+    slurm_environment,
+)
 from post_training.launch.script import Container, Job, sbatch_script
 from post_training.launch.site import Site
 from post_training.records.run_record import LAUNCH_FOLDER, earlier_record, is_live
 
 SCHEMA = "post-training/submission/1"
 _SUBMISSION = "submission.json"
-_POLL_S = 5
-_MOST_SILENT_POLLS = 120
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Request:
 def submit(request: Request) -> str:
     """Freeze and queue; the job's id, the last one's where workers go before it.
 
-    Errors: UsageError when the run folder is taken; PostTrainingError when Slurm refuses, and then
-    nothing stays in the queue.
+    Errors: UsageError when the run folder is taken; PostTrainingError when Slurm refuses, OSError
+    when the jobs' ids can't be written: nothing stays in the queue then.
     """
     files = _plan(request)
     folder = request.run_dir / LAUNCH_FOLDER
@@ -108,7 +110,11 @@ def submit(request: Request) -> str:
             "working_dir": str(Path.cwd()),
             "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_json(folder / _SUBMISSION, submission)
+        try:
+            write_json(folder / _SUBMISSION, submission)
+        except BaseException:
+            cancel([job_id, *others])  # Nobody would know of them.
+            raise
     return job_id
 
 
@@ -127,7 +133,7 @@ def _queue(request: Request, folder: Path) -> list[str]:
         for _ in range(request.num_chained - 1):
             queued.append(_sbatch(folder / "job.sh", [f"afterany:{queued[-1]}"]))
         write_atomic(folder / "chain", "".join(f"{job_id}\n" for job_id in queued))
-        run_tool(["scontrol", "release", queued[0]])
+        ask_slurm(["scontrol", "release", queued[0]])
     except BaseException:
         if queued:
             cancel(queued)
@@ -235,43 +241,6 @@ def _check_free(run_dir: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """reason: Slurm's word for why it does not run."""
-
-    state: str
-    reason: str
-
-
-def read_queue() -> dict[str, QueuedJob]:
-    """All jobs in the queue by their id; of an array, the task that is listed first."""
-    # All jobs are asked for: for one that is long gone squeue fails, as it does when Slurm is down.
-    lines = run_tool(["squeue", "--noheader", "--format=%F %T %r"]).splitlines()
-    queue: dict[str, QueuedJob] = {}
-    for line in lines:
-        job_id, state, reason = line.split(maxsplit=2)
-        queue.setdefault(job_id, QueuedJob(state.lower(), reason))
-    return queue
-
-
-def wait_for(job_id: str) -> None:
-    """Return when the job has left the queue, requeues and all.
-
-    Errors: PostTrainingError when Slurm does not answer for long.
-    """
-    silent = 0
-    while True:
-        try:
-            if job_id not in read_queue():
-                return
-            silent = 0
-        except PostTrainingError:  # Its controller is busy, or restarted: it comes back.
-            silent += 1
-            if silent == _MOST_SILENT_POLLS:
-                raise
-        time.sleep(_POLL_S)
-
-
 def submitted_jobs(run_dir: Path) -> list[str]:
     """The ids of the jobs of the run's last submission: the job, then its workers' array; of a
     chain, in its order."""
@@ -282,14 +251,16 @@ def submitted_jobs(run_dir: Path) -> list[str]:
     return [submission["job_id"], *submission["other_job_ids"]]
 
 
-def cancel(job_ids: Sequence[str]) -> None:
-    run_tool(["scancel", *job_ids])
-
-
 def _check_not_queued(run_dir: Path) -> None:
-    job_ids = submitted_jobs(run_dir)
-    queue = read_queue() if job_ids else {}
-    for job_id in job_ids:
+    folder = run_dir / LAUNCH_FOLDER
+    if not (folder / "job.sh").exists():
+        return
+    queue = read_queue()
+    known = submitted_jobs(run_dir)
+    # A `submit` that was killed between sbatch and its record left jobs that Slurm alone knows of.
+    scripts = {str(folder / name) for name in ("job.sh", "workers.sh")}
+    others = [job_id for job_id, job in queue.items() if job.script in scripts]
+    for job_id in (job_ids := list(dict.fromkeys([*known, *others]))):
         if job_id in queue:
             raise UsageError(
                 f"job {job_id} is already in the queue for this folder ({queue[job_id].state})",
@@ -318,15 +289,10 @@ def _freeze_checkout(checkout: Path, folder: Path) -> None:
 def _sbatch(script: Path, after: Sequence[str] = (), *, hold: bool = False) -> str:
     # One that can never start should not wait forever.
     words = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    # In the shell of another job its variables would count before the script's own lines.
-    env: dict[str, Any] = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SBATCH_"))
-    }
     answer = run_tool(
         ["sbatch", "--parsable", *words, *(["--hold"] if hold else []), script],
-        env=env,
+        # In the shell of another job its variables would count before the script's own lines.
+        env=slurm_environment(),
         hint=f"is it this site, partition and account? {shlex.quote(str(script))} is the script",
     )
     return answer.split(";")[0]  # JOB;CLUSTER where there are several

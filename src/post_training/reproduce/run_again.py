@@ -15,8 +15,9 @@ from typing import Any
 from post_training.config.load import load_config
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_atomic
+from post_training.launch.queue import wait_for
 from post_training.launch.site import Site
-from post_training.launch.submit import Request, say_where, submit, wait_for
+from post_training.launch.submit import Request, say_where, submit
 from post_training.records.run_record import CONFIG_NAME, RECORD_NAME, read_record
 from post_training.reproduce.environment import (
     HERE,

@@ -27,10 +27,11 @@ from post_training.images.edf import Edf
 from post_training.images.enter import can_run_here
 from post_training.launch.environment import check_is_mounted, read_environment
 from post_training.launch.pipeline import load_pipeline
+from post_training.launch.queue import cancel
 from post_training.launch.run_state import RunState, queue_of, run_states
 from post_training.launch.run_table import HEADER, cells, table
 from post_training.launch.site import load_site
-from post_training.launch.submit import Request, cancel, preview, submit, submitted_jobs
+from post_training.launch.submit import Request, preview, submit, submitted_jobs
 from post_training.records.run_record import RECORD_NAME, image_identity, read_record
 from post_training.stages.pipeline_plan import Plan, PlannedRun, plan_pipeline
 

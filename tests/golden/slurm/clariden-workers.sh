@@ -52,18 +52,37 @@ verdict=(
     3
 )
 
-# An image's entrypoint may greet on stdout, and srun put `0: ` before each line.
-ask() {
-    "${verdict[@]}" "$@" |
-        sed -nE 's/^([0-9]+: )?(again( [^ ]+)?|stop|go|over|on)$/\2/p' | tail -n 1
+# These would change which cluster is asked, and the form of the answers.
+unset SLURM_CLUSTERS SLURM_LABELIO "${!SQUEUE_@}"
+
+# Slurm's programs fail and hang while its controller is busy: what they did not answer is asked
+# again, before the run is given up. Of the answer the last line counts that sed's script prints: a
+# container's entrypoint may print a banner on stdout.
+patiently() {
+    local pause said
+    for pause in 5 20 60 -; do
+        if said=$(timeout 200 "$@"); then
+            echo "$said"
+            return 0
+        fi
+        [[ $pause != - ]] || break
+        echo "$1 does not answer; asked again in $pause s" >&2
+        sleep "$pause"
+    done
+    echo "$1 does not answer" >&2
+    return 1
 }
+ask() { patiently "${@:2}" | sed -n "$1" | tail -n 1; }
+outcome() { ask 's/^.*post-training-outcome: //p' "${verdict[@]}" "$@"; }
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 tally=/work/runs/one/slurm/failures-$SLURM_ARRAY_TASK_ID.json
 stage+=("workers.index=$SLURM_ARRAY_TASK_ID" workers.count=8)
 verdict+=(--log /work/runs/one/slurm/"slurm-$job.out" --worker "$SLURM_ARRAY_TASK_ID")
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
-is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
+is_running() {
+    [[ $(ask '/^[A-Z_]*$/p' squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]
+}
 
 # Nobody tells srun when the slurmstepd of its step dies: the run's folder does, which no process
 # holds any more. Asked twice, since srun may take a minute to notice an ordinary end.
@@ -74,7 +93,7 @@ watch() {
     while ((times < 2)); do
         sleep 300 &
         wait $!
-        [[ $(ask --over-since "$start") == over ]] && ((++times)) || times=0
+        [[ $(outcome --over-since "$start") == over ]] && ((++times)) || times=0
     done
     echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
     kill -KILL "$1"
@@ -95,12 +114,13 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-read -r next suspect <<<"$(ask --exit-code "$code")"
-[[ -n $next ]] || echo 'no verdict could be had: the job ends here' >&2
+attempt=$job.${SLURM_RESTART_COUNT:-0}
+read -r next suspect <<<"$(outcome --exit-code "$code" --attempt "$attempt")"
+[[ $next == @(again|stop) ]] || echo "no verdict on the failure (got '$next')" >&2
 if [[ $next == again ]] && is_running; then
     left=0
     if [[ -n $suspect ]]; then
-        without=$(squeue --noheader --jobs="$job" --format=%x)
+        without=$(ask '/^CLUSTER: /!p' squeue --noheader --jobs="$job" --format=%x)
         # Of no nodes some versions say `(null)`, others nothing.
         [[ -z ${without/"(null)"/} ]] && without=$suspect || without+=,$suspect
         left=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N \
@@ -109,7 +129,7 @@ if [[ $next == again ]] && is_running; then
     fi
     # Requeueing ends this shell, and only then can the job be told which nodes to leave out.
     trap '' TERM
-    scontrol requeue "$job"
-    ((left < SLURM_JOB_NUM_NODES)) || scontrol update "JobId=$job" "ExcNodeList=$without"
+    patiently scontrol requeue "$job" || echo 'not requeued: submit the same again to go on' >&2
+    ((left < SLURM_JOB_NUM_NODES)) || patiently scontrol update "JobId=$job" "ExcNodeList=$without"
 fi
 exit "$code"

@@ -47,11 +47,28 @@ verdict=(
     3
 )
 
-# An image's entrypoint may greet on stdout, and srun put `0: ` before each line.
-ask() {
-    "${verdict[@]}" "$@" |
-        sed -nE 's/^([0-9]+: )?(again( [^ ]+)?|stop|go|over|on)$/\2/p' | tail -n 1
+# These would change which cluster is asked, and the form of the answers.
+unset SLURM_CLUSTERS SLURM_LABELIO "${!SQUEUE_@}"
+
+# Slurm's programs fail and hang while its controller is busy: what they did not answer is asked
+# again, before the run is given up. Of the answer the last line counts that sed's script prints: a
+# container's entrypoint may print a banner on stdout.
+patiently() {
+    local pause said
+    for pause in 5 20 60 -; do
+        if said=$(timeout 200 "$@"); then
+            echo "$said"
+            return 0
+        fi
+        [[ $pause != - ]] || break
+        echo "$1 does not answer; asked again in $pause s" >&2
+        sleep "$pause"
+    done
+    echo "$1 does not answer" >&2
+    return 1
 }
+ask() { patiently "${@:2}" | sed -n "$1" | tail -n 1; }
+outcome() { ask 's/^.*post-training-outcome: //p' "${verdict[@]}" "$@"; }
 job=$SLURM_JOB_ID
 tally=/work/runs/one/slurm/failures.json
 verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
@@ -63,15 +80,19 @@ end_chain() {
 }
 before=$(sed "/^$SLURM_JOB_ID\$/,\$d" "$chain" | tail -n 1)
 if [[ -n $before ]]; then
-    ended=$(scontrol show job "$before" 2>/dev/null | grep -o 'JobState=[A-Z_]*')
-    if [[ $ended != JobState=@(PREEMPTED|FAILED) && $(ask --start) != go ]]; then
+    # Of a job that Slurm has forgotten there is no state.
+    show='said=$(scontrol show job "$1" 2>&1) || [[ $said == *"Invalid job id"* ]] && echo "$said"'
+    ended=$(ask '/JobState=/p' bash -c "$show" show "$before")
+    if [[ $ended != *JobState=@(PREEMPTED|FAILED)* && $(outcome --start) != go ]]; then
         end_chain
         exit 1
     fi
 fi
 
 # A cancelled, timed-out or preempted job is Slurm's to end: nothing may follow it from here.
-is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
+is_running() {
+    [[ $(ask '/^[A-Z_]*$/p' squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]
+}
 
 # Nobody tells srun when the slurmstepd of its step dies: the run's folder does, which no process
 # holds any more. Asked twice, since srun may take a minute to notice an ordinary end.
@@ -82,7 +103,7 @@ watch() {
     while ((times < 2)); do
         sleep 300 &
         wait $!
-        [[ $(ask --over-since "$start") == over ]] && ((++times)) || times=0
+        [[ $(outcome --over-since "$start") == over ]] && ((++times)) || times=0
     done
     echo 'the stage has ended, and srun has not noticed: is its slurmstepd gone?' >&2
     kill -KILL "$1"
@@ -104,8 +125,9 @@ if ((code == 0)); then
     exit 0
 fi
 is_running || exit "$code"
-read -r next _ <<<"$(ask --exit-code "$code")"
-[[ -n $next ]] || echo 'no verdict could be had: the job ends here' >&2
+attempt=$job.${SLURM_RESTART_COUNT:-0}
+read -r next _ <<<"$(outcome --exit-code "$code" --attempt "$attempt")"
+[[ $next == @(again|stop) ]] || echo "no verdict on the failure (got '$next')" >&2
 if [[ $next == again ]] && is_running; then
     exit "$code"
 fi

@@ -24,16 +24,20 @@ echo "${*:2}" >"$here/sbatch-$id"
 echo "$id;cluster"
 """
 SQUEUE = """\
+env >"$(dirname "$0")/squeue-env"
 case $* in
     *--states=all*) cat "$(dirname "$0")/ended" ;;
     *) cat "$(dirname "$0")/queue" ;;
 esac
 """
+SACCT = """\
+cat "$(dirname "$0")/accounting" || { echo Slurm accounting storage is disabled >&2; exit 1; }
+"""
 PROGRAMS = {
     "sbatch": SBATCH,
     "scontrol": 'echo "$@" >>"$(dirname "$0")/scontrol-words"\n',
     # Without a file `accounting` there is none; then `ended` is what the controller remembers.
-    "sacct": 'cat "$(dirname "$0")/accounting" || exit 1\n',
+    "sacct": SACCT,
     "squeue": SQUEUE,
     "scancel": 'echo "$@" >>"$(dirname "$0")/cancelled"\n',
 }

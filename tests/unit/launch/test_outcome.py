@@ -9,6 +9,7 @@ import pytest
 
 from post_training.core.files import write_json
 from post_training.launch.outcome import (
+    MARK,
     Step,
     Tally,
     current_tally,
@@ -144,7 +145,9 @@ def ask(run_dir, moment: int | str, *words: str, nodes: str = "nid[1-2]") -> tup
          *moment, "--log", run_dir / "log", *words],
         env={**os.environ, "SLURM_JOB_NODELIST": nodes}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return done.stdout, done.stderr
+    prefix, said = done.stdout[: len(MARK)], done.stdout[len(MARK) :]
+    assert prefix == MARK
+    return said, done.stderr
 
 
 def test_outcome_asked_twice_counts_and_says_why(tmp_path):
@@ -156,6 +159,14 @@ def test_outcome_asked_twice_counts_and_says_why(tmp_path):
     )
     assert ask(tmp_path, 137)[0] == "stop\n"
     assert read_tally(tmp_path / "slurm/failures.json") == Tally(2, 1, "checkpoint-4")
+
+
+def test_outcome_asked_twice_about_one_attempt_says_the_same(tmp_path):
+    write_run(tmp_path, failed("ValueError: it is wrong"))
+    assert [ask(tmp_path, 1, "--attempt", "77.0")[0] for _ in range(2)] == ["stop\n"] * 2
+    write_run(tmp_path, KILLED, KILLED)
+    assert [ask(tmp_path, 137, "--attempt", "77.1")[0] for _ in range(3)] == ["again\n"] * 3
+    assert read_tally(tmp_path / "slurm/failures.json").num_failures == 1
 
 
 def test_outcome_of_a_worker_reads_its_record_and_keeps_its_count(tmp_path):

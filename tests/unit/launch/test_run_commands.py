@@ -130,7 +130,9 @@ def test_runs_list_of_what_is_over_says_how_slurm_ended_the_job(
     expected = "cancelled by 1000"
     if accounting is None:
         expected = "out_of_memory"
-        (tmp_path / "bin/ended").write_text("76|TIMEOUT\n77|OUT_OF_MEMORY\n78|RUNNING\n")
+        (tmp_path / "bin/ended").write_text(
+            "CLUSTER: west\n76|TIMEOUT\n77|OUT_OF_MEMORY\n78|RUNNING\n79|\n"
+        )
     else:
         (tmp_path / "bin/accounting").write_text(accounting)
     told = listed(command)

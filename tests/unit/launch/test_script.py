@@ -1,6 +1,7 @@
 """The batch script is run by bash, with programs in the place of Slurm's that write down their use.
 
-The step's exit code, the verdict and the job's state come from files, one line for each call.
+The step's exit code, the verdict and the job's state come from files, one line for each call. As
+many lines as a file fail-PROGRAM has, so often the program fails first; pauses take no time.
 """
 
 import os
@@ -18,10 +19,18 @@ ANSWER = """\
 answer() {{ sed -n 1p "{folder}/$1"; sed -i 1d "{folder}/$1"; }}
 printf '%s\\n' "$(basename "$0")" >>"{folder}/calls"
 printf '%s\\0' "$@" >"{folder}/words-$(wc -l <"{folder}/calls")"
+failures="{folder}/fail-$(basename "$0")"
+if [[ -s $failures ]]; then sed -i 1d "$failures"; exit 1; fi
 """
 SRUN = """\
 case $* in
-    *post_training.launch.outcome*) cat "$(dirname "$0")/banner"; answer verdicts ;;
+    *post_training.launch.outcome*)
+        # Of the image's entrypoint; and srun labels lines where it is asked to.
+        printf '\n== Toy 1.0 ==\nstop that now\nagain\n'
+        said=$(answer verdicts)
+        [[ -z $said ]] || echo "0: post-training-outcome: $said"
+        [[ $said ]]
+        ;;
     *)
         code=$(answer codes)
         [[ $code != never ]] || exec sleep infinity
@@ -32,7 +41,7 @@ esac
 SQUEUE = """\
 case $* in
     *%x*) cat "$(dirname "$0")/excluded" ;;
-    *) answer states ;;
+    *) echo "CLUSTER: west"; answer states ;;
 esac
 """
 SCONTROL = """\
@@ -47,6 +56,7 @@ PROGRAMS = {
     "scontrol": SCONTROL,
     "sinfo": "printf 'n1\\nn2\\nn3\\nn1\\n'\n",
     "scancel": "exit 0\n",
+    "sleep": '[[ " 5 20 60 " == *" $1 "* ]] || exec /bin/sleep "$@"\n',
 }
 
 
@@ -59,11 +69,11 @@ def run(tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in PROGRAMS.items():
-        text = "#!/bin/bash\n" + ANSWER.format(folder=tmp_path) + body
+        answer = "" if name == "sleep" else ANSWER.format(folder=tmp_path)
+        text = "#!/bin/bash\n" + answer + body
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
-    (programs / "banner").touch()
     (programs / "excluded").write_text("(null)\n")
     (programs / "ended").write_text("slurm_load_jobs error: Invalid job id specified\n")
 
@@ -112,7 +122,7 @@ def test_script_stopped_before_the_wall_time_is_requeued_exactly_once(run):
 def test_script_failed_step_does_not_end_the_script_before_the_verdict(run, code):
     assert run(code, ["RUNNING", "RUNNING"], "again")[1][-1] == "scontrol"
     log = f"{run.job.folder}/slurm-77.out"
-    assert run.words(3)[-5:] == ["3", "--log", log, "--exit-code", str(code)]
+    assert run.words(3)[-7:-2] == ["3", "--log", log, "--exit-code", str(code)]
 
 
 # In the seeds the script ended with `exit 0` after a failure.
@@ -132,17 +142,31 @@ def test_script_cancelled_during_the_verdict_has_no_successor(run):
     assert (code, calls) == (138, ["srun", "squeue", "srun", "squeue"])
 
 
-def test_script_verdict_that_cannot_be_had_is_final(run):
-    assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", "srun"])
-    assert "no verdict could be had" in run.stderr
+def test_script_verdict_that_cannot_be_had_is_asked_for_again_and_then_final(run):
+    assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", *["srun"] * 4])
+    assert "no verdict on the failure (got '')" in run.stderr
+    asked = ["srun", "squeue", "srun", "srun", "squeue", "scontrol"]
+    assert run(1, ["RUNNING", "RUNNING"], "\nagain") == (1, asked)
+    # It is the same question, whose answer may only have been lost.
+    assert run.words(3) == run.words(4)
+    assert run.words(4)[-2:] == ["--attempt", "77.0"]
 
 
-def test_script_what_the_images_entrypoint_prints_is_no_verdict(run, tmp_path):
-    (tmp_path / "bin/banner").write_text("\n== Toy 1.0 ==\nstop that now\nagain and again\n")
-    assert run(137, ["RUNNING", "RUNNING"], "again")[1][-1] == "scontrol"
-    calls = run(137, ["RUNNING", "RUNNING"], "0: again n2")[1]
-    assert run.words(len(calls)) == ["update", "JobId=77", "ExcNodeList=n2"]
-    assert run(1, ["RUNNING", "RUNNING"], "stop")[1] == ["srun", "squeue", "srun"]
+@pytest.mark.parametrize("program", ["squeue", "scontrol"])
+def test_script_program_of_slurm_that_fails_is_asked_again(run, tmp_path, program):
+    (tmp_path / f"fail-{program}").write_text("x\nx\n")
+    code, calls = run(138, ["RUNNING", "RUNNING"], "again")
+    assert (code, calls[-1]) == (138, "scontrol")
+    assert run.words(len(calls)) == ["requeue", "77"]
+    assert calls.count(program) == {"squeue": 4, "scontrol": 3}[program]
+    assert run.stderr.count(f"{program} does not answer; asked again in") == 2
+
+
+def test_script_requeue_that_fails_for_good_says_what_to_do(run, tmp_path):
+    (tmp_path / "fail-scontrol").write_text("x\n" * 9)
+    code, calls = run(138, ["RUNNING", "RUNNING"], "again")
+    assert (code, calls.count("scontrol")) == (138, 4)
+    assert "not requeued: submit the same again to go on" in run.stderr
 
 
 @pytest.mark.parametrize("nothing", ["(null)", ""])

@@ -126,6 +126,60 @@ def test_submit_queued_folder_is_refused_and_a_gone_job_is_not(submit, tmp_path)
     assert submit(queue="76 RUNNING None\n").returncode == 0
 
 
+QUEUE = """\
+CLUSTER: west
+welcome to the cluster
+77 PENDING Priority|{folder}/slurm/job.sh
+78 PENDING |/elsewhere/slurm/job.sh
+"""
+
+
+def test_submit_reads_the_queue_whatever_the_shell_has_set_for_slurm(submit, tmp_path):
+    submit()
+    done = submit(queue=QUEUE.format(folder="/x"), SLURM_CLUSTERS="west", SQUEUE_SORT="S")
+    assert done.returncode == 2
+    assert "job 77 is already in the queue" in done.stderr
+    seen = (tmp_path / "bin/squeue-env").read_text()
+    assert "SLURM_CLUSTERS" not in seen
+    assert "SQUEUE_SORT" not in seen
+
+
+def test_submit_of_what_only_the_queue_knows_is_refused(submit, tmp_path):
+    submit()
+    # As if it had been killed between sbatch and the record.
+    (tmp_path / "run/slurm/submission.json").unlink()
+    done = submit(queue=QUEUE.format(folder=tmp_path / "run"))
+    assert done.returncode == 2
+    assert "job 77 is already in the queue for this folder (pending)" in done.stderr
+    assert "hint: `scancel 77` stops it for good" in done.stderr
+    assert submit(queue=QUEUE.format(folder=tmp_path / "other")).returncode == 0
+
+
+def test_submit_whose_record_cannot_be_written_cancels_the_job(submit, tmp_path):
+    (tmp_path / "run/slurm/submission.json/x").mkdir(parents=True)
+    done = submit()
+    assert done.returncode == 1
+    assert "is a directory" in done.stderr
+    assert (tmp_path / "bin/cancelled").read_text() == "77\n"
+
+
+FAILS_TWICE = """\
+#!/bin/bash
+calls="$(dirname "$0")/squeue-calls"
+[[ ! -s $calls ]] || { sed -i s/x// "$calls"; echo Socket timed out >&2; exit 1; }
+"""
+
+
+def test_submit_asks_again_when_slurm_does_not_answer(submit, tmp_path):
+    submit()
+    squeue = tmp_path / "bin/squeue"
+    (tmp_path / "bin/squeue-calls").write_text("xx")
+    squeue.write_text(squeue.read_text().replace("#!/bin/bash\n", FAILS_TWICE))
+    done = submit(queue="77 PENDING Priority")
+    assert (done.returncode, "job 77 is already in the queue" in done.stderr) == (2, True)
+    assert (tmp_path / "bin/squeue-calls").read_text().strip() == ""
+
+
 def test_submit_finished_run_is_refused(submit, tmp_path):
     (tmp_path / "run").mkdir()
     record = {"schema": SCHEMA, "status": "finished", "run_id": "sft-1", "attempts": [{}]}
