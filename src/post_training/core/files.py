@@ -2,9 +2,9 @@
 
 import json
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +13,27 @@ from typing import Any
 from post_training.core.errors import UsageError
 
 
-def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` in one step; on any failure the old file stays as it was."""
     data = content.encode() if isinstance(content, str) else content
-    with atomic_file(path, mode=mode) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it is synced and becomes `path`."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it is synced and becomes `path`.
+
+    Its permissions are those of any new file there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = _beside(path)
+    with _new_file(temporary) as file:
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
     try:
         yield temporary
-        temporary.chmod(mode)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # A library put a file of its own there.
+            temporary.chmod(mode)
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -41,20 +45,72 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path`, else it is removed.
 
+    Its permissions, and those of all files in it, are those of any new one there.
     Errors: FileExistsError when `path` already exists and is not an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync(file)
+        sync_folder(temporary)
         temporary.rename(path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush all of it to the disk, with the permissions that new files get there.
+
+    Libraries write a file beside its place first, which then stays private (0600).
+    """
+    mode = new_file_mode(folder)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_symlink():
+            continue
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+        if path.is_file() or path.is_dir():
+            sync(path)
+
+
+def new_file_mode(folder: Path) -> int:
+    """Of a file that is made there: as the umask says, or the folder's default ACL, which alone the
+    file system knows."""
+    probe = _beside(folder / "mode")
+    with _new_file(probe) as file:
+        probe.unlink()
+        return stat.S_IMODE(os.fstat(file).st_mode)
+
+
+def copy_folder(source: Path, target: Path, *, without: Iterable[str] = ()) -> None:
+    """The content of its files, into an existing folder, without their permissions and times.
+
+    without: names to leave out.
+    """
+    for path in sorted(source.iterdir()):
+        if path.name in without:
+            continue
+        if path.is_dir():
+            (target / path.name).mkdir()
+            copy_folder(path, target / path.name, without=without)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """Open for writing; with all the permissions that there may be, unlike tempfile's."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

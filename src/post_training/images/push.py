@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import sync
+from post_training.core.files import new_file_mode, sync
 from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
 from post_training.images import builder
@@ -48,7 +48,7 @@ def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str,
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
                 squashfs = Path(temporary) / "image.sqsh"
                 make_squashfs(root, squashfs, image.oci_digest)
-                squashfs.chmod(0o644)
+                squashfs.chmod(new_file_mode(store.folder))
                 # The disk writes while the processor hashes: half a second of a push.
                 with ThreadPoolExecutor(max_workers=1) as beside:
                     synced = beside.submit(sync, squashfs)
@@ -92,7 +92,8 @@ def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
                 hint="remove it and push it again",
             )
         # Runnable: it begins with a launch line for Singularity.
-        sif.chmod(0o755)
+        mode = new_file_mode(store.folder)
+        sif.chmod(mode | (mode & 0o444) >> 2)  # A SIF is a program: who may read it may run it.
         sync(sif)
         size_bytes = sif.stat().st_size
         sif.replace(store.sif_path(written.sif_sha256))

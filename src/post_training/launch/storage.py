@@ -19,7 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import atomic_directory, check_keys, read_json, write_json
+from post_training.core.files import (
+    atomic_directory,
+    check_keys,
+    copy_folder,
+    read_json,
+    write_json,
+)
 from post_training.core.process import run_tool
 from post_training.launch.site import Site
 from post_training.records.artifact import artifact_faults, read_artifact
@@ -77,7 +83,7 @@ def promote(artifact: Path, name: str | None) -> None:
     else:
         _check_unchanged(artifact, "changed since it was made")
         with atomic_directory(target) as copy:
-            shutil.copytree(artifact, copy, dirs_exist_ok=True)
+            copy_folder(artifact, copy)
             _check_unchanged(copy, "the copy differs")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(

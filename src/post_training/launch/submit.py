@@ -27,7 +27,7 @@ from pathlib import Path
 from post_training.config.load import resolved_yaml
 from post_training.config.model import Config
 from post_training.core.errors import ConfigError, UsageError
-from post_training.core.files import read_json, write_atomic, write_json
+from post_training.core.files import copy_folder, read_json, write_atomic, write_json
 from post_training.core.locks import hold
 from post_training.core.process import run_tool
 from post_training.core.secrets import find_secret
@@ -281,8 +281,8 @@ def _only_submission(folder: Path) -> Iterator[None]:
 
 def _freeze_checkout(checkout: Path, folder: Path) -> None:
     shutil.rmtree(folder / "dev", ignore_errors=True)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(checkout / "src", folder / "dev/src", ignore=ignored)
+    (folder / "dev/src").mkdir(parents=True)
+    copy_folder(checkout / "src", folder / "dev/src", without=("__pycache__",))
     write_json(folder / "dev.json", describe_changes(checkout))
 
 

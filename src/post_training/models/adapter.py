@@ -64,7 +64,6 @@ def save_adapter(
         for file in temporary.iterdir():
             if file.suffix == ".json":
                 remove_places(file)
-            file.chmod(0o644)  # safetensors writes 0600
 
 
 def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:

@@ -43,7 +43,6 @@ def save_model_folder(
         for file in temporary.iterdir():
             if file.suffix == ".json":
                 remove_places(file)
-            file.chmod(0o644)  # safetensors writes 0600
 
 
 @contextmanager

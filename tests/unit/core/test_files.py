@@ -1,9 +1,18 @@
 import os
+import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from post_training.core.files import atomic_directory, atomic_file, write_atomic, write_json
+from post_training.core.files import (
+    atomic_directory,
+    atomic_file,
+    copy_folder,
+    write_atomic,
+    write_json,
+)
+from post_training.core.locks import hold
 
 
 def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path):
@@ -11,7 +20,6 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path):
     write_atomic(path, "one")
     write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
-    assert path.stat().st_mode & 0o777 == 0o644
     assert [item.name for item in path.parent.iterdir()] == ["file"]
 
 
@@ -39,6 +47,55 @@ def test_atomic_directory_is_whole_or_absent(tmp_path):
         (temporary / "part").write_text("other")
     assert (path / "part").read_text() == "whole"
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def write_all(folder: Path) -> None:
+    """By each of our writers; `private` is what a library wrote beside its place."""
+    write_json(folder / "file", {})
+    with atomic_file(folder / "replaced") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    with atomic_directory(folder / "made") as made:
+        (made / "nested").mkdir()
+        os.close(os.open(made / "nested/private", os.O_CREAT | os.O_WRONLY, 0o600))
+        write_atomic(made / "nested/file", "x")
+    with atomic_directory(folder / "copied") as copied:
+        copy_folder(folder / "made", copied)
+    hold(folder / "lock").close()
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002, 0o000])
+def test_writers_keep_the_umask(umask, tmp_path):
+    earlier = os.umask(umask)
+    try:
+        write_all(tmp_path / "all")
+    finally:
+        os.umask(earlier)
+    written = [tmp_path / "all", *(tmp_path / "all").rglob("*")]
+    assert len(written) == 12
+    for path in written:
+        expected = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+def test_writers_keep_the_group_of_the_folder(tmp_path):
+    tmp_path.chmod(0o2777)
+    write_all(tmp_path / "all")
+    for folder in (tmp_path / "all", tmp_path / "all/made", tmp_path / "all/copied/nested"):
+        assert folder.stat().st_mode & stat.S_ISGID, folder
+
+
+def test_atomic_directory_is_synced_whole(tmp_path, monkeypatch):
+    synced = []
+    sync = os.fsync
+    name = "/proc/self/fd/{}".format
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(name(fd))), sync(fd)))
+    with atomic_directory(tmp_path / "folder") as made:
+        (made / "a/b").mkdir(parents=True)
+        (made / "a/b/file").touch()
+    expected = [made / "a/b/file", made / "a/b", made / "a", made, tmp_path]
+    assert set(synced) == set(map(str, expected))
+    assert synced[-1] == str(tmp_path)
 
 
 def test_write_json_keeps_the_order_of_keys(tmp_path):

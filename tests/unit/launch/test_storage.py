@@ -9,9 +9,11 @@ import time
 import pytest
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import atomic_directory, write_atomic
 from post_training.launch import storage
 from post_training.launch.site import SITES_DIR, load_site
 from post_training.records.artifact import seal_artifact
+from post_training.records.run_record import RunFolder
 
 SITE = """
 extends: {base}
@@ -76,10 +78,19 @@ def test_setup_what_is_made_later_is_open_to_the_group_whatever_the_umask(place)
     earlier = os.umask(0o077)
     try:
         for folder in ("scratch/someone/post-training-shared", "permanent/post-training"):
-            (place / folder / "made").mkdir()
-            (place / folder / "made/later").touch()
-            assert mode(place / folder / "made") & 0o077 == 0o070
-            assert mode(place / folder / "made/later") & 0o077 == 0o060
+            run = RunFolder(place / folder / "run")
+            run.claim()
+            write_atomic(run.path / "file", "x")
+            with atomic_directory(run.path / "model") as model:
+                (model / "nested").mkdir()
+                # As safetensors leaves it.
+                os.close(os.open(model / "nested/weights", os.O_CREAT | os.O_WRONLY, 0o600))
+            seal_artifact(run.path / "model", "model", RECORD)
+            written = [run.path, *run.path.rglob("*")]
+            assert len(written) == 7
+            for path in written:
+                assert mode(path) & 0o077 == (0o070 if path.is_dir() else 0o060), path
+                assert path.stat().st_gid == (place / folder).stat().st_gid
     finally:
         os.umask(earlier)
 
@@ -105,10 +116,14 @@ def test_setup_without_the_users_variable_names_it(place, monkeypatch):
 
 
 def test_promote_copies_all_files_and_leaves_a_pointer(place, model, capsys):
+    (model / "deep/weights").chmod(0o600)
     storage.promote(model, None)
     fingerprint = json.loads((model / "artifact.json").read_text())["fingerprint"]
     copy = place / f"permanent/post-training/one-model-{fingerprint[:12]}"
     assert (copy / "deep/weights").read_bytes() == b"12"
+    # As of any file that is made there.
+    (copy.parent / "another").touch()
+    assert mode(copy / "deep/weights") == mode(copy.parent / "another")
     assert capsys.readouterr().out.splitlines()[-1] == str(copy)
     pointer = json.loads((model.parent / "model.promoted.json").read_text())
     assert (pointer["path"], pointer["fingerprint"]) == (str(copy), fingerprint)

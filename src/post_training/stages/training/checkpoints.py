@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from post_training.core.errors import UsageError
-from post_training.core.files import sync, write_atomic
+from post_training.core.files import sync, sync_folder, write_atomic
 from post_training.stages.leftovers import remove_leftovers
 
 MARKER = "trainer_state.json"
@@ -57,9 +57,7 @@ class Checkpoints:
     def publish(self, step: int) -> None:
         """Make the staged checkpoint of `step` a complete one, then drop the oldest."""
         staged = self.staging / f"checkpoint-{step}"
-        for path in [staged, *staged.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-            sync(path)
+        sync_folder(staged)
         staged.rename(self.path(step))
         sync(self.folder)
         write_atomic(self.folder / LATEST, f"{self.path(step).name}\n")
