@@ -1,6 +1,7 @@
 """What a run leaves, that it is the same each time, and what stops it."""
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,13 @@ def test_sft_metrics_count_every_token_once(config: dict[str, Any], tmp_path: Pa
     assert metrics(tmp_path / "run")[-1]["num_trained_tokens"] == 4 * counts["num_trained_tokens"]
 
 
-def test_sft_keeps_the_newest_checkpoints_readable_by_all(run_dir: Path):
+def test_sft_keeps_the_newest_checkpoints_with_the_permissions_of_any_file(run_dir: Path):
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert kept == ["checkpoint-10", "checkpoint-12", "latest"]
+    os.umask(umask := os.umask(0))
     for file in run_dir.rglob("*"):
-        assert stat.S_IMODE(file.stat().st_mode) == (0o755 if file.is_dir() else 0o644), file
+        expected = (0o777 if file.is_dir() else 0o666) & ~umask
+        assert stat.S_IMODE(file.stat().st_mode) == expected, file
 
 
 def test_sft_no_file_names_a_path_of_this_run(run_dir: Path, config: dict[str, Any]):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from post_training.config.load import load_config, resolved_yaml
 from post_training.config.model import Role, settings_by_role
@@ -46,10 +46,10 @@ from post_training.records.run_record import (
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.registry import Stage, find_stage
+from post_training.stages.signals import exits_are_failures, ignore_signals, raise_on_signals
 
 # Rank 0 may read terabytes of inputs while the others wait.
 _WRITER_TIMEOUT = timedelta(hours=12)
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: of Slurm, before the wall time
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,9 @@ def _run_recorded(
         )
         if folder:
             context.log(_headline(folder.record, resuming, run_dir))
-        result = stage.load_run()(config, context)
-        _ignore_signals()  # It is done: from here on nothing but the record is missing.
+        with exits_are_failures():
+            result = stage.load_run()(config, context)
+        ignore_signals()  # It is done: from here on nothing but the record is missing.
         context.on_writer(lambda: _close_finished(folder, result, watched))
     except BaseException as error:
         if folder:
@@ -259,7 +260,7 @@ def _close_finished(folder: RunFolder, result: Result, watched: WatchedInputs) -
 
 
 def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
-    _ignore_signals()
+    ignore_signals()
     if isinstance(error, KeyboardInterrupt):  # A library took the handler of Ctrl-C away.
         error = Interrupted("SIGINT", signal.SIGINT)
     is_interrupted = isinstance(error, Interrupted)
@@ -334,28 +335,3 @@ def _num_local_devices() -> int:
 
 def _share_of_cores(num_processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // num_processes)
-
-
-def raise_on_signals() -> None:
-    """SIGTERM, SIGUSR1 and Ctrl-C end the run in good order; a second Ctrl-C ends it at once.
-
-    A stage that installs handlers of its own for a while (training: stop.py) puts these back.
-    """
-
-    def interrupt(number: int, _frame: object) -> NoReturn:
-        _ignore_signals()  # Once: the record is being closed now.
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            # The kernel's own handler, for Python's waits where a file system hangs.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        raise Interrupted(signal.Signals(number).name, number)
-
-    for number in _SIGNALS:
-        signal.signal(number, interrupt)
-    # Ignored from the start is what a shell starts with `&`: Ctrl-C is meant for somebody else.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
-
-
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -1,10 +1,14 @@
-"""A signal ends a run as `interrupted`, wherever it comes, and its job is then tried again."""
+"""A run that is ended from without, or from within by a library, is no finished one.
+
+A signal makes it `interrupted`, wherever it comes, and its job is tried again.
+"""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +16,22 @@ import pytest
 from gloo_ranks import on_ranks
 
 from post_training.launch.outcome import Step, Tally, judge
-from post_training.records.run_record import read_record
+from post_training.records.run_record import is_live, read_record
 from post_training.stages.annotation.annotator import Annotator
 from post_training.stages.annotation.in_step import do_in_step
 from post_training.stages.context import StageContext
-from post_training.stages.execute import raise_on_signals
+from post_training.stages.signals import raise_on_signals
 
 pytestmark = pytest.mark.stack
 
 SIGNAL_ITSELF = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)\n"
 # As vLLM does, which starts its parts within a `try` and has an exception of its own for them.
-VLLM = f"""
+VLLM = """
+import os, sys
 class LLM:
     def __init__(self, **settings):
         try:
-            {SIGNAL_ITSELF}
+            {start}
         except Exception as error:
             raise RuntimeError("Engine core initialization failed") from error
 
@@ -58,16 +63,39 @@ def check_that_it_is_tried_again(code: int, said: str, run_dir: Path) -> None:
     assert verdict.again, verdict
 
 
-def test_signal_while_vllm_starts_is_told_as_the_signal(model_of_32, dataset, tmp_path):
-    (tmp_path / "modules/vllm").mkdir(parents=True)
-    (tmp_path / "modules/vllm/__init__.py").write_text(VLLM)
-    config = {
-        "model": {"path": str(model_of_32)},
-        "data": {"chat_template": "chatml", "datasets": [{"path": str(dataset)}]},
-        "backend": "vllm",
-    }
-    code, said = run("generate", config, tmp_path, PYTHONPATH=str(tmp_path / "modules"))
-    check_that_it_is_tried_again(code, said, tmp_path / "run")
+@pytest.fixture
+def generate(model_of_32, dataset, tmp_path) -> Callable[[str], tuple[int, str]]:
+    """The stage with an engine whose start is this line."""
+
+    def generate(start: str) -> tuple[int, str]:
+        (tmp_path / "modules/vllm").mkdir(parents=True)
+        (tmp_path / "modules/vllm/__init__.py").write_text(VLLM.format(start=start.strip()))
+        config = {
+            "model": {"path": str(model_of_32)},
+            "data": {"chat_template": "chatml", "datasets": [{"path": str(dataset)}]},
+            "backend": "vllm",
+        }
+        return run("generate", config, tmp_path, PYTHONPATH=str(tmp_path / "modules"))
+
+    return generate
+
+
+def test_signal_while_vllm_starts_is_told_as_the_signal(generate, tmp_path):
+    check_that_it_is_tried_again(*generate(SIGNAL_ITSELF), tmp_path / "run")
+
+
+def test_library_that_ends_the_process_with_0_has_not_done_the_work(generate, tmp_path):
+    code, said = generate("sys.exit(0)")
+    assert (code, said.splitlines()[-1]) == (1, "error: sys.exit(0) was called within the stage")
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["reason"]) == ("failed", said.splitlines()[-1][7:])
+
+
+def test_library_that_leaves_the_process_with_0_is_a_failure_too(generate, tmp_path):
+    code, said = generate("os._exit(0)")
+    assert (code, said.splitlines()[-1]) == (1, "error: os._exit(0) was called within the stage")
+    assert read_record(tmp_path / "run")["status"] == "running"
+    assert not is_live(tmp_path / "run")
 
 
 @pytest.mark.parametrize("function", ["transform", "reward"])
