@@ -5,21 +5,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 MAIN = """
-import sys, types
+import os, sys, types
 from post_training.stages.__main__ import main
 # A stage whose library ends the process.
-sys.modules["post_training.stages.mix.run"] = types.SimpleNamespace(run=lambda *_: sys.exit(0))
+sys.modules["post_training.stages.mix.run"] = types.SimpleNamespace(run=lambda *_: {end}(0))
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_stage_that_a_library_ends_with_exit_code_0_has_failed(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("end", "told", "status"),
+    [
+        ("sys.exit", "the stage was ended by SystemExit: 0", "failed"),
+        # Nothing more can be written down.
+        ("os._exit", "os._exit(0) was called within the stage", "running"),
+    ],
+)
+def test_stage_that_a_library_ends_with_exit_code_0_has_failed(
+    tmp_path: Path, end: str, told: str, status: str
+):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     settings = {"data": {"datasets": [{"path": "rows.jsonl"}]}, "run_dir": "run"}
     (tmp_path / "mix.yaml").write_text(json.dumps({**settings, "num_processes": 1}))
-    command = [sys.executable, "-c", MAIN, "mix", "mix.yaml", "--unpinned"]
+    main = MAIN.format(end=end)
+    command = [sys.executable, "-c", main, "mix", "mix.yaml", "--unpinned"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "error: the stage was ended by SystemExit: 0" in done.stderr
-    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
+    assert f"error: {told}" in done.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == status
