@@ -5,13 +5,16 @@
 A run never touches the network: what is not there is refused with the command that fetches it.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json
 from post_training.core.hashing import sha256_file
+from post_training.core.known_digests import Identity, file_identity
 from post_training.data.config import DatasetConfig
-from post_training.data.sources import Source
+from post_training.data.sources import Chunk, Source
 
 ROWS = "rows.parquet"
 RECORD = "fetched.json"
@@ -42,13 +45,39 @@ def open_fetched(dataset: DatasetConfig, hub_dir: Path | None) -> Source:
         hint = f"where there is a network, run: {_command(dataset, hub_dir)}"
         raise UsageError(problem, where=f"hub: {dataset.hub}", hint=hint)
     record = read_json(folder / RECORD, RECORD_SCHEMA)
-    if sha256_file(folder / ROWS) != record["sha256"]:
-        problem = f"its bytes are not those of {RECORD}"
-        hint = f"remove the folder and run: {_command(dataset, hub_dir)}"
-        raise PostTrainingError(problem, where=str(folder / ROWS), hint=hint)
-    from post_training.data.sources.arrow import ParquetSource
+    name = dataset.name or f"{dataset.hub}, {dataset.split}"
+    identity = file_identity((folder / ROWS).stat())
+    command = _command(dataset, hub_dir)
+    source = FetchedSource(folder / ROWS, name, identity, record["sha256"], command)
+    source.check()
+    return source
 
-    return ParquetSource(folder / ROWS, dataset.name or f"{dataset.hub}, {dataset.split}")
+
+@dataclass(frozen=True)
+class FetchedSource:
+    """Rows whose bytes are those of the record before they are read, and still are afterwards.
+
+    identity: of the file, from before its first check. command: that fetches it again."""
+
+    path: Path
+    name: str
+    identity: Identity
+    sha256: str
+    command: str
+
+    def chunks(self) -> Iterator[Chunk]:
+        from post_training.data.sources.arrow import ParquetSource
+
+        yield from ParquetSource(self.path, self.name).chunks()
+        if file_identity(self.path.stat()) != self.identity:
+            self.check()
+
+    def check(self) -> None:
+        """Errors: PostTrainingError."""
+        if sha256_file(self.path) != self.sha256:
+            problem = f"its bytes are not those of {RECORD}"
+            hint = f"remove the folder and run: {self.command}"
+            raise PostTrainingError(problem, where=str(self.path), hint=hint)
 
 
 def _command(dataset: DatasetConfig, hub_dir: Path | None) -> str:

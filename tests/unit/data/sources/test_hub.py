@@ -63,6 +63,9 @@ def test_hub_dataset_is_read_only_as_it_was_fetched(tmp_path: Path):
     dataset = hub_dataset(revision=COMMIT, split="train")
     chunks = open_source(dataset, tmp_path).chunks()
     assert [record.value for chunk in chunks for record in chunk.records()] == ROWS
-    rows.write_bytes(rows.read_bytes() + b"x")
+    source = open_source(dataset, tmp_path)
+    pq.write_table(pa.Table.from_pylist([*ROWS, *ROWS]), rows)
+    with pytest.raises(PostTrainingError, match=r"its bytes are not those of fetched.json"):
+        list(source.chunks())
     with pytest.raises(PostTrainingError, match=r"its bytes are not those of fetched.json"):
         open_source(dataset, tmp_path)
