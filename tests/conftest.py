@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from post_training.core.hashing import ARTIFACT_RECORD, sha256_file
 from post_training.images.base import ensure_base
 from post_training.images.edf import load_edf
 from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore, default_store
+from post_training.records.run_record import identity_of, read_record, seal
 
 REPOSITORY = Path(__file__).parents[1]
+# What a run's record says at its end alone.
+END = ("status", "reason", "attempts", "outputs", "metrics")
 RENDERED_EDF = REPOSITORY / "edf/post-training.toml"
 
 INIT = """
@@ -81,6 +85,29 @@ def image_edf() -> Path:
         "the rendered image is of other sources: run `make image push-sqsh` first"
     )
     return RENDERED_EDF
+
+
+@pytest.fixture
+def forge() -> Callable[..., None]:
+    """forge(run_dir, change): change the record and all that is a digest of it, as nobody does by a
+    slip. What is left to tell is running it again."""
+
+    def rewrite(run_dir: Path, change: Callable[[dict], None]) -> None:
+        record = read_record(run_dir)
+        change(record)
+        for name in record["outputs"]["run_files"]:
+            record["outputs"]["run_files"][name] = sha256_file(run_dir / name)
+        record["identity"] = identity_of(record)
+        for made in record["outputs"]["artifacts"].values():
+            path = run_dir / made["path"] / ARTIFACT_RECORD
+            artifact = json.loads(path.read_text())
+            made_by = artifact["made_by"]
+            made_by |= {key: record[key] for key in made_by if key in record and key not in END}
+            artifact["made_by"]["seal"] = seal(made_by)
+            path.write_text(json.dumps(artifact))
+        (run_dir / "run.json").write_text(json.dumps({**record, "seal": seal(record)}))
+
+    return rewrite
 
 
 @pytest.fixture

@@ -44,12 +44,19 @@ def exported(job, post_training, tmp_path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_export_holds_the_small_files_as_they_are_and_is_the_same_bytes_again(
+def test_export_holds_records_and_figures_and_is_the_same_bytes_again(
     exported, job, post_training, tmp_path
 ):
-    assert {"run.json", "config.yaml", "metrics.jsonl", "steps.jsonl"} < exported.keys()
-    for name in exported.keys() - {"ro-crate-metadata.json", "provenance.intoto.json"}:
+    figures = {"metrics.jsonl", "steps.jsonl"}
+    made = {"ro-crate-metadata.json", "provenance.intoto.json"}
+    records = {"run.json", "config.yaml", "model/artifact.json"}
+    assert exported.keys() == figures | made | records
+    for name in figures:
         assert exported[name] == (job / "run" / name).read_bytes()
+    whole = b"\n".join(exported.values()).decode()
+    assert str(job) not in whole
+    assert str(Path.home()) not in whole
+    assert json.loads(exported["run.json"])["machine"]["host"] == "[host]"
     assert post_training("runs", "export", job / "run", "-o", "again.zip").returncode == 0
     assert sha256_file(tmp_path / "again.zip") == sha256_file(tmp_path / "run.zip")
     refused = post_training("runs", "export", job / "run", "-o", "again.zip")

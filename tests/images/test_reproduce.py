@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.core.hashing import sha256_value
+from post_training.core.hashing import sha256_file, sha256_value
 from post_training.records.run_record import RunDescription, read_record
 
 pytestmark = pytest.mark.image
@@ -33,42 +33,44 @@ def test_reproduce_is_identical_from_any_folder(job, post_training):
     assert again["identity"] == read_record(job / "run")["identity"]
 
 
-def test_reproduce_names_the_first_difference(job, post_training, tmp_path):
-    subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
-    record = read_record(tmp_path / "run")
-    record["outputs"]["files"]["model/model.safetensors"] = "0" * 64
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 4, done.stderr
-    assert done.stdout.startswith("differs: model/model.safetensors: sha256 is 000")
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+def test_reproduce_names_the_first_difference(job, post_training, tmp_path, forge):
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", job / "run", run], check=True)
+    metrics, steps = run / "metrics.jsonl", run / "steps.jsonl"
+    lines = metrics.read_text().splitlines()
     lines[2] = json.dumps({**json.loads(lines[2]), "loss": 1.5})
-    (tmp_path / "run/metrics.jsonl").write_text("\n".join(lines) + "\n")
-    done = post_training("reproduce", tmp_path / "run")
-    assert done.returncode == 4
+    metrics.write_text("\n".join(lines) + "\n")
+    # A slip is refused before anything is run; what was forged is told by running it again.
+    done = post_training("reproduce", run)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {run}: not what the run left: metrics.jsonl: changed" in done.stderr
+    assert not (tmp_path / "run-reproduced-1").exists()
+    forge(run, lambda record: None)
+    done = post_training("reproduce", run)
+    assert done.returncode == 4, done.stderr
     assert done.stdout.startswith("differs: metrics.jsonl: step 3: loss is 1.5, then ")
-    steps = (tmp_path / "run/steps.jsonl").read_text().splitlines()
-    steps[1] = json.dumps({**json.loads(steps[1]), "loss": 1.5})
-    (tmp_path / "run/steps.jsonl").write_text("\n".join(steps) + "\n")
-    done = post_training("reproduce", tmp_path / "run")
+    lines = steps.read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "loss": 1.5})
+    steps.write_text("\n".join(lines) + "\n")
+    digest = sha256_file(steps)
+    forge(run, lambda record: record["outputs"]["files"].update({"steps.jsonl": digest}))
+    done = post_training("reproduce", run)
+    assert done.returncode == 4, done.stderr
     assert done.stdout.startswith("differs: step 2: the same rows, loss is 1.5, then ")
 
 
 def test_reproduce_on_another_machine_is_equivalent_within_the_tolerance(
-    job, post_training, tmp_path
+    job, post_training, tmp_path, forge
 ):
     subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
-    record = read_record(tmp_path / "run")
-    record["machine"]["processor"] = "another"
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
     metrics = tmp_path / "run/metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines[3]["loss"] *= 1.001
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    forge(tmp_path / "run", lambda record: record["machine"].update(processor="another"))
     done = post_training("reproduce", tmp_path / "run")
     assert done.returncode == 3, done.stderr
     assert done.stdout.startswith("equivalent: the figures are off by at most 1.0e-03 (tolerance ")
-    assert "warning: this record was changed by hand" in done.stderr
     done = post_training("reproduce", tmp_path / "run", "--tolerance", "0.0001")
     assert done.returncode == 4
     assert done.stdout.startswith("differs: metrics.jsonl: step 4: loss is ")
@@ -110,11 +112,11 @@ def test_artifact_lineage_goes_back_to_the_data(job, post_training):
     assert read_record(job / "run")["run_id"] in shown
 
 
-def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training, tmp_path):
+def test_reproduce_changed_input_or_missing_image_is_refused(job, post_training, tmp_path, forge):
     subprocess.run(["cp", "-r", job / "run", tmp_path / "run"], check=True)
+    change = {"fingerprint": "0" * 64}
+    forge(tmp_path / "run", lambda record: record["inputs"]["model.path"].update(change))
     record = read_record(tmp_path / "run")
-    record["inputs"]["model.path"]["fingerprint"] = "0" * 64
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
     done = post_training("reproduce", tmp_path / "run")
     assert done.returncode == 2
     assert f"error: model.path: changed: {job}/init/model" in done.stderr

@@ -37,15 +37,13 @@ def test_image_of_another_commit_differs_in_the_paths_that_changed(committed_ima
 
 
 def test_reproduce_of_a_run_whose_image_is_gone_builds_the_image_again(
-    committed_image, job, post_training, tmp_path
+    committed_image, job, post_training, tmp_path, forge
 ):
     store, record, checkout = committed_image
     with store.lock():
         store.remove(record)
     shutil.copytree(job / "run", tmp_path / "run")
-    run = json.loads((tmp_path / "run/run.json").read_text())
-    run["image"]["checkout"] = record["checkout"]
-    (tmp_path / "run/run.json").write_text(json.dumps(run))
+    forge(tmp_path / "run", lambda run: run["image"].update(checkout=record["checkout"]))
     words = ["reproduce", tmp_path / "run", "--store", store.folder, "--repository", checkout]
     done = post_training(*words, "--dry-run")
     assert (done.returncode, done.stdout) == (0, "ready to run again\n")

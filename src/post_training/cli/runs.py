@@ -17,7 +17,13 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(artifact, name="artifact")
 
     @runs.command("show")
-    def runs_show(run: Run, as_json: Json = False) -> None:
+    def runs_show(
+        run: Run,
+        as_json: Json = False,
+        verify: Annotated[
+            bool, typer.Option("--verify", help="Read every file; exit 1 if one was changed.")
+        ] = False,
+    ) -> None:
         """What a run was, in which image, from what, and what came out."""
         from post_training.launch.run_index import find_run
         from post_training.launch.run_state import run_states
@@ -25,17 +31,20 @@ def add_commands(app: typer.Typer) -> None:
 
         run_dir = find_run(run)
         [state] = run_states([run_dir])
-        show.show_run(run_dir, state.state, as_json=as_json)
+        sys.exit(show.show_run(run_dir, state.state, as_json=as_json, verify=verify))
 
     @runs.command("diff")
     def runs_diff(
-        run: Run, other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another.")]
+        run: Run,
+        others: Annotated[
+            list[Path], typer.Argument(metavar="OTHER…", help="Others, each beside the first.")
+        ],
     ) -> None:
         """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
         from post_training.launch.run_index import find_run
         from post_training.records import diff
 
-        sys.exit(diff.print_diff(find_run(run), find_run(other)))
+        sys.exit(diff.print_diffs([find_run(each) for each in (run, *others)]))
 
     @runs.command("list")
     def runs_list(
@@ -103,12 +112,16 @@ def add_commands(app: typer.Typer) -> None:
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="RUN_ID.zip", show_default=False)
         ] = None,
+        with_data: Annotated[
+            bool,
+            typer.Option("--with-data", help="Recorded files up to 1 MiB too: rows, samples."),
+        ] = False,
     ) -> None:
-        """Pack the record and small files into an archive, an RO-Crate, with in-toto provenance."""
+        """Pack the record and its figures into an archive, an RO-Crate, with in-toto provenance."""
         from post_training.launch.run_index import find_run
         from post_training.records import export
 
-        print(export.export_run(find_run(run), output))
+        print(export.export_run(find_run(run), output, with_data=with_data))
 
     @artifact.command("show")
     def artifact_show(folder: Artifact, as_json: Json = False) -> None:

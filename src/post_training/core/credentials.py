@@ -4,7 +4,8 @@
     ~/.config/post-training/credentials/wandb-api-key  ->  WANDB_API_KEY_FILE
 
 Each is mounted read-only and found by its path; its content is never in an environment, on a
-command line or in a file of ours. A missing one is nobody's error; one that others can read is.
+command line or in a file of ours. A missing one is nobody's error; one that others can read is, or
+one in a folder that others can write.
 """
 
 import os
@@ -70,7 +71,8 @@ def check_named_files(environment: Mapping[str, str]) -> None:
 
 
 def check_token_file(path: Path) -> None:
-    """Errors: UsageError when it is no file of its owner's alone."""
+    """Errors: UsageError when it is no file of its owner's alone, or others may put another in its
+    place."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         raise UsageError("not a regular file", where=str(path))
@@ -80,3 +82,11 @@ def check_token_file(path: Path) -> None:
             where=str(path),
             hint=f"chmod 600 {path}; if others may have read it, make a new one",
         )
+    for folder in {path.parent, path.resolve().parent}:
+        folder_mode = folder.stat().st_mode
+        if folder_mode & 0o022 and not folder_mode & stat.S_ISVTX:
+            raise UsageError(
+                f"others can replace the tokens in it (mode {stat.S_IMODE(folder_mode):04o})",
+                where=str(folder),
+                hint=f"chmod 700 {folder}",
+            )

@@ -2,7 +2,8 @@
 
 A row stands for its run folder as long as the files it was read from are as they were and nothing
 of the run is in Slurm's queue; any other folder is read anew. So the file may be deleted at any
-time, and the next look makes it again from the folders.
+time, and the next look makes it again from the folders: one that is damaged is removed, and where
+none can be kept (a full disk, a file system without locks) the look is made without.
 """
 
 import contextlib
@@ -10,11 +11,11 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from post_training.config.faults import nearest
 from post_training.core.errors import UsageError
@@ -28,7 +29,8 @@ from post_training.launch.run_state import (
 )
 from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, read_record
 
-_VERSION = 2
+_T = TypeVar("_T")
+_VERSION = 3
 _COLUMNS = "path, signature, state, run_id, stage, started, image, recipe, job_ids, told"
 _READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/submission.json", f"{LAUNCH_FOLDER}/failures.json")
 # A run in or below a folder; its values: the folder's path with a slash, twice.
@@ -76,7 +78,8 @@ def list_states(folder: Path, filters: Filters) -> list[RunState]:
         )
     root = str(folder.absolute())
     condition, values = filters.where()
-    with _opened() as index:
+
+    def look(index: sqlite3.Connection) -> list[tuple[str, dict[str, Any]]]:
         _refresh(index, folder)
         below = index.execute(
             f"SELECT path, told FROM runs WHERE {_BELOW} AND {condition} ORDER BY path",
@@ -84,10 +87,10 @@ def list_states(folder: Path, filters: Filters) -> list[RunState]:
         ).fetchall()
         if not below and filters.settings:
             _tell_unknown(index, root, filters.settings)
-    return [
-        RunState(run_dir=folder / os.path.relpath(path, root), **json.loads(told))
-        for path, told in below
-    ]
+        return [(path, json.loads(told)) for path, told in below]
+
+    below = _with_index(look)
+    return [RunState(run_dir=folder / os.path.relpath(path, root), **told) for path, told in below]
 
 
 def _tell_unknown(index: sqlite3.Connection, root: str, settings: Collection[str]) -> None:
@@ -110,18 +113,26 @@ def find_run(reference: Path) -> Path:
 
     Errors: UsageError.
     """
+    if reference.is_file():
+        archive = "an export has no weights and no data to go on from: give the run's folder or id"
+        raise UsageError(
+            "a file, and not the folder of a run",
+            where=str(reference),
+            hint=archive if reference.suffix == ".zip" else None,
+        )
     if reference.exists() or len(reference.parts) != 1:
         return reference
     runs = Path("runs")
-    with _opened() as index:
+
+    def look(index: sqlite3.Connection) -> list[Path]:
         if runs.is_dir():
             _refresh(index, runs)
-        found = [
-            Path(path)
-            for (path,) in index.execute(
-                "SELECT path FROM runs WHERE run_id = ? ORDER BY path", [str(reference)]
-            )
-        ]
+        rows = index.execute(
+            "SELECT path FROM runs WHERE run_id = ? ORDER BY path", [str(reference)]
+        )
+        return [Path(path) for (path,) in rows]
+
+    found = _with_index(look)
     # It may have been moved away since.
     found = [path for path in found if _has_id(path, str(reference))]
     if not found:
@@ -155,27 +166,47 @@ def runs_below(folder: Path, known: Collection[str] = ()) -> Iterator[Path]:
 
 
 def _has_id(run_dir: Path, run_id: str) -> bool:
-    return (run_dir / RECORD_NAME).exists() and read_record(run_dir)["run_id"] == run_id
+    return (run_dir / RECORD_NAME).exists() and read_record(run_dir).get("run_id") == run_id
 
 
-@contextlib.contextmanager
-def _opened() -> Iterator[sqlite3.Connection]:
-    """The index, in memory where the cache folder cannot hold it."""
+def _with_index(look: Callable[[sqlite3.Connection], _T]) -> _T:
+    """What `look` finds in the index: the user's, made again where it is damaged, or else one in
+    memory, where no fault of a disk is in its way."""
     path = user_cache() / "runs.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            index = _connect(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            path.unlink()  # No database any more: it is made again from the folders.
-            index = _connect(path)
-    except (OSError, sqlite3.OperationalError) as error:
-        print(f"warning: no index is kept in {path}: {error}", file=sys.stderr)
-        index = _connect(":memory:")
-    with contextlib.closing(index):
-        yield index
+        return _look_into(path, look)
+    except (
+        sqlite3.Error,
+        ValueError,
+        FileExistsError,
+        NotADirectoryError,
+        PermissionError,
+    ) as error:
+        problem = error
+    if _is_damage(problem):
+        print(f"warning: damaged, and made again: {path}: {problem}", file=sys.stderr)
+        with contextlib.suppress(OSError, sqlite3.Error):
+            for left in ("", "-journal", "-wal", "-shm"):
+                path.with_name(f"{path.name}{left}").unlink(missing_ok=True)
+            return _look_into(path, look)
+    else:
+        print(f"warning: no index is kept in {path}: {problem}", file=sys.stderr)
+    return _look_into(":memory:", look)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Of the file; not a lock, a full disk or a folder that cannot be."""
+    if isinstance(error, sqlite3.Error):
+        # Without a code: raised by Python, about a value that is none of ours.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        return code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, ValueError)
+
+
+def _look_into(path: Path | str, look: Callable[[sqlite3.Connection], _T]) -> _T:
+    with contextlib.closing(_connect(path)) as index:
+        return look(index)
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
@@ -252,7 +283,8 @@ def _row(state: RunState, signature: str | None) -> list[Any]:
     """In the order of `_COLUMNS`."""
     run_dir = state.run_dir
     record = read_record(run_dir) if (run_dir / RECORD_NAME).exists() else {}
-    image = record.get("image") or {}
+    image = record.get("image")
+    digests = [image.get(key) for key in _DIGESTS] if isinstance(image, dict) else []
     told = state.as_json()
     del told["run_dir"]
     return [
@@ -262,7 +294,7 @@ def _row(state: RunState, signature: str | None) -> list[Any]:
         record.get("run_id"),
         state.stage,
         next((attempt["started"] for attempt in record.get("attempts", [])), None),
-        "".join(f":{image[key].removeprefix('sha256:')}" for key in _DIGESTS if image.get(key)),
+        "".join(f":{str(digest).removeprefix('sha256:')}" for digest in digests if digest),
         json.dumps(record.get("recipe", {})),
         json.dumps(state.job_ids),
         json.dumps(told),

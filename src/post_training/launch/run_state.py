@@ -18,12 +18,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.launch.ended_jobs import read_ended_jobs
 from post_training.launch.outcome import read_tally
 from post_training.launch.queue import QueuedJob, read_queue
 from post_training.launch.submit import submitted_jobs
-from post_training.records.run_record import LAUNCH_FOLDER, RECORD_NAME, is_live, read_record
+from post_training.records.run_record import (
+    LAUNCH_FOLDER,
+    RECORD_NAME,
+    is_live,
+    read_record,
+    record_faults,
+)
 
 STATES = (
     *("waiting", "queued", "running", "finished", "failed", "interrupted", "killed", "ended"),
@@ -112,6 +118,16 @@ def _last_job(state: RunState) -> str | None:
 
 
 def run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:
+    """Errors: UsageError for a record that is none any more."""
+    try:
+        return _run_state(run_dir, queue)
+    except (LookupError, TypeError, AttributeError):
+        raise UsageError(
+            "no record any more: parts of it are gone or damaged", where=str(run_dir / RECORD_NAME)
+        ) from None
+
+
+def _run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:
     record = read_record(run_dir) if (run_dir / RECORD_NAME).exists() else None
     job_ids = submitted_jobs(run_dir)
     state, reason = _state(run_dir, record, [queue[i] for i in job_ids if i in queue], job_ids)
@@ -135,7 +151,7 @@ def _state(
 ) -> tuple[str, str | None]:
     status, reason = (record["status"], record["reason"]) if record else (None, None)
     if status == "finished":
-        return "finished", None
+        return "finished", next(iter(record_faults(record or {})), None)
     if any(job.state in _RUNNING for job in queued) or is_live(run_dir):
         return "running", None
     if queued:
@@ -173,10 +189,11 @@ def _share_of_chunks(run_dir: Path) -> float | None:
     """Of a stage that is done in chunks (stages/annotation)."""
     try:
         manifest = json.loads((run_dir / "chunks/manifest.json").read_text())
-    except FileNotFoundError:
-        return None
+        num_chunks = len(manifest["chunks"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None  # Not begun; or damaged, which the run itself will say.
     num_done = sum(1 for _ in run_dir.glob("chunks/[0-9]*.json"))
-    return num_done / max(1, len(manifest["chunks"]))
+    return num_done / max(1, num_chunks)
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
@@ -190,6 +207,6 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     for text in reversed(lines):
         with contextlib.suppress(ValueError):
             line = json.loads(text)
-            if "loss" in line and "step" in line:
+            if isinstance(line, dict) and {"loss", "step"} <= line.keys():
                 return line
     return None

@@ -28,7 +28,8 @@ from post_training.core.files import (
 )
 from post_training.core.process import run_tool
 from post_training.launch.site import Site
-from post_training.records.artifact import artifact_faults, read_artifact
+from post_training.records.artifact import read_artifact
+from post_training.records.check import check_artifact
 
 SCHEMA = "post-training/promoted/1"
 LINKS = Path("artifacts")
@@ -193,7 +194,7 @@ def _open_to_group(folder: Path, group: str | None) -> None:
 
 
 def _check_unchanged(folder: Path, problem: str) -> None:
-    if faults := artifact_faults(folder):
+    if faults := check_artifact(folder).faults:
         raise PostTrainingError(f"{problem}: {faults[0]}", where=str(folder))
 
 

@@ -1,18 +1,24 @@
 """Compare two finished runs that should be equal: the first thing that differs, or nothing.
 
-    data -> steps.jsonl -> metrics.jsonl -> checkpoints -> everything else -> final metrics
+    steps.jsonl -> metrics.jsonl -> data -> checkpoints -> everything else -> final metrics
 
-in the order in which a run makes them, so that what comes first is nearest to the cause. What holds
-times or paths is left out: `timing`, and the files that a record lists as unstable.
+The first step that differs is told with the first row of the data that does and the first weights,
+so that what comes first is nearest to the cause. What holds times or paths is left out: `timing`,
+and the files that a record lists as unstable. The records' hashes stand for the files: who asks for
+a verdict has compared them with the bytes (check.py).
 """
 
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from post_training.core.errors import UsageError
+from post_training.core.messages import shown
+from post_training.records.prepared_rows import first_row_difference
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.records.tensors import first_tensor_difference, natural_order
 
@@ -67,40 +73,98 @@ def _differences(
         (name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)),
         key=lambda name: (not name.startswith(_MADE_FIRST), natural_order(name)),
     )
-    by_file = [_file_difference(name, ours, theirs) for name in differing]
-    if differing and differing[0].startswith(_MADE_FIRST):
-        yield by_file[0]
+    made_first = [name for name in differing if name.startswith(_MADE_FIRST)]
+    data = _data_difference(made_first, folders, ours, theirs)
+    is_same_data = all(name.endswith(".json") for name in made_first)
     weights = _weights_difference(differing, folders)
-    for text in (*_step_difference(folders), *_metric_difference(*lines)):
-        yield f"{text}; {weights}" if weights else text
+    for text in (*_step_difference(folders, is_same_data), *_metric_difference(*lines)):
+        yield "; ".join(filter(None, (text, data, weights)))
+    if data:
+        yield data
     if weights:
         yield weights
-    yield from by_file
+    yield from (_file_difference(name, ours, theirs) for name in differing)
     yield from _final_difference(first["metrics"], second["metrics"])
     if not ours:
         yield "there are no recorded output files to compare"
 
 
 def _read_lines(run_dir: Path, name: str = METRICS_NAME) -> list[dict[str, Any]]:
-    path = run_dir / name
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in lines]
+    """Without `timing`. Errors: UsageError that names the line which is no record of figures."""
+    path, found = run_dir / name, []
+    if not path.exists():
+        return []
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise UsageError("not a line of figures: it is damaged", where=f"{path}:{number}")
+        found.append({key: value for key, value in line.items() if key != "timing"})
+    return found
 
 
-def _step_difference(folders: tuple[Path, Path]) -> Iterator[str]:
+def _step_difference(folders: tuple[Path, Path], is_same_data: bool) -> Iterator[str]:
     ours, theirs = (_read_lines(folder, STEPS_NAME) for folder in folders)
     if not ours or not theirs:
         return
-    for one, other in zip(ours, theirs, strict=False):
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=False), 1):
         if one == other:
             continue
-        names = [name for name in ("rows", "loss", "grad_norm") if one[name] != other[name]]
-        told = [f"{name} is {one[name]}, then {other[name]}" for name in names]
-        equal = "" if "rows" in names else "the same rows, "
-        yield f"step {one['step']}: {equal}{', '.join(told)}"
+        names = [name for name in ("loss", "grad_norm") if one.get(name) != other.get(name)]
+        told = [f"{name} is {one.get(name)}, then {other.get(name)}" for name in names]
+        if one.get("rows") != other.get("rows"):
+            rows = "other rows"
+        else:  # Their numbers, that is.
+            rows = "the same rows" if is_same_data else "the same row numbers of other data"
+        yield f"step {one.get('step', number)}: {', '.join([rows, *told])}"
         return
     if len(ours) != len(theirs):
         yield f"{len(ours)} steps, then {len(theirs)}"
+
+
+def _data_difference(
+    names: list[str],
+    folders: tuple[Path, Path],
+    ours: dict[str, str],
+    theirs: dict[str, str],
+) -> str | None:
+    """In the data as it was prepared: the first row, else the first field, else the first file."""
+    if not names:
+        return None
+    for place in dict.fromkeys(name.rpartition("/")[0] for name in names):
+        try:
+            row = first_row_difference(*(folder / place for folder in folders))
+        except (OSError, ValueError, LookupError, struct.error):
+            row = None  # No longer whole, and a fault of its own.
+        if row:
+            return f"{place}: {row}"
+    if names[0].endswith(".json") and (field := _field_difference(names[0], folders)):
+        return f"{names[0]}: {field}"
+    return _file_difference(names[0], ours, theirs)
+
+
+def _field_difference(name: str, folders: tuple[Path, Path]) -> str | None:
+    try:
+        one, other = (json.loads((folder / name).read_bytes()) for folder in folders)
+    except (OSError, ValueError):
+        return None
+    for key, mine, others in _walk(one, other, ""):
+        return f"{key} is {shown(mine)}, then {shown(others)}"
+    return None
+
+
+def _walk(one: Any, other: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            inside = f"{place}.{key}" if place else key
+            yield from _walk(one.get(key), other.get(key), inside)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            yield from _walk(*pair, f"{place}[{index}]")
+    elif one != other:
+        yield place, one, other
 
 
 def _metric_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
@@ -120,7 +184,10 @@ def _weights_difference(names: list[str], folders: tuple[Path, Path]) -> str | N
     for name in names:
         first, second = (folder / name for folder in folders)
         if name.endswith(".safetensors") and first.exists() and second.exists():
-            tensor = first_tensor_difference(first, second)
+            try:
+                tensor = first_tensor_difference(first, second)
+            except (ValueError, LookupError, struct.error):
+                return None  # No tensors any more: its sha256 says so.
             return f"{name}: {tensor}" if tensor else None
     return None
 

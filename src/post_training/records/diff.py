@@ -4,37 +4,46 @@ stage, recipe, topology, input, image, code        identity: any of these may ch
                                                    of input folders that are still there, the files
 packages, environment, machine                     what the identity rests on
 placement                                          never changes them
-outcome                                            the first difference, as `reproduce` finds it
+outcome                                            the first difference, as `reproduce` finds it;
+                                                   it must be there where the recipe or an input is
+                                                   another
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from post_training.config.recipe import changed_settings
 from post_training.core.hashing import fingerprint_files, hash_files
 from post_training.core.known_digests import sha256_of_any
+from post_training.records.check import check_run
 from post_training.records.compare import compare_runs
 from post_training.records.machine import portable_environment
-from post_training.records.run_record import (
-    fingerprints,
-    image_identity,
-    is_edited,
-    read_record,
-)
-from post_training.records.show import EDITED
+from post_training.records.run_record import fingerprints, image_identity, read_whole_record
 
 SAME, DIFFERENT = 0, 4
+# Where one of these is another, so should be what comes out.
+_CAUSES = ("stage", "recipe", "input")
+
+
+def print_diffs(run_dirs: Sequence[Path]) -> int:
+    """The first of the runs beside each of the others; the exit code, 0 where all are the same."""
+    first, *others = run_dirs
+    codes = []
+    for other in others:
+        if others[1:]:
+            print(f"== {first} and {other}")
+        codes.append(print_diff(first, other))
+    return max(codes)
 
 
 def print_diff(first_dir: Path, second_dir: Path) -> int:
     """A line for each difference; the exit code, 0 where the outcomes are the same."""
-    first, second = read_record(first_dir), read_record(second_dir)
-    for record, folder in ((first, first_dir), (second, second_dir)):
-        if is_edited(record):
-            print(f"warning: {folder}: {EDITED}", file=sys.stderr)
+    first, second = read_whole_record(first_dir), read_whole_record(second_dir)
     lines = _settings(first, second)
-    is_same, outcome = _outcome(first, first_dir, second, second_dir)
+    causes = [text for label, text in lines if label in _CAUSES]
+    is_same, outcome = _outcome(first, first_dir, second, second_dir, causes)
     for label, text in [*lines, *(("outcome", text) for text in outcome)]:
         print(f"{label:12} {text}")
     return SAME if is_same else DIFFERENT
@@ -88,14 +97,28 @@ def _changed_files(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def _outcome(
-    first: dict[str, Any], first_dir: Path, second: dict[str, Any], second_dir: Path
+    first: dict[str, Any],
+    first_dir: Path,
+    second: dict[str, Any],
+    second_dir: Path,
+    causes: Sequence[str],
 ) -> tuple[bool, list[str]]:
-    comparison = compare_runs(first, first_dir, second, second_dir)
-    unfinished = [
+    """Whether they are the same, and the lines that say it. A verdict is one on bytes: there is
+    none where a run is not what it left."""
+    lines = [
         f"{folder} is not finished: {record['status']}"
         for record, folder in ((first, first_dir), (second, second_dir))
         if record["outputs"] is None
     ]
-    if unfinished:
-        return False, [*unfinished, *filter(None, [comparison.difference])]
+    for folder in (first_dir, second_dir):
+        found = check_run(folder)
+        lines += [f"{folder} is not what the run left: {fault}" for fault in found.faults]
+        for remark in found.remarks:
+            print(f"note: {folder}: {remark}", file=sys.stderr)
+    comparison = compare_runs(first, first_dir, second, second_dir)
+    if lines:
+        return False, [*lines, *filter(None, [comparison.difference])]
+    if comparison.difference and causes:
+        more = f" (and {len(causes) - 1} more)" if causes[1:] else ""
+        return False, [f"differs as it must: {causes[0]}{more}; first: {comparison.difference}"]
     return comparison.difference is None, [comparison.verdict]

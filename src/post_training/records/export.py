@@ -1,67 +1,159 @@
-"""`post-training runs export`: a run's record and small files as one archive, the same bytes each
-time, that others' tools can read.
+"""`post-training runs export`: a run's record as one archive, the same bytes each time, for the
+tools of others.
 
 RUN_ID.zip    ro-crate-metadata.json    for people and catalogues (records/crate.py)
-              provenance.intoto.json    for supply chains (records/in_toto.py); not of unfinished
-                                        runs and edited records
-              run.json config.yaml …    the run folder's own files, as they are
+              provenance.intoto.json    for supply chains (records/in_toto.py); only of a finished
+                                        run whose record and files are what it left, by their bytes
+              run.json config.yaml metrics.jsonl steps.jsonl, each artifact.json, the report
 
-Weights and datasets stay where they are; both descriptions name them by their sha256.
+Weights, datasets, samples, chunks and logs stay where they are; both descriptions name what was
+made by its sha256. `with_data` packs the recorded files of up to 1 MiB too, as they are.
+
+What is packed names no folder, host or person of the place it is from (records/redaction.py). Its
+run.json says so under `redaction`, with the sha256 of the original, and holds together by itself:
+`post-training runs show` of the unpacked folder finds no fault.
 """
 
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from post_training.core import yaml
 from post_training.core.errors import UsageError
 from post_training.core.files import atomic_file
+from post_training.core.hashing import ARTIFACT_RECORD, sha256_bytes
+from post_training.records.artifact import read_artifact
+from post_training.records.check import check_run
 from post_training.records.crate import CRATE_NAME, crate
 from post_training.records.in_toto import STATEMENT_NAME, statement
-from post_training.records.run_record import is_edited, is_live, read_record
-from post_training.records.show import EDITED
+from post_training.records.redaction import Redaction
+from post_training.records.run_record import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    RECORD_NAME,
+    STEPS_NAME,
+    is_live,
+    is_of_first_version,
+    read_whole_record,
+    record_faults,
+    seal,
+)
 
 LARGEST_BYTES = 1 << 20
+_FIGURES = (METRICS_NAME, STEPS_NAME, "report/report.json")
 _DATE = (1980, 1, 1, 0, 0, 0)  # The first that a ZIP can say.
 
 
-def export_run(run_dir: Path, target: Path | None) -> Path:
+def export_run(run_dir: Path, target: Path | None, *, with_data: bool = False) -> Path:
     """The archive, RUN_ID.zip in the working folder unless `target` names another.
 
-    Errors: UsageError for a live run, and when the archive is there already.
+    Errors: UsageError for a live run, when the archive is there already, and for a file that is a
+    link out of the run's folder.
     """
-    record = read_record(run_dir)
+    record = read_whole_record(run_dir)
     if is_live(run_dir):
         raise UsageError("the run is live", where=str(run_dir), hint="export it when it has ended")
     target = target or Path(f"{record['run_id']}.zip")
     if target.exists():
         raise UsageError("there already", where=str(target), hint="choose another --output")
-    files = {name: (run_dir / name).read_bytes() for name in sorted(_small_files(run_dir))}
-    made = {CRATE_NAME: crate(record, list(files))}
-    if is_edited(record):
-        print(
-            f"warning: {run_dir}: {EDITED}, so the archive has no {STATEMENT_NAME}", file=sys.stderr
+    found = check_run(run_dir)
+    why_not = [f"not what the run left: {fault}" for fault in found.faults]
+    if is_of_first_version(record):
+        why_not.append("a record of the first version has no seal")
+    for line in why_not:
+        print(f"warning: {run_dir}: {line}, so there is no {STATEMENT_NAME}", file=sys.stderr)
+    files, shown = _packed(run_dir, record, with_data=with_data)
+    made = {CRATE_NAME: crate(shown, sorted(files))}
+    if record["outputs"] is not None and not why_not:
+        made[STATEMENT_NAME] = statement(
+            shown, gone=found.gone, packed={name: sha256_bytes(files[name]) for name in files}
         )
-    elif record["outputs"] is not None:
-        made[STATEMENT_NAME] = statement(record)
     with (
         atomic_file(target) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for name, value in made.items():
-            _add(archive, name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-        for name, content in files.items():
-            _add(archive, name, content)
+            _add(archive, name, _json(value))
+        for name in sorted(files):
+            _add(archive, name, files[name])
     return target
 
 
-def _small_files(run_dir: Path) -> Iterator[str]:
-    for path in run_dir.rglob("*"):
-        name = path.relative_to(run_dir)
-        is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not is_hidden and path.stat().st_size <= LARGEST_BYTES:
-            yield name.as_posix()
+def _packed(
+    run_dir: Path, record: dict[str, Any], *, with_data: bool
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files by their names, and the record as it is shown in them."""
+    redaction = Redaction(record, run_dir)
+    original = {RECORD_NAME: _read(run_dir, RECORD_NAME)}
+    shown = redaction.value({key: value for key, value in record.items() if key != "seal"})
+    files: dict[str, bytes] = {}
+    outputs = shown["outputs"] or {"artifacts": {}, "files": {}}
+    if (run_dir / CONFIG_NAME).exists():
+        original[CONFIG_NAME] = _read(run_dir, CONFIG_NAME)
+        settings = yaml.load(original[CONFIG_NAME], CONFIG_NAME).data
+        files[CONFIG_NAME] = yaml.dump(redaction.value(settings, CONFIG_NAME)).encode()
+    for name in _FIGURES:
+        if (run_dir / name).exists():
+            content = _read(run_dir, name)
+            text = redaction.text(content.decode(errors="replace")).encode()
+            if text != content and name in outputs["files"]:
+                print(f"warning: left out: {name}: it names folders or people", file=sys.stderr)
+                continue
+            original[name], files[name] = content, text
+    for made in outputs["artifacts"].values():
+        name = f"{made['path']}/{ARTIFACT_RECORD}"
+        if (run_dir / name).exists():
+            original[name] = _read(run_dir, name)
+            artifact = read_artifact(run_dir / made["path"])
+            maker = artifact["made_by"]
+            told = redaction.value({key: value for key, value in maker.items() if key != "seal"})
+            _seal_as_it_was(told, maker)
+            files[name] = _json({**artifact, "made_by": told})
+    changed = {name: sha256_bytes(content) for name, content in original.items()}
+    for name in outputs.get("run_files", {}).keys() & files.keys():
+        # As it is here; `redaction.files` has what it was.
+        if outputs["run_files"][name] == changed[name]:
+            outputs["run_files"][name] = sha256_bytes(files[name])
+    shown["redaction"] = {
+        "places": list(dict.fromkeys(redaction.places)),
+        "files": {name: digest for name, digest in changed.items() if name not in _FIGURES},
+    }
+    _seal_as_it_was(shown, record)
+    files[RECORD_NAME] = _json(shown)
+    if with_data:
+        files |= _small_files(run_dir, [name for name in outputs["files"] if name not in files])
+    return files, shown
+
+
+def _seal_as_it_was(shown: dict[str, Any], record: dict[str, Any]) -> None:
+    """A record that was edited must not be sealed for it."""
+    if record_faults(record):
+        shown["seal"] = record.get("seal")
+    elif "seal" in record:
+        shown["seal"] = seal(shown)
+
+
+def _read(run_dir: Path, name: str) -> bytes:
+    """Errors: UsageError for a link to what is not the run's."""
+    path = run_dir / name
+    if not path.resolve().is_relative_to(run_dir.resolve()):
+        raise UsageError("a link out of the run's folder, and not exported", where=str(path))
+    return path.read_bytes()
+
+
+def _small_files(run_dir: Path, names: list[str]) -> dict[str, bytes]:
+    found = {}
+    for name in names:
+        path = run_dir / name
+        if path.is_file() and path.stat().st_size <= LARGEST_BYTES:
+            found[name] = _read(run_dir, name)
+    return found
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -6,19 +6,27 @@ https://slsa.dev/spec/v1.0/provenance
 It is not signed here: `cosign attest-blob --statement` and the like do that for its owner.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 STATEMENT_NAME = "provenance.intoto.json"
 _BUILD_TYPE = "urn:post-training:stage-run:1"
 
 
-def statement(record: dict[str, Any]) -> dict[str, Any]:
-    """Its subjects are the files that the run made, by their sha256."""
+def statement(
+    record: dict[str, Any], *, gone: Collection[str] = (), packed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Its subjects are the files that the run made, by their sha256.
+
+    gone: of these, what is not there any more, and so is not stated. packed: sha256 of the files
+    that the statement goes with, such as the record that it is made from.
+    """
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [
             {"name": name, "digest": {"sha256": digest}}
             for name, digest in sorted(record["outputs"]["files"].items())
+            if name not in gone
         ],
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
@@ -41,6 +49,11 @@ def statement(record: dict[str, Any]) -> dict[str, Any]:
                     "startedOn": _utc(record["attempts"][0]["started"]),
                     "finishedOn": _utc(record["attempts"][-1]["ended"]),
                 },
+                "byproducts": [
+                    {"name": name, "digest": {"sha256": digest}}
+                    for name, digest in sorted((packed or {}).items())
+                    if name not in record["outputs"]["files"]
+                ],
             },
         },
     }

@@ -7,7 +7,8 @@ from typing import Any
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import ARTIFACT_RECORD
-from post_training.records.artifact import artifact_faults, origin_of, read_artifact
+from post_training.records.artifact import origin_of, read_artifact
+from post_training.records.check import GLANCE_BYTES, check_artifact
 
 
 def show_artifact(folder: Path, *, as_json: bool) -> None:
@@ -24,16 +25,23 @@ def show_artifact(folder: Path, *, as_json: bool) -> None:
         "made by": f"{record['stage']}, run {record['run_id']}",
         "image": image["oci_digest"] if image else "unpinned: not reproducible by digest",
     }
-    for label, value in lines.items():
+    found = check_artifact(folder, most_bytes=GLANCE_BYTES)
+    warnings = [("warning", f"not what its run left: {fault}") for fault in found.faults]
+    for label, value in [*lines.items(), *warnings, ("checked", found.told)]:
         print(f"{label:12} {value}")
 
 
 def show_lineage(folder: Path, *, as_json: bool) -> None:
     """A tree: what made the artifact, and below it what made its inputs.
 
-    The files are not hashed; `verify_artifact` does that. Errors: UsageError for a record that was
-    changed by hand.
+    Errors: PostTrainingError for an artifact that is not what the run left, as far as a glance at
+    its smaller files tells; `verify_artifact` reads all. UsageError for a record that was changed.
     """
+    if faults := check_artifact(folder, most_bytes=GLANCE_BYTES).faults:
+        raise PostTrainingError(
+            f"is not what its run left, so nobody knows where it comes from: {'; '.join(faults)}",
+            where=str(folder),
+        )
     origin = origin_of(folder, read_artifact(folder)["fingerprint"])
     assert origin is not None
     if as_json:
@@ -45,9 +53,10 @@ def show_lineage(folder: Path, *, as_json: bool) -> None:
 
 
 def verify_artifact(folder: Path) -> None:
-    """Hash all files again. Errors: PostTrainingError that names what differs."""
-    if faults := artifact_faults(folder):
-        raise PostTrainingError("; ".join(faults), where=str(folder / ARTIFACT_RECORD))
+    """Read all files again. Errors: PostTrainingError that names what differs."""
+    found = check_artifact(folder)
+    if found.faults:
+        raise PostTrainingError("; ".join(found.faults), where=str(folder / ARTIFACT_RECORD))
     print(f"ok: {read_artifact(folder)['fingerprint']}")
 
 

@@ -11,10 +11,12 @@ is live exactly while somebody works in it, even when that somebody was killed w
                              attempt writes that
 """
 
+import errno
 import os
 import secrets
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any, BinaryIO
 from post_training.config.recipe import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import check_keys, read_json, write_json
-from post_training.core.hashing import sha256_value
+from post_training.core.hashing import sha256_file, sha256_value
 from post_training.core.locks import hold, is_held
 from post_training.core.secrets import find_secret, is_redacted, redact, redact_all
 
@@ -45,6 +47,11 @@ _KEYS = {
     *("mounts", "environment", "machine", "scheduler_job", "packages", "attempts", "outputs"),
     "metrics",
 }
+_MAPPINGS = ("recipe", "topology", "placement", "code", "environment", "machine", "metrics")
+_KEYS_TO_GO_ON = ("run_id", "status", "stage", "recipe", "topology", "inputs", "image", "attempts")
+_KEYS_OF_ATTEMPT = {"status", "reason", "started", "ended", "scheduler_job"}
+# Neither these nor a seal did the first version write.
+_SINCE_THE_FIRST = ("debug", "mounted_over")
 _LOCK_NAME = ".lock"
 
 
@@ -71,13 +78,13 @@ class RunDescription:
     @property
     def identity(self) -> str:
         """Equal for two runs that must have equal results: sha256 over what determines them."""
-        return sha256_value(
+        return identity_of(
             {
                 "stage": self.stage,
                 "recipe": self.recipe,
                 "topology": self.topology,
-                "inputs": self.input_fingerprints,
-                "image": self.image and self.image["oci_digest"],
+                "inputs": self.inputs,
+                "image": self.image,
             }
         )
 
@@ -148,6 +155,8 @@ class RunFolder:
         facts = _without_secrets(description.facts)
         earlier = earlier_record(self.path)
         changed: list[str] = []
+        if earlier is not None:
+            check_keys(earlier, _KEYS_TO_GO_ON, self.path / RECORD_NAME)
         # A worker's folder never holds what it made: that is the run's.
         if earlier is not None and not reopen and _made_nothing(self.path, earlier):
             try:
@@ -182,6 +191,13 @@ class RunFolder:
                     hint="choose another run_dir to run it again; "
                     "`post-training reproduce` compares the two",
                 )
+            if faults := record_faults(earlier):
+                # Going on would put a seal on it.
+                raise UsageError(
+                    faults[0],
+                    where=str(self.path / RECORD_NAME),
+                    hint="put the original back, or choose another run_dir",
+                )
             earlier.pop("redacted", None)  # Of an earlier attempt's environment.
             self.record = {**earlier, "status": "running", "reason": None, **facts}
             for attempt in self.record["attempts"]:
@@ -211,12 +227,29 @@ class RunFolder:
     ) -> None:
         """Write the end: status "finished", "failed" or "interrupted", and why."""
         end = {"status": status, "reason": reason and redact(reason)[0]}
+        if outputs is not None:
+            outputs = {**outputs, "run_files": self._run_files(outputs)}
         self.record |= {**end, "outputs": outputs, "metrics": metrics or {}}
         self.record["attempts"][-1] |= {**end, "ended": _now()}
         self._write()
 
+    def _run_files(self, outputs: dict[str, Any]) -> dict[str, str]:
+        """{name: sha256} of what holds times or paths: no two runs have the same, and what this one
+        left is known all the same."""
+        names = {CONFIG_NAME, METRICS_NAME, *outputs.get("unstable_files", [])}
+        # Reporters may write until the process ends.
+        names = {name for name in names if not name.startswith(("tensorboard/", "wandb/"))}
+        return {
+            name: sha256_file(self.path / name)
+            for name in sorted(names)
+            if (self.path / name).is_file()
+        }
+
     def _write(self) -> None:
-        self.record["seal"] = _seal(self.record)
+        if not (self.path / _LOCK_NAME).exists():
+            # Whoever removed the folder must not find one with nothing but this in it.
+            raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.path))
+        self.record["seal"] = seal(self.record)
         write_json(self.path / RECORD_NAME, self.record)
 
 
@@ -279,14 +312,46 @@ def check_same_run(
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """The record of a run folder. Errors: UsageError."""
+    """The record of a run folder; what it should hold may be gone. Errors: UsageError."""
+    path = run_dir / RECORD_NAME
     try:
-        record = read_json(run_dir / RECORD_NAME, SCHEMA)
+        record = read_json(path, SCHEMA)
     except FileNotFoundError:
         raise UsageError("no run here: there is no run.json", where=str(run_dir)) from None
-    if not record.keys() >= _KEYS and is_edited(record):
-        check_keys(record, sorted(_KEYS), run_dir / RECORD_NAME)
+    except NotADirectoryError:
+        raise UsageError("a file, and not the folder of a run", where=str(run_dir)) from None
     return record
+
+
+def read_whole_record(run_dir: Path) -> dict[str, Any]:
+    """The same with all that every record has. Errors: UsageError that names what is not there."""
+    record, path = read_record(run_dir), run_dir / RECORD_NAME
+    check_keys(record, sorted(_KEYS), path)
+    outputs, inputs, attempts = record["outputs"], record["inputs"], record["attempts"]
+    kinds = {
+        **{key: isinstance(record[key], dict) for key in _MAPPINGS},
+        **{key: isinstance(record[key], str) for key in ("run_id", "status", "stage")},
+        "inputs": isinstance(inputs, dict) and _are_all(inputs.values(), {"path", "fingerprint"}),
+        "image": record["image"] is None or _are_all([record["image"]], {"oci_digest"}),
+        "attempts": isinstance(attempts, list) and _are_all(attempts, _KEYS_OF_ATTEMPT, 1),
+        "outputs": outputs is None
+        or (
+            _are_all([outputs], {"artifacts", "files"})
+            and isinstance(outputs["files"], dict)
+            and isinstance(outputs["artifacts"], dict)
+            and _are_all(outputs["artifacts"].values(), {"path", "fingerprint"})
+        ),
+    }
+    if wrong := [key for key, is_right in kinds.items() if not is_right]:
+        raise UsageError(f"no record any more: {', '.join(wrong)} is damaged", where=str(path))
+    return record
+
+
+def _are_all(values: Collection[Any], keys: set[str], least: int = 0) -> bool:
+    """Whether all, and at least so many, are mappings with these keys."""
+    return len(values) >= least and all(
+        isinstance(value, dict) and value.keys() >= keys for value in values
+    )
 
 
 def earlier_record(run_dir: Path) -> dict[str, Any] | None:
@@ -311,14 +376,44 @@ def is_live(run_dir: Path) -> bool:
     return is_held(run_dir / _LOCK_NAME)
 
 
-def is_edited(record: dict[str, Any]) -> bool:
-    """Whether somebody changed the record since it was written: a slip of the hand is noticed, and
-    no more than that."""
-    return "seal" in record and record["seal"] != _seal(record)
+def record_faults(record: dict[str, Any]) -> list[str]:
+    """How somebody changed the record since it was written, a line each: a slip of the hand is
+    noticed, and no more than that."""
+    faults = []
+    if "seal" not in record:
+        if not is_of_first_version(record):
+            faults.append("was changed by hand (its seal is gone)")
+    elif record["seal"] != seal(record):
+        faults.append("was changed by hand (its seal is of something else)")
+    if "identity" in record:
+        try:
+            fits = record["identity"] == identity_of(record)
+        except (LookupError, TypeError, AttributeError):
+            fits = False
+        if not fits:
+            faults.append("identity is not that of its recipe, topology, inputs and image")
+    return faults
 
 
-def _seal(record: dict[str, Any]) -> str:
+def is_of_first_version(record: dict[str, Any]) -> bool:
+    """Whether it never had a seal."""
+    return "seal" not in record and not any(key in record for key in _SINCE_THE_FIRST)
+
+
+def seal(record: dict[str, Any]) -> str:
+    """Over all the rest: whoever computes it again may write it, so it is no signature."""
     return sha256_value({key: value for key, value in record.items() if key != "seal"})
+
+
+def identity_of(record: dict[str, Any]) -> str:
+    """Of a record, or of what one is made from."""
+    return sha256_value(
+        {
+            **{key: record[key] for key in ("stage", "recipe", "topology")},
+            "inputs": fingerprints(record["inputs"]),
+            "image": record["image"] and record["image"]["oci_digest"],
+        }
+    )
 
 
 def fingerprints(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -1,29 +1,35 @@
-"""`post-training runs show`: a run's record, for a person."""
+"""`post-training runs show`: a run's record, for a person; and whether it still is what it left."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from post_training.records.run_record import is_edited, read_record
+from post_training.records.check import GLANCE_BYTES, Check, check_run
+from post_training.records.run_record import read_whole_record
 
-EDITED = "this record was changed by hand after the run wrote it"
 
+def show_run(run_dir: Path, state: str, *, as_json: bool, verify: bool = False) -> int:
+    """The exit code: 1 where `verify`, for which all files are read, finds a fault.
 
-def show_run(run_dir: Path, state: str, *, as_json: bool) -> None:
-    """state: of the run now, of which its record may know nothing: it was killed, or is queued."""
-    record = read_record(run_dir)
+    state: of the run now, of which its record may know nothing: it was killed, or is queued.
+    """
+    record = read_whole_record(run_dir)
+    found = check_run(run_dir, most_bytes=None if verify else GLANCE_BYTES)
     if as_json:
-        print(json.dumps({**record, "state": state}, indent=2))
-        return
-    for label, value in _lines(record, run_dir, state):
-        print(f"{label:12} {value}")
+        print(json.dumps({**record, "state": state, "faults": found.faults}, indent=2))
+    else:
+        for label, value in _lines(record, run_dir, state, found):
+            print(f"{label:12} {value}")
+    return 1 if verify and found.faults else 0
 
 
-def _lines(record: dict[str, Any], run_dir: Path, state: str) -> list[tuple[str, str]]:
+def _lines(
+    record: dict[str, Any], run_dir: Path, state: str, found: Check
+) -> list[tuple[str, str]]:
     lines = [
         ("run", record["run_id"]),
         ("status", _status(record, state)),
-        *([("warning", EDITED)] if is_edited(record) else []),
+        *(("warning", f"not what the run left: {fault}") for fault in found.faults),
         ("command", " ".join(record["command"])),
         ("image", _image(record["image"])),
         ("code", _code(record)),
@@ -49,7 +55,10 @@ def _lines(record: dict[str, Any], run_dir: Path, state: str) -> list[tuple[str,
         if figures:
             told = ", ".join(f"{key}={value:.6g}" for key, value in figures.items())
             lines.append((label, told))
-    return lines
+    if record["outputs"] is not None:
+        more = "; `runs show --verify` reads all" if found.unread else ""
+        lines.append(("checked", f"{found.told}{more}"))
+    return [*lines, *(("note", line) for line in found.notes)]
 
 
 def _status(record: dict[str, Any], state: str) -> str:

@@ -1,6 +1,7 @@
 """`post-training reproduce RUN`: from a recorded digest to a verdict.
 
-    RUN, or an artifact -> its record -> the image by its digest, every input by its fingerprint
+    RUN, or an artifact -> its record, and its files by their bytes
+        -> the image by its digest, every input by its fingerprint
         -> what this machine can't give again is said -> the run, again, in a new folder
         -> identical | equivalent | differs: the first difference
 
@@ -18,8 +19,7 @@ from post_training.core.files import write_json
 from post_training.images.commands import open_store
 from post_training.images.rebuild import restore
 from post_training.records.compare import Comparison, compare_runs
-from post_training.records.run_record import is_edited, read_record
-from post_training.records.show import EDITED
+from post_training.records.run_record import read_record
 from post_training.reproduce.environment import StoredImage
 from post_training.reproduce.plan import (
     Options,
@@ -67,8 +67,6 @@ def reproduce(run: Path, options: Options) -> int:
 
 def _tell(plan: Plan, is_named: bool) -> None:
     name = f"{plan.record['run_id']}: " if is_named else ""
-    if is_edited(plan.record):
-        print(f"warning: {name}{EDITED}", file=sys.stderr)
     for line in plan.notes:
         print(f"note: {name}{line}", file=sys.stderr)
 

@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import UsageError
+from post_training.core.errors import ConfigError, UsageError
 from post_training.core.files import read_json, write_json
+from post_training.records.check import check_run
 from post_training.records.run_record import read_record
 from post_training.reproduce.command import DIFFERS, EQUIVALENT, IDENTICAL
 from post_training.stages.pipeline_commands import Where, run_pipeline
@@ -44,6 +45,13 @@ def check_experiment(folder: Path, run_dir: Path | None, where: Where, *, write:
     if run_dir is None:
         run_dir = Path("build/experiments", f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S}")
     plan = run_pipeline(pipeline, [f"run_dir={run_dir}"], where, unpinned=False)
+    # Runs that were finished before are kept: what they made may have been changed since.
+    if faults := [
+        f"{run.run_dir}: not what the run left: {fault}"
+        for run in plan.runs
+        for fault in check_run(run.run_dir).faults
+    ]:
+        raise ConfigError(faults, hint="give another --run-dir")
     found = summary({run.name: read_record(run.run_dir) for run in plan.runs})
     if write:
         kept = read_json(expected_path, SCHEMA) if expected_path.exists() else {}

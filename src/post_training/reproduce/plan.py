@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
+from post_training.core.secrets import is_redacted
 from post_training.images.checkout import has_commit
 from post_training.images.commands import open_store
 from post_training.images.store import ImageStore
@@ -16,8 +17,9 @@ from post_training.launch.run_index import find_run
 from post_training.launch.site import Site
 from post_training.launch.storage import promoted_copy
 from post_training.records.artifact import read_artifact
+from post_training.records.check import check_run
 from post_training.records.machine import machine
-from post_training.records.run_record import RECORD_NAME, read_record
+from post_training.records.run_record import RECORD_NAME, read_record, read_whole_record
 from post_training.reproduce.environment import StoredImage
 
 _MACHINE = ("architecture", "processor", "accelerators", "driver")
@@ -66,16 +68,18 @@ def make_plans(run: Path, options: Options) -> list[Plan]:
     """
     stores = _stores(options)
     plans: dict[Path, Plan] = {}
+    named = _run_folder(run)
 
     def visit(run_dir: Path) -> None:
         if run_dir in plans:
             return
-        plan = _plan(run_dir, stores, options)
+        stale = options.upstream == "stale" and run_dir != named
+        plan = _plan(run_dir, stores, options, stale=stale)
         for folder, _ in plan.upstream.values():
             visit(folder)
         plans[run_dir] = plan
 
-    visit(_run_folder(run))
+    visit(named)
     return list(plans.values())
 
 
@@ -99,7 +103,7 @@ def _run_folder(path: Path) -> Path:
 def _maker(path: Path, run_id: str) -> Path:
     """The run that made an artifact: above it, or where it is known to be. Errors: UsageError."""
     for folder in path.parents:
-        if (folder / RECORD_NAME).exists() and read_record(folder)["run_id"] == run_id:
+        if (folder / RECORD_NAME).exists() and read_record(folder).get("run_id") == run_id:
             return folder
     try:
         return find_run(Path(run_id))
@@ -109,10 +113,26 @@ def _maker(path: Path, run_id: str) -> Path:
         ) from None
 
 
-def _plan(run_dir: Path, stores: list[ImageStore], options: Options) -> Plan:
-    record = read_record(run_dir)
+def _plan(run_dir: Path, stores: list[ImageStore], options: Options, *, stale: bool) -> Plan:
+    """stale: it is run again since what it made was gone or changed."""
+    record = read_whole_record(run_dir)
     _check_reproducible(record, run_dir)
-    inputs, makers, notes, missing = {}, {}, [], []
+    found = check_run(run_dir)
+    # A verdict on what was changed since would be one on somebody's edit. But that an artifact was
+    # changed may be why its maker is run again: its record says what it was.
+    of_artifacts = (
+        [f"{made['path']}/" for made in record["outputs"]["artifacts"].values()] if stale else []
+    )
+    notes, missing = found.remarks, []
+    for fault in found.faults:
+        told = notes if fault.startswith(tuple(of_artifacts)) else missing
+        told.append(f"{run_dir}: not what the run left: {fault}")
+    inputs, makers = {}, {}
+    notes += [
+        f"{name} held a secret and is not set again"
+        for name, value in record["environment"].items()
+        if is_redacted(value)
+    ]
     for key, value in record["inputs"].items():
         path = Path(value["path"])
         is_made_again = options.upstream == "all" and "made_by" in value

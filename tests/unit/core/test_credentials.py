@@ -58,6 +58,22 @@ def test_token_file_that_others_can_read_is_refused_without_its_content(tmp_path
         assert f"chmod 600 {path}" in e.value.hint
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o733])
+def test_token_file_in_a_folder_that_others_can_write_is_refused(tmp_path, folder, mode):
+    (folder / "hf-token").write_text("hf_planted")
+    (folder / "hf-token").chmod(0o600)
+    folder.chmod(mode)
+    with pytest.raises(UsageError, match=f"others can replace the tokens in it .mode {mode:04o}"):
+        find_credentials({"HOME": str(tmp_path)})
+    # By a link, too.
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "own/hf-token").symlink_to(folder / "hf-token")
+    with pytest.raises(UsageError, match="others can replace"):
+        check_token_file(tmp_path / "own/hf-token")
+    folder.chmod(0o1777)
+    check_token_file(folder / "hf-token")
+
+
 def test_token_file_that_is_a_folder_is_refused(folder):
     with pytest.raises(UsageError, match="not a regular file"):
         check_token_file(folder)

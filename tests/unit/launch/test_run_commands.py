@@ -1,12 +1,14 @@
 """runs list, logs and cancel, with stand-ins for Slurm's programs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run_record import SCHEMA, RunFolder
+from post_training.records.run_record import RunFolder, identity_of
 
+RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
 MIX = "{data: {datasets: [{path: rows.jsonl}]}, run_dir: runs/one}"
 LINE = {"step": 5, "epoch": 0.5, "loss": 2.5, "num_tokens": 10, "num_sequences": 4}
 TIMING = {"step_s": 2.0, "tokens_per_s": 1234.5}
@@ -29,8 +31,15 @@ def attempt(status: str, reason: str | None) -> dict:
 def write_record(run_dir, status: str, reason: str | None, recipe: dict, *earlier: dict) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     attempts = [*earlier, attempt(status, reason)]
-    record = {"stage": "sft", "status": status, "reason": reason, "recipe": recipe}
-    write_json(run_dir / "run.json", {"schema": SCHEMA, **record, "attempts": attempts})
+    record = {
+        **json.loads(RECORD.read_text()),
+        "status": status,
+        "reason": reason,
+        "recipe": recipe,
+        "attempts": attempts,
+        "outputs": None,
+    }
+    write_json(run_dir / "run.json", {**record, "identity": identity_of(record)})
 
 
 def listed(command, queue: str = "") -> dict:

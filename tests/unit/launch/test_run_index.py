@@ -1,13 +1,17 @@
 """`runs list` answers from its index what the folders say, whatever became of either."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
+from pathlib import Path
 
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run_record import SCHEMA
+from post_training.records.run_record import identity_of
 
+RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
 DIGEST = "sha256:" + 64 * "a"
 
 
@@ -15,15 +19,16 @@ def write_run(run_dir, status="finished", stage="sft", started="2026-03-01T10:00
     run_dir.mkdir(parents=True, exist_ok=True)
     attempt = {"status": status, "reason": None, "started": started, "ended": None}
     record = {
-        "schema": SCHEMA,
+        **json.loads(RECORD.read_text()),
         "run_id": f"{stage}-{run_dir.name}",
         "status": status,
-        "reason": None,
         "stage": stage,
         "recipe": settings,
         "image": {"oci_digest": DIGEST, "sqsh_sha256": 64 * "b"},
         "attempts": [{**attempt, "scheduler_job": None}],
+        "outputs": None,
     }
+    record["identity"] = identity_of(record)
     write_json(run_dir / "run.json", record)
 
 
@@ -90,7 +95,18 @@ def test_runs_list_setting_that_no_run_has_is_told_with_the_nearest(slurm_comman
     assert told("empty", "--where", "nokey=1") == []
 
 
-@pytest.mark.parametrize("content", ["{", '{"schema": "post-training/run-record/9"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "\0\0",
+        "[]",
+        '{"schema": "post-training/run-record/9"}',
+        '{"schema": "post-training/run-record/1"}',
+        '{"schema": "post-training/run-record/1", "status": "failed", "reason": null, '
+        '"stage": "sft", "recipe": {}, "attempts": [{}]}',
+    ],
+)
 def test_runs_list_damaged_record_is_told_and_hides_no_other(slurm_command, tmp_path, content):
     for name in "abc":
         write_run(tmp_path / "runs" / name)
@@ -117,8 +133,8 @@ def test_runs_list_after_changes_says_what_the_folders_say_now(listed, tmp_path)
     assert listed("other") == []
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no database at all" * 100])
-def test_runs_list_index_that_is_gone_or_broken_is_made_again(listed, tmp_path, content):
+@pytest.mark.parametrize("content", [None, b""])
+def test_runs_list_index_that_is_gone_or_empty_is_made_again(listed, tmp_path, content):
     write_run(tmp_path / "runs/a")
     assert listed() == ["a"]
     index = tmp_path / "cache/post-training/runs.sqlite"
@@ -127,6 +143,40 @@ def test_runs_list_index_that_is_gone_or_broken_is_made_again(listed, tmp_path, 
         index.write_bytes(content)
     assert listed() == listed() == ["a"]
     assert index.stat().st_size
+
+
+@pytest.mark.parametrize("damage", ["header", "pages", "columns", "values"])
+def test_runs_list_index_that_is_damaged_is_made_again_with_a_word(
+    listed, slurm_command, tmp_path, damage
+):
+    write_run(tmp_path / "runs/a")
+    assert listed() == ["a"]
+    path = tmp_path / "cache/post-training/runs.sqlite"
+    if damage == "header":
+        path.write_bytes(b"no database at all" * 100)
+    elif damage == "pages":
+        data = bytearray(path.read_bytes())
+        data[200:] = b"\xff" * len(data[200:])
+        path.write_bytes(data)
+    else:
+        change = {
+            "columns": "ALTER TABLE runs RENAME COLUMN told TO said",
+            "values": "UPDATE runs SET told = '{'",
+        }[damage]
+        with contextlib.closing(sqlite3.connect(path)) as index, index:
+            index.execute(change)
+    done = slurm_command("runs", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"warning: damaged, and made again: {path}: ")
+    assert [state["run_dir"] for state in json.loads(done.stdout)] == ["runs/a"]
+    assert listed() == ["a"]
+
+
+def test_runs_list_record_that_was_changed_by_hand_is_told(slurm_command, tmp_path):
+    write_run(tmp_path / "runs/a")
+    path = tmp_path / "runs/a/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seal": "of something else"}))
+    assert "was changed by hand" in slurm_command("runs", "list").stdout
 
 
 def test_runs_list_cache_folder_that_cannot_be_is_told_and_left(slurm_command, tmp_path):

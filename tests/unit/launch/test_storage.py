@@ -22,7 +22,16 @@ storage:
   permanent: {folder}/permanent
   deleted_after_days: 30
 """
-RECORD = {"run_id": "x", "stage": "mix", "recipe": {}, "recipe_hash": "1", "inputs": {}}
+
+
+RECORD = {
+    "run_id": "x",
+    "stage": "mix",
+    "recipe": {},
+    "recipe_hash": "1",
+    "inputs": {},
+    "image": None,
+}
 
 
 @pytest.fixture

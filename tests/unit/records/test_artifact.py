@@ -4,7 +4,8 @@ import pytest
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import fingerprint, sha256_file
-from post_training.records.artifact import artifact_faults, origin_of, read_artifact, seal_artifact
+from post_training.records.artifact import origin_of, read_artifact, seal_artifact
+from post_training.records.check import check_artifact
 from post_training.records.lineage import show_artifact, show_lineage, verify_artifact
 from post_training.records.run_record import RunDescription, RunFolder
 
@@ -27,6 +28,10 @@ def make(folder, made_by, text="weights"):
     (folder / "weights").write_text(text)
     seal_artifact(folder, "model", made_by)
     return folder
+
+
+def faults_of(folder):
+    return check_artifact(folder).faults
 
 
 def an_input(path):
@@ -98,7 +103,7 @@ def test_verify_names_changed_missing_and_foreign_files(chain, capsys):
     verify_artifact(chain)
     assert capsys.readouterr().out == f"ok: {fingerprint(chain)}\n"
     (chain / "weights").rename(chain / "weight")
-    assert artifact_faults(chain) == ["weight: not part of the artifact", "weights: gone"]
+    assert faults_of(chain) == ["weight: not part of the artifact", "weights: gone"]
     (chain / "weights").write_text("changed")
     with pytest.raises(PostTrainingError, match="weights: changed"):
         verify_artifact(chain)
@@ -114,7 +119,7 @@ def test_verify_names_changed_missing_and_foreign_files(chain, capsys):
 def test_verify_names_what_was_edited_in_the_record(chain, change, fault):
     path = chain / "artifact.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert artifact_faults(chain) == [fault]
+    assert faults_of(chain) == [fault]
 
 
 def test_artifact_whose_run_record_was_edited_is_noticed_and_no_input(tmp_path):
@@ -122,13 +127,16 @@ def test_artifact_whose_run_record_was_edited_is_noticed_and_no_input(tmp_path):
     folder.claim()
     folder.start(RunDescription("sft", {"lr": 1}, {}, {}, None, FACTS))
     made = make(tmp_path / "made", folder.record)
-    assert artifact_faults(made) == []
+    assert faults_of(made) == []
     origin_of(made, fingerprint(made))
     written = json.loads((made / "artifact.json").read_text())
     written["made_by"]["image"] = {"oci_digest": "sha256:of another"}
     (made / "artifact.json").write_text(json.dumps(written))
-    assert artifact_faults(made) == ["made_by was changed by hand"]
-    with pytest.raises(UsageError, match="in it was changed by hand"):
+    assert faults_of(made) == [
+        "made_by: was changed by hand (its seal is of something else)",
+        "made_by: identity is not that of its recipe, topology, inputs and image",
+    ]
+    with pytest.raises(UsageError, match="in it: was changed by hand"):
         origin_of(made, fingerprint(made))
 
 

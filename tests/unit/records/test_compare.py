@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from post_training.core.errors import UsageError
 from post_training.records.compare import compare_runs
 
 LINES = [{"step": 1, "loss": 2.0, "timing": {"s": 1}}, {"step": 2, "loss": 1.0, "timing": {"s": 1}}]
@@ -58,7 +59,7 @@ def test_compare_names_the_first_difference(tmp_path, changes, text):
     ("change", "text"),
     [
         ({"loss": 0.25}, "step 2: the same rows, loss is 0.5, then 0.25"),
-        ({"rows": "f", "loss": 0.25}, "step 2: rows is 0000000002, then f, loss is 0.5, then 0.25"),
+        ({"rows": "f", "loss": 0.25}, "step 2: other rows, loss is 0.5, then 0.25"),
         ({"grad_norm": 0.1}, "step 2: the same rows, grad_norm is 0.5, then 0.1"),
     ],
 )
@@ -68,10 +69,39 @@ def test_compare_first_step_that_differs_comes_before_what_follows_from_it(tmp_p
     assert verdict(tmp_path, steps=steps, files=files) == f"differs: {text}"
 
 
-def test_compare_data_that_differs_comes_before_the_steps(tmp_path):
-    one = run(tmp_path / "one", files={"data/rows.bin": "1", "checkpoints/w": "1"})
-    two = run(tmp_path / "two", files={"data/rows.bin": "2", "checkpoints/w": "2"}, steps=[])
+def test_compare_data_that_differs_is_told_with_the_first_step_that_does(tmp_path):
+    files = [{"data/rows.bin": name, "checkpoints/w": name} for name in "12"]
+    one = run(tmp_path / "one", files=files[0])
+    two = run(tmp_path / "two", files=files[1])
     assert compare_runs(*one, *two).difference == "data/rows.bin: sha256 is 1, then 2"
+    (tmp_path / "two/steps.jsonl").write_text(json.dumps({**STEPS[0], "loss": 3.0}) + "\n")
+    assert compare_runs(*one, *two).difference == (
+        "step 1: the same row numbers of other data, loss is 1.0, then 3.0; "
+        "data/rows.bin: sha256 is 1, then 2"
+    )
+
+
+def test_compare_settings_of_the_data_that_differ_are_named_and_no_other_rows(tmp_path):
+    runs = []
+    for seed, name in ((1, "one"), (2, "two")):
+        steps = [{**STEPS[0], "rows": f"{seed:010x}", "loss": 1 / seed}]
+        runs += run(tmp_path / name, files={"data/prepared.json": name}, steps=steps)
+        (tmp_path / name / "data").mkdir()
+        record = {"identity": {"seed": seed, "rows": [1, 2]}, "counts": {"num_rows": 3}}
+        (tmp_path / name / "data/prepared.json").write_text(json.dumps(record))
+    assert compare_runs(*runs).difference == (
+        "step 1: other rows, loss is 1.0, then 0.5; data/prepared.json: identity.seed is 1, then 2"
+    )
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "5", '{"step": 1}\0'])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "steps.jsonl"])
+def test_compare_damaged_line_is_one_clear_line(tmp_path, name, line):
+    runs = [*run(tmp_path / "one"), *run(tmp_path / "two")]
+    path = tmp_path / "two" / name
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UsageError, match=rf"two/{name}:\d: not a line of figures: it is damaged"):
+        compare_runs(*runs)
 
 
 def test_compare_step_that_differs_is_told_with_the_first_weights_that_do(tmp_path, write_tensors):

@@ -3,11 +3,14 @@ import json
 import pytest
 
 from post_training.core.hashing import fingerprint
-from post_training.records.diff import print_diff
+from post_training.records.diff import print_diff, print_diffs
+from post_training.records.run_record import identity_of
 
 RECORD = {
     "schema": "post-training/run-record/1",
+    "run_id": "sft-1",
     "status": "finished",
+    "reason": None,
     "stage": "sft",
     "recipe": {"training.learning_rate": 0.001, "seed": 1},
     "topology": {"world_size": 1},
@@ -18,9 +21,23 @@ RECORD = {
     "environment": {"OMP_NUM_THREADS": "2", "SLURM_JOB_ID": "1"},
     "machine": {"host": "one"},
     "placement": {"run_dir": "one"},
-    "outputs": {"files": {"model/model.safetensors": "1"}},
+    "outputs": {"artifacts": {}, "files": {"model/model.safetensors": "1"}},
     "metrics": {},
+    "command": [],
+    "working_dir": "/",
+    "recipe_hash": "r",
+    "reproducible_by_digest": True,
+    "mounts": [],
+    "scheduler_job": None,
+    "attempts": [
+        {"status": "finished", "reason": None, "started": "", "ended": "", "scheduler_job": None}
+    ],
 }
+
+
+def write_record(run_dir, record):
+    record = {**record, "identity": identity_of(record)}
+    (run_dir / "run.json").write_text(json.dumps(record))
 
 
 @pytest.fixture
@@ -28,7 +45,7 @@ def diff(tmp_path, capsys):
     def find(**changes):
         for name, record in (("one", RECORD), ("two", {**RECORD, **changes})):
             (tmp_path / name).mkdir()
-            (tmp_path / name / "run.json").write_text(json.dumps(record))
+            write_record(tmp_path / name, record)
         code = print_diff(tmp_path / "one", tmp_path / "two")
         lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
         return code, [(label, text.replace(f"{tmp_path}/", "")) for label, text in lines]
@@ -61,12 +78,16 @@ def test_diff_of_a_run_elsewhere_is_identical(diff):
     ],
 )  # fmt: skip
 def test_diff_names_what_changed_and_where_the_outcome_parts(diff, changes, line):
-    outputs = {"files": {"model/model.safetensors": "2"}}
+    outputs = {"artifacts": {}, "files": {"model/model.safetensors": "2"}}
     code, lines = diff(**changes, outputs=outputs)
     assert code == 4
     assert [label for label, _ in lines] == [line[0], "outcome"]
     assert lines[0][1].startswith(line[1])
-    assert lines[1][1] == "differs: model/model.safetensors: sha256 is 1, then 2"
+    difference = "model/model.safetensors: sha256 is 1, then 2"
+    if line[0] in ("recipe", "input"):
+        assert lines[1][1] == f"differs as it must: {lines[0][1]}; first: {difference}"
+    else:
+        assert lines[1][1] == f"differs: {difference}"
 
 
 def test_diff_names_the_files_of_changed_folders_while_they_are_what_the_runs_had(tmp_path, capsys):
@@ -79,7 +100,7 @@ def test_diff_names_the_files_of_changed_folders_while_they_are_what_the_runs_ha
         inputs.append({"path": str(folder), "fingerprint": fingerprint(folder)})
         run_dir.mkdir()
         record = {**RECORD, "inputs": {"model.path": inputs[-1]}}
-        (run_dir / "run.json").write_text(json.dumps(record))
+        write_record(run_dir, record)
 
     def lines() -> list[str]:
         print_diff(tmp_path / "run-1", tmp_path / "run-2")
@@ -94,3 +115,19 @@ def test_diff_of_a_run_that_did_not_end_says_so(diff):
     code, lines = diff(status="failed", outputs=None)
     assert code == 4
     assert ("outcome", "two is not finished: failed") in lines
+
+
+def test_diff_of_several_runs_is_each_beside_the_first(finished_run, capsys):
+    runs = [finished_run("one"), finished_run("two"), finished_run("three", seed=3, loss=1.0)]
+    assert print_diffs(runs[:2]) == 0
+    capsys.readouterr()
+    assert print_diffs(runs) == 4
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.startswith("==")] == [
+        f"== {runs[0]} and {runs[1]}",
+        f"== {runs[0]} and {runs[2]}",
+    ]
+    assert out[-1] == (
+        "outcome      differs as it must: seed: 1 -> 3; first: "
+        "step 1: the same rows, loss is 2.0, then 1.0"
+    )

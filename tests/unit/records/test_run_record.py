@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import UsageError
+from post_training.core.hashing import sha256_text
 from post_training.records.run_record import (
     RunDescription,
     RunFolder,
-    is_edited,
     is_live,
     read_record,
+    read_whole_record,
+    record_faults,
+    seal,
 )
 
 DESCRIPTION = RunDescription(
@@ -53,9 +57,25 @@ def test_start_writes_a_running_record_at_once(tmp_path):
 def test_record_changed_by_hand_is_noticed(tmp_path):
     release(start(tmp_path))
     record = read_record(tmp_path)
-    assert not is_edited(record)
+    assert record_faults(record) == []
+    sealed, identity = "was changed by hand (its seal is", "identity is not that of its recipe"
+    record["command"] = ["another"]
+    assert [fault.split(" of ")[0] for fault in record_faults(record)] == [sealed]
     record["recipe"]["lr"] = 2e-3
-    assert is_edited(record)
+    record["seal"] = seal(record)
+    [fault] = record_faults(record)
+    assert fault.startswith(identity)
+
+
+@pytest.mark.parametrize("since", ["debug", "mounted_over"])
+def test_record_whose_seal_is_gone_was_changed_by_hand(tmp_path, since):
+    facts = {**DESCRIPTION.facts, since: False}
+    release(start(tmp_path, replace(DESCRIPTION, facts=facts)))
+    record = read_record(tmp_path)
+    del record["seal"]
+    assert record_faults(record) == ["was changed by hand (its seal is gone)"]
+    del record[since]
+    assert record_faults(record) == []
 
 
 def test_record_holds_no_secret_and_says_what_was_taken_out(tmp_path, capsys):
@@ -72,7 +92,7 @@ def test_record_holds_no_secret_and_says_what_was_taken_out(tmp_path, capsys):
     assert record["code"]["diff"] == "+KEY = '[redacted: GitHub token]'\n+x = 1"
     assert record["redacted"] == ["command[2]: GitHub token", "code.diff: GitHub token"]
     assert "a secret is not recorded: code.diff: GitHub token" in capsys.readouterr().err
-    assert not is_edited(record)
+    assert record_faults(record) == []
     release(folder)
 
 
@@ -85,11 +105,14 @@ def test_record_of_a_path_with_a_secret_is_refused_before_the_folder_is_made(tmp
 
 def test_close_writes_status_reason_outputs_and_end(tmp_path):
     folder = start(tmp_path)
-    folder.close("finished", outputs={"files": {"x": "1"}}, metrics={"loss": 2.0})
+    (tmp_path / "metrics.jsonl").write_text("x")
+    outputs = {"files": {"x": "1"}, "unstable_files": ["metrics.jsonl", "wandb/x", "gone"]}
+    folder.close("finished", outputs=outputs, metrics={"loss": 2.0})
     record = read_record(tmp_path)
+    digests = {"metrics.jsonl": sha256_text("x")}
     assert (record["status"], record["outputs"], record["metrics"]) == (
         "finished",
-        {"files": {"x": "1"}},
+        {**outputs, "run_files": digests},
         {"loss": 2.0},
     )
     assert record["attempts"][0]["ended"] >= record["attempts"][0]["started"]
@@ -302,20 +325,58 @@ def test_identity_counts_content_and_not_paths():
     assert replace(DESCRIPTION, image=None).identity != DESCRIPTION.identity
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "other/1"}'])
-def test_read_record_damaged_is_one_clear_line(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UsageError, match=r"run.json: (not a JSON record|schema is .*, not )"):
+def test_read_whole_record_without_a_key_is_one_clear_line(finished_run):
+    path = finished_run("one") / "run.json"
+    record = json.loads(path.read_text())
+    del record["recipe"], record["seal"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"run\.json: no record any more: recipe is gone"):
+        read_whole_record(path.parent)
+    with pytest.raises(UsageError, match=r"run\.json: no record any more: recipe is gone"):
+        finished_run("one")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attempts", []),
+        ("attempts", [{}]),
+        ("attempts", None),
+        ("recipe", []),
+        ("outputs", {"files": None}),
+        ("inputs", {"data": {}}),
+        ("image", "x"),
+        ("machine", None),
+        ("metrics", None),
+    ],
+)
+def test_read_whole_record_with_a_damaged_part_is_one_clear_line(finished_run, key, value):
+    path = finished_run("one") / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UsageError, match=rf"run\.json: no record any more: {key} is damaged"):
+        read_whole_record(path.parent)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\0\0\0", "\xff"])
+def test_read_record_that_is_none_is_one_clear_line(tmp_path, text):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"run\.json: (not a JSON record|schema is)"):
         read_record(tmp_path)
 
 
-def test_read_record_edited_and_without_a_key_is_one_clear_line(tmp_path):
-    release(start(tmp_path))
-    record = read_record(tmp_path)
-    del record["recipe"]
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UsageError, match=r"run\.json: no record any more: .*recipe.* is gone"):
-        read_record(tmp_path)
+def test_read_record_of_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "run.zip").write_text("x")
+    with pytest.raises(UsageError, match="a file, and not the folder of a run"):
+        read_record(tmp_path / "run.zip")
+
+
+def test_close_of_a_run_whose_folder_was_removed_brings_nothing_back(tmp_path):
+    folder = start(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="folder was removed"):
+        folder.close("finished", outputs={"files": {}})
+    assert not (tmp_path / "run").exists()
+    release(folder)
 
 
 def test_record_survives_a_write_that_fails(tmp_path, monkeypatch):

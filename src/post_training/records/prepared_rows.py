@@ -1,0 +1,121 @@
+"""The first row in which two prepared datasets differ (`data/` of a run), read without numpy.
+
+The files (data/prepared/dataset.py, data/pairs/dataset.py, data/indexed/dataset.py):
+
+    row_offsets.npy  row_pieces.npy    row r is pieces[offsets[r] : offsets[r + 1]]; of each piece
+                                       its sequence, first token, number of tokens
+    tokens.idx  kinds.idx              where each sequence lies in tokens.bin and kinds.bin
+    pairs.npy                          there for pairs alone, whose pieces are whole sequences
+"""
+
+import ast
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+_INDEX_HEADER = struct.Struct("<9sQBQQ")
+_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+_KINDS = ("prompt", "completion", "excluded")  # data/rows.py
+_FORMATS = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
+_NEEDED = ("row_offsets.npy", "row_pieces.npy", "tokens.idx", "tokens.bin", "kinds.idx")
+
+
+def first_row_difference(first: Path, second: Path) -> str | None:
+    """Such as "row 12: token 5 is 17, then 99"; rows count from 0, as training counts them.
+
+    None where the rows are the same, and where a folder has no rows of its own.
+    """
+    if not all((folder / name).exists() for folder in (first, second) for name in _NEEDED):
+        return None
+    with ExitStack() as stack:
+        ours, theirs = (_Rows(folder, stack) for folder in (first, second))
+        for row in range(min(len(ours), len(theirs))):
+            if text := _difference(list(ours.parts(row)), list(theirs.parts(row))):
+                return f"row {row}: {text}"
+        if len(ours) != len(theirs):
+            return f"{len(ours)} rows, then {len(theirs)}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One piece: its tokens and kinds, and a format that unpacks the tokens."""
+
+    tokens: bytes
+    kinds: bytes
+    format: str
+
+
+class _Rows:
+    def __init__(self, folder: Path, stack: ExitStack):
+        self._offsets = _read_npy(folder / "row_offsets.npy")
+        self._pieces = _read_npy(folder / "row_pieces.npy")
+        self._tokens = _Sequences(folder, "tokens", stack)
+        self._kinds = _Sequences(folder, "kinds", stack)
+        self._whole = (folder / "pairs.npy").exists()
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def parts(self, row: int) -> Iterator[_Part]:
+        for piece in range(self._offsets[row], self._offsets[row + 1]):
+            sequence, start, length = self._pieces[3 * piece : 3 * piece + 3]
+            where = (sequence, 0, None) if self._whole else (sequence, start, length)
+            yield _Part(self._tokens.read(*where), self._kinds.read(*where), self._tokens.format)
+
+
+class _Sequences:
+    def __init__(self, folder: Path, name: str, stack: ExitStack):
+        index = (folder / f"{name}.idx").read_bytes()
+        _, _, code, num, _ = _INDEX_HEADER.unpack_from(index)
+        begin = _INDEX_HEADER.size
+        self.item_bytes, self.format = _ITEM_BYTES[code], _FORMATS[code]
+        self._lengths = memoryview(index)[begin : begin + 4 * num].cast("i")
+        self._places = memoryview(index)[begin + 4 * num : begin + 12 * num].cast("q")
+        self._file = stack.enter_context((folder / f"{name}.bin").open("rb"))
+
+    def read(self, sequence: int, start: int, length: int | None) -> bytes:
+        """length: None: to its end."""
+        if length is None:
+            length = self._lengths[sequence] - start
+        self._file.seek(self._places[sequence] + start * self.item_bytes)
+        return self._file.read(length * self.item_bytes)
+
+
+def _read_npy(path: Path) -> memoryview:
+    """The int64 values of a .npy file, in their order.
+
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    data = path.read_bytes()
+    size = struct.unpack_from("<H", data, 8)[0] if data[6] == 1 else 0
+    begin = 10 + size
+    header = ast.literal_eval(data[10:begin].decode())
+    if header["descr"] != "<i8" or header["fortran_order"]:
+        raise ValueError(f"not int64 in rows: {path}")
+    return memoryview(data)[begin:].cast("q")
+
+
+def _difference(ours: list[_Part], theirs: list[_Part]) -> str | None:
+    tokens = [b"".join(part.tokens for part in parts) for parts in (ours, theirs)]
+    kinds = [b"".join(part.kinds for part in parts) for parts in (ours, theirs)]
+    formats = {part.format for part in (*ours, *theirs)}
+    if len(formats) != 1:
+        return "tokens of another size"
+    [letter] = formats
+    if tokens[0] != tokens[1]:
+        values = [memoryview(data).cast(letter) for data in tokens]
+        for index, (one, other) in enumerate(zip(*values, strict=False)):
+            if one != other:
+                return f"token {index} is {one}, then {other}"
+        return f"{len(values[0])} tokens, then {len(values[1])}"
+    if kinds[0] != kinds[1]:
+        pairs = zip(*kinds, strict=False)
+        index = next(i for i, (one, other) in enumerate(pairs) if one != other)
+        one, other = (_KINDS[data[index]] for data in kinds)
+        return f"the same tokens, and token {index} is {one}, then {other}"
+    if [len(part.tokens) for part in ours] != [len(part.tokens) for part in theirs]:
+        return "the same tokens, of other sequences"
+    return None
