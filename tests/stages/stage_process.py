@@ -7,6 +7,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -46,6 +47,13 @@ KILL_POINTS = {
         "_save_rng_state",
         2,
         "before",
+    ),
+    "before the digests of a checkpoint are saved": (
+        "stages.training.trainer",
+        "Trainer",
+        "_complete",
+        2,
+        "after",
     ),
     "before a checkpoint is published": (
         "stages.training.checkpoints",
@@ -92,11 +100,12 @@ def run_stage(
     kill_at: str | None = None,
     kill_ranks: tuple[int, ...] = (0, 1),
     kill_with: signal.Signals = signal.SIGKILL,
+    max_file_bytes: int | None = None,
 ) -> list[int]:
     """Run the stage on `world_size` ranks; their exit codes (-9: killed).
 
     A rank's error is in `run_dir/../<name>.rank<r>.error`, the sha256 of the weights it trained in
-    `….weights`.
+    `….weights`. max_file_bytes: what the system lets a file have, as if the disk were full then.
     """
     run_dir.mkdir(exist_ok=True)
     meeting_place = run_dir.parent / f"{run_dir.name}.meeting"
@@ -113,6 +122,7 @@ def run_stage(
                 resuming,
                 kill_at if rank in kill_ranks else None,
                 kill_with,
+                max_file_bytes,
             ),
         )
         for rank in range(world_size)
@@ -141,12 +151,17 @@ def _run_rank(
     resuming: bool,
     kill_at: str | None,
     kill_with: signal.Signals,
+    max_file_bytes: int | None,
 ) -> None:
     import torch.distributed as dist
 
     from post_training.stages.registry import find_stage
 
     rank, world_size = ranks.rank, ranks.world_size
+    # Ignored where a shell started the tests with `&`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if max_file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     try:
         if world_size > 1:
             places = {"RANK": rank, "LOCAL_RANK": rank}

@@ -61,6 +61,16 @@ def test_zero_trains_what_one_rank_trains(
     assert said["zero_optimization"]["stage"] == int(strategy["strategy"][-1])
 
 
+@pytest.mark.parametrize("strategy", ["zero1", pytest.param("zero3", marks=pytest.mark.long)])
+def test_zero_on_one_process_without_a_launcher_trains_what_ddp_trains(
+    strategy: str, config: dict[str, Any], one_rank: Path, tmp_path: Path
+):
+    alone = changed(config, distributed={"strategy": strategy})
+    assert run_sft(alone, tmp_path / "run") == [0], error(tmp_path / "run")
+    for plain, divided in zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True):
+        assert plain["loss"] == pytest.approx(divided["loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("strategy", "precision"), [("zero1", "bf16"), ("zero2", "no"), ("zero3", "bf16")]
 )

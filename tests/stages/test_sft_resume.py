@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 from sft_runs import changed, metrics, sft, stable_files
-from stage_process import KILL_POINTS, run_sft
+from stage_process import KILL_POINTS, rank_file, run_sft
 
 from post_training.core.errors import UsageError
+from post_training.core.hashing import hash_files
 
 pytestmark = pytest.mark.stack
 
@@ -95,6 +96,20 @@ def test_sft_killed_on_two_ranks_can_be_resumed_on_one(config: dict[str, Any], t
     assert [line.get("num_tokens") for line in resumed] == [
         line.get("num_tokens") for line in whole
     ]
+
+
+def test_sft_checkpoint_without_room_leaves_nothing_and_is_written_later(
+    config: dict[str, Any], whole: Path, tmp_path: Path
+):
+    """Left there, it would keep the disk full, and the record of the run could not be closed."""
+    run_dir = tmp_path / "run"
+    size = (whole / "model/model.safetensors").stat().st_size
+    plain = changed(config, **{"checkpointing.inference_checkpoint_steps": None})
+    assert run_sft(plain, run_dir, max_file_bytes=size // 2) == [1]
+    assert "checkpoints: cannot write: " in rank_file(run_dir, 0, "error").read_text()
+    assert not (run_dir / "checkpoints/.saving").exists()
+    assert run_sft(plain, run_dir, resuming=True) == [0]
+    assert hash_files(run_dir / "model") == hash_files(whole / "model")
 
 
 def test_sft_resumed_with_a_half_written_last_metrics_line_rewrites_it(

@@ -22,7 +22,7 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signal_in_a_step_leaves_a_checkpoint_of_that_step(
     number: signal.Signals, config: dict[str, Any], whole: Path, tmp_path: Path
 ):

@@ -1,5 +1,6 @@
 """A model and its tokenizer from a folder on disk. Nothing is downloaded, no code of it is run."""
 
+import copy
 import json
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -107,6 +108,41 @@ def load_untrained_reward_model(
     )
     check_dropout(model, attn_implementation)
     return model
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Give a model the weights of a folder that its own `save_pretrained` wrote.
+
+    They go through from_pretrained, which undoes what the saving did: in memory the experts of a
+    mixture are one tensor, in files each has its own name. For the moment there are two models.
+    Errors: PostTrainingError where a name, a size or a dtype is not the model's.
+    """
+    try:
+        loaded, info = type(model).from_pretrained(
+            path,
+            config=copy.deepcopy(model.config),
+            dtype=model.dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _check_complete's error says more
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"the weights can't be loaded: {_first_line(error)}"
+        raise PostTrainingError(problem, where=str(path)) from None
+    _check_complete(path, info)
+    if unexpected := sorted(info["unexpected_keys"]):
+        raise PostTrainingError(
+            f"{len(unexpected)} weights are none of this model's: {unexpected[0]}, …",
+            where=str(path),
+        )
+    own, new = model.state_dict(), loaded.state_dict()
+    for name, tensor in new.items():
+        if name in own and own[name].dtype != tensor.dtype:  # it would be cast, unsaid
+            raise PostTrainingError(
+                f"{name} is {tensor.dtype}, must be {own[name].dtype}", where=str(path)
+            )
+    model.load_state_dict(new, strict=True)
 
 
 def _spread(path: Path, size: int, plan: dict[str, str] | None = None) -> dict[str, Any]:

@@ -77,6 +77,16 @@ class StageContext:
             raise PeerFailed(f"rank 0 failed: {outcome[0]}")
         return outcome[1]
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's (picklable) value, in the order of the ranks. All ranks call it."""
+        if self.ranks.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
     def log(self, text: str) -> None:
         """One line to stderr, from rank 0 only."""
         if self.ranks.is_writer:

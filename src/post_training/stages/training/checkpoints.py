@@ -2,7 +2,8 @@
 
 All ranks write into `.saving`; when the last one is done, rank 0 renames the folder to
 `checkpoint-N`. So a run killed at any moment finds only complete checkpoints, and resumes from the
-newest. `trainer_state.json` must be in each: one copied here by hand in part is left out too.
+newest, whose bytes are compared first (checksums.py). `trainer_state.json` must be in each: one
+copied here by hand in part is left out too.
 
 `latest` names the newest. When it is there and that checkpoint is not, somebody took it away: the
 run is not silently begun again; nor is one whose steps.jsonl tells of more steps than a checkpoint
@@ -44,7 +45,7 @@ class Checkpoints:
         Errors: UsageError when the checkpoint that `latest` names, or a newer one, is not there.
         """
         self._check_latest()
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self.drop_staged()
         remove_leftovers(self.folder, LATEST)
         steps = self.steps()
         complete = {self.path(step) for step in steps}
@@ -63,6 +64,10 @@ class Checkpoints:
         write_atomic(self.folder / LATEST, f"{self.path(step).name}\n")
         shutil.rmtree(self.staging)
         self._rotate()
+
+    def drop_staged(self) -> None:
+        """Remove what was half-written. Any rank may call it: the one whose disk is full."""
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def _check_latest(self) -> None:
         file = self.folder / LATEST

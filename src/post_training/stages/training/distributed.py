@@ -5,10 +5,13 @@ inside the backward pass of the last micro-batch; a loss that is not finite is f
 it, and the run ends before anything of it is saved.
 """
 
+import os
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 from post_training.stages.training.config import TrainingStageConfig
@@ -16,6 +19,15 @@ from post_training.stages.training.config import TrainingStageConfig
 # Elements in a bucket of gradients: DeepSpeed's default. A constant, so that the order of sums does
 # not hang on the size of the model.
 _BUCKET = 500_000_000
+# What a launcher sets. Port 0: whichever is free.
+_ALONE = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
 
 
 def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[str, Any] | None:
@@ -62,12 +74,22 @@ def strategy_settings(arguments: TrainingArguments) -> dict[str, dict[str, Any]]
     return {name: settings for name, settings in told.items() if settings is not None}
 
 
-def join_ranks_silently() -> None:
-    """DeepSpeed would do it later, and tell stdout that its operators are there."""
-    import deepspeed
+def join_ranks(config: TrainingStageConfig) -> None:
+    """To be called before the libraries look for each other's processes.
 
-    with redirect_stdout(StringIO()):
-        deepspeed.init_distributed(verbose=False)
+    A process alone has no launcher that says so. DeepSpeed would then look for MPI, and FSDP would
+    not divide anything. It also tells stdout, when it is first used, that its operators are there.
+    """
+    if config.distributed.strategy == "ddp":
+        return
+    if not dist.is_initialized():
+        os.environ |= {name: value for name, value in _ALONE.items() if name not in os.environ}
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if config.distributed.is_zero:
+        import deepspeed
+
+        with redirect_stdout(StringIO()):
+            deepspeed.init_distributed(verbose=False)
 
 
 def fsdp_arguments(config: TrainingStageConfig) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def stop_unless_finite(
     name, value = ("gradient norm", grad_norm) if isfinite(loss) else ("loss", loss)
     suspects = [batch for batch in micro_batches if not isfinite(batch.loss)]
     own = [describe_row(row) for batch in suspects or micro_batches for row in batch.rows]
-    found = _gather((bool(suspects), own), context)
+    found = context.gather((bool(suspects), own))
     blamed = any(is_suspect for is_suspect, _ in found)
     listed = {
         rank: rows for rank, (is_suspect, rows) in enumerate(found) if is_suspect or not blamed
@@ -52,17 +52,6 @@ def stop_unless_finite(
         "stopped before its update counts",
         hint="lower training.learning_rate, raise training.warmup, or look at these rows",
     )
-
-
-def _gather(value: tuple[bool, list[str]], context: StageContext) -> list[tuple[bool, list[str]]]:
-    """Every rank's value, in the order of the ranks."""
-    if context.ranks.world_size == 1:
-        return [value]
-    import torch.distributed as dist
-
-    values: list[tuple[bool, list[str]]] = [(False, [])] * context.ranks.world_size
-    dist.all_gather_object(values, value, group=context.group)
-    return values
 
 
 def _listing(rows_of_rank: dict[int, list[str]]) -> Iterator[str]:

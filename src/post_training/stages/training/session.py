@@ -26,9 +26,10 @@ from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.progress import Progress
 from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_trained, trained
 from post_training.stages.training.arguments import training_arguments
-from post_training.stages.training.checkpoints import Checkpoints
+from post_training.stages.training.checkpoints import MARKER, Checkpoints
+from post_training.stages.training.checksums import FILES, Division, check_files
 from post_training.stages.training.config import TrainingStageConfig, accumulation_steps
-from post_training.stages.training.distributed import join_ranks_silently, strategy_settings
+from post_training.stages.training.distributed import join_ranks, strategy_settings
 from post_training.stages.training.flops import model_flops, peak_flops_per_s
 from post_training.stages.training.inference_checkpoints import (
     INFERENCE_CHECKPOINTS,
@@ -78,11 +79,13 @@ def run_training(
         context.run_dir / "checkpoints", config.checkpointing.save_total_limit
     )
     resume_step = context.on_writer(lambda: _resume_step(config, context.run_dir, checkpoints))
+    division = Division(config.distributed.strategy, context.ranks.world_size)
+    if resume_step is not None:
+        check_files(checkpoints.path(resume_step), division, context)
+    join_ranks(config)
     # Before the model is read: with ZeRO-3 no rank ever holds it whole.
     arguments = training_arguments(config, checkpoints.staging, num_steps, num_accumulated)
     context.on_writer(lambda: _open_folder(config, context.run_dir, strategy_settings(arguments)))
-    if arguments.deepspeed is not None:
-        join_ranks_silently()
     model = load()
     context.on_writer(context.inputs.check)
     head = ChunkedHead.install(model) if scores_tokens else None
@@ -97,7 +100,7 @@ def run_training(
             stop_at(result, tokenizer, rows.template.end_of_turn)
         save_model_folder(path, result, tokenizer, None if config.lora else weights)
 
-    stop = StopRequest()
+    stop = StopRequest(tells=context.ranks.is_writer)
     with (
         open_reporters(config.logging, context, _shown_settings(config)) as reporters,
         Progress("step", num_steps, shown=context.ranks.is_writer) as progress,
@@ -124,6 +127,7 @@ def run_training(
             shuffled=rows.shuffled,
             context=context,
             checkpoints=checkpoints,
+            division=division,
             metrics=metrics,
             step_log=step_log,
             progress=progress,
@@ -135,9 +139,16 @@ def run_training(
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)  # accelerate may have chosen another
         resume_from = None if resume_step is None else str(checkpoints.path(resume_step))
-        trainer.train(resume_from_checkpoint=resume_from)
-        if trainer.state.global_step < num_steps:
-            raise stop.error()
+        try:
+            trainer.train(resume_from_checkpoint=resume_from)
+        except BaseException:
+            # On a full disk it would leave no room to close the record. Any rank may be the one.
+            checkpoints.drop_staged()
+            raise
+        made = trainer.state.global_step
+        if made < num_steps:
+            context.log(f"step {made} of {num_steps} is saved; the same command goes on from there")
+            raise stop.end(made, num_steps)
         trainer.save_model_to(context.run_dir / "model")
     generated = [context.run_dir / name for name in strategy_settings(arguments)]
     checkpoint = checkpoints.path(num_steps)
@@ -190,7 +201,8 @@ def _result(
     num_steps: int,
 ) -> Result:
     def unstable(path: Path) -> bool:
-        return path.name == "trainer_state.json"  # it names the placement: save_steps
+        # It names the placement, save_steps; and the other has its sha256.
+        return path.name == MARKER or path == checkpoint / FILES
 
     # A folder of data is not there when the data came prepared.
     folders = [context.run_dir / name for name in (*rows.folders, INFERENCE_CHECKPOINTS)]

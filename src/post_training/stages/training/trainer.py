@@ -27,9 +27,11 @@ from trl import SFTConfig, SFTTrainer
 from post_training.core.files import write_json
 from post_training.data.order import row_stream
 from post_training.models.chunked_head import ChunkedHead
+from post_training.models.load import load_weights
 from post_training.models.save import explained
 from post_training.stages.context import StageContext
 from post_training.stages.progress import Progress
+from post_training.stages.training import checksums
 from post_training.stages.training.checkpoints import Checkpoints
 from post_training.stages.training.evaluation import Evaluation
 from post_training.stages.training.metrics import Metrics, Step, Totals
@@ -82,6 +84,7 @@ class Trainer(SFTTrainer):
     head: of the model; None where the loss needs none.
     collator: from [{"row": number}, …] to {"batch": whatever the subclass works on}.
     shuffled: rows come in an order that `args.data_seed` decides, else as they are stored.
+    division: how the training is divided, which a checkpoint says.
     save_model: writes the model, on rank 0; gets the weights where they had to be gathered.
     inference_steps: steps between two models for inference; None or ≤ 0: none.
     evaluation: done every `eval_steps`, and at the end.
@@ -99,6 +102,7 @@ class Trainer(SFTTrainer):
         shuffled: bool,
         context: StageContext,
         checkpoints: Checkpoints,
+        division: checksums.Division,
         metrics: Metrics,
         step_log: StepLog,
         progress: Progress,
@@ -113,6 +117,7 @@ class Trainer(SFTTrainer):
         self._head = head
         self._context = context
         self._checkpoints = checkpoints
+        self._division = division
         self._figures = metrics
         self._step_log = step_log
         self._progress = progress
@@ -265,19 +270,77 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
+        staged = self._checkpoints.staging / f"checkpoint-{step}"
         with explained(self._checkpoints.folder):
             super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
-        # Every rank's random state has to be there before the folder counts as complete.
+            self._write_checksums(staged)
+        # Every rank's files have to be there before the folder counts as complete.
         self.accelerator.wait_for_everyone()
-        self._context.on_writer(lambda: self._publish(step))
+        with explained(self._checkpoints.folder):
+            self._context.on_writer(lambda: self._complete(staged))
+            checksums.write_files(staged, self._division, self._context)
+            self._context.on_writer(lambda: self._checkpoints.publish(step))
 
-    def _publish(self, step: int) -> None:
-        staged = self._checkpoints.staging / f"checkpoint-{step}"
+    def _write_checksums(self, staged: Path) -> None:
+        rank = self._context.ranks.rank
+        state = self._state_checksums() if self._division.is_sharded or rank == 0 else {}
+        own = {**state, "random": checksums.random_checksums()}
+        checksums.write_rank(staged, rank, own)
+
+    def _complete(self, staged: Path) -> None:
         self._context.inputs.check()  # Prepared data is read while it is trained on.
         self._step_log.sync()
         write_json(staged / TOTALS, asdict(self._figures.totals))
         (staged / "training_args.bin").unlink()  # paths of this run; not read on resume
-        self._checkpoints.publish(step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or hasattr(self.model, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            # The Trainer would pass over every name that it doesn't know: a mixture's experts have
+            # other names in files than in memory.
+            load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _prepare_for_training(
+        self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        if resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, None)
+        checkpoint = Path(resume_from_checkpoint)
+        written = checksums.read_rank(checkpoint, self._division, self._context.ranks.rank)
+        if written is None:
+            self._context.log(
+                f"warning: {checkpoint}: what is read can't be compared with what was in memory "
+                "when it was written, which other processes shared among them"
+            )
+        else:
+            problem = checksums.first_other_name(written, self.model)
+            checksums.refuse(problem, checkpoint, self._context)
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        if written is not None:
+            problem = checksums.first_difference(written, self._state_checksums())
+            checksums.refuse(problem, checkpoint, self._context)
+        return prepared
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        written = checkpoint and checksums.read_rank(
+            Path(checkpoint), self._division, self._context.ranks.rank
+        )
+        if written and written["random"]:
+            found = {"random": checksums.random_checksums()}
+            problem = checksums.first_difference(written, found)
+            checksums.refuse(problem, Path(checkpoint), self._context)
+
+    def _state_checksums(self) -> checksums.Checksums:
+        return checksums.state_checksums(
+            self.model,
+            self.optimizer.optimizer,  # accelerate's wrapper has its own state dict
+            self.lr_scheduler,
+            is_deepspeed=self.is_deepspeed_enabled,
+        )
 
     # Models for inference
 
