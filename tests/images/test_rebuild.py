@@ -102,6 +102,17 @@ def test_image_differences_name_digests_tools_and_first_paths(tmp_path):
     assert lines[2:] == [*(f"folder/{number:02}: content" for number in range(5, 15)), "…"]
 
 
+@pytest.mark.parametrize("key", ["base_sha256", "input_hash", "oci_digest", "sif_sha256"])
+def test_image_differences_of_equal_squashfs_name_another_digest(tmp_path, key):
+    """The same files, with other settings of the image, or packed otherwise for Singularity."""
+    store, record = add_image(tmp_path / "first", {"a": "1"}, sif_sha256="4" * 64)
+    again, other = add_image(tmp_path / "second", {"a": "1"}, sif_sha256="4" * 64)
+    assert image_differences(record, store, {**other, key: "5" * 64}, again) == [
+        f"{key} is {record[key]}, then {'5' * 64}",
+        "every path is equal",
+    ]
+
+
 def test_image_differences_without_the_first_image_say_so(tmp_path):
     store, record = add_image(tmp_path / "first", {"a": "1"})
     again, other = add_image(tmp_path / "second", {"a": "2"})

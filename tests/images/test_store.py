@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_file
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
@@ -52,6 +53,23 @@ def test_find_takes_either_digest_prefixes_and_names(store):
         assert store.find(reference) == record
     for reference in (OCI["a"], "a1" * 32, "a1a1a1a1"):
         assert store.find(reference) == record
+
+
+def test_find_digits_of_two_images_are_refused(store):
+    record = store.find("a")
+    with store.lock():
+        store.add({**record, "sqsh_sha256": "d" * 64, "oci_digest": "sha256:a1a1a1a1" + "e" * 56})
+    with pytest.raises(UsageError, match=r"'a1a1a1a1' names 2 images\nhint: give more digits"):
+        store.find("a1a1a1a1")
+    assert store.find("a1a1a1a1a1") == record
+
+
+def test_find_built_image_whose_file_is_gone_is_none(store):
+    """So that it is built, or packed, anew."""
+    record = store.find("a")
+    assert store.find_built(record["input_hash"]) == record
+    image(store, "a").unlink()
+    assert store.find_built(record["input_hash"]) is None
 
 
 @pytest.mark.parametrize("reference", ["nope", "a1a1a1a", "a:2.0", "c" * 64])

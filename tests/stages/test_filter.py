@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from annotation_stages import rows_of, run_stage
 
+from post_training.core.errors import PostTrainingError
+
 pytestmark = pytest.mark.stack
 
 
@@ -72,6 +74,20 @@ def test_filter_leaves_out_prompts_with_fewer_branches_than_asked(model, convers
     assert result.metrics["num_rejected"] == 1
     counts = json.loads((tmp_path / "run/dataset/counts.json").read_text())
     assert counts == {"num_rows": 2, "num_branches": 4, "rejected": {"filtered": 1}}
+
+
+def test_filter_limit_may_be_reached_by_a_branch_and_not_by_a_prompt(
+    model, conversations, tmp_path
+):
+    """A prompt of as many tokens would leave no room for an answer."""
+    filtered(model, conversations, tmp_path / "all", max_sequence_length=1000)
+    first = rows_of(tmp_path / "all")[0]
+    lengths = [branch["num_tokens"] for branch in first["conversation_branches"]]
+    filtered(model, conversations, tmp_path / "branch", max_sequence_length=lengths[1])
+    assert len(rows_of(tmp_path / "branch")[0]["conversation_branches"]) == 2
+    settings = {"max_sequence_length": first["prompt_length"], "min_branches": 0}
+    with pytest.raises(PostTrainingError, match="too-long"):
+        filtered(model, conversations, tmp_path / "prompt", **settings)
 
 
 def test_filter_keeps_prompts_without_branches_where_none_is_needed(model, tmp_path):

@@ -100,6 +100,14 @@ def test_mix_leaves_out_bad_rows_and_duplicates_with_reasons(tmp_path: Path):
     assert [(row["line"], row["reason"]) for row in rejects] == [(5, "empty"), (8, "columns")]
 
 
+def test_mix_long_rows_that_differ_at_their_end_are_no_duplicates(tmp_path: Path):
+    rows = [{"question": "x" * 1000, "answer": answer} for answer in ("one", "two", "one")]
+    path = write(tmp_path / "x.jsonl", rows)
+    mix(tmp_path / "run", data={"datasets": [{"path": str(path)}], "deduplicate": True})
+    kept = read(tmp_path / "run/dataset/rows.jsonl")
+    assert sorted(row["answer"] for row in kept) == ["one", "two"]
+
+
 def test_mix_of_different_formats_is_refused(two, tmp_path: Path):
     texts = write(tmp_path / "t.jsonl", [{"text": "hello"}])
     with pytest.raises(PostTrainingError, match=r"different formats.*t.jsonl: text \(text\)"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_functions import ReadingState, read_rows
+from worker_functions import ReadingState, read_one_row, read_rows
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.column_report import ColumnReport, described_columns
@@ -109,3 +109,27 @@ def test_bad_row_travels_between_processes_with_its_hint():
 
     bad = pickle.loads(pickle.dumps(BadRow("columns", "why", "how")))
     assert (bad.reason, bad.problem, bad.hint) == ("columns", "why", "how")
+
+
+class ThreeChunks:
+    def chunks(self) -> list[str]:
+        return ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(("enough", "num_read"), [(None, 3), (4, 3), (2, 2), (1, 1)])
+def test_read_chunks_of_a_dataset_end_with_the_row_that_suffices(
+    enough: int | None, num_read: int, num_workers: int
+):
+    """Each chunk has one row here; what workers read beyond, bad rows in it too, must not show."""
+    config = SourcesConfig(debug_subsample=enough, num_workers=num_workers)
+    state = ReadingState(Reader(config, ()))
+    sources: Any = [ThreeChunks(), ThreeChunks()]
+    report = ColumnReport([Any, Any])
+    counted = [0, 0]
+    chunks = []
+    for each in read_chunks(read_one_row, state, sources, config, counted.__getitem__, report):
+        counted[each.dataset] += 1
+        chunks.append((each.dataset, each.chunk))
+    kept = ThreeChunks().chunks()[:num_read]
+    assert chunks == [(dataset, chunk) for dataset in (0, 1) for chunk in kept]

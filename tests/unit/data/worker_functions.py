@@ -14,6 +14,19 @@ from post_training.data.sources import Chunk
 from post_training.data.transforms import find_transform
 
 
+@dataclass(frozen=True)
+class OneRow:
+    """A chunk that was read, with one row in it."""
+
+    dataset: int
+    chunk: str
+    rejected: tuple[()] = ()
+
+
+def read_one_row(state: Any, item: tuple[int, Any]) -> OneRow:
+    return OneRow(*item)
+
+
 def power(exponent: int, base: int) -> int:
     return base**exponent
 

@@ -35,6 +35,14 @@ def test_image_digest_is_read_once_and_then_cached():
     assert image_digest(old) == (digest, "cached")
 
 
+def test_check_image_digest_remembered_one_is_compared_too():
+    old = Path(shutil.which("sh"))
+    for _ in range(2):
+        with pytest.raises(PostTrainingError, match="sha256 is"):
+            check_image_digest(old, "0" * 64)
+    assert image_digest(old).check == "cached"
+
+
 def test_open_image_digest_is_of_the_open_file_whatever_took_its_place(image):
     descriptor = open_image(image)
     (image.parent / "other").write_bytes(b"another")

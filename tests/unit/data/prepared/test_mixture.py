@@ -62,6 +62,19 @@ def test_choose_rows_max_tokens_is_never_exceeded():
     assert 300 - 40 < tokens[rows].sum() <= 300
 
 
+@pytest.mark.parametrize(("limit", "num_used"), [(9, 1), (10, 2), (11, 2), (20, 4)])
+def test_choose_rows_max_tokens_may_be_reached(limit: int, num_used: int):
+    tokens = np.full(4, 5)
+    rows = choose_rows(datasets({"max_tokens": limit}), [4], seed=0, num_tokens=[tokens])
+    assert len(rows) == num_used
+
+
+def test_choose_rows_smallest_weight_still_gives_a_row():
+    rows = choose_rows(datasets({"weight": 1}, {"weight": 0.001}), [10, 10], seed=0)
+    assert sorted(rows.tolist())[:10] == list(range(10))
+    assert len(rows) == 11
+
+
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4),
     seed=st.integers(0, 5),

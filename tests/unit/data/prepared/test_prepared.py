@@ -145,6 +145,28 @@ def test_prepared_duplicates_are_left_out_and_counted(tmp_path: Path):
     assert dataset.record["rejected"] == {"duplicate": 1}
 
 
+def test_prepared_sequences_that_differ_in_what_is_trained_are_no_duplicates(tmp_path: Path):
+    ids = np.arange(4, dtype=np.int32)
+    written = [
+        Sequence(ids, np.array([PROMPT] * prompt + [COMPLETION] * (4 - prompt), np.uint8))
+        for prompt in (2, 3)
+    ]
+    data = DATA.model_copy(update={"deduplicate": True})
+    dataset = write(tmp_path / "data", written, data=data)
+    assert [dataset.read(n).kinds.tolist() for n in range(len(dataset))] == [
+        each.kinds.tolist() for each in written
+    ]
+
+
+def test_prepared_weights_of_a_split_sequence_go_with_their_tokens(tmp_path: Path):
+    weights = np.arange(1, 41, dtype=np.float32)
+    long = Sequence(np.arange(40, dtype=np.int32), np.full(40, COMPLETION, np.uint8), weights)
+    dataset = write(tmp_path / "data", [sequence(5), long], overlong="split")
+    pieces = [dataset.read(n).weights for n in range(1, len(dataset))]
+    assert [len(piece) for piece in pieces] == [16, 16, 8]
+    assert np.concatenate(pieces).tolist() == weights.tolist()
+
+
 def test_prepared_longest_rows_first_under_debug_oom(tmp_path: Path):
     data = DATA.model_copy(update={"debug_oom": True})
     dataset = write(tmp_path / "data", [sequence(n) for n in (4, 9, 2, 9, 16)], data=data)
