@@ -66,3 +66,14 @@ def test_record_changed_by_hand_is_told_by_diff_and_export(runs, post_training, 
         with zipfile.ZipFile(tmp_path / f"{RUN_ID}.zip") as archive:
             assert "run.json" in archive.namelist()
             assert "provenance.intoto.json" not in archive.namelist()
+
+
+@pytest.mark.parametrize("words", [["reproduce"], ["runs", "show"], ["runs", "export"]])
+def test_archive_in_the_place_of_a_run_is_one_clear_line(runs, post_training, words):
+    (runs.parent / "run.zip").write_bytes(b"PK")
+    done = post_training(*words, "run.zip")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "error: run.zip: a file, and not the folder of a run",
+        "hint: an export has no weights and no data to go on from: give the run's folder or id",
+    ]
