@@ -55,6 +55,23 @@ def test_inspect_shows_the_first_rows_and_leaves_nothing(settings: Path, capfd):
     assert [path.name for path in Path.cwd().iterdir()] == ["sft.yaml"]
 
 
+def test_inspect_tells_what_is_read_and_what_is_not(settings: Path, tmp_path: Path, capfd):
+    config = json.loads(settings.read_text())
+    chat = [{"role": "user", "content": "1 + 1 =", "id": 7}]
+    chat += [{"role": "assistant", "content": "2!", "weight": 0.5}]
+    rows = [{"messages": chat, "source": "toy"}, {"messages": chat[:1]}]
+    write_lines(tmp_path / "chats.jsonl", *rows)
+    config["data"]["datasets"] = [{"path": str(tmp_path / "chats.jsonl")}]
+    config["data"]["on_error"] = "skip"
+    settings.write_text(json.dumps(config))
+    inspect(settings)
+    told = capfd.readouterr().err
+    assert "data: chats.jsonl is read as messages (messages: role, content)" in told
+    assert "data: chats.jsonl: 1 of 1 good rows (2 were read)" in told
+    assert "data: chats.jsonl: also read: messages[].weight (1)" in told
+    assert "data: chats.jsonl: not read: messages[].id (2), source (1)" in told
+
+
 def test_inspect_row_is_the_one_that_training_reads(settings: Path, tmp_path: Path, capfd):
     from post_training.stages.context import StageContext
     from post_training.stages.prepare.config import PrepareConfig

@@ -70,6 +70,12 @@ def test_mix_gives_the_shares_asked_for_and_the_rows_as_they_were(two, tmp_path:
         "read_as": "prompt_completion (question, answer)",
         "num_rows": 300,
         "num_used": 500,
+        "num_source_rows": 300,
+        "columns": [
+            {"name": "answer", "read_as": "completion", "number": 300},
+            {"name": "id", "read_as": None, "number": 300},
+            {"name": "question", "read_as": "prompt", "number": 300},
+        ],
     }
 
 

@@ -109,7 +109,7 @@ def test_select_pairs_are_read_back_as_preferences(tmp_path: Path):
     ]
     assert preference.chosen[0].tool_calls[0].name == "add"
     assert [m.content for m in preference.rejected] == ["3"]
-    assert [json.loads(tool)["name"] for tool in preference.tools] == ["add"]
+    assert [json.loads(tool)["function"]["name"] for tool in preference.tools] == ["add"]
     assert preference.figures["chosen_reward"] == 1.0
 
 

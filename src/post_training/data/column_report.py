@@ -48,9 +48,10 @@ class ColumnReport:
         """num_source_rows, and each column's name, what it was read as (null: it was not), and
         number."""
         found, counts = self._formats[dataset], self._counts[dataset]
+        # What the settings ignore and no row has is told too: it may be misspelt.
         columns = [
-            {"name": name, "read_as": found.reads(name), "number": number}
-            for name, number in sorted(counts.filled.items())
+            {"name": name, "read_as": found.reads(name), "number": counts.filled[name]}
+            for name in sorted(counts.filled.keys() | found.ignored)
         ]
         return {"num_source_rows": counts.num_rows, "columns": columns}
 

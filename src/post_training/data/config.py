@@ -79,6 +79,12 @@ class DatasetConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _read_or_ignored(self) -> "DatasetConfig":
+        if both := [name for name in self.columns.values() if name in self.ignore]:
+            raise ValueError(f"columns, ignore: {both[0]} is in both")
+        return self
+
+    @model_validator(mode="after")
     def _subsample(self) -> "DatasetConfig":
         factor = self.subsample_factor
         if factor == 1 and isinstance(factor, int):

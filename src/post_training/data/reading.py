@@ -22,6 +22,7 @@ from post_training.data.rows import BadRow, Place, Record, Row
 from post_training.data.sources import Chunk, Source
 from post_training.data.sources.open import open_source
 from post_training.data.transforms import find_transform
+from post_training.data.verdicts import is_fatal, refusal
 from post_training.data.workers import ordered_map
 
 # Of a transform: many enough that its process is not waited for at each.
@@ -192,7 +193,8 @@ def _values(record: Record, config: SourcesConfig, dataset: DatasetConfig) -> li
 def _recognised(
     source: Source, config: SourcesConfig, dataset: DatasetConfig, for_training: bool
 ) -> Format:
-    """By the first good row; bad ones before it get their verdicts when they are read."""
+    """By the first good row; bad ones before it get their verdicts when they are read. What would
+    end the work then ends it now, before a large file is read to its end for a good row."""
     first: tuple[Place, BadRow] | None = None
     for chunk in source.chunks():
         for record in chunk.records():
@@ -202,6 +204,8 @@ def _recognised(
                 found.look_over(value, Counter(), for_training=for_training)
                 return found
             except BadRow as bad:
+                if is_fatal(bad, config.on_error):
+                    raise refusal(record.place, bad) from None
                 first = first or (record.place, bad)
     if first is None:
         raise PostTrainingError("no rows", where=name_of(dataset))

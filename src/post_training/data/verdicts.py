@@ -2,8 +2,9 @@
 
     fail: the first one ends the work · skip: it is left out · quarantine: and kept in a file
 
-The rejects file has a JSON object a line: file, line, byte, reason, problem, and the row itself as
-`raw` (`raw_base64` where it is not UTF-8), so that it can be mended and read again.
+The rejects file has a JSON object a line: file, line, byte, reason, problem, a hint where a setting
+decides, and the row itself as `raw` (`raw_base64` where it is not UTF-8), so that it can be mended
+and read again.
 """
 
 import base64
@@ -44,13 +45,8 @@ class Verdicts:
 
     def reject(self, place: Place, bad: BadRow, raw: bytes) -> None:
         """Errors: PostTrainingError under `fail`, unless the row was meant to be left out."""
-        if self.on_error == "fail" and bad.reason not in MEANT:
-            raise PostTrainingError(
-                bad.problem,
-                where=str(place),
-                hint=f"{f'{bad.hint};' if bad.hint else 'mend the row,'} or leave bad rows out: "
-                "on_error: skip, or quarantine",
-            )
+        if is_fatal(bad, self.on_error):
+            raise refusal(place, bad)
         self.count(bad.reason)
         if self._file is not None:
             self._file.write(json.dumps(_entry(place, bad, raw), ensure_ascii=False) + "\n")
@@ -82,9 +78,22 @@ def counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {reason}{settings.get(reason, '')}" for reason, n in counts.items())
 
 
+def is_fatal(bad: BadRow, on_error: str) -> bool:
+    return on_error == "fail" and bad.reason not in MEANT
+
+
+def refusal(place: Place, bad: BadRow) -> PostTrainingError:
+    """The error of a row that ends the work."""
+    how = f"{bad.hint};" if bad.hint else "mend the row,"
+    hint = f"{how} or leave bad rows out: on_error: skip, or quarantine"
+    return PostTrainingError(bad.problem, where=str(place), hint=hint)
+
+
 def _entry(place: Place, bad: BadRow, raw: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"file": place.path, "line": place.number, "byte": place.byte}
     entry |= {"reason": bad.reason, "problem": bad.problem}
+    if bad.hint is not None:
+        entry["hint"] = bad.hint
     try:
         return entry | {"raw": raw.decode("utf-8")}
     except UnicodeDecodeError:

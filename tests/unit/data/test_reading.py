@@ -19,12 +19,16 @@ LABELLED = {**PLAIN, "label": False}
 
 
 def read(
-    path: Path, rows: list[dict[str, Any]], num_workers: int = 1, **settings: Any
+    path: Path,
+    rows: list[dict[str, Any]],
+    num_workers: int = 1,
+    on_error: str = "skip",
+    **settings: Any,
 ) -> tuple[list[Any], list[tuple[int, str]], dict[str, Any]]:
     """Its rows, its rejected ones by number, and the record of its columns."""
     path.write_text(json.dumps(rows))
     dataset = {"path": path, **settings}
-    config = SourcesConfig(datasets=[dataset], num_workers=num_workers, on_error="skip")
+    config = SourcesConfig(datasets=[dataset], num_workers=num_workers, on_error=on_error)
     sources, formats = open_sources(config)
     report = ColumnReport(formats)
     state = ReadingState(Reader(config, formats))
@@ -63,9 +67,18 @@ def test_rows_that_are_all_refused_are_told_with_the_way_on(tmp_path: Path):
         read(tmp_path / "rows.json", [LABELLED, LABELLED])
     assert "column label is not read" in error.value.problem
     assert "ignore: [label]" in str(error.value.hint)
-    found, rejected, record = read(tmp_path / "rows.json", [LABELLED] * 2, ignore=["label"])
+    with pytest.raises(PostTrainingError) as error:
+        read(tmp_path / "rows.json", [LABELLED, PLAIN], on_error="fail")
+    assert error.value.where == f"{tmp_path / 'rows.json'}:1"
+    assert "ignore: [label]" in str(error.value.hint)
+
+
+def test_rows_ignored_columns_are_told_with_how_often_they_are_there(tmp_path: Path):
+    ignore = ["label", "lable"]
+    found, rejected, record = read(tmp_path / "rows.json", [LABELLED] * 2, ignore=ignore)
     assert (len(found), rejected) == (2, [])
     assert {"name": "label", "read_as": None, "number": 2} in record["columns"]
+    assert {"name": "lable", "read_as": None, "number": 0} in record["columns"]
 
 
 def test_rows_and_their_columns_are_the_same_for_any_number_of_workers(tmp_path: Path):

@@ -43,7 +43,7 @@ def test_verdicts_quarantine_keeps_the_row_byte_for_byte(tmp_path: Path):
     rows = ['{"text": "é"}'.encode(), b'{"text": "\xff"}']
     with Verdicts("quarantine", tmp_path / "rejects.jsonl") as verdicts:
         for raw in rows:
-            verdicts.reject(PLACE, BadRow("malformed", "why"), raw)
+            verdicts.reject(PLACE, BadRow("malformed", "why", "how"), raw)
     text, binary = map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())
     assert text == {
         "file": "rows.jsonl",
@@ -51,6 +51,7 @@ def test_verdicts_quarantine_keeps_the_row_byte_for_byte(tmp_path: Path):
         "byte": 3456,
         "reason": "malformed",
         "problem": "why",
+        "hint": "how",
         "raw": '{"text": "é"}',
     }
     assert base64.b64decode(binary["raw_base64"]) == rows[1]

@@ -9,6 +9,7 @@ from post_training.data.formats.messages import Entry, MessageNames, read_messag
 from post_training.data.formats.tools import Tools, read_tools
 from post_training.data.formats.unread import (
     OF_A_CALL,
+    OF_A_CONTENT,
     OF_A_MESSAGE,
     OF_THE_ANSWER,
     OF_THE_PROMPT,
@@ -27,6 +28,7 @@ OPTIONAL = {
 }
 # The columns of SwissAI's rows, which swissai.py reads by these names.
 _SWISSAI = ("system_prompt", "earlier_messages", "available_functions")
+_OF_BOTH = OF_THE_PROMPT | OF_THE_ANSWER
 # What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
 FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
 
@@ -78,14 +80,19 @@ class Format:
 
         Errors: BadRow where it fills two, with different contents.
         """
-        names = self.names(name)
-        if len(names) < 2:
-            return names[0] if names else None
-        filled = [given for given in names if says_something(row.get(given))]
+        if name in self.columns:
+            return self.columns[name]
+        filled = [
+            given
+            for given in self.optional.get(name, ())
+            if given in row and says_something(row[given]) and given not in self.ignored
+        ]
+        if not filled:
+            return next(iter(self.names(name)), None)
         if any(row[given] != row[filled[0]] for given in filled[1:]):
             problem = f"{' and '.join(filled)} both say the {name}"
             raise BadRow("columns", problem, f"leave one out: ignore: [{filled[1]}]")
-        return filled[0] if filled else names[0]
+        return filled[0]
 
     def reads(self, path: str) -> str | None:
         """What a column (`tools`) or a message's field (`messages[].tool_calls`) is read as."""
@@ -116,23 +123,28 @@ class Format:
         for_training: else what goes with the answers is metadata, which the stage keeps.
         Errors: BadRow for one that is not read, and that would change what is said or trained.
         """
+        refused = _OF_BOTH if for_training else OF_THE_PROMPT
         for name, cell in row.items():
-            if not says_something(cell):
+            # Most cells are a text, and a call costs more than all else here.
+            if not cell if type(cell) is str else not says_something(cell):
                 continue
             filled[name] += 1
-            if (
-                name in OF_THE_PROMPT or (name in OF_THE_ANSWER and for_training)
-            ) and not self._is_meant(name):
+            if name in refused and not self._is_meant(name):
                 raise BadRow(
                     "columns",
                     f"column {name} is not read, and it changes what is said or trained",
                     hint_of_column(name, self._mapping_with(name)),
                 )
+        if self.name == "swissai":  # whose branches are no messages
+            return
         for column in self.columns.values():
             cell = row.get(column)
             if isinstance(cell, list):
+                content = self.messages.content
                 for index, item in enumerate(cell):
-                    if isinstance(item, dict) and len(item) > 2:
+                    if isinstance(item, dict) and (
+                        len(item) > 2 or isinstance(item.get(content), dict)
+                    ):
                         self._look_over_message(item, column, index, filled)
 
     def _look_over_message(
@@ -140,6 +152,10 @@ class Format:
     ) -> None:
         names = self.messages
         for name, value in message.items():
+            if name == names.content and isinstance(value, dict):
+                for part, cell in value.items():
+                    if part not in OF_A_CONTENT and says_something(cell):
+                        filled[f"{column}[].{name}.{part}"] += 1
             if name in (names.role, names.content) or not says_something(value):
                 continue
             path = f"{column}[].{name}"

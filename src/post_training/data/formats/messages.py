@@ -133,6 +133,7 @@ def check_turns(entries: list[Entry]) -> list[Entry]:
     previous: Role | None = None
     heads: list[Role] = []
     num_open_calls = 0
+    calls = False
     for key, messages in entries:
         role = messages[0].role
         if role in ("system", "developer"):
@@ -153,8 +154,9 @@ def check_turns(entries: list[Entry]) -> list[Entry]:
                 num_open_calls -= 1
             if message.tool_calls:
                 num_open_calls = len(message.tool_calls)
+                calls = True
         previous = messages[-1].role
-    return _in_order_of_calls(entries)
+    return _in_order_of_calls(entries) if calls else entries
 
 
 def _hint_of_calls_as_text(entries: list[Entry]) -> str | None:
@@ -171,8 +173,6 @@ def _hint_of_calls_as_text(entries: list[Entry]) -> str | None:
 
 def _in_order_of_calls(entries: list[Entry]) -> list[Entry]:
     messages = [message for entry in entries for message in entry.messages]
-    if not any(message.tool_call_id or message.tool_calls for message in messages):
-        return entries
     keys = [entry.key for entry in entries for _ in entry.messages]
     calls: list[str | None] = []
     num_answered = start = 0

@@ -41,7 +41,8 @@ OF_A_MESSAGE = frozenset(
         *("chat_template_kwargs", "image", "images", "video", "videos", "audio", "audios"),
     )
 )
-# What stands in a call, beside its arguments.
+# What is read of a content that is an object (blocks.py), and of a call.
+OF_A_CONTENT = frozenset(("text", "parts", "blocks", "tools"))
 OF_A_CALL = frozenset(("id", "type", "function", "name", "arguments"))
 
 

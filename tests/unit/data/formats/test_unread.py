@@ -87,6 +87,17 @@ def test_other_columns_and_fields_are_counted():
     }
 
 
+def test_unknown_parts_of_a_content_are_counted():
+    developer = {"role": "developer", "content": {"tools": "[]", "has_thinking": True}}
+    row = {"messages": [developer, USER, ASSISTANT]}
+    assert looked_over(row)["messages[].content.has_thinking"] == 1
+
+
+def test_column_that_is_both_named_and_ignored_is_refused():
+    with pytest.raises(ValueError, match="columns, ignore: label is in both"):
+        DatasetConfig(path="x", columns={"prompt": "a", "completion": "label"}, ignore=["label"])
+
+
 def test_unknown_fields_of_a_call_are_counted():
     call = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
     row = {"messages": [USER, {**ASSISTANT, "tool_calls": [call, call]}]}
@@ -193,3 +204,9 @@ def test_ignored_fields_and_columns_are_not_read():
     ignore = ["messages[].reasoning", "messages[].weight", "tools", "system"]
     read = conversation_of(row, ignore=ignore)
     assert read == conversation_of(CHAT)
+
+
+def test_figures_of_a_branch_are_no_fields_of_a_message():
+    branch = {"messages": [ASSISTANT], "rewards": {"right": 1.0}, "loss": 0.5, "label": 1}
+    row = {"initial_prompt": USER, "conversation_branches": [branch], "available_functions": []}
+    assert looked_over(row) == {"initial_prompt": 1, "conversation_branches": 1}
