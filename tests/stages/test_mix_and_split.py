@@ -75,6 +75,7 @@ def test_mix_gives_the_shares_asked_for_and_the_rows_as_they_were(two, tmp_path:
             {"name": "answer", "read_as": "completion", "number": 300},
             {"name": "id", "read_as": None, "number": 300},
             {"name": "question", "read_as": "prompt", "number": 300},
+            {"name": "topic", "read_as": None, "number": 300},
         ],
     }
 
