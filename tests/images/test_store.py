@@ -8,6 +8,7 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_file
+from post_training.images.push import make_squashfs
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 OCI = {"a": "sha256:" + "a1" * 32, "b": "sha256:" + "b2" * 32}
@@ -100,6 +101,77 @@ def test_image_verify_flipped_byte_is_corrupt(store, post_training):
     assert verify("b") == (0, "ok")
     image(store, "b").unlink()
     assert verify("b") == (1, "missing")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"images": [{}]}', '{"images": 3}', '{"images": [{"name": null}]}'],
+)
+def test_image_list_damaged_index_is_made_anew_with_a_word(store, post_training, text):
+    def listed():
+        done = post_training("image", "list", "--store", store.folder, "--json")
+        return json.loads(done.stdout), done.stderr
+
+    before, _ = listed()
+    path = store.folder / "index.json"
+    path.write_text(text)
+    assert listed() == (before, f"warning: {path}: damaged; made anew from the records\n")
+    assert listed() == (before, "")
+
+
+@pytest.mark.parametrize("change", ["{", "[]", "{}", "keys", "null", "other image", "edit"])
+@pytest.mark.parametrize("verb", ["list", "show", "verify"])
+def test_image_command_damaged_record_is_one_clear_line_that_names_it(
+    store, post_training, verb, change
+):
+    record = store.find("a")
+    path = store.record_path(record["sqsh_sha256"])
+    (store.folder / "index.json").unlink()
+    texts = {
+        "keys": {key: record[key] for key in ("schema", "name", "sqsh_sha256")},
+        "null": {**record, "pushed": None},
+        "other image": {**record, "sqsh_sha256": "0" * 64},
+        "edit": {**record, "checkout": {"commit": "deadbeef", "dirty": False}},
+    }
+    path.write_text(json.dumps(texts[change]) if change in texts else change)
+    words = [] if verb == "list" else ["a"]
+    done = post_training("image", verb, *words, "--store", store.folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {path}: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_image_list_and_doctor_name_a_missing_and_a_damaged_file(store, post_training):
+    image(store, "a").unlink()
+    image(store, "b").write_bytes(b"short")
+    listed = json.loads(post_training("image", "list", "--store", store.folder, "--json").stdout)
+    assert [entry["file"] for entry in listed] == ["damaged", "missing"]
+    shown = post_training("image", "list", "--store", store.folder).stdout
+    assert [word in shown for word in ("damaged", "missing")] == [True, True]
+    said = post_training(
+        "doctor", "--site", "laptop", POST_TRAINING_IMAGE_STORE=str(store.folder)
+    ).stdout
+    assert f"the file of a 1.0 is missing: {image(store, 'a')}" in said
+    assert f"the file of b 2.0 is damaged: {image(store, 'b')}" in said
+
+
+def test_make_squashfs_packs_the_oci_digest_with_the_same_bytes_again(tmp_path):
+    (tmp_path / "tree/etc/post-training").mkdir(parents=True)
+    for name in ("one", "two"):
+        make_squashfs(tmp_path / "tree", tmp_path / name, OCI["a"])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    command = ["unsquashfs", "-cat", tmp_path / "one", "etc/post-training/oci-digest"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == OCI["a"] + "\n"
+
+
+def test_abandoned_work_is_that_of_dead_processes_also_beside_the_bases(store):
+    for folder in (store.folder / ".work-dead", store.folder / "bases/.work-dead"):
+        folder.mkdir(parents=True)
+        (folder / ".live").touch()
+    with store.work_folder("bases") as live:
+        found = {path.relative_to(store.folder).as_posix() for path in store.abandoned_work()}
+        assert found == {".work-dead", "bases/.work-dead"}
+        assert live.parent == store.folder / "bases"
 
 
 def test_image_list_damaged_record_is_one_clear_line(store, post_training):

@@ -7,6 +7,8 @@ the image store's record           commit and package lists, where the store is 
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images.edf_variables import parse_environment
 from post_training.images.foreign_code import code_variables, mounts_over_code
-from post_training.images.identity import check_identity, read_image, read_record_beside
+from post_training.images.identity import IMAGE_FILE, check_identity, read_image, read_record_beside
 from post_training.images.verify import check_image_digest
 
 # Where our runner leaves what it found and did, as NAME.json.
@@ -23,6 +25,9 @@ ROOT = Path("/")
 # What the entrypoint looks for code in when a checkout is mounted.
 DEVELOPMENT_SOURCES = FINDINGS / "dev/src"
 _PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
+
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -75,6 +80,29 @@ def development_mount() -> dict[str, Any] | None:
 def mounts() -> list[str]:
     """The EDF's mounts as our runner made them; empty where another engine runs the EDF."""
     return _read_json(FINDINGS / "mounts.json") or []
+
+
+def missing_path_hint(path: Path) -> str | None:
+    """Why a path that the user has may not be here, as far as it can be told."""
+    return explain_missing(path, mounts() if IMAGE_FILE.exists() else None)
+
+
+def explain_missing(path: Path, mounted: list[str] | None) -> str | None:
+    """A hint, or None. mounted: SRC:DST[:FLAGS]; None outside an image."""
+    if _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+        return (
+            f"{path} looks like a name on the Hugging Face hub: runs fetch nothing, so give the "
+            "folder that it was downloaded to"
+        )
+    # Of a link, where it leads to: the link may be in a mounted folder, and what it names not.
+    place = Path(os.path.realpath(path))
+    targets = [text.split(":")[1] for text in mounted or []]
+    if mounted is None or any(place.is_relative_to(target) for target in targets):
+        return None
+    return (
+        f"{place} is not below a folder that is mounted in the image ({', '.join(targets)}): "
+        f"`post-training edf run --mount {place}:{place} …`, or an EDF with one more mount"
+    )
 
 
 def mounts_over_the_image() -> list[str]:

@@ -30,6 +30,7 @@ from post_training.images.inside import (
     development_mount,
     foreign_variables,
     identify_image,
+    missing_path_hint,
     mounts,
     mounts_over_the_image,
 )
@@ -68,6 +69,12 @@ class Request:
 def execute(request: Request) -> int:
     """Run the stage in this process, or in one process per device; the exit code."""
     stage = find_stage(request.stage)
+    if not request.config_path.exists():
+        raise UsageError(
+            "no such file",
+            where=str(request.config_path),
+            hint=missing_path_hint(request.config_path),
+        )
     config = load_config(stage.load_config_class(), request.config_path, request.overrides).config
     check_named_files(os.environ)
     launch = detect_launch(os.environ)
@@ -218,12 +225,13 @@ def _fingerprint_inputs(
     settings: dict[str, Any], watched: WatchedInputs
 ) -> dict[str, dict[str, str]]:
     """{key: {"path", "fingerprint", "made_by" of an artifact}}."""
-    inputs, faults = {}, []
+    inputs, faults, hints = {}, [], []
     for key, path in input_paths(settings).items():
         try:
             found = watched.add(key, Path(path))
         except FileNotFoundError:
             faults.append(f"{key}: no such file or folder: {path}")
+            hints.append(missing_path_hint(Path(path)))
         except UsageError as error:
             faults.append(f"{key}: {error}")
         else:
@@ -231,7 +239,7 @@ def _fingerprint_inputs(
             if origin := origin_of(Path(path), found):
                 inputs[key]["made_by"] = origin
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(faults, hint=next(filter(None, hints), None))
     return inputs
 
 
