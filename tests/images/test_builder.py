@@ -51,10 +51,23 @@ def test_buildah_and_podman_build_inspect_and_mount_the_same_image(only, tmp_pat
         stored = builder.stored_image(TAG)
         assert stored.labels == {"org.test.word": "two"}
         assert stored.environment["WORD"] == "one"
-        with builder.mounted(TAG) as root:
+        with builder.mounted(TAG, "post-training-test") as root:
             assert (root / "etc/word").read_text() == "three"
         assert list(builder.version()) == [name]
         digests.add(stored.oci_digest)
         if name == "buildah":
             run_tool(["buildah", "rmi", "--force", TAG])
     assert len(digests) == 1
+
+
+@pytest.mark.skipif(not shutil.which("buildah"), reason="buildah is not installed")
+def test_buildah_mounts_again_what_a_killed_process_left(only, tmp_path):
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /word\n")
+    only("buildah")
+    builder.build(["--network=none", f"--tag={TAG}", tmp_path])
+    name = f"post-training-test-{os.getpid()}"
+    run_tool(["buildah", "from", "--pull-never", f"--name={name}", TAG])
+    with builder.mounted(TAG, name) as root:
+        assert (root / "word").exists()
+    listed = run_tool(["buildah", "containers", "--format", "{{.ContainerName}}"])
+    assert name not in listed.split()

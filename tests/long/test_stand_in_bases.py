@@ -116,7 +116,7 @@ def test_dockerfile_builds_on_a_stand_in_base_and_holds_no_secret(name, base, se
         assert image.identity["platform"] == kind
         assert image.environment["OF_THE_BASE"] == "kept in the image"
         assert "PIP_NO_INDEX" not in image.environment
-        with builder.mounted(image.tag) as root:
+        with builder.mounted(image.tag, "post-training-test") as root:
             said = (root / "etc/environment").read_text()
             assert "OF_THE_BASE=kept in the image\n" in said
             assert not re.search(r"^(PIP_|SOURCE_DATE|HOME=|\w*_proxy)", said, re.MULTILINE)

@@ -40,6 +40,19 @@ def test_dies_with_kills_the_child_when_its_parent_is_killed():
     assert parent.communicate()[0] == ""
 
 
+def test_run_tool_that_ends_with_us_is_ended_when_this_process_is_killed():
+    script = (
+        "import signal\n"
+        "from post_training.core.process import run_tool\n"
+        "command = ['sh', '-c', 'echo started; exec sleep 1000']\n"
+        "run_tool(command, show=True, ends_with_us=signal.SIGKILL)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert parent.stderr.readline() == "started\n"
+    parent.kill()
+    assert parent.communicate()[1] == ""  # Until the child is gone, it holds the pipe.
+
+
 def test_dies_with_a_parent_that_is_gone_starts_nothing():
     done = subprocess.run(["echo", "ran"], preexec_fn=dies_with(1), stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (1, b"")
