@@ -53,6 +53,8 @@ def compare_runs(
     """
     lines = _read_lines(first_dir), _read_lines(second_dir)
     files = _files(first), _files(second)
+    if first["outputs"] is None or second["outputs"] is None:
+        files = {}, {}  # Of what is not finished nothing is recorded yet, so nothing is absent.
     found = next(_differences(first, second, files, (first_dir, second_dir), lines), None)
     return Comparison(found, len(files[0]), len(lines[0]), _deviation(*lines))
 

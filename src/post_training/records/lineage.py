@@ -1,6 +1,7 @@
 """`post-training artifact show | lineage | verify`: what an artifact is, and came from."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,15 @@ def show_lineage(folder: Path, *, as_json: bool) -> None:
     Errors: PostTrainingError for an artifact that is not what the run left, as far as a glance at
     its smaller files tells; `verify_artifact` reads all. UsageError for a record that was changed.
     """
-    if faults := check_artifact(folder, most_bytes=GLANCE_BYTES).faults:
+    found = check_artifact(folder, most_bytes=GLANCE_BYTES)
+    if found.faults:
+        told = "; ".join(found.faults)
         raise PostTrainingError(
-            f"is not what its run left, so nobody knows where it comes from: {'; '.join(faults)}",
+            f"is not what its run left, so nobody knows where it comes from: {told}",
             where=str(folder),
         )
+    if found.unread:
+        print(f"note: checked: {found.told}; `artifact verify` reads all", file=sys.stderr)
     origin = origin_of(folder, read_artifact(folder)["fingerprint"])
     assert origin is not None
     if as_json:

@@ -115,6 +115,7 @@ def test_diff_of_a_run_that_did_not_end_says_so(diff):
     code, lines = diff(status="failed", outputs=None)
     assert code == 4
     assert ("outcome", "two is not finished: failed") in lines
+    assert not any("absent" in text for _, text in lines)
 
 
 def test_diff_of_several_runs_is_each_beside_the_first(finished_run, capsys):
