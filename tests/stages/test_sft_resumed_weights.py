@@ -218,6 +218,26 @@ def test_checkpoint_that_is_read_as_something_else_ends_before_a_step(
     assert len((copied / "steps.jsonl").read_text().splitlines()) == 2
 
 
+def test_adapter_that_lacks_a_weight_ends_before_a_step(
+    short: dict[str, Any], model: Path, tmp_path: Path
+):
+    """PEFT would go on with one that is drawn anew."""
+    from safetensors.torch import load_file, save_file
+
+    from post_training.stages.training.checksums import Division, write_files
+
+    settings = {"model.path": str(model), "training.max_steps": 2, "lora": {"rank": 4}}
+    adapted = changed(short, **settings)
+    sft(adapted, tmp_path)
+    checkpoint = tmp_path / "checkpoints/checkpoint-2"
+    adapter = load_file(checkpoint / "adapter_model.safetensors")
+    del adapter[next(name for name in adapter if name.endswith("q_proj.lora_B.weight"))]
+    save_file(adapter, checkpoint / "adapter_model.safetensors", {"format": "pt"})
+    write_files(checkpoint, Division("ddp", 1), StageContext(tmp_path))
+    with pytest.raises(PostTrainingError, match=r"weights: .*q_proj.lora_B.* is not what it was"):
+        sft(adapted, tmp_path, resuming=True)
+
+
 def test_checkpoint_of_another_strategy_is_refused(short: dict[str, Any], copied: Path):
     zero = changed(short, distributed={"strategy": "zero1"})
     with pytest.raises(UsageError, match=r"strategy ddp can't be gone on from with zero1"):
