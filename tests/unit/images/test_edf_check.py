@@ -1,6 +1,7 @@
 """Every fault of an EDF at once: of its form, its secrets, its network, its image."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from post_training.core.hashing import sha256_text
 from post_training.images.edf import merge_edf
 from post_training.images.edf_check import check_edf, network_faults, secrets_in
+from post_training.images.identity import seal
 from post_training.images.render import RENDERED_NAME, render_edf
 from post_training.images.store import ImageStore
 
@@ -89,6 +91,30 @@ def test_check_image_that_is_not_the_released_one_is_told(rendered):
     other = {**RECORD, "oci_digest": "sha256:" + "7" * 64}
     [fault] = check(rendered, [{**other, "version": "1.2.2"}, other])
     assert f"cpu 1.2.3 is released as sha256:{'7' * 64}" in fault
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "x"}'])
+def test_check_damaged_record_of_the_image_is_one_line(rendered, tmp_path, text):
+    record = tmp_path / f"store/sha256-{DIGEST}.json"
+    record.write_text(text)
+    [fault] = check(rendered)
+    assert fault.startswith(f"image: {record}: no")
+
+
+def test_check_record_that_was_edited_is_told(rendered, tmp_path):
+    sealed = {**RECORD, "seal": seal(RECORD)}
+    (tmp_path / f"store/sha256-{DIGEST}.json").write_text(json.dumps(sealed))
+    assert check(rendered) == []
+    edited = {**sealed, "checkout": {"commit": "deadbeef"}}
+    (tmp_path / f"store/sha256-{DIGEST}.json").write_text(json.dumps(edited))
+    assert check(rendered) == ["image: its record in the store was changed after the push"]
+
+
+def test_check_image_that_is_a_pipe_is_told_at_once(rendered, tmp_path):
+    image = tmp_path / f"store/sha256-{DIGEST}.sqsh"
+    image.unlink()
+    os.mkfifo(image)
+    assert check(rendered) == [f"image: an image must be a file, and this is a pipe: {image}"]
 
 
 def test_check_missing_image_and_broken_toml_are_one_line_each(rendered, tmp_path):
