@@ -211,6 +211,8 @@ def test_rewards_of_a_language_model_are_refused(model, tmp_path: Path):
         ("return 'good'", r"must return a finite number \(got 'good'\)"),
         ("return float('nan')", r"must return a finite number \(got nan\)"),
         ("return row['nothing']", r"p0: reward x: functions\.py:4: KeyError: 'nothing'"),
+        ("raise SystemExit(0)", r"reward 'x' of functions\.py must return or raise an Exception"),
+        ("__import__('os')._exit(0)", r"reward 'x' of functions\.py ended its process with exit"),
     ],
 )
 def test_rewards_of_a_function_that_gives_no_number_say_so(code, problem, tmp_path: Path):
