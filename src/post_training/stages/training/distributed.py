@@ -27,6 +27,7 @@ _ALONE = {
     "LOCAL_WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
+    "GLOO_SOCKET_IFNAME": "lo",  # the machine's own name need not resolve
 }
 
 
