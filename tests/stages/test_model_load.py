@@ -1,8 +1,10 @@
 """A folder that isn't the whole model is refused, and says why."""
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +107,121 @@ def test_check_vocabulary_tokenizer_larger_than_the_model_is_refused(copy: Path)
     model = load_model(copy, dtype="float32", attn_implementation="sdpa")
     with pytest.raises(PostTrainingError, match="has 321 tokens, the model embeds 320"):
         check_vocabulary(model, tokenizer)
+
+
+# Code of the folder's own
+
+EVIL = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+class Config(PretrainedConfig):
+    model_type = "evil"
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+@pytest.mark.parametrize(
+    ("file", "auto_map"),
+    [
+        ("config.json", {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}),
+        (None, None),
+    ],
+)
+def test_folder_with_code_is_refused_in_one_line_and_nothing_is_run(
+    file: str | None,
+    auto_map: dict | None,
+    with_file: bool,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from post_training.models.load import load_model, load_tokenizer
+
+    if not with_file and file is None:
+        pytest.skip("nothing is wrong with this one")
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    mark = tmp_path / "it ran"
+    if with_file:
+        (folder / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    if file is not None:
+        settings = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**settings, "auto_map": auto_map}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 5))  # as somebody at a terminal would
+    what = f"{file} has an auto_map" if file else "it holds evil.py"
+    for load in (
+        lambda: load_tokenizer(folder),
+        lambda: load_model(folder, dtype="float32", attn_implementation="sdpa"),
+    ):
+        with pytest.raises(PostTrainingError, match=f"{folder}: the model brings code .*: {what}"):
+            load()
+    assert not mark.exists()
+
+
+# Impossible numbers
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ([], "config.json: must be a JSON object (got list)"),
+        ({"num_attention_heads": 0}, "the model can't be loaded: "),
+        ({"hidden_size": 10**9}, "the model can't be loaded: "),
+        ({"num_hidden_layers": "two"}, "the model can't be loaded: "),
+    ],
+)
+def test_load_model_with_impossible_numbers_is_refused_in_one_line(
+    settings: Any, line: str, copy: Path
+):
+    if settings:
+        settings = {**json.loads((copy / "config.json").read_text()), **settings}
+    (copy / "config.json").write_text(json.dumps(settings))
+    assert refusal(copy).startswith(str(copy))
+    assert line in refusal(copy)
+    assert len(refusal(copy).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", 3])
+def test_load_model_whose_index_leads_out_of_the_folder_is_refused(name: Any, copy: Path):
+    (copy / "model.safetensors").unlink()
+    index = {"weight_map": {"model.embed_tokens.weight": name}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(copy).startswith(f"{copy}/model.safetensors.index.json: ")
+
+
+# Ids of a tokenizer
+
+
+def with_class(folder: Path, name: str) -> Path:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": name}))
+    return folder
+
+
+def test_load_tokenizer_whose_class_gives_other_ids_than_its_file_is_refused(copy: Path):
+    from post_training.models.load import load_tokenizer
+
+    with pytest.raises(
+        PostTrainingError, match=r"tokenizer\.json and the class .* LlamaTok"
+    ) as caught:
+        load_tokenizer(with_class(copy, "LlamaTokenizerFast"))
+    assert "PreTrainedTokenizerFast" in caught.value.hint
+    load_tokenizer(with_class(copy, "PreTrainedTokenizerFast"))
+
+
+REAL = Path(__file__).parents[3] / "shared/data/tokenizers"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real tokenizers are here")
+def test_real_tokenizers_give_the_ids_of_their_files_or_are_refused(tmp_path: Path):
+    from post_training.models.load import load_tokenizer
+
+    for name in ("qwen3", "smollm2"):
+        load_tokenizer(REAL / name)
+    with pytest.raises(PostTrainingError, match="disagree on the ids of 'Hello world'"):
+        load_tokenizer(REAL / "deepseek-v3")
+    copied = Path(shutil.copytree(REAL / "deepseek-v3", tmp_path / "deepseek"))
+    load_tokenizer(with_class(copied, "PreTrainedTokenizerFast"))

@@ -58,6 +58,64 @@ def test_lora_result_is_a_plain_model_with_the_adapter_beside_it(
     assert losses[-1] < 0.99 * losses[0]
 
 
+def test_lora_says_which_kinds_of_matrices_have_an_adapter_and_which_have_none(
+    model: Path, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = {"training.max_steps": 1, "lora.target_modules": ["q_proj", "down_proj"]}
+    result = sft(with_lora(config, model, **settings), tmp_path / "run")
+    told = {key: value for key, value in result.metrics.items() if key.startswith("lora/")}
+    assert told == {
+        "lora/adapted/self_attn.q_proj": 2,
+        "lora/adapted/mlp.down_proj": 2,
+        **{f"lora/plain/self_attn.{name}_proj": 2 for name in "kvo"},
+        **{f"lora/plain/mlp.{name}_proj": 2 for name in ("gate", "up")},
+    }
+    assert "lora: on 2 of 2 self_attn.q_proj, 2 of 2 mlp.down_proj; none on " in "".join(
+        capsys.readouterr()
+    )
+
+
+def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from post_training.models.adapter import add_adapter, coverage
+
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(
+        "deepseek_v3",
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=8,
+        num_hidden_layers=2,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        kv_lora_rank=8,
+        n_group=1,
+        q_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        topk_group=1,
+        num_experts_per_tok=2,
+    )
+    model = AutoModelForCausalLM.from_config(settings)
+    adapted = add_adapter(model, rank=2, alpha=4, dropout=0.0, target_modules=None, seed=0)
+    found = coverage(adapted)
+    assert {kind: n for kind, n in found.adapted.items() if kind.startswith("mlp")} == {
+        "mlp.gate": 1,
+        "mlp.experts.gate_up_proj": 1,
+        "mlp.experts.down_proj": 1,
+    }
+    left_out = [f"{at}{name}_proj" for at in ("", "shared_experts.")
+                for name in ("gate", "up", "down")]  # fmt: skip
+    assert found.plain == {f"mlp.{name}": 1 for name in left_out}
+    assert "; none on 1 mlp.gate_proj" in str(found)
+
+
 def test_lora_killed_and_resumed_ends_in_the_same_bytes(
     base: Path, config: dict[str, Any], tmp_path: Path
 ):

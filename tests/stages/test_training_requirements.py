@@ -1,6 +1,7 @@
 """What can't be had on a machine without a GPU is refused at once, in one line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +167,18 @@ def tiny(model_type: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **ids}
     return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **shape, **settings), attn_implementation="eager"
+        AutoConfig.for_model(model_type, **{**shape, **settings}), attn_implementation="eager"
     )
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", KEEP_PACKED_APART)
 def test_packed_sequences_are_kept_apart_in_the_models_we_say(model_type: str, implementation: str):
-    from post_training.models.attention import keeps_packed_apart
+    from post_training.models.attention import seen_across
 
     model = tiny(model_type, intermediate_size=32, num_key_value_heads=1).train()
     model.set_attn_implementation(implementation)
-    assert keeps_packed_apart(model)
+    assert seen_across(model) == 0
     assert model.training
 
 
@@ -192,17 +193,83 @@ def test_packing_in_a_model_we_know_nothing_of_is_tried():
         check_packing(model)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "settings"),
-    [("opt", {"ffn_dim": 32, "word_embed_proj_dim": 16}), ("mamba", {})],
-)
-def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused(
-    model_type: str, settings: dict[str, Any]
-):
+def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused():
     from post_training.models.attention import check_packing
 
-    with pytest.raises(PostTrainingError, match=f"see each other in models .* {model_type}"):
-        check_packing(tiny(model_type, **settings))
+    with pytest.raises(PostTrainingError, match=r"see each other in models .* opt: \d+\.\d%"):
+        check_packing(tiny("opt", ffn_dim=32, word_embed_proj_dim=16))
+
+
+SMALL_EXPERTS = {
+    "index_topk": 8,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 8,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+}
+
+
+def test_packing_of_experts_is_not_refused_for_rounding():
+    from post_training.models.attention import check_packing, seen_across
+
+    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8}
+    model = tiny("qwen3_moe", intermediate_size=32, num_key_value_heads=1, **shape)
+    assert seen_across(model) < 1e-4
+    check_packing(model)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "kind"),
+    [
+        ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2}, "chunked_attention"),
+        ("deepseek_v32", SMALL_EXPERTS, "indexed_attention"),
+        ("mamba", {}, "mamba"),
+    ],
+)
+def test_packing_in_a_model_whose_chunks_are_of_the_row_is_refused(
+    model_type: str, settings: dict[str, Any], kind: str
+):
+    """A trial of few tokens lies within one chunk, and sees nothing."""
+    from post_training.models.attention import check_packing
+
+    small = settings and {"intermediate_size": 32, "num_key_value_heads": 2, **settings}
+    with pytest.raises(PostTrainingError, match=f"type {model_type} have layers .*{kind}"):
+        check_packing(tiny(model_type, **small))
+
+
+def folder_of(model_type: str, beside: Path, folder: Path, **settings: Any) -> Path:
+    """A tiny model, with the tokenizer that is in another folder."""
+    shutil.copytree(beside, folder)
+    tiny(model_type, vocab_size=320, **settings).save_pretrained(folder)
+    return folder
+
+
+def test_model_whose_own_code_fails_in_training_is_told_in_one_line(
+    model: Path, config: dict[str, Any], tmp_path: Path
+):
+    folder = folder_of("mamba", model, tmp_path / "mamba", state_size=4)
+    settings = {"model.path": str(folder), "training.max_steps": 1}
+    with pytest.raises(PostTrainingError) as refusal:
+        sft(changed(config, **settings), tmp_path / "run")
+    assert str(refusal.value).startswith(f"{folder}: models of the type mamba can't be used so: ")
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, tmp_path: Path):
+    from post_training.models.completion_logprobs import LogprobScorer
+
+    made = tiny("llama4_text", intermediate_size=32, num_local_experts=2, num_key_value_heads=2)
+    with pytest.raises(UsageError, match="llama4_text can't be computed without their output"):
+        LogprobScorer(made, max_batch_tokens=64, prompts_per_batch=1)
 
 
 @pytest.mark.parametrize(("implementation", "refused"), [("flash_attention_3", True),

@@ -5,7 +5,11 @@ trained. B starts at 0, so the adapted model starts as the model that it adapts.
 whatever W is, but for ZeRO-3, which wants one dtype.
 """
 
+import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,9 +50,58 @@ def add_adapter(
     model.name_or_path = ""  # else the place would be a part of each adapter_config.json
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=in_float32)
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=in_float32)
+        except ValueError as error:
+            problem = f"models of the type {model.config.model_type} can't have this adapter: "
+            line = str(error).strip().splitlines()[0]
+            raise UsageError(problem + line, where=_KEY) from error
     adapted.create_or_update_model_card = lambda *_: None  # a README about PEFT
     return adapted
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many matrices of each kind have an adapter, and how many have none: {name within a
+    layer: number}. Embedding and output layer, which never have one, are left out."""
+
+    adapted: dict[str, int]
+    plain: dict[str, int]
+
+    def __str__(self) -> str:
+        """`lora: on 2 of 2 self_attn.q_proj, …; none on 2 mlp.gate`"""
+        numbers = {kind: self.adapted[kind] + self.plain.get(kind, 0) for kind in self.adapted}
+        on = [f"{self.adapted[kind]} of {number} {kind}" for kind, number in numbers.items()]
+        none = [f"{n} {kind}" for kind, n in self.plain.items() if kind not in self.adapted]
+        return f"on {', '.join(on)}" + (f"; none on {', '.join(none)}" if none else "")
+
+
+def coverage(adapted: PeftModel) -> Coverage:
+    """PEFT decides for experts by itself where their adapters are, and tells nobody."""
+    tuner = adapted.base_model
+    named = (*tuner.targeted_module_names, *tuner.targeted_parameter_names)
+    targeted = {name.removesuffix(".weight") for name in named}
+    found: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for name in _matrices(adapted):
+        found[name in targeted][_kind(name)] += 1
+    return Coverage(dict(found[True]), dict(found[False]))
+
+
+def _matrices(adapted: PeftModel) -> Iterator[str]:
+    """Names in the model as it was, without the adapter's own and `.weight` at the end."""
+    model = adapted.get_base_model()
+    ends = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    for name, weights in model.named_parameters():
+        # ZeRO-3 leaves the shape of a divided one elsewhere.
+        is_matrix = len(getattr(weights, "ds_shape", weights.shape)) >= 2
+        if is_matrix and ".lora_" not in name and not any(weights is end for end in ends):
+            yield re.sub(r"\.base_layer\b", "", name).removesuffix(".weight")
+
+
+def _kind(name: str) -> str:
+    """`self_attn.q_proj` of `model.layers.3.self_attn.q_proj`; further numbers are told as N."""
+    within = re.sub(r"^.*?\.\d+\.", "", name)
+    return re.sub(r"\b\d+\b", "N", within)
 
 
 def save_adapter(
@@ -71,7 +124,8 @@ def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
 
     model: as it was before the adapter was added, on the CPU. path: what `save_adapter` wrote.
     """
-    return PeftModel.from_pretrained(model, path).merge_and_unload(safe_merge=True)
+    adapted = PeftModel.from_pretrained(model, path)  # of the folder that was just written
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def _check_targets(model: PreTrainedModel, names: list[str]) -> None:

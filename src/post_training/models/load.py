@@ -1,18 +1,24 @@
-"""A model and its tokenizer from a folder on disk. Nothing is downloaded, no code of it is run."""
+"""A model and its tokenizer from a folder on disk. Nothing is downloaded, no code of it is run.
+
+A folder that brings code is refused: transformers would ask on the terminal whether to run it, and
+without an answer load something else than its maker meant.
+"""
 
 import copy
 import json
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.distributed import DistributedConfig
@@ -20,24 +26,41 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
 from post_training.models.attention import check_dropout
+from post_training.models.left_out import INDEX, note_left_out
+from post_training.models.tokenizer_file import check_ids_of_file
 from post_training.records.run_record import RECORD_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Files in which transformers looks for a class of the folder's own.
+_WITH_CODE = (
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, or of one with a tokenizer alone; always a fast one, which
     knows offsets."""
     _check_folder(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        problem = f"no tokenizer can be loaded from this folder: {_first_line(error)}"
-        raise PostTrainingError(problem, where=str(path)) from None
+    with _explained(path, "no tokenizer can be loaded from this folder"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     if not tokenizer.is_fast:
         problem = "its tokenizer has no tokenizer.json and can't be converted to one"
         raise PostTrainingError(problem, where=str(path))
+    check_ids_of_file(path, tokenizer)
     return tokenizer
+
+
+def read_config(path: Path) -> PreTrainedConfig:
+    """config.json, with the defaults of its architecture. Errors: PostTrainingError."""
+    read_model_settings(path)
+    with _explained(path, "config.json can't be read"):
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(
@@ -150,7 +173,7 @@ def _spread(path: Path, size: int, plan: dict[str, str] | None = None) -> dict[s
     over it. Errors: PostTrainingError where it has none."""
     if size == 1:
         return {}
-    settings = AutoConfig.from_pretrained(path, local_files_only=True)
+    settings = read_config(path)
     if not getattr(settings.get_text_config(), "base_model_tp_plan", None):
         raise PostTrainingError(
             f"models of the type {settings.model_type} can't be spread: transformers has no plan",
@@ -171,23 +194,22 @@ def _load(
 ) -> PreTrainedModel:
     """may_lack: names of weights. settings: of config.json, in place of its own."""
     read_model_settings(path)
-    try:
+    _check_index(path)
+    with _explained(path, "the model can't be loaded"):
         model, info = auto_class.from_pretrained(
             path,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # its own error tells nothing; _check_complete's does
             **settings,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise PostTrainingError(
-            f"the model can't be loaded: {_first_line(error)}", where=str(path)
-        ) from None
     info["missing_keys"] = set(info["missing_keys"]) - may_lack
     _check_complete(path, info)
+    note_left_out(model, path, info["unexpected_keys"])
     return model
 
 
@@ -238,19 +260,77 @@ def _check_folder(path: Path) -> None:
             where=str(path),
             hint=f"what it made is below: {path / 'model'}",
         )
+    _check_no_code(path)
+
+
+def _check_no_code(path: Path) -> None:
+    """Errors: PostTrainingError for a folder that brings Python, or asks to run some."""
+    files = sorted(file.name for file in path.glob("*.py"))
+    asking = [name for name in _WITH_CODE if "auto_map" in _json_object(path / name)]
+    if files or asking:
+        what = f"{asking[0]} has an auto_map" if asking else f"it holds {files[0]}"
+        raise PostTrainingError(
+            f"the model brings code of its own, and none of it is ever run: {what}",
+            where=str(path),
+            hint="where transformers has the architecture itself, copy the folder, and take the "
+            "*.py files and auto_map out of the copy",
+        )
+
+
+def _check_index(path: Path) -> None:
+    """Errors: PostTrainingError for an index that is none, or names files outside the folder."""
+    if not (path / INDEX).exists():
+        return
+    files = _json_object(path / INDEX).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        problem = "must have a weight_map from names of weights to files"
+        raise PostTrainingError(problem, where=str(path / INDEX))
+    outside = [name for name in files.values() if Path(name).name != name or name == ".."]
+    if outside:
+        raise PostTrainingError(
+            f"names a file that is not in the folder: {outside[0]}", where=str(path / INDEX)
+        )
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or it is malformed: its reader says so."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_model_settings(path: Path) -> dict[str, Any]:
     """config.json of a model folder. Errors: PostTrainingError when it is none."""
     _check_folder(path)
     try:
-        return json.loads((path / "config.json").read_text())
+        settings = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
         raise PostTrainingError("not a model: it has no config.json", where=str(path)) from None
     except ValueError as error:
         problem = f"malformed JSON: {error}"
         raise PostTrainingError(problem, where=str(path / "config.json")) from None
+    if not isinstance(settings, dict):
+        problem = f"must be a JSON object (got {type(settings).__name__})"
+        raise PostTrainingError(problem, where=str(path / "config.json"))
+    return settings
+
+
+@contextmanager
+def _explained(path: Path, problem: str) -> Iterator[None]:
+    """transformers fails at a folder with whatever exception its numbers lead to (heads of 0, a
+    size that no memory has); each is the folder's fault."""
+    try:
+        yield
+    except PostTrainingError:
+        raise
+    except Exception as error:
+        raise PostTrainingError(f"{problem}: {_first_line(error)}", where=str(path)) from error
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # The texts of these alone say little: `integer modulo by zero`.
+    is_plain = isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError)
+    return line if is_plain or line == type(error).__name__ else f"{type(error).__name__}: {line}"

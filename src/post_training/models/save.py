@@ -14,6 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
+from post_training.models.left_out import keep_left_out
 
 # Where a tokenizer or model was loaded from: different bytes for the same model elsewhere.
 _PLACES = (
@@ -31,18 +32,24 @@ def save_model_folder(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     weights: dict[str, Tensor] | None = None,
-) -> None:
+    *,
+    base: Path | None = None,
+) -> str | None:
     """Write weights (safetensors), configs, tokenizer and chat template; replaces `path` whole.
 
-    weights: gathered from where they were sharded; by default the model's own.
+    weights: gathered from where they were sharded; by default the model's own. base: the folder the
+    model was read from; what it holds beside the model is kept (left_out.py). Returns a warning
+    where that can't be.
     """
     shutil.rmtree(path, ignore_errors=True)
     with explained(path.parent), atomic_directory(path) as temporary:
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
+        warning = None if base is None else keep_left_out(temporary, base, model)
         for file in temporary.iterdir():
             if file.suffix == ".json":
                 remove_places(file)
+    return warning
 
 
 @contextmanager

@@ -46,6 +46,12 @@ class SharedPromptForward:
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
         self._backbone = model.base_model
+        if self._backbone is model:
+            raise UsageError(
+                f"models of the type {model.config.model_type} can't be computed without their "
+                "output layer, so completions can't be scored",
+                where="model",
+            )
         self._config = model.config
         self._device = model.device
         self._max_batch_tokens = max_batch_tokens

@@ -43,7 +43,9 @@ def _convert(config: ConvertTokenizerConfig, context: StageContext) -> dict[str,
             clean_up_tokenization_spaces=False,
             **special,
         ).save_pretrained(folder)
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         compared = require_same_ids(
             (
                 record

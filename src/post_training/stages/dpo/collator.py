@@ -35,7 +35,8 @@ class PairBatch:
     answers: int64 [B, T], the number of the answer that the target is of; 0 where there is none.
     ref_logprobs, lengths, quantiles, num_ref_rewards: float64 [2, N], of chosen and rejected.
     sources: int64 [N]. numbers: of the pairs in the dataset. rows: of the dataset.
-    num_tokens: without padding. sum_of_squared_lengths: what attention costs.
+    is_token: bool [B, T]; the others are padding. num_tokens: of them all.
+    sum_of_squared_lengths: what attention costs.
     """
 
     inputs: dict[str, Tensor]
@@ -46,6 +47,7 @@ class PairBatch:
     quantiles: Tensor
     num_ref_rewards: Tensor
     sources: Tensor
+    is_token: Tensor
     numbers: tuple[int, ...]
     rows: tuple[int, ...]
     num_tokens: int
@@ -134,6 +136,7 @@ class PairCollator:
             quantiles=torch.from_numpy(figures[:, :, QUANTILE].copy()),
             num_ref_rewards=torch.from_numpy(figures[:, :, NUM_REF_REWARDS].copy()),
             sources=torch.tensor([pair.source for pair in pairs]),
+            is_token=torch.from_numpy(blocks >= 0),
             numbers=pair_numbers,
             rows=rows,
             num_tokens=int((blocks >= 0).sum()),

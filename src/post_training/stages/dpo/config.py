@@ -1,7 +1,7 @@
 """The configuration of `entrypoint dpo`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -63,6 +63,8 @@ class ReferenceConfig(Config):
 
 
 class DpoConfig(EvaluatedStageConfig):
+    version: ClassVar[int] = 2
+
     dpo: PairConfig
     loss: LossConfig
     reference: ReferenceConfig = ReferenceConfig()

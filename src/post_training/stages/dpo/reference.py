@@ -28,6 +28,7 @@ from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION
 from post_training.models.completion_logprobs import Asked, LogprobScorer
 from post_training.models.fingerprint import tokenizer_fingerprint
+from post_training.models.forward_faults import explained_forward
 from post_training.models.load import load_model
 from post_training.models.reference import Reference, weights_fingerprint
 from post_training.stages.context import StageContext
@@ -138,15 +139,21 @@ def _compute(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)  # bits depend on it
-    # Deterministic either way; flash attention would need another layout of the cache.
-    model = load_model(path, dtype=config.model.dtype, attn_implementation="sdpa")
+    # Deterministic either way; flash attention would need another layout of the cache, and some
+    # architectures have no sdpa.
+    attention = "eager" if config.model.attn_implementation == "eager" else "sdpa"
+    model = load_model(path, dtype=config.model.dtype, attn_implementation=attention)
     model = model.to(device).eval()
     scorer = LogprobScorer(model, max_batch_tokens=_MAX_BATCH_TOKENS, prompts_per_batch=1)
     in_16_bits = config.training.mixed_precision == "bf16"
     precision = torch.autocast(device.type, torch.bfloat16) if in_16_bits else nullcontext()
     values = np.zeros((dataset.num_pairs, 2))
     own = used[context.ranks.rank :: context.ranks.world_size]
-    with Progress("pair", len(own), shown=context.ranks.is_writer) as progress, precision:
+    with (
+        Progress("pair", len(own), shown=context.ranks.is_writer) as progress,
+        precision,
+        explained_forward(model, path),
+    ):
         for done, number in enumerate(own.tolist(), 1):
             values[number] = _score(scorer, dataset.read_pair(number))
             progress.update(done)

@@ -16,7 +16,7 @@ from post_training.stages.dpo.collator import PairBatch
 from post_training.stages.dpo.config import LossConfig
 from post_training.stages.dpo.losses import pair_losses
 from post_training.stages.dpo.metrics import PairMetrics
-from post_training.stages.dpo.scoring import score_answers
+from post_training.stages.dpo.scoring import score_answers, score_answers_and_router
 from post_training.stages.training.trainer import Count, Trainer
 
 _CLOSED_FORM_TOLERANCE = 1e-5
@@ -58,9 +58,12 @@ class DpoTrainer(Trainer):
         """This micro-batch's share of the mean over the global batch's pairs, times the number of
         ranks, over which gradients are averaged."""
         batch = inputs["batch"]
-        chosen, rejected = score_answers(model, self._head, batch, self.args.device)
+        chosen, rejected, router_loss = score_answers_and_router(
+            model, self._head, batch, self.args.device, self.router
+        )
         losses = pair_losses(chosen, rejected, self._loss)
         loss = (losses.sum() * (self._context.ranks.world_size / self._num_pairs)).float()
+        loss, of_router = self.with_router_loss(loss, router_loss)
         self.count(
             Count(
                 loss=loss.detach(),
@@ -69,7 +72,7 @@ class DpoTrainer(Trainer):
                 num_tokens=batch.num_tokens,
                 num_trained_tokens=int(batch.lengths.sum()),
                 sum_of_squared_lengths=batch.sum_of_squared_lengths,
-                sums=self._pair_metrics.sums(chosen, rejected, batch.sources),
+                sums={**self._pair_metrics.sums(chosen, rejected, batch.sources), **of_router},
             )
         )
         return loss

@@ -16,7 +16,9 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
     quiet_libraries(context.run_dir / "cache")
     from post_training.models.completion_logprobs import LogprobScorer
     from post_training.models.device import on_device
+    from post_training.models.left_out import told
     from post_training.models.load import check_vocabulary, load_model
+    from post_training.models.positions import most_positions
     from post_training.models.reference import reference_of
     from post_training.stages.annotation.reading_model import load_encoder, load_own_tokenizer
     from post_training.stages.logprobs.annotator import LogprobAnnotator
@@ -32,14 +34,15 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
             attn_implementation=config.model.attn_implementation,
             tensor_parallel_size=config.tensor_parallel_size,
         )
+        if (left_out := told(model, path)) is not None:
+            context.log(f"warning: {left_out}")
         check_vocabulary(model, tokenizer)
         scorer = LogprobScorer(
             on_device(model, context.ranks.local_rank),
             max_batch_tokens=config.max_batch_tokens,
             prompts_per_batch=config.prompts_per_batch,
         )
-        max_length = getattr(model.config, "max_position_embeddings", None)
-        return LogprobAnnotator(encoder, scorer, max_length)
+        return LogprobAnnotator(encoder, scorer, most_positions(model.config))
 
     def with_vllm() -> LogprobAnnotator:
         from post_training.stages.annotation.vllm_engine import VllmEngine

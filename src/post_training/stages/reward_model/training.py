@@ -12,11 +12,11 @@ from post_training.data.pairs.dataset import PairDataset
 from post_training.data.prepared.dataset import figures
 from post_training.models.device import be_deterministic
 from post_training.models.load import check_vocabulary, load_untrained_reward_model
+from post_training.models.positions import check_positions
 from post_training.stages.context import Result, StageContext
 from post_training.stages.dpo.collator import PairCollator
 from post_training.stages.reward_model.config import RewardModelConfig
 from post_training.stages.reward_model.trainer import RewardTrainer
-from post_training.stages.training.policy import check_positions
 from post_training.stages.training.session import Rows, run_training
 
 
@@ -66,5 +66,5 @@ def _load(
         seed=config.seed,
     )
     check_vocabulary(model, tokenizer)
-    check_positions(model, longest, where="the longest prompt and answer")
+    check_positions(model.config, longest, where="the longest prompt and answer")
     return model

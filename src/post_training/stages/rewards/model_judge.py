@@ -4,6 +4,7 @@ from post_training.data.chat.text_encoder import TextEncoder
 from post_training.data.rows import BadRow, Conversation
 from post_training.models.device import on_device
 from post_training.models.load import check_vocabulary, load_reward_model, load_tokenizer
+from post_training.models.positions import check_positions, most_positions
 from post_training.models.reward_scores import RewardScorer
 from post_training.stages.annotation.annotator import Row
 from post_training.stages.rewards.annotator import Judgement
@@ -28,8 +29,10 @@ def load_judge(reward: RewardConfig, config: RewardsConfig, local_rank: int) -> 
         max_batch_tokens=config.max_batch_tokens,
         prompts_per_batch=config.prompts_per_batch,
     )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    max_length = reward.max_seq_length or positions
+    if reward.max_seq_length is not None:
+        where = f"rewards: {reward.name}: max_seq_length"
+        check_positions(model.config, reward.max_seq_length, where=where)
+    max_length = reward.max_seq_length or most_positions(model.config)
     return ModelJudge(reward.name, encoder, scorer, max_length, marks=reward.overlong == "mark")
 
 

@@ -28,6 +28,7 @@ class MicroBatch:
     targets: int64 [B, T], IGNORED where a position predicts nothing.
     kinds: uint8 [B, T], of the targets; EXCLUDED where there is none.
     weights: float64 [B, T], c_t but for the factors (losses.py).
+    is_token: bool [B, T]; the others are padding.
     rows: numbers of the dataset's rows. num_tokens: without padding. sum_of_squared_lengths: over
     the sequences; what attention costs."""
 
@@ -35,6 +36,7 @@ class MicroBatch:
     targets: Tensor
     kinds: Tensor
     weights: Tensor
+    is_token: Tensor
     sums: Sums
     rows: tuple[int, ...]
     num_tokens: int
@@ -73,13 +75,14 @@ class Collator:
         shape = (len(rows), longest)
         ids = np.full(shape, self.pad_token_id, np.int64)
         context = np.zeros(shape, np.int64)
+        is_token = np.zeros(shape, bool)
         targets = np.full(shape, IGNORED, np.int64)
         kinds = np.full(shape, EXCLUDED, np.uint8)
         weights = np.zeros(shape, np.float64)
         sums = Sums()
         for index, row in enumerate(rows):
             length = len(row.ids)
-            ids[index, :length] = row.ids
+            ids[index, :length], is_token[index, :length] = row.ids, True
             if self.packed:
                 lengths = (*row.lengths, longest - length)
                 context[index] = np.concatenate([np.arange(each) for each in lengths])
@@ -105,6 +108,7 @@ class Collator:
                 torch.from_numpy(targets),
                 torch.from_numpy(kinds),
                 torch.from_numpy(weights),
+                torch.from_numpy(is_token),
                 sums,
                 numbers,
                 sum(len(row.ids) for row in rows),

@@ -1,6 +1,6 @@
 """The configuration of `entrypoint sft`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
@@ -33,6 +33,8 @@ class LossConfig(Config):
 
 
 class SftConfig(EvaluatedStageConfig):
+    version: ClassVar[int] = 2
+
     sft: SequenceConfig
     loss: LossConfig = LossConfig()
 

@@ -34,15 +34,22 @@ class SftTrainer(Trainer):
         weights = coefficients(batch, *self._factors)
         scaled = (weights * self._context.ranks.world_size).to(device)
         targets = batch.targets.to(device)
+        asked = {} if self.router is None else self.router.arguments
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         if self._loss.name == "irl":
             with self._head.scoring(targets):
-                logprobs, values, _ = model(**inputs, use_cache=False).logits
+                outputs = model(**inputs, **asked, use_cache=False)
+            logprobs, values, _ = outputs.logits
             continues = batch.continues.to(device)
             loss = (scaled * token_losses(logprobs, values, continues, self._loss)).sum()
         else:
             with self._head.scoring(targets, scaled):
-                loss, logprobs, _ = model(**inputs, use_cache=False).logits
+                outputs = model(**inputs, **asked, use_cache=False)
+            loss, logprobs, _ = outputs.logits
+        router_loss = None
+        if self.router is not None:
+            router_loss = self.router.of(outputs, batch.is_token.to(device))
+        loss, of_router = self.with_router_loss(loss, router_loss)
         self.count(
             Count(
                 loss=loss.detach(),
@@ -51,7 +58,7 @@ class SftTrainer(Trainer):
                 num_tokens=batch.num_tokens,
                 num_trained_tokens=int((weights != 0).sum()),
                 sum_of_squared_lengths=batch.sum_of_squared_lengths,
-                sums=_span_sums(batch, logprobs.detach(), weights != 0),
+                sums={**_span_sums(batch, logprobs.detach(), weights != 0), **of_router},
             )
         )
         return loss

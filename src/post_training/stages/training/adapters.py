@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed
 
-from post_training.models.adapter import add_adapter, merge_adapter, save_adapter
+from post_training.models.adapter import add_adapter, coverage, merge_adapter, save_adapter
 from post_training.models.load import load_model
+from post_training.stages.context import StageContext
 from post_training.stages.training.config import TrainingStageConfig
 
 ADAPTER = "adapter"
@@ -49,6 +50,20 @@ def trained(
             attn_implementation=config.model.attn_implementation,
         )
         return merge_adapter(base, adapter)
+
+
+def adapter_figures(
+    config: TrainingStageConfig, model: PreTrainedModel, context: StageContext
+) -> dict[str, int]:
+    """For the record, and told: which matrices have an adapter, and which have none."""
+    if config.lora is None:
+        return {}
+    found = coverage(model)
+    context.log(f"lora: {found}")
+    return {
+        **{f"lora/adapted/{kind}": number for kind, number in found.adapted.items()},
+        **{f"lora/plain/{kind}": number for kind, number in found.plain.items()},
+    }
 
 
 @contextmanager

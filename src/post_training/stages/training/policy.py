@@ -6,6 +6,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError
 from post_training.models.attention import check_packing
 from post_training.models.load import check_vocabulary, load_model
+from post_training.models.positions import check_positions
 from post_training.stages.training.config import TrainingStageConfig
 
 
@@ -25,18 +26,15 @@ def load_policy(
         dtype=config.model.dtype,
         attn_implementation=config.model.attn_implementation,
     )
+    if model.config.get_text_config() is not model.config:
+        raise PostTrainingError(
+            f"it is loaded as a model of more than text, {type(model).__name__}, which can't be "
+            "trained here",
+            where=str(config.model.path),
+        )
     check_vocabulary(model, tokenizer)
     on_cpu = config.model.attn_implementation in ("eager", "sdpa")
     if on_cpu and (config.rows_are_packed or config.training.padding_free):
         check_packing(model)
-    check_positions(model, longest, where=where)
+    check_positions(model.config, longest, where=where)
     return model
-
-
-def check_positions(model: PreTrainedModel, longest: int, *, where: str) -> None:
-    """Errors: PostTrainingError when the longest sequence has more tokens than that."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise PostTrainingError(
-            f"must be ≤ {limit}, the positions of the model (got {longest})", where=where
-        )

@@ -5,7 +5,7 @@ from, the metrics and who else gets them, the signals, and the models that are w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,20 @@ from post_training.core.errors import UsageError
 from post_training.core.files import write_json
 from post_training.data.prepared.dataset import UsedTemplate
 from post_training.models.chunked_head import ChunkedHead
+from post_training.models.forward_faults import explained_forward
+from post_training.models.left_out import told
 from post_training.models.save import save_model_folder, stop_at
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Result, StageContext
 from post_training.stages.leftovers import remove_leftovers
 from post_training.stages.progress import Progress
-from post_training.stages.training.adapters import ADAPTER, artifacts, to_be_trained, trained
+from post_training.stages.training.adapters import (
+    ADAPTER,
+    adapter_figures,
+    artifacts,
+    to_be_trained,
+    trained,
+)
 from post_training.stages.training.arguments import training_arguments
 from post_training.stages.training.checkpoints import MARKER, Checkpoints
 from post_training.stages.training.checksums import FILES, Division, check_files
@@ -88,8 +96,11 @@ def run_training(
     context.on_writer(lambda: _open_folder(config, context.run_dir, strategy_settings(arguments)))
     model = load()
     context.on_writer(context.inputs.check)
+    if (left_out := told(model, config.model.path)) is not None:
+        context.log(f"warning: {left_out}; they are not trained")
     head = ChunkedHead.install(model) if scores_tokens else None
     model = to_be_trained(config, model)
+    of_adapter = adapter_figures(config, model, context)
     flops = model_flops(model)
 
     def save(path: Path, weights: dict[str, Tensor] | None) -> None:
@@ -98,7 +109,11 @@ def run_training(
         result = trained(config, model, adapter, weights)
         if rows.template is not None:
             stop_at(result, tokenizer, rows.template.end_of_turn)
-        save_model_folder(path, result, tokenizer, None if config.lora else weights)
+        gathered = None if config.lora else weights
+        base = config.model.path if scores_tokens else None  # a reward model's is of another class
+        warning = save_model_folder(path, result, tokenizer, gathered, base=base)
+        if warning is not None:
+            context.log(f"warning: {warning}")
 
     stop = StopRequest(tells=context.ranks.is_writer)
     with (
@@ -140,7 +155,8 @@ def run_training(
             torch.set_num_threads(config.num_threads)  # accelerate may have chosen another
         resume_from = None if resume_step is None else str(checkpoints.path(resume_step))
         try:
-            trainer.train(resume_from_checkpoint=resume_from)
+            with explained_forward(model, config.model.path):
+                trainer.train(resume_from_checkpoint=resume_from)
         except BaseException:
             # On a full disk it would leave no room to close the record. Any rank may be the one.
             checkpoints.drop_staged()
@@ -152,7 +168,8 @@ def run_training(
         trainer.save_model_to(context.run_dir / "model")
     generated = [context.run_dir / name for name in strategy_settings(arguments)]
     checkpoint = checkpoints.path(num_steps)
-    return _result(config, context, checkpoint, generated, metrics, rows, num_steps)
+    result = _result(config, context, checkpoint, generated, metrics, rows, num_steps)
+    return replace(result, metrics={**result.metrics, **of_adapter})
 
 
 def _resume_step(

@@ -28,6 +28,7 @@ from post_training.core.files import write_json
 from post_training.data.order import row_stream
 from post_training.models.chunked_head import ChunkedHead
 from post_training.models.load import load_weights
+from post_training.models.router_loss import RouterLoss, coefficient_of
 from post_training.models.save import explained
 from post_training.stages.context import StageContext
 from post_training.stages.progress import Progress
@@ -41,6 +42,7 @@ from post_training.stages.training.step_log import StepLog, rows_checksum
 from post_training.stages.training.stop import SIGNALS, StopRequest
 
 TOTALS = "totals.json"
+ROUTER_LOSS = "router_aux_loss"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,10 @@ class Trainer(SFTTrainer):
         self._eval_steps = eval_steps
         self._save_model = save_model
         self._use_cache = model.config.use_cache
+        self.router = RouterLoss.for_model(model)
+        self._tell_router_loss(model)
+        settings = model.config.get_text_config()
+        outputs_router_logits = getattr(settings, "output_router_logits", None)
         super().__init__(
             model=model,
             args=args,
@@ -145,6 +151,9 @@ class Trainer(SFTTrainer):
             data_collator=collator,
             optimizer_cls_and_kwargs=optimizer,
         )
+        if outputs_router_logits is not None:
+            # TRL switches it on; a model that is saved so can't generate in plain transformers.
+            settings.output_router_logits = outputs_router_logits
         # Our losses are divided by what the whole global batch has, so never by the accumulation.
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
@@ -183,6 +192,28 @@ class Trainer(SFTTrainer):
         """Further figures of a step, from the sums of `Count.sums` over all ranks."""
         return {}
 
+    def with_router_loss(
+        self, loss: Tensor, router_loss: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """loss: of a micro-batch, as it is differentiated; and sums for its `Count`. The router's
+        is a mean over the micro-batches of all ranks, as in TRL."""
+        if self.router is None or router_loss is None:
+            return loss, {}
+        share = self.router.coefficient / self.args.gradient_accumulation_steps
+        return loss + share * router_loss.to(loss.dtype), {ROUTER_LOSS: router_loss.detach()}
+
+    def _tell_router_loss(self, model: PreTrainedModel) -> None:
+        if self.router is not None:
+            self._context.log(
+                f"the router's auxiliary loss is trained, times {self.router.coefficient:g} "
+                "(router_aux_loss_coef in config.json; 0 there leaves it out)"
+            )
+        elif coefficient := coefficient_of(model):
+            self._context.log(
+                f"warning: config.json has router_aux_loss_coef: {coefficient:g}, and the router's "
+                f"auxiliary loss is not trained: {type(model).__name__} gives none"
+            )
+
     def count(self, counted: Count) -> None:
         """To be called by `compute_loss`."""
         self._counted.append(counted)
@@ -217,6 +248,11 @@ class Trainer(SFTTrainer):
         num_sequences, num_tokens, num_trained_tokens, squares, checksum = map(int, summed[:5])
         votes, sums = summed[5 : 5 + len(SIGNALS)], summed[5 + len(SIGNALS) :]
         self._stop.agree(votes)
+        named = dict(zip(names, sums, strict=True))
+        figures = {}
+        if ROUTER_LOSS in named:
+            num_micro_batches = len(counted) * self._context.ranks.world_size
+            figures[ROUTER_LOSS] = named.pop(ROUTER_LOSS) / num_micro_batches
         step = Step(
             step=number,
             epoch=number * self._effective_batch_size / len(self.train_dataset),
@@ -228,7 +264,7 @@ class Trainer(SFTTrainer):
             num_tokens=num_tokens,
             num_trained_tokens=num_trained_tokens,
             sum_of_squared_lengths=squares,
-            figures=self.derived_figures(dict(zip(names, sums, strict=True))),
+            figures={**self.derived_figures(named), **figures},
         )
         losses = [MicroBatchLoss(float(count.loss), count.rows) for count in counted]
         stop_unless_finite(number, loss, grad_norm, losses, self._context)
