@@ -86,10 +86,41 @@ def test_vllm_logprobs_of_its_samples_are_those_of_transformers(runs, model_of_3
             assert sample["messages"][0]["parts"][0]["content"] == text
 
 
+def test_vllm_samples_a_prompt_whose_samples_are_longer_than_one_step(generate, init_model, folder):
+    """10 × 900 tokens: vLLM cuts a prefill at 4,096, and rewinds a generator at the cut, which
+    those on CPUs can't do."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = init_model(folder / "long", **shape, max_position_embeddings=1024)
+    row = {"question": "?" * 860, "answer": "!"}
+    data = folder / "long.jsonl"
+    data.write_text(json.dumps(row) + "\n")
+    config = {
+        "model": {"path": str(model)},
+        "data": {"chat_template": "chatml", "datasets": [{"path": str(data)}]},
+        "sampling": {"n": 10, "max_tokens": 3},
+    }
+    generate(("long prompt", config, None))
+    [found] = rows_of(folder / "long prompt")
+    assert 10 * found["prompt_length"] > 2 * 4096
+    drawn = found["conversation_branches"][1:]
+    assert len({tuple(sample["completion_token_ids"]) for sample in drawn}) > 5
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    for sample in drawn[::4]:
+        ids = sample["completion_token_ids"]
+        with torch.no_grad():
+            logits = reference(torch.tensor([found["prompt_token_ids"] + ids])).logits[0]
+        logprobs = logits[-len(ids) - 1 : -1].log_softmax(-1)[range(len(ids)), ids].tolist()
+        assert sample["completion_token_logprobs"] == pytest.approx(logprobs, abs=1e-4)
+
+
 @pytest.mark.long
 def test_vllm_engine_that_died_is_restarted_and_the_row_that_did_it_named(runs, generate):
     # Three restarts in all, and two of them one after another.
-    generate(("poisoned", {"vllm": {"max_restarts": 2}}, "3 + 9"))
+    config = {"vllm": {"max_restarts": 2}, "max_failed_rows": 1}
+    generate(("poisoned", config, "3 + 9"))
     [reject] = (runs / "poisoned/rejects.jsonl").read_text().splitlines()
     assert "RuntimeError: the engine died" in json.loads(reject)["problem"]
     healthy = rows_of(runs / "one chunk")

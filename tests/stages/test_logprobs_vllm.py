@@ -141,7 +141,7 @@ def test_vllm_scores_have_the_same_bytes_for_any_chunks_and_workers(runs):
 @pytest.mark.long
 def test_vllm_scorer_that_died_is_restarted_and_the_row_that_did_it_named(runs, score, tokenizer):
     poison = tokenizer.convert_tokens_to_ids("9")
-    score(("poisoned", {"chunk_rows": 2}, poison))
+    score(("poisoned", {"chunk_rows": 2, "max_failed_rows": 1}, poison))
     healthy = read_rows(runs / "whole")
     rejects = (runs / "poisoned/rejects.jsonl").read_text().splitlines()
     assert all("RuntimeError: the engine died" in json.loads(line)["problem"] for line in rejects)

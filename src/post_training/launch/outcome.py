@@ -38,8 +38,8 @@ from post_training.records.run_record import LAUNCH_FOLDER, is_live, read_record
 SCHEMA = "post-training/failures/1"
 # A record's reason is `TypeName: message` for an exception that is not ours.
 _LOST_CONNECTION = re.compile(
-    r"(DistBackendError|DistNetworkError|DistStoreError): |\b(NCCL|RCCL|[Gg]loo)\b|ECC error|"
-    r"Connection (reset|closed|refused)|Broken pipe"
+    r"(DistBackendError|DistNetworkError|DistStoreError|EngineDeadError): |"
+    r"\b(NCCL|RCCL|[Gg]loo)\b|ECC error|Connection (reset|closed|refused)|Broken pipe"
 )
 # EIO, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOTCONN, ESHUTDOWN, ESTALE, EREMOTEIO: Lustre and NFS
 # lose their servers so. A full disk or a missing file stays as it is.

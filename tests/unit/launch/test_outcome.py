@@ -79,6 +79,7 @@ def test_judge_what_would_fail_the_same_way_is_final(exit_code, attempt):
         (1, None, "ended with exit code 1 before the run was opened"),
         (1, KILLED, "a rank other than the first ended with exit code 1"),
         (1, failed("DistBackendError: NCCL error in: x.cpp:1\nunhandled"), "DistBackendError"),
+        (1, failed("x.log: the model or its engine failed at row a1: EngineDeadError: x"), "x.log"),
         (1, failed("RuntimeError: [/gloo/transport/tcp/pair.cc:1] closed by peer"), "RuntimeError"),
         (143, failed("RuntimeError: Connection reset by peer"), "RuntimeError"),
         (1, failed("[Errno 5] Input/output error: '/scratch/x'"), "[Errno 5]"),

@@ -36,7 +36,13 @@ def annotate(
 
     def work(make_annotator: Callable[[], Annotator]) -> int:
         worker = Worker(
-            plan, place, make_annotator, config.data.on_error, config.max_failed_chunks, context
+            plan,
+            place,
+            make_annotator,
+            config.data.on_error,
+            config.max_failed_chunks,
+            config.max_failed_rows,
+            context,
         )
         worker.run()
         return worker.num_done

@@ -23,10 +23,10 @@ class Annotator(ABC):
     @abstractmethod
     def __call__(self, rows: list[Row]) -> list[Row | BadRow]:
         """For each row, in order: the row with what the stage adds (the same conversation_id), or
-        why there is none.
+        a BadRow: what is wrong with the row's data.
 
-        Errors: a PostTrainingError ends the stage. Any other exception may be one row's fault: the
-        rows are halved until it is found.
+        Errors: each ends the stage: it is the engine's or the model's fault. One that is neither a
+        PostTrainingError nor an OSError is tried again with half of the rows, to name a row.
         """
 
     def recover(self) -> None:  # noqa: B027 - most have nothing to do

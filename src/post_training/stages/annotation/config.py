@@ -74,9 +74,11 @@ class TemplatedDataConfig(SourcesConfig):
 
 
 class ChunkedStageConfig(StageConfig):
-    """data: what is annotated. data.on_error is also for rows that the stage itself can't do.
+    """data: what is annotated. data.on_error is also for rows that the stage finds bad.
     chunk_rows: of one piece of work; a killed worker loses what it did of one.
     max_failed_chunks: a worker that fails in more of them ends at once; else at its end.
+    max_failed_rows: at which the model or its engine failed, and which a worker leaves out as bad
+    rows; at the next one it ends. By default none is: such a failure is no row's fault.
 
     keeps_pairs: whether the stage's annotator also takes preference rows (data/preference_rows.py);
     for others they become branches.
@@ -91,6 +93,13 @@ class ChunkedStageConfig(StageConfig):
     chunk_rows: PositiveInt = 256
     workers: Annotated[WorkersConfig, Role.PLACEMENT] = WorkersConfig()
     max_failed_chunks: Annotated[NonNegativeInt, Role.PLACEMENT] = 0
+    max_failed_rows: Annotated[NonNegativeInt, Role.PLACEMENT] = 0
+
+    @model_validator(mode="after")
+    def _left_out_only_where_asked(self) -> "ChunkedStageConfig":
+        if self.max_failed_rows and self.data.on_error == "fail":
+            raise ValueError("max_failed_rows: leaves rows out, and data.on_error is fail")
+        return self
 
     @model_validator(mode="after")
     def _whole_datasets(self) -> "ChunkedStageConfig":

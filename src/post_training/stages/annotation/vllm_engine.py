@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.models.load import read_model_settings
+from post_training.models.load import read_config
+from post_training.models.positions import check_positions, most_positions
 from post_training.stages.annotation.config import VllmConfig
 from post_training.stages.context import StageContext
 from post_training.stages.training.config import ModelConfig
@@ -26,6 +27,7 @@ from post_training.stages.training.config import ModelConfig
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
+_LEAST_BATCHED_TOKENS = 4096  # of one step: vLLM's own choice for CPUs
 _MOST_CHARACTERS = 300  # of what vLLM says when it can't start
 
 
@@ -60,9 +62,10 @@ class VllmEngine:
             )
         if self._has_gpu and not settings.batch_invariant:
             context.log("warning: vllm.batch_invariant is off: other runs make other rows")
-        longest = settings.max_model_len or read_model_settings(model.path).get(
-            "max_position_embeddings"
-        )
+        config = read_config(model.path)
+        if settings.max_model_len is not None:
+            check_positions(config, settings.max_model_len, where="vllm.max_model_len")
+        longest = settings.max_model_len or most_positions(config)
         if longest is None:
             raise UsageError(
                 "config.json does not say how long a text the model reads",
@@ -120,8 +123,21 @@ class VllmEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
-                **({} if self._has_gpu else {"max_num_seqs": self._sequences_per_prompt}),
+                trust_remote_code=False,
+                **({} if self._has_gpu else self._on_cpu()),
             )
+
+    def _on_cpu(self) -> dict[str, Any]:
+        """A prefill that is cut in two gives back the random number it drew at the cut, which
+        torch's generators on CPUs can't do: whole ones only. Then a step has to hold the longest.
+        """
+        return {
+            "max_num_seqs": self._sequences_per_prompt,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(
+                self.longest, self._sequences_per_prompt, _LEAST_BATCHED_TOKENS
+            ),
+        }
 
     def _generate(
         self, prompts: Sequence[list[int]], parameters: Sequence["SamplingParams"]

@@ -1,7 +1,9 @@
 """A worker: claim a chunk, annotate its rows, write it, until there is none to claim.
 
-A row that makes the annotator fail is found by halving and rejected, so that the other rows of its
-chunk live; under data.on_error: fail it ends the stage, with the row's name.
+What is wrong with a row the annotator says itself (BadRow). Where it fails, the engine or the model
+is at fault: it is started anew, and the rows are halved until one is left, which is named and ends
+the stage. Were that a bad row, quarantine would drop every row that an engine can't do. It is left
+out only as far as max_failed_rows says.
 """
 
 import json
@@ -19,9 +21,6 @@ from post_training.stages.annotation.chunk_file import claimed, is_done, log_pat
 from post_training.stages.annotation.plan import Chunk, Plan
 from post_training.stages.context import StageContext
 from post_training.stages.progress import Progress
-
-# Rows that fail one after another, and none between that doesn't: then it isn't the rows.
-_MOST_FAILURES = 8
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,18 @@ class Place:
 
 @dataclass
 class Worker:
-    """failed: chunks, with what went wrong. num_failures: rows that failed since one didn't."""
+    """failed: chunks, with what went wrong. num_failed_rows: at which the annotator failed."""
 
     plan: Plan
     place: Place
     make_annotator: Callable[[], Annotator]
     on_error: str
     max_failed_chunks: int
+    max_failed_rows: int
     context: StageContext
     failed: dict[int, str] = field(default_factory=dict)
     num_done: int = 0
-    num_failures: int = 0
+    num_failed_rows: int = 0
     _annotator: Annotator | None = None
     _seen: set[int] = field(default_factory=set)
 
@@ -153,8 +153,8 @@ class _Attempt:
         """Each row's line, or why there is none. Errors: PostTrainingError."""
         try:
             outputs = self.annotator(rows)
-        except PostTrainingError:
-            raise
+        except (PostTrainingError, OSError):
+            raise  # It says itself what is wrong; a lost file system is no row's fault either.
         except Exception as error:
             what = f"{len(rows)} rows from {rows[0][ID]}"
             self.worker._log(self.chunk, f"{what}\n{traceback.format_exc()}")
@@ -162,15 +162,16 @@ class _Attempt:
             if len(rows) > 1:
                 half = len(rows) // 2
                 return self.annotate(rows[:half]) + self.annotate(rows[half:])
-            self.worker.num_failures += 1
-            if self.worker.num_failures >= _MOST_FAILURES:
+            self.worker.num_failed_rows += 1
+            if self.worker.num_failed_rows > self.worker.max_failed_rows:
                 raise PostTrainingError(
-                    f"{_MOST_FAILURES} rows failed one after another: {_first_line(error)}",
+                    f"the model or its engine failed at row {rows[0][ID]}: {_first_line(error)}",
                     where=str(log_path(self.worker.plan, self.chunk)),
+                    hint="the row is not known to be bad, and data.on_error does not leave it out; "
+                    "max_failed_rows: 1 does, once you know why",
                 ) from None
             return self._lines(rows, [BadRow("failed", _first_line(error))])
         assert len(outputs) == len(rows), f"{len(rows)} rows became {len(outputs)}"
-        self.worker.num_failures = 0
         return self._lines(rows, outputs)
 
     def _lines(self, rows: list[Row], outputs: list[Row | BadRow]) -> list[bytes | BadRow]:
@@ -184,10 +185,9 @@ class _Attempt:
                 self.num_branches += len(output.get(BRANCHES, SIDES))
             except BadRow as bad:
                 if self.worker.on_error == "fail" and bad.reason not in MEANT:
-                    log = log_path(self.worker.plan, self.chunk)  # Has the traceback, of a failure.
                     raise PostTrainingError(
                         f"{row[ID]}: {bad.problem}",
-                        where=str(log) if log.exists() else f"chunk {self.chunk.number}",
+                        where=f"chunk {self.chunk.number}",
                         hint="leave out such rows: data.on_error: skip, or quarantine",
                     ) from None
                 lines.append(bad)

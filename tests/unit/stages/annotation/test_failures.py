@@ -1,5 +1,6 @@
-"""A row that can't be done is found and named; the others live as asked."""
+"""A bad row is left out as asked; a failure of the engine or the model is never a row's fault."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from annotation_runs import CountWords, ids, run, settings, write_prompts
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
+from post_training.data.rows import BadRow
+from post_training.stages.annotation.config import ChunkedStageConfig
 
 
 class Poisoned(CountWords):
@@ -46,8 +49,28 @@ def rejects(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 20])
-def test_poison_row_is_isolated_and_every_other_row_is_done(chunk_rows, prompts, tmp_path):
-    run(quarantining(prompts, chunk_rows=chunk_rows), tmp_path / "run", Poisoned)
+def test_failure_of_the_engine_is_no_fault_of_the_row_it_is_named_at(chunk_rows, prompts, tmp_path):
+    with pytest.raises(PostTrainingError) as error:
+        run(quarantining(prompts, chunk_rows=chunk_rows), tmp_path / "run", Poisoned)
+    row_id = ids(tmp_path / "run/chunks/input.jsonl")[4]
+    assert f"failed at row {row_id}: RuntimeError: the engine died" in str(error.value)
+    assert "data.on_error does not leave it out" in error.value.hint
+    log = tmp_path / f"run/chunks/{4 // chunk_rows:06}.log"
+    assert error.value.where == str(log)
+    assert "Traceback" in log.read_text()
+    assert not (tmp_path / "run/dataset").exists()
+    run(quarantining(prompts, chunk_rows=chunk_rows), tmp_path / "run")  # the fault is gone
+    run(settings(prompts), tmp_path / "healthy")
+    done, healthy = (tmp_path / name / "dataset/rows.jsonl" for name in ("run", "healthy"))
+    assert done.read_bytes() == healthy.read_bytes()
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 20])
+def test_row_at_which_the_engine_failed_is_left_out_where_that_is_asked_for(
+    chunk_rows, prompts, tmp_path
+):
+    config = quarantining(prompts, chunk_rows=chunk_rows, max_failed_rows=1)
+    run(config, tmp_path / "run", Poisoned)
     [reject] = rejects(tmp_path / "run")
     assert (reject["reason"], reject["line"]) == ("failed", 5)
     assert reject["problem"].endswith(": RuntimeError: the engine died")
@@ -60,6 +83,13 @@ def test_poison_row_is_isolated_and_every_other_row_is_done(chunk_rows, prompts,
     assert counts == {"num_rows": 19, "num_branches": 38, "rejected": {"failed": 1}}
 
 
+def test_leaving_rows_out_is_refused_where_bad_rows_are_fatal(prompts):
+    with pytest.raises(
+        ValueError, match=r"max_failed_rows: leaves rows out, and data\.on_error is"
+    ):
+        ChunkedStageConfig.model_validate(settings(prompts, max_failed_rows=1))
+
+
 def test_halving_takes_few_calls(prompts, tmp_path):
     annotators = []
 
@@ -67,55 +97,56 @@ def test_halving_takes_few_calls(prompts, tmp_path):
         annotators.append(Poisoned())
         return annotators[-1]
 
-    run(quarantining(prompts, chunk_rows=16), tmp_path / "run", make)
+    config = quarantining(prompts, chunk_rows=16, max_failed_rows=1)
+    run(config, tmp_path / "run", make)
     assert annotators[0].calls == [16, 8, 4, 4, 2, 1, 1, 2, 8, 4]
 
 
-def test_poison_row_is_named_where_bad_rows_are_fatal(prompts, tmp_path):
-    with pytest.raises(PostTrainingError) as error:
-        run(settings(prompts, workers={"index": 0, "count": 1}), tmp_path / "run", Poisoned)
-    row_id = ids(tmp_path / "run/chunks/input.jsonl")[4]
-    assert f"{row_id}: RuntimeError: the engine died" in str(error.value)
-    assert error.value.where == str(tmp_path / "run/chunks/000001.log")
-    assert "Traceback" in (tmp_path / "run/chunks/000001.log").read_text()
-    run(settings(prompts), tmp_path / "run")  # the fault is gone: the rest is done
-    run(settings(prompts), tmp_path / "healthy")
-    assert hash_files(tmp_path / "run/dataset") == hash_files(tmp_path / "healthy/dataset")
-
-
-def test_engine_that_fails_at_everything_ends_the_stage_soon(prompts, tmp_path):
+@pytest.mark.parametrize("chunk_rows", [1, 3, 20])
+@pytest.mark.parametrize("most", [0, 2])
+def test_engine_that_fails_at_everything_ends_the_stage_soon(most, chunk_rows, prompts, tmp_path):
     class Broken(CountWords):
         poison = "question"
 
     annotator = Broken()
-    with pytest.raises(PostTrainingError, match="8 rows failed one after another: RuntimeError"):
-        run(quarantining(prompts, chunk_rows=20), tmp_path / "run", lambda: annotator)
-    assert len(annotator.calls) < 20
-    assert not list((tmp_path / "run/chunks").glob("0*.json"))
-
-
-@pytest.mark.parametrize("chunk_rows", [1, 3, 7])
-def test_engine_that_fails_at_everything_ends_the_stage_whatever_the_chunks(
-    chunk_rows, prompts, tmp_path
-):
-    class Broken(CountWords):
-        poison = "question"
-
-    annotator = Broken()
-    with pytest.raises(PostTrainingError, match="8 rows failed one after another: RuntimeError"):
-        run(quarantining(prompts, chunk_rows=chunk_rows), tmp_path / "run", lambda: annotator)
-    assert annotator.calls.count(1) == 8
+    config = quarantining(prompts, chunk_rows=chunk_rows, max_failed_rows=most)
+    with pytest.raises(PostTrainingError, match=r"failed at row .*: RuntimeError"):
+        run(config, tmp_path / "run", lambda: annotator)
+    assert annotator.calls.count(1) == most + 1
     assert not (tmp_path / "run/dataset").exists()
 
 
-def test_rows_that_all_fail_leave_no_dataset(tmp_path):
-    class Broken(CountWords):
-        poison = "question"
+def test_file_system_that_is_lost_ends_the_stage_as_what_it_is(prompts, tmp_path):
+    class Lost(CountWords):
+        def __call__(self, rows):
+            raise OSError(errno.ESTALE, "stale file handle")
+
+    annotator = Lost()
+    with pytest.raises(OSError, match="stale file handle"):  # launch/outcome.py tries it again
+        run(quarantining(prompts), tmp_path / "run", lambda: annotator)
+
+
+def test_rows_that_are_all_bad_leave_no_dataset(tmp_path):
+    class Refusing(CountWords):
+        def annotated(self, row):
+            return BadRow("empty", "says nothing")
 
     few = write_prompts(tmp_path / "few.jsonl", 5)
-    with pytest.raises(PostTrainingError, match="no row is left: 5 rows left out: 5 failed"):
-        run(quarantining(few), tmp_path / "run", Broken)
+    with pytest.raises(PostTrainingError, match="no row is left: 5 rows left out: 5 empty"):
+        run(quarantining(few), tmp_path / "run", Refusing)
     assert not (tmp_path / "run/dataset").exists()
+
+
+def test_bad_row_is_named_where_bad_rows_are_fatal(prompts, tmp_path):
+    class Refusing(CountWords):
+        def annotated(self, row):
+            bad = row["initial_prompt"]["content"].startswith("question 4")
+            return BadRow("empty", "says nothing") if bad else super().annotated(row)
+
+    with pytest.raises(PostTrainingError, match="says nothing") as error:
+        run(settings(prompts), tmp_path / "run", Refusing)
+    assert ids(tmp_path / "run/chunks/input.jsonl")[4] in str(error.value)
+    assert error.value.where == "chunk 1"
 
 
 class FailsInChunks(CountWords):
