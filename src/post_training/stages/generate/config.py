@@ -1,6 +1,6 @@
 """The configuration of `entrypoint generate`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
@@ -39,6 +39,8 @@ class GenerateConfig(ChunkedStageConfig):
     folder, which they hold in any case. exclude_truncated: truncated samples are left out, not
     only marked.
     """
+
+    version: ClassVar[int] = 2
 
     model: ModelConfig
     data: TemplatedDataConfig

@@ -82,7 +82,7 @@ class Generator(Annotator):
         if isinstance(ids, BadRow):
             return ids
         limit = self.sampler.max_length()
-        if len(ids) >= limit:
+        if limit is not None and len(ids) >= limit:
             return BadRow("too-long", f"a prompt of {len(ids)} tokens (the model reads {limit})")
         seed = prompt_seed(self.config.seed, row[ID], self.config.sampling.n)
         return Prompt(ids.tolist(), seed)

@@ -3,23 +3,33 @@
 A batch is the n samples of one prompt, from its first step to its last: samples that have ended
 stay in it. So no matrix product ever has a shape, and no sample a neighbour, that depends on which
 prompts a worker has beside it, and the bits of a sample are the same in every chunk. The prompt is
-read once, and its cache shared out.
+read once, and its cache shared out, where the model's cache is one of keys and values.
 
-Each sample has its own generator of random numbers, on the CPU; a number picks the token by the
-running total of the probabilities in float64.
+Each sample has its own generator of random numbers (sampling.py); a number picks the token by the
+running total of the probabilities in float64, on the CPU.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from post_training.data.tokenize import Encoder
 from post_training.models.device import on_device
+from post_training.models.left_out import told
 from post_training.models.load import check_vocabulary, load_model
+from post_training.models.positions import most_positions
 from post_training.stages.annotation.reading_model import load_own_tokenizer
 from post_training.stages.context import StageContext
 from post_training.stages.generate.config import GenerateConfig, SamplingConfig
 from post_training.stages.generate.endings import Endings
-from post_training.stages.generate.sampling import Completion, Prompt, Sampler
+from post_training.stages.generate.sampling import (
+    Completion,
+    Prompt,
+    Sampler,
+    random_numbers,
+)
 
 
 class TransformersSampler(Sampler):
@@ -32,12 +42,18 @@ class TransformersSampler(Sampler):
             dtype=config.model.dtype,
             attn_implementation=config.model.attn_implementation,
         )
+        if (left_out := told(model, config.model.path)) is not None:
+            context.log(f"warning: {left_out}")
         check_vocabulary(model, load_own_tokenizer(config.model.path, config.data))
         self.model = on_device(model, context.ranks.local_rank)
+        # A state, such as that of linear attention, can't be handed out as keys and values can: the
+        # prompt is then read n times.
+        layers = DynamicCache(config=model.config).layers
+        self._shares_prompts = all(isinstance(layer, DynamicLayer) for layer in layers)
         self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
 
-    def max_length(self) -> int:
-        return self.model.config.max_position_embeddings
+    def max_length(self) -> int | None:
+        return most_positions(self.model.config)
 
     def sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
         return [self._sample(prompt) for prompt in prompts]
@@ -45,18 +61,22 @@ class TransformersSampler(Sampler):
     @torch.inference_mode()
     def _sample(self, prompt: Prompt) -> list[Completion]:
         n = self.settings.n
-        generators = [torch.Generator().manual_seed(prompt.seed + j) for j in range(n)]
+        generators = [random_numbers(prompt.seed + j) for j in range(n)]
         drawn: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
         is_open = [True] * n
-        output = self.model(
-            input_ids=torch.tensor([prompt.ids], device=self.model.device), logits_to_keep=1
-        )
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(n)
-        logits_NV = output.logits[:, -1].expand(n, -1)
-        room = self.max_length() - len(prompt.ids)
-        for _ in range(min(self.settings.max_tokens, room)):
+        ids = torch.tensor([prompt.ids], device=self.model.device)
+        if self._shares_prompts:
+            output = self.model(input_ids=ids, logits_to_keep=1)
+            cache = output.past_key_values
+            cache.batch_repeat_interleave(n)
+            logits_NV = output.logits[:, -1].expand(n, -1)
+        else:
+            output = self.model(input_ids=ids.repeat(n, 1), logits_to_keep=1, use_cache=True)
+            cache = output.past_key_values
+            logits_NV = output.logits[:, -1]
+        most, limit = self.settings.max_tokens, self.max_length()
+        for _ in range(most if limit is None else min(most, limit - len(prompt.ids))):
             tokens_N, logprobs_N = self._draw(logits_NV.float().cpu(), generators)
             for j in range(n):
                 if is_open[j]:
@@ -74,7 +94,7 @@ class TransformersSampler(Sampler):
         ]
 
     def _draw(
-        self, logits_NV: Tensor, generators: list[torch.Generator]
+        self, logits_NV: Tensor, generators: list[np.random.Generator]
     ) -> tuple[list[int], list[float]]:
         """A token for each row, and its log-probability in float32."""
         tokens_N = draw(logits_NV, self.settings, generators)
@@ -89,14 +109,14 @@ class TransformersSampler(Sampler):
         return num_tokens > 0 and self.endings.cut(ids[-num_tokens:]) is not None
 
 
-def draw(logits_NV: Tensor, settings: SamplingConfig, generators: list[torch.Generator]) -> Tensor:
+def draw(
+    logits_NV: Tensor, settings: SamplingConfig, generators: list[np.random.Generator]
+) -> Tensor:
     """int64 [N], one token drawn from each row. logits: float32 [N, V], on the CPU.
 
     Each generator gives one number in every call, whatever becomes of it.
     """
-    numbers_N = torch.stack(
-        [torch.rand((), dtype=torch.float64, generator=generator) for generator in generators]
-    )
+    numbers_N = torch.tensor([generator.random() for generator in generators], dtype=torch.float64)
     if settings.temperature == 0:
         return logits_NV.argmax(-1)
     probs_NV = (logits_NV.double() / settings.temperature).softmax(-1)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from post_training.data.tokenize import Encoder
 from post_training.stages.annotation.vllm_engine import VllmEngine
 from post_training.stages.context import StageContext
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 class VllmSampler(Sampler):
     def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
         self.settings = config.sampling
+        if not torch.cuda.is_available() and self.settings.temperature > 0:
+            context.log(
+                "warning: vLLM on CPUs takes 32 bits of a seed, so that of many thousand prompts "
+                "two can draw by the same numbers; backend: transformers takes all of it"
+            )
         self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
         self.engine = VllmEngine(
             config.model, config.vllm, context, sequences_per_prompt=self.settings.n
