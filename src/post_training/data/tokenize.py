@@ -78,11 +78,15 @@ class Encoder:
         state["truncation"] = state["padding"] = state["post_processor"] = None
         first_ids = tokenizer("a")["input_ids"][:1]
         backend, lengths = Tokenizer.from_str(json.dumps(state)), byte_lengths(state)
+        special_tokens = dict(tokenizer.special_tokens_map)
+        control = None
+        if control_tokens == "refuse":
+            control = control_pattern(state, template, special_tokens)
         encoder = cls(
             template=template,
             backend=backend,
-            special_tokens=dict(tokenizer.special_tokens_map),
-            control=control_pattern(state, template) if control_tokens == "refuse" else None,
+            special_tokens=special_tokens,
+            control=control,
             bos_ids=tuple(first_ids) if first_ids == [tokenizer.bos_token_id] else (),
             eos_id=tokenizer.eos_token_id,
             lengths=lengths,

@@ -19,6 +19,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from post_training.core.errors import PostTrainingError
 from post_training.data.token_pattern import any_of
 
 # Of GPT-2, Llama 3, Qwen 2, and Mistral's tekken, which Apertus has; sources: encoder.py of
@@ -49,6 +50,8 @@ _BEFORE_SPACE = re.compile(r"(?<=[!-~\w])(?= )")
 _AS_BYTES = {ord("\t"): "ĉ", ord("\n"): "Ċ", ord("\r"): "č", ord(" "): "Ġ"}
 _MOST_WORDS = 1 << 18  # Of a table, some 50 MB; one that is full begins anew.
 _LONGEST_WORD = 64
+# Texts of each call that the library encodes too: the first rows of each source are among them.
+_PROVED = 2
 
 
 class _Table(dict[str, tuple[int, ...] | list[int]]):
@@ -94,7 +97,10 @@ class WordTokenizer:
         return cls(backend, ascii_pattern(pattern), added, re.compile(f"({any_of([*added])})"))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, without what a post-processor adds."""
+        """The ids of each text, without what a post-processor adds.
+
+        Errors: PostTrainingError where the library has others for one of the first texts.
+        """
         table = self._table
         if len(table) > _MOST_WORDS:
             table.clear()
@@ -107,7 +113,26 @@ class WordTokenizer:
         for part in new:
             if len(part) > _LONGEST_WORD:
                 del table[part]
+        self._prove(texts[:_PROVED], ids)
         return ids
+
+    def _prove(self, texts: list[str], ids: list[list[int]]) -> None:
+        """That both engines agree was tried on patterns that are known; here it is on the data."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for text, own, encoding in zip(texts, ids, encodings, strict=False):
+            if own != encoding.ids:
+                place = next(
+                    (n for n, pair in enumerate(zip(own, encoding.ids, strict=False))
+                     if pair[0] != pair[1]),
+                    min(len(own), len(encoding.ids)),
+                )  # fmt: skip
+                raise PostTrainingError(
+                    f"our table of words gives other ids than the tokenizers library, from token "
+                    f"{place} on: {own[place : place + 3]}, must be "
+                    f"{encoding.ids[place : place + 3]} (text: {text[:60]!r})",
+                    where="the tokenizer",
+                    hint="this is a fault of ours: tell us the tokenizer and the text",
+                )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the table, which a worker fills for itself."""

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("tokenizers")
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from post_training.core.errors import PostTrainingError
 from post_training.data import word_tokenizer
 from post_training.data.word_tokenizer import PATTERNS, WordTokenizer, ascii_pattern
 
@@ -139,3 +141,18 @@ def test_other_ways_to_cut_are_left_to_the_library(pre_tokenizer: Any):
     tokenizer.pre_tokenizer = pre_tokenizer
     assert words_of(tokenizer) is None
     assert words_of(make_tokenizer(re.sub("s", "x", PATTERNS[1], count=1))) is None
+
+
+def test_words_that_the_library_cuts_otherwise_are_noticed_in_the_data():
+    tokenizer = make_tokenizer(PATTERNS[0])
+    words = words_of(tokenizer)
+    assert words is not None
+    assert words.encode(["It's 12", "fine"]) == [
+        of_library(tokenizer, "It's 12"),
+        [*of_library(tokenizer, "fine")],
+    ]
+    wrong = replace(words, words=re.compile(r"\S+|\s+"))
+    with pytest.raises(
+        PostTrainingError, match="other ids than the tokenizers library, from token"
+    ):
+        wrong.encode(["say: it's 12 of 345 don't"])

@@ -8,13 +8,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from post_training.data.chat.proof import RENDERING_FAILURES
+from post_training.data.chat.proof import PROBE, RENDERING_FAILURES
 from post_training.data.chat.rendering import MessageDicts, Part, Spans, message_dicts, render
 from post_training.data.chat.templates import MARKERS, ChatTemplate
 from post_training.data.rows import BadRow, Conversation, Text
 from post_training.data.token_pattern import any_of
 
 _TOOL_NEEDS = {"tools", "calls"}
+_CONTROL = re.compile(r"<[|｜].*[|｜]>|\[/?[A-Z_]+\]", re.DOTALL)
+_PART_OF_AN_ANSWER = re.compile(r"</?[a-z_]*(think|reason|tool|function|answer|response)[a-z_]*>")
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,38 @@ class Layout:
     parts: list[Part]
 
 
-def control_pattern(backend: dict[str, Any], template: ChatTemplate) -> re.Pattern[str] | None:
-    """Finds a token that a content may not hold, the longest where several begin.
+def control_pattern(
+    backend: dict[str, Any], template: ChatTemplate, special_tokens: dict[str, str]
+) -> re.Pattern[str] | None:
+    """Finds a token that a content may not hold, the longest where several begin: the special ones,
+    the template's markers, and of the other added tokens
 
-    backend: a tokenizer.json.
+    - those in brackets of control tokens: `<｜User｜>` of DeepSeek, `<|fim_prefix|>` of Qwen
+    - those that the template writes outside the answers, as a role
+
+    Others are ordinary text to a user, and answers hold them: `</think>` and `<tool_call>` of
+    Qwen, `<table>` and several newlines of Gemma. backend: a tokenizer.json.
     """
-    tokens = {token["content"] for token in backend["added_tokens"] if token["special"]}
+    added = backend["added_tokens"]
+    tokens = {token["content"] for token in added if token["special"]}
     tokens |= set(MARKERS.get(template.name, ()))
+    others = {token["content"] for token in added} - tokens
+    frame = _frame(template, special_tokens)
+    tokens |= {
+        token
+        for token in others
+        if _CONTROL.fullmatch(token)
+        or (token in frame and token.strip() and not _PART_OF_AN_ANSWER.fullmatch(token))
+    }
     return re.compile(any_of(sorted(tokens))) if tokens else None
+
+
+def _frame(template: ChatTemplate, special_tokens: dict[str, str]) -> str:
+    """What the template writes around the contents of a conversation of texts alone."""
+    text, spans = render(template.text, message_dicts(PROBE), special_tokens)
+    for start, end in reversed(spans):
+        text = f"{text[:start]}\n{text[end:]}"
+    return text
 
 
 def lay_out(

@@ -56,6 +56,41 @@ def test_encode_special_token_in_a_thought_or_call_is_refused(call: Message, tok
     assert reason(result) == "control-token: the content holds the token <|assistant_end|>"
 
 
+@pytest.mark.parametrize(
+    ("token", "is_refused"),
+    [
+        ("<｜User｜>", True),
+        ("<|fim_prefix|>", True),
+        ("[TOOL_X]", True),
+        ("</think>", False),
+        ("<tool_call>", False),
+        ("<table>", False),
+        ("\n\n\n", False),
+    ],
+)
+def test_encode_added_token_that_is_not_special_is_refused_where_it_controls(
+    token: str, is_refused: bool, tokenizer: Any
+):
+    tokenizer.add_tokens([token])
+    [asked] = encoder(tokenizer).encode([Conversation((user(f"a{token}b"), assistant("c")))])
+    [answered] = encoder(tokenizer).encode([Conversation((user("a"), assistant(f"b{token}c")))])
+    for result in (asked, answered):
+        if is_refused:
+            assert reason(result) == f"control-token: the content holds the token {token}"
+        else:
+            assert tokenizer.convert_tokens_to_ids(token) in result.ids.tolist()
+
+
+def test_encode_added_token_that_the_template_writes_as_a_role_is_refused(tokenizer: Any):
+    """Tulu writes its roles as text; here one of them is a token."""
+    tokenizer.add_tokens(["user"])
+    written = encoder(tokenizer, name="tulu").template.text
+    assert "user" in written
+    row = Conversation((user("a user b"), assistant("c")))
+    [result] = encoder(tokenizer, name="tulu").encode([row])
+    assert reason(result) == "control-token: the content holds the token user"
+
+
 def test_encode_names_the_longest_special_token(tokenizer: Any):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<a>b", "<ab>", "[x]"]})
     rows = [Text(f"0 {content} 1") for content in ("<a>c", "<a>b", "<ab>", "[x]", "<b> <a [x")]
