@@ -232,7 +232,7 @@ def test_packing_of_experts_is_not_refused_for_rounding():
     [
         ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2}, "chunked_attention"),
         ("deepseek_v32", SMALL_EXPERTS, "indexed_attention"),
-        ("mamba", {}, "mamba"),
+        ("mamba", {}, "linear_attention"),
     ],
 )
 def test_packing_in_a_model_whose_chunks_are_of_the_row_is_refused(
@@ -257,7 +257,7 @@ def test_model_whose_own_code_fails_in_training_is_told_in_one_line(
     model: Path, config: dict[str, Any], tmp_path: Path
 ):
     folder = folder_of("mamba", model, tmp_path / "mamba", state_size=4)
-    settings = {"model.path": str(folder), "training.max_steps": 1}
+    settings = {"model.path": str(folder), "model.attn_implementation": "eager"}
     with pytest.raises(PostTrainingError) as refusal:
         sft(changed(config, **settings), tmp_path / "run")
     assert str(refusal.value).startswith(f"{folder}: models of the type mamba can't be used so: ")

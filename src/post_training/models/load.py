@@ -140,19 +140,17 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     mixture are one tensor, in files each has its own name. For the moment there are two models.
     Errors: PostTrainingError where a name, a size or a dtype is not the model's.
     """
-    try:
+    with _explained(path, "the weights can't be loaded"):
         loaded, info = type(model).from_pretrained(
             path,
             config=copy.deepcopy(model.config),
             dtype=model.dtype,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # _check_complete's error says more
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        problem = f"the weights can't be loaded: {_first_line(error)}"
-        raise PostTrainingError(problem, where=str(path)) from None
     _check_complete(path, info)
     if unexpected := sorted(info["unexpected_keys"]):
         raise PostTrainingError(
