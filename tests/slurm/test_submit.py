@@ -73,6 +73,21 @@ def test_submitted_run_killed_is_counted_and_ends_in_the_same_bytes(slurm, job, 
     assert "killed by signal 9 (suspected: n1): failure 1 of 3 that may be tried again" in log
 
 
+def test_submitted_run_that_the_queue_alone_knows_is_not_queued_twice(slurm, job):
+    slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    try:
+        job_id = slurm.submit(STEPS, "run_dir=jobs/unknown")
+        # As if the command had been killed before it wrote down the id.
+        (job / "jobs/unknown/slurm/submission.json").unlink()
+        command = ("submit", "sft", "sft.yaml", "--environment=submitted.toml")
+        slurm.post_training(*command, STEPS, "run_dir=jobs/unknown", check=False)
+        assert f"job {job_id} is already in the queue for this folder (pending)" in slurm.stderr
+        slurm.run("scancel", job_id)
+        slurm.wait()
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=main", "State=UP")
+
+
 def test_submitted_run_with_a_missing_file_is_not_tried_again(slurm, job):
     job_id = slurm.submit("run_dir=jobs/missing", "data.datasets[0].path=nowhere.jsonl")
     assert slurm.wait(job_id) == "FAILED"
