@@ -10,45 +10,51 @@ hexadecimal digits is also a commit) is found only under a variable's name that 
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from post_training.core.credentials import CREDENTIALS
 
-# What they are called, and how they look. README.md has the same list ("Secrets").
-_FORMS = {
-    "OpenAI key": r"sk-(?:(?:proj|svcacct|admin|None)-[\w-]{20,}|[A-Za-z0-9]{32,})",
-    "Anthropic key": r"sk-ant-[a-z]+[0-9]{2}-[\w-]{20,}",
-    "OpenRouter key": r"sk-or-v1-[0-9a-f]{32,}",
-    "Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{24,}",
-    "GitHub token": r"gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{22,}",
-    "GitLab token": r"gl(?:pat|dt|rt|ptt|ft|soat|cbt|imt|agent|oas)-[\w-]{20,}",
-    "AWS key": r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"
-    r"|aws_secret_access_key[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}",
-    "Google key": r"AIza[\w-]{35}|ya29\.[\w-]{20,}",
-    "Slack token": r"xox[abeoprs]-[\w-]{10,}|xapp-[0-9]-[\w-]{20,}",
-    "W&B key": r"wandb_v1_\w{20,}",
-    "NVIDIA key": r"nvapi-[\w-]{40,}",
-    "PyPI token": r"pypi-AgEI[\w-]{20,}",
-    "npm token": r"npm_[A-Za-z0-9]{36}",
-    "Docker token": r"dckr_pat_[\w-]{20,}",
-    "Stripe key": r"[rs]k_live_[A-Za-z0-9]{20,}",
-    "JSON web token": r"eyJ[\w-]{8,}\.eyJ[\w-]{4,}\.[\w-]*",
-    "bearer token": r"[Bb]earer\s+(?=\S*[0-9])[\w.~+/-]{20,}=*",
-    "basic authorization": r"[Aa]uthorization[\"']?:\s*[\"']?[Bb]asic\s+[A-Za-z0-9+/]{12,}=*",
+# What they are called, how they begin, and how they go on. README.md has the same list.
+_FORMS = (
+    ("OpenAI key", ["sk-"], r"(?:(?:proj|svcacct|admin|None)-[\w-]{20,}|[A-Za-z0-9]{32,})"),
+    ("Anthropic key", ["sk-ant-"], r"[a-z]+[0-9]{2}-[\w-]{20,}"),
+    ("OpenRouter key", ["sk-or-v1-"], r"[0-9a-f]{32,}"),
+    ("Hugging Face token", ["hf_", "api_org_"], r"[A-Za-z0-9]{24,}"),
+    ("GitHub token", ["gho_", "ghp_", "ghr_", "ghs_", "ghu_"], r"[A-Za-z0-9]{20,}"),
+    ("GitHub token", ["github_pat_"], r"\w{22,}"),
+    ("GitLab token", ["gl"], r"(?:pat|dt|rt|ptt|ft|soat|cbt|imt|agent|oas)-[\w-]{20,}"),
+    ("AWS key", ["AKIA", "ASIA"], r"[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    ("AWS key", ["aws_secret_access_key"], r"[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}"),
+    ("Google key", ["AIza"], r"[\w-]{35}"),
+    ("Google key", ["ya29."], r"[\w-]{20,}"),
+    ("Slack token", ["xox"], r"[abeoprs]-[\w-]{10,}"),
+    ("Slack token", ["xapp-"], r"[0-9]-[\w-]{20,}"),
+    ("W&B key", ["wandb_v1_"], r"\w{20,}"),
+    ("NVIDIA key", ["nvapi-"], r"[\w-]{40,}"),
+    ("PyPI token", ["pypi-AgEI"], r"[\w-]{20,}"),
+    ("npm token", ["npm_"], r"[A-Za-z0-9]{36}"),
+    ("Docker token", ["dckr_pat_"], r"[\w-]{20,}"),
+    ("Stripe key", ["rk_live_", "sk_live_"], r"[A-Za-z0-9]{20,}"),
+    ("JSON web token", ["eyJ"], r"[\w-]{8,}\.eyJ[\w-]{4,}\.[\w-]*"),
+    ("bearer token", ["Bearer", "bearer"], r"\s+(?=\S{0,200}[0-9])[\w.~+/-]{20,}=*"),
+    ("basic authorization", ["Authorization", "authorization"],
+     r"[\"']?:\s*[\"']?[Bb]asic\s+[A-Za-z0-9+/]{12,}=*"),
     # A variable or a placeholder in its place is none.
-    "password in an address": r"[a-z][a-z0-9+.-]*://[^/\s:@\"'<>{}$*]*:[^/\s@\"'<>{}$*]+@",
-    "private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
-    r"(?=.{0,300}?[A-Za-z0-9+/]{32}).*?"
-    r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-}
-_SECRET = re.compile(
-    "|".join(
-        rf"(?P<form{index}>(?<![A-Za-z0-9_-])(?:{form}))"
-        for index, form in enumerate(_FORMS.values())
-    ),
-    re.DOTALL,
-)
-_KINDS = list(_FORMS)
+    ("password in an address", ["://"],
+     r"(?P<secret>[^/\s:@\"'<>{}$*]{0,200}:[^/\s@\"'<>{}$*]{1,500}@)"),
+    ("private key", ["-----BEGIN "],
+     r"(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?=.{0,300}?[A-Za-z0-9+/]{32}).*?"
+     r"(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)"),
+)  # fmt: skip
+# A beginning is found as text, which is fast; what follows it, there alone.
+_PATTERNS = [
+    (kind, start, re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(start)}{rest}", re.DOTALL))
+    if start != "://"
+    else (kind, start, re.compile(re.escape(start) + rest))
+    for kind, starts, rest in _FORMS
+    for start in starts
+]
 _ALWAYS = {credential.value_variable for credential in CREDENTIALS}
 _SECRET_WORDS = re.compile(
     r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:_|$)",
@@ -63,20 +69,31 @@ _OPAQUE_VALUE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w+/=.~-]{12,}")
 
 
 def find_secret(text: str) -> str | None:
-    """The kind of the first secret in the text."""
-    found = _SECRET.search(text)
-    return found and _kind(found)
+    """The kind of a secret in the text."""
+    return next((kind for kind, _, _ in _found(text)), None)
 
 
 def redact(text: str) -> tuple[str, list[str]]:
     """The text without its secrets, and the kinds that stood there, sorted."""
-    kinds: set[str] = set()
+    kinds, parts, done = set(), [], 0
+    for kind, begin, end in sorted(_found(text), key=lambda each: (each[1], -each[2])):
+        if begin >= done:  # Not within the one before.
+            parts += [text[done:begin], redacted(kind)]
+            done = end
+            kinds.add(kind)
+    return "".join([*parts, text[done:]]), sorted(kinds)
 
-    def replaced(found: re.Match[str]) -> str:
-        kinds.add(_kind(found))
-        return redacted(_kind(found))
 
-    return _SECRET.sub(replaced, text), sorted(kinds)
+def _found(text: str) -> Iterator[tuple[str, int, int]]:
+    """The kind of each secret, where it begins and ends."""
+    for kind, start, pattern in _PATTERNS:
+        place = text.find(start)
+        while place >= 0:
+            found = pattern.match(text, place)
+            if found:
+                group = "secret" if "secret" in pattern.groupindex else 0
+                yield kind, found.start(group), found.end(group)
+            place = text.find(start, max(place + 1, found.end() if found else 0))
 
 
 def redacted(kind: str) -> str:
@@ -124,7 +141,3 @@ def redact_all(value: Any, place: str = "") -> tuple[Any, list[str]]:
             told += found
         return items, told
     return value, told
-
-
-def _kind(found: re.Match[str]) -> str:
-    return _KINDS[int((found.lastgroup or "").removeprefix("form"))]

@@ -17,7 +17,6 @@ SECRETS = {
     "JSON web token": ["eyJ" + "hbGciOiJub25lIn0.eyJ" + "zdWIiOiJ0b3kifQ.aaaaaaaaaaaa"],
     "bearer token": ["Bearer " + 12 * "a1"],
     "basic authorization": ["Authorization: Basic " + 16 * "a"],
-    "password in an address": ["http://someone:" + "not-a-real-one@"],
     "private key": [
         f"-----BEGIN {kind}PRIVATE KEY-----\n{64 * 'a'}\n-----END {kind}PRIVATE KEY-----"
         for kind in ("", "RSA ", "OPENSSH ")
@@ -49,6 +48,20 @@ def test_secret_is_found_and_redacted_wherever_it_stands(kind, text):
         whole = f"{before}{text}{after}"
         assert find_secret(whole) == kind
         assert redact(whole) == (f"{before}[redacted: {kind}]{after}", [kind])
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql", "https"])
+def test_secret_in_an_address_is_the_name_and_the_password(scheme):
+    address = f"{scheme}://someone:" + "not-a-real-one@proxy.example.org:3128"
+    assert find_secret(address) == "password in an address"
+    told = f"{scheme}://[redacted: password in an address]proxy.example.org:3128"
+    assert redact(address) == (told, ["password in an address"])
+
+
+def test_secret_two_in_one_text_are_both_redacted():
+    tokens = ["hf_" + 34 * "a", "ghp_" + 36 * "a"]
+    told = "a [redacted: Hugging Face token] b [redacted: GitHub token]"
+    assert redact(f"a {tokens[0]} b {tokens[1]}") == (told, ["GitHub token", "Hugging Face token"])
 
 
 @pytest.mark.parametrize("text", NONE)
