@@ -7,6 +7,9 @@ Every setting has a role (see "Identity" in the README). Unmarked settings are r
         num_processes: Annotated[int, Role.TOPOLOGY] = 1   # changes bits, not the intent
         output_dir: Annotated[Path, Role.PLACEMENT]        # where things go
         path: Annotated[Path, Role.INPUT]                  # counts by its content, not its name
+
+A setting that is added once runs are recorded is marked ADDED_LATER. At its default it is left out
+of what is hashed and compared: what is computed is what it was, so its identity is too.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +26,13 @@ class Role(Enum):
     INPUT = "input"
 
 
+class Mark(Enum):
+    ADDED_LATER = "added later"
+
+
+ADDED_LATER = Mark.ADDED_LATER
+
+
 class Config(BaseModel):
     """Base of every configuration model: immutable, and an unknown key is an error."""
 
@@ -33,13 +43,18 @@ def not_default(config: Config, names: Iterable[str]) -> list[str]:
     """Of these settings, those that don't have their default; by value, as a resolved configuration
     has every default written out."""
     fields = type(config).model_fields
-    return [name for name in names if getattr(config, name) != fields[name].default]
+    return [
+        name
+        for name in names
+        if getattr(config, name) != fields[name].get_default(call_default_factory=True)
+    ]
 
 
 def settings_by_role(config: Config) -> dict[Role, dict[str, Any]]:
     """{role: {dotted key: JSON value}} of every leaf setting; list items are `key[0]`.
 
-    A marked field gives its role to everything below it.
+    A marked field gives its role to everything below it. One that is ADDED_LATER is not among them
+    while it has its default.
     """
     settings: dict[Role, dict[str, Any]] = {role: {} for role in Role}
     for key, value, role in _walk(config, "", None):
@@ -50,6 +65,8 @@ def settings_by_role(config: Config) -> dict[Role, dict[str, Any]]:
 def _walk(config: Config, prefix: str, inherited: Role | None) -> Iterator[tuple[str, Any, Role]]:
     dumped = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
+        if ADDED_LATER in field.metadata and not not_default(config, [name]):
+            continue
         marked = next((mark for mark in field.metadata if isinstance(mark, Role)), None)
         role = inherited or marked
         key = f"{prefix}{name}"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from post_training.config.model import Config, Role
+from post_training.config.model import ADDED_LATER, Config, Role
 
 # The formats, and the columns that each is made of; those in brackets may be missing.
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -56,7 +56,7 @@ class DatasetConfig(Config):
     roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(
         default_factory=dict
     )
-    ignore: list[str] = Field(default_factory=list)
+    ignore: Annotated[list[str], ADDED_LATER] = Field(default_factory=list)
     transform: str | None = None
     subsample_factor: PositiveFloat | PositiveInt | None = None
     duplication_factor: PositiveFloat | None = None

@@ -1,6 +1,8 @@
 from typing import Annotated
 
-from post_training.config.model import Config, Role
+from pydantic import Field
+
+from post_training.config.model import ADDED_LATER, Config, Role, settings_by_role
 from post_training.config.recipe import changed_settings, recipe_hash
 
 
@@ -58,3 +60,21 @@ def test_changed_long_setting_is_cut_on_both_sides_and_a_short_one_is_not():
 
 def test_changed_settings_of_equal_runs_are_none():
     assert changed_settings({"x": {"a": 1, "b": [2]}}, {"x": {"b": [2], "a": 1}}) == []
+
+
+class LaterRun(Run):
+    names: Annotated[list[str], ADDED_LATER] = Field(default_factory=list)
+    limit: Annotated[int, Role.TOPOLOGY, ADDED_LATER] = 0
+
+
+def test_setting_added_later_at_its_default_leaves_hash_and_record_as_they_were():
+    assert recipe_hash("sft", LaterRun()) == recipe_hash("sft", Run())
+    assert settings_by_role(LaterRun()) == settings_by_role(Run())
+
+
+def test_setting_added_later_that_is_set_is_a_change_of_an_older_record():
+    before, now = settings_by_role(Run()), settings_by_role(LaterRun(names=["a"], limit=2))
+    assert recipe_hash("sft", LaterRun(names=["a"])) != recipe_hash("sft", Run())
+    changed = changed_settings(before[Role.RECIPE], now[Role.RECIPE])
+    assert changed == ["names: (absent) -> ['a']"]
+    assert changed_settings(before[Role.TOPOLOGY], now[Role.TOPOLOGY]) == ["limit: (absent) -> 2"]
