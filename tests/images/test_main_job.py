@@ -162,6 +162,15 @@ def test_what_the_host_leaves_behind_does_not_choose_the_stages_python(inside, j
     assert "temporary: /tmp" in done.stdout
 
 
+def test_file_of_the_working_folder_is_not_taken_for_a_module(inside, job):
+    folder = job / "modules"
+    folder.mkdir()
+    (folder / "argparse.py").write_text("raise SystemExit('of the working folder')")
+    done = inside("entrypoint", "doctor", cwd=folder)
+    assert "of the working folder" not in done.stderr
+    assert "temporary: /tmp" in done.stdout
+
+
 def test_doctor_names_variables_that_point_to_nowhere_and_foreign_code(inside, job):
     left = ["SSL_CERT_FILE=/etc/host-only.pem", "XDG_RUNTIME_DIR=/run/user/4711", "LD_PRELOAD=x.so"]
     done = inside("env", *left, "entrypoint", "doctor", cwd=job)

@@ -69,7 +69,8 @@ class FunctionProcess:
         code = f"from {__name__} import main; main()"
         words = [str(number) for number in (theirs.fileno(), memory, os.getpid())]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
+            # -P: no file of the working folder is a module.
+            [sys.executable, "-P", "-c", code, *words],
             stdin=subprocess.DEVNULL,
             stdout=2,  # stdout is for data
             pass_fds=(theirs.fileno(), memory),
@@ -192,6 +193,7 @@ class _Fault:
 def main() -> None:
     channel, memory, parent = map(int, sys.argv[1:])
     dies_with(parent)()
+    os.environ.pop("PYTHONSAFEPATH", None)  # Ours, and not for programs that a function starts.
     # Ctrl-C and a launcher's signals go to all processes of a run: our parent ends us. Not SIG_IGN,
     # which a program that a function starts would inherit.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

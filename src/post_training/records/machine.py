@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,22 @@ _NAMES = {
     "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION",
     "SLURM_RESTART_COUNT",
 }  # fmt: skip
-_PREFIXES = ("NCCL_", "RCCL_", "FI_", "OMP_", "MKL_", "MIOPEN_", "TORCH_NCCL_")
+_PREFIXES = (
+    *("NCCL_", "RCCL_", "FI_", "OMP_", "MKL_", "MIOPEN_", "TORCH_NCCL_", "VLLM_"),
+    *("TORCHDYNAMO_", "TORCHINDUCTOR_", "OPENBLAS_", "GOMP_", "KMP_"),
+)
+# By these accelerate sets precision, accumulation, compilation and sharding over the configuration.
+_OVERRULING = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 _PLACE = ("CUDA_VISIBLE", "ROCR_VISIBLE", "HIP_VISIBLE", "SLURM_")
+
+
+def remove_overruling(environment: MutableMapping[str, str]) -> list[str]:
+    """Take out the variables by which a library would compute something else than the configuration
+    says; their names, sorted."""
+    names = sorted(name for name in environment if name.startswith(_OVERRULING))
+    for name in names:
+        del environment[name]
+    return names
 
 
 def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -78,6 +78,13 @@ def execute(request: Request) -> int:
     config = load_config(stage.load_config_class(), request.config_path, request.overrides).config
     check_named_files(os.environ)
     launch = detect_launch(os.environ)
+    removed = machine.remove_overruling(os.environ)
+    if removed and (launch is None or launch.rank == 0):
+        print(
+            f"warning: not used: {', '.join(removed)}: the configuration alone says what is "
+            "computed",
+            file=sys.stderr,
+        )
     if launch is None:
         num_processes = config.num_processes or _num_local_devices()
         if num_processes > 1:

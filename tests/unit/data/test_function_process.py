@@ -52,6 +52,14 @@ def test_function_that_does_not_return_fails_with_its_file_and_row(
     assert str(error.value).startswith(f"rows.jsonl:1: transform 'f' of mine.py {problem}")
 
 
+def test_file_of_the_working_folder_is_no_module(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "pickle.py").write_text("raise SystemExit('of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    assert call("pass") == [[row] for row in ROWS]
+
+
 def test_endless_loop_ends_at_the_limit_and_names_the_row(call: Call):
     with pytest.raises(PostTrainingError) as error:
         call("while row['n'] == 2: pass", timeout_s=1)

@@ -3,6 +3,7 @@ from post_training.records.machine import (
     machine,
     portable_environment,
     recorded_environment,
+    remove_overruling,
     scheduler_job,
 )
 
@@ -14,7 +15,6 @@ def test_recorded_environment_is_an_allow_list():
         "NVIDIA_TF32_OVERRIDE": "1",
         "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
         "OMP_NUM_THREADS": "2",
-        "VLLM_API_KEY": "x",
         "SLURM_JOB_ID": "7",
         "HF_TOKEN": "x",
         "WANDB_API_KEY": "x",
@@ -31,6 +31,20 @@ def test_recorded_environment_is_an_allow_list():
     assert "SLURM_JOB_ID" not in portable_environment(recorded)
     assert portable_environment(recorded)["NCCL_NET"] == "AWS Libfabric"
     assert portable_environment(recorded)["NVIDIA_TF32_OVERRIDE"] == "1"
+
+
+def test_remove_overruling_takes_out_what_libraries_would_set_over_the_configuration():
+    kept = {"NCCL_NET": "x", "MY_FSDP_NOTE": "x"}
+    overruling = {"ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_OFFLOAD_PARAMS": "1"}
+    environment = {**kept, **overruling}
+    assert remove_overruling(environment) == list(overruling)
+    assert environment == kept
+
+
+def test_recorded_environment_has_what_chooses_kernels_and_no_key():
+    environment = {"VLLM_ATTENTION_BACKEND": "TORCH_SDPA", "VLLM_API_KEY": "x" * 20}
+    recorded = recorded_environment(environment)
+    assert portable_environment(recorded) == {"VLLM_ATTENTION_BACKEND": "TORCH_SDPA"}
 
 
 def test_recorded_environment_has_no_secret_and_reproduces_none():

@@ -1,6 +1,7 @@
 """What a run says to the script that started it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,25 @@ def test_stage_that_a_library_ends_with_exit_code_0_has_failed(
     assert done.returncode == 1
     assert f"error: {told}" in done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == status
+
+
+def test_variable_by_which_a_library_would_overrule_the_configuration_is_not_used(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    settings = {"data": {"datasets": [{"path": "rows.jsonl"}]}, "run_dir": "run"}
+    (tmp_path / "mix.yaml").write_text(json.dumps({**settings, "num_processes": 1}))
+    main = """
+import os, sys, types
+from post_training.stages.__main__ import main
+sys.modules["post_training.stages.mix.run"] = types.SimpleNamespace(
+    run=lambda *_: sys.exit(os.environ.get("ACCELERATE_MIXED_PRECISION", "unset")))
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", main, "mix", "mix.yaml", "--unpinned"],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"},
+        capture_output=True,
+        text=True,
+    )
+    assert "warning: not used: ACCELERATE_MIXED_PRECISION" in done.stderr
+    assert "SystemExit: unset" in done.stderr
