@@ -31,6 +31,17 @@ _SWISSAI = ("system_prompt", "earlier_messages", "available_functions")
 _OF_BOTH = OF_THE_PROMPT | OF_THE_ANSWER
 # What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
 FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
+# Of these, what is read (data/pairs/encode.py).
+FIGURE_FLAGS = frozenset(("chosen_is_truncated", "rejected_is_truncated"))
+FIGURE_LISTS = frozenset(
+    ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "ref_rewards")
+)
+FIGURE_NUMBERS = frozenset(
+    column.format(side)
+    for side in ("chosen", "rejected")
+    for column in ("ref_{}_logprob", "{}_reward", "{}_quantile_reward")
+)
+_READ_FIGURES = FIGURE_FLAGS | FIGURE_LISTS | FIGURE_NUMBERS
 
 
 def names_looked_for(name: str, columns: dict[str, str]) -> dict[str, tuple[str, ...]]:
@@ -105,7 +116,7 @@ class Format:
                 return column
         if self.name == "swissai" and path in _SWISSAI:
             return path
-        if self.name == "preference" and path.startswith(FIGURES):
+        if self.name == "preference" and path in _READ_FIGURES:
             return "figure"
         return None
 

@@ -9,7 +9,11 @@ an answer may be empty where its token ids stand beside it; an empty text alone 
 
 from typing import Any, Literal
 
+from post_training.core.messages import shown
 from post_training.data.formats.columns import (
+    FIGURE_FLAGS,
+    FIGURE_LISTS,
+    FIGURE_NUMBERS,
     FIGURES,
     Format,
     read_side,
@@ -25,19 +29,10 @@ from post_training.data.formats.messages import (
     with_thoughts,
 )
 from post_training.data.formats.tools import Tools
-from post_training.data.formats.values import is_number
+from post_training.data.formats.values import is_number, says_something
 from post_training.data.rows import BadRow, Message, Preference
 
 _FLAG = "_is_truncated"
-_USED = {
-    "prompt_token_ids",
-    "ref_rewards",
-    *(
-        column.format(side)
-        for side in ("chosen", "rejected")
-        for column in ("{}_token_ids", "ref_{}_logprob", "{}_reward", "{}_quantile_reward")
-    ),
-}
 
 
 def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
@@ -126,20 +121,26 @@ def _check_prompt_column(value: dict[str, Any], found: Format, prompt: list[Entr
 
 
 def _figures(value: dict[str, Any]) -> dict[str, Any]:
+    """Errors: BadRow for a figure that is used and is no number. One that nobody asked for may be
+    anything."""
     figures = {}
     for column, figure in value.items():
-        if column.startswith(FIGURES) and column.endswith(_FLAG) and isinstance(figure, bool):
-            figures[column] = figure
+        if not column.startswith(FIGURES) or not says_something(figure):
             continue
         numbers = figure if isinstance(figure, list) else [figure]
-        if not column.startswith(FIGURES) or not numbers or not all(map(_is_numeric, numbers)):
-            continue
-        if all(map(is_number, numbers)):
+        if column in FIGURE_FLAGS or (column.endswith(_FLAG) and isinstance(figure, bool)):
+            if figure not in (0, 1):
+                raise _wrong_figure(column, "true or false", figure)
             figures[column] = figure
-        elif column in _USED:  # A rating that nobody asked for may be anything.
-            raise BadRow("columns", f"{column}: must be finite (got {figure!s:.60})")
+        elif all(map(is_number, numbers)):
+            figures[column] = figure
+        elif column in FIGURE_LISTS:
+            raise _wrong_figure(column, "a list of finite numbers", figure)
+        elif column in FIGURE_NUMBERS:
+            raise _wrong_figure(column, "a finite number", figure)
     return figures
 
 
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _wrong_figure(column: str, wanted: str, figure: Any) -> BadRow:
+    hint = f"write it as such by a transform; or leave it out on purpose: ignore: [{column}]"
+    return BadRow("columns", f"{column}: must be {wanted} (got {shown(figure, limit=60)})", hint)

@@ -160,12 +160,12 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
         (
             {"prompt": "?", "chosen": "2", "rejected": "3", "chosen_reward": float("nan")},
             "columns",
-            "chosen_reward: must be finite (got nan)",
+            "chosen_reward: must be a finite number (got nan)",
         ),
         (
             {"prompt": "?", "chosen": "2", "rejected": "3", "ref_chosen_logprob": -(10**400)},
             "columns",
-            "ref_chosen_logprob: must be finite (got -1000000",
+            "ref_chosen_logprob: must be a finite number (got -1000000",
         ),
     ],
 )

@@ -17,8 +17,10 @@ ANSWERED = Message("assistant", "2", COMPLETION)
 OTHERWISE = Message("assistant", "3", COMPLETION)
 
 
-def preference_of(row: dict[str, Any], *, train_on_thoughts: bool = True) -> Preference:
-    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+def preference_of(
+    row: dict[str, Any], *, train_on_thoughts: bool = True, **settings: Any
+) -> Preference:
+    found = recognise(row, DatasetConfig(path="rows.jsonl", **settings), "rows.jsonl:1")
     [row] = parse(row, found, train_on="all_turns", train_on_thoughts=train_on_thoughts)
     assert isinstance(row, Preference)
     return row
@@ -84,6 +86,38 @@ def test_preference_keeps_the_figures_beside_it():
     assert preference.figures == figures
 
 
+@pytest.mark.parametrize(
+    ("column", "figure", "problem"),
+    [
+        ("ref_chosen_logprob", "-3.2", "must be a finite number (got '-3.2')"),
+        ("ref_rejected_logprob", [-3.2, "-1"], "must be a finite number (got [-3.2, '-1'])"),
+        ("chosen_reward", True, "must be a finite number (got true)"),
+        ("rejected_quantile_reward", {"a": 1}, "must be a finite number (got {a: 1})"),
+        ("ref_rewards", [0.5, None], "must be a list of finite numbers (got [0.5, null])"),
+        ("ref_rewards", "[0.5]", "must be a list of finite numbers (got '[0.5]')"),
+        ("chosen_token_ids", ["7"], "must be a list of finite numbers (got ['7'])"),
+        ("chosen_is_truncated", "false", "must be true or false (got 'false')"),
+        ("rejected_is_truncated", [True], "must be true or false (got [true])"),
+    ],
+)
+def test_preference_figure_that_is_used_and_no_number_is_refused_by_name(
+    column: str, figure: Any, problem: str
+):
+    row = {"prompt": "?", "chosen": "2", "rejected": "3", column: figure}
+    with pytest.raises(BadRow) as bad:
+        preference_of(row)
+    assert (bad.value.reason, bad.value.problem) == ("columns", f"{column}: {problem}")
+    assert str(bad.value.hint).endswith(f"ignore: [{column}]")
+    assert preference_of(row, ignore=[column]).figures == {}
+
+
+def test_preference_figure_that_is_empty_or_not_used_is_no_reason():
+    row = {"prompt": "?", "chosen": "2", "rejected": "3"}
+    empty = {"ref_chosen_logprob": None, "chosen_reward": "", "chosen_is_truncated": None}
+    unused = {"chosen_rating": "good", "prompt_ids": ["a"], "ref_model": "m"}
+    assert preference_of(row | empty | unused).figures == {}
+
+
 def test_preference_thoughts_can_be_left_untrained():
     thinking = {**ASSISTANT, "thinking": "easy"}
     row = {"prompt": [USER], "chosen": [thinking], "rejected": [OTHER]}
@@ -124,3 +158,10 @@ def test_preference_prompt_beside_may_differ_in_white_space(beside: str, said: s
         {"prompt": beside, "chosen": [*start, ASSISTANT], "rejected": [*start, OTHER]}
     )
     assert preference.prompt == (Message("user", said),)
+
+
+def test_preference_report_calls_a_figure_read_only_where_something_reads_it():
+    row = {"prompt": "?", "chosen": "2", "rejected": "3"}
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    assert found.reads("chosen_reward") == found.reads("ref_rewards") == "figure"
+    assert found.reads("chosen_rating") is None
