@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.hashing import hash_files
+from post_training.records.run_record import RunDescription
 from post_training.stages.context import StageContext
 
 TINY = {
@@ -33,7 +34,12 @@ def changed(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
 
 
 def sft(
-    config: dict[str, Any], run_dir: Path, *, resuming: bool = False, fingerprint: str = "a"
+    config: dict[str, Any],
+    run_dir: Path,
+    *,
+    resuming: bool = False,
+    fingerprint: str = "a",
+    description: RunDescription | None = None,
 ) -> Any:
     """Run the stage in this process; its Result. fingerprint: of the first dataset."""
     from post_training.stages.sft.config import SftConfig
@@ -41,7 +47,9 @@ def sft(
 
     run_dir.mkdir(parents=True, exist_ok=True)
     inputs = {"data.datasets[0].path": fingerprint}
-    context = StageContext(run_dir, resuming=resuming, input_fingerprints=inputs)
+    context = StageContext(
+        run_dir, resuming=resuming, input_fingerprints=inputs, description=description
+    )
     return run(SftConfig.model_validate(config), context)
 
 

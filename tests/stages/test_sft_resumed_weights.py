@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sft_runs import changed, metrics, sft, stable_files
 from stage_process import rank_file, run_sft
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.records.run_record import RunDescription
 from post_training.stages.context import StageContext
 
 pytestmark = pytest.mark.stack
@@ -134,6 +136,23 @@ def test_checkpoint_with_a_changed_file_is_refused_by_its_name(
         sft(short, copied, resuming=True)
     assert raised.value.where in (str(checkpoint / name), str(checkpoint))
     assert (copied / "steps.jsonl").read_bytes() == steps
+
+
+def test_whole_checkpoint_of_another_run_is_refused(short: dict[str, Any], tmp_path: Path):
+    """Of the same shapes, with checksums that are its own."""
+    runs = {}
+    for seed in (1, 2):
+        config, run_dir = {**short, "seed": seed}, tmp_path / f"{seed}"
+        # Of the topology a flag lets change.
+        description = RunDescription("sft", {"seed": seed}, {"num_threads": seed}, {}, None, {})
+        sft(config, run_dir, description=description)
+        runs[seed] = config, run_dir, description
+    config, run_dir, description = runs[1]
+    sft(config, run_dir, resuming=True, description=replace(description, topology={}))
+    shutil.rmtree(run_dir / "checkpoints")
+    shutil.copytree(runs[2][1] / "checkpoints", run_dir / "checkpoints")
+    with pytest.raises(UsageError, match="the checkpoint is of another run"):
+        sft(config, run_dir, resuming=True, description=description)
 
 
 def change_weights(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -1,11 +1,13 @@
 """What a checkpoint is compared with, so that no run goes on from other weights than it had.
 
-    checksums/files.json     how training was divided, and the sha256 of every other file
+    checksums/files.json     whose checkpoint it is, how training was divided, and the sha256 of
+                             every other file
     checksums/rank-N.json    what rank N had in memory: weights, optimizer, schedule, random state
 
 A file that was changed on disk is found before the model is read. What was read is compared with
 what was in memory at the save, before the first step: a weight that some library left out, renamed,
-cast or put elsewhere ends the run.
+cast or put elsewhere ends the run. So does a whole checkpoint of another run: of another recipe,
+other inputs, or another image.
 
 Where weights or the optimizer's state are divided, each rank has a part of its own. With ddp all
 ranks have what rank 0 has; only their random states are their own. Frozen weights are left out:
@@ -34,6 +36,7 @@ from torch.distributed.tensor import DTensor
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
 from post_training.core.hashing import sha256_file
+from post_training.records.run_record import identity_of
 from post_training.stages.context import StageContext
 
 FOLDER = "checksums"
@@ -70,7 +73,7 @@ class Division:
 def write_files(folder: Path, division: Division, context: StageContext) -> None:
     """The last file of a checkpoint. All ranks call it."""
     files = _hash_files(folder, context)
-    record = {"schema": _SCHEMA, **asdict(division), "files": files}
+    record = {"schema": _SCHEMA, "run": _run(context), **asdict(division), "files": files}
     context.on_writer(lambda: write_json(folder / FILES, record))
 
 
@@ -81,6 +84,7 @@ def check_files(folder: Path, division: Division, context: StageContext) -> None
     by a training that is divided so.
     """
     record = context.on_writer(lambda: _read_files(folder))
+    context.on_writer(lambda: _check_run(folder, record, context))
     written = Division(record["strategy"], record["world_size"])
     found = _hash_files(folder, context)
     context.on_writer(lambda: _compare_files(folder, record["files"], found))
@@ -97,6 +101,22 @@ def _read_files(folder: Path) -> dict[str, Any]:
             where=str(folder),
             hint=_OTHER_CHECKPOINT,
         ) from None
+
+
+def _run(context: StageContext) -> str | None:
+    """Of the run's identity, what no flag lets change; None where there is no record."""
+    what = context.description
+    return what and identity_of({**asdict(what), "topology": {}})
+
+
+def _check_run(folder: Path, record: Mapping[str, Any], context: StageContext) -> None:
+    if record.get("run") != _run(context):
+        raise UsageError(
+            "the checkpoint is of another run (another recipe, input or image), or an earlier "
+            "version wrote it",
+            where=str(folder),
+            hint=_OTHER_CHECKPOINT,
+        )
 
 
 def _compare_files(folder: Path, written: Mapping[str, str], found: Mapping[str, str]) -> None:
