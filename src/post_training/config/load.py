@@ -263,8 +263,8 @@ def _find(reference: str, where: str, folder: Path, presets_dir: Path) -> tuple[
         preset = reference.removeprefix("preset:")
         known = sorted(path.stem for path in presets_dir.glob("*.yaml"))
         if preset not in known:
-            problem = f"extends: no preset '{preset}'{nearest(preset, known)}"
-            raise UsageError(problem, where=where)
+            near = nearest(preset, known) or f"; known: {', '.join(known)}"
+            raise UsageError(f"extends: no preset '{preset}'{near}", where=where)
         return presets_dir / f"{preset}.yaml", reference
     path = folder / reference
     if not path.exists():

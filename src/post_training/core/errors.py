@@ -83,5 +83,10 @@ def _from_os_error(error: OSError) -> PostTrainingError:
     hint = None
     if error.errno == errno.ENOSPC:
         hint = "free some space there or choose another folder; nothing half-written was kept"
+    if error.errno == errno.EROFS:
+        hint = (
+            "in an image only what is mounted can be written: the working folder, and what "
+            "`post-training edf run --mount SRC:DST …` adds"
+        )
     problem = (error.strerror or str(error)).lower()
     return PostTrainingError(problem, where=error.filename and str(error.filename), hint=hint)

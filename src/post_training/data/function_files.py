@@ -28,6 +28,11 @@ class FunctionFiles:
         self._registered: dict[str, Callable[..., Any]] = {}  # of the file that is executed
 
     def register(self, name: str) -> Callable[[Function], Function]:
+        """Errors: UsageError where the name is left out, which would register nothing."""
+        if not isinstance(name, str):
+            problem = f"@register_{self.what} needs a name: @register_{self.what}('NAME')"
+            raise UsageError(problem)
+
         def register(function: Function) -> Function:
             if name in self._registered:
                 raise UsageError(f"{self.what} {name!r} is registered twice")

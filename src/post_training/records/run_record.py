@@ -162,7 +162,9 @@ class RunFolder:
             try:
                 check_same_run(self.path, earlier, description, allow_topology=allow_topology)
             except UsageError as error:
-                self.replaced = f"run {earlier['run_id']} {earlier['status']}: {error.problem}"
+                differs = error.problem.removeprefix("the folder holds another run: ")
+                ended = f"{earlier['status']} before it made anything"
+                self.replaced = f"run {earlier['run_id']} ({ended}): {differs}"
                 _remove_first_try(self.path)
                 earlier = None
         if earlier is None:

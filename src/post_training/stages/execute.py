@@ -142,7 +142,7 @@ def _run_recorded(
             return None
         folder = opening
         if folder.replaced:
-            print(f"replaced a run that had made nothing: {folder.replaced}", file=sys.stderr)
+            print(f"replaced {folder.replaced}", file=sys.stderr)
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
         return folder.path, resuming, description, watched

@@ -207,8 +207,8 @@ def test_extends_null_replaces_a_section():
     [
         ("[nowhere.yaml]", "run.yaml:2: extends: no such file: nowhere.yaml"),
         ("preset:smal", "run.yaml:2: extends: no preset 'smal', did you mean 'small'?"),
-        ("preset:zzz", "run.yaml:2: extends: no preset 'zzz'"),
-        ("preset:../run", "run.yaml:2: extends: no preset '../run'"),
+        ("preset:zzz", "run.yaml:2: extends: no preset 'zzz'; known: small"),
+        ("preset:../run", "run.yaml:2: extends: no preset '../run'; known: small"),
         ("[base.yaml, 3]", "run.yaml:2: extends: must be a file or preset:name (got 3)"),
         ("{a: b}", "run.yaml:2: extends: must be a file or preset:name (got {a: 'b'})"),
         ("", "run.yaml:2: extends: must be a file or preset:name (got null)"),

@@ -35,6 +35,14 @@ def test_report_full_disk_has_a_hint():
     assert stream.getvalue().startswith("error: /x: no space left on device\nhint: free some space")
 
 
+def test_report_read_only_file_system_says_what_can_be_written():
+    stream = io.StringIO()
+    report(OSError(errno.EROFS, "Read-only file system", "/root/out"), stream)
+    error, hint = stream.getvalue().splitlines()
+    assert error == "error: /root/out: read-only file system"
+    assert hint.startswith("hint: in an image only what is mounted can be written")
+
+
 def test_report_raises_our_own_bugs():
     with pytest.raises(ZeroDivisionError):
         report(ZeroDivisionError(), io.StringIO())

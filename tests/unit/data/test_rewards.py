@@ -57,3 +57,11 @@ def test_reward_file_that_marks_nothing_is_refused_with_the_line_to_import(tmp_p
     with pytest.raises(UsageError, match="registers no reward") as error:
         find_reward("exact", [path], FunctionLimits())
     assert "from post_training.data.rewards import register_reward" in str(error.value.hint)
+
+
+def test_reward_that_is_marked_without_a_name_is_refused(tmp_path: Path):
+    path = tmp_path / "unnamed.py"
+    path.write_text(EXACT + EXACT.replace('("exact")', "").replace("def exact", "def other"))
+    with pytest.raises(UsageError) as error:
+        find_reward("exact", [path], FunctionLimits())
+    assert str(error.value) == (f"{path}: @register_reward needs a name: @register_reward('NAME')")

@@ -180,8 +180,8 @@ def test_start_another_run_after_a_first_try_that_made_nothing_replaces_it(tmp_p
     folder = start(tmp_path, OTHER)
     record = read_record(tmp_path)
     assert folder.replaced == (
-        f"run {failed.record['run_id']} {status}: "
-        "the folder holds another run: recipe: lr: 0.001 -> 0.0001"
+        f"run {failed.record['run_id']} ({status} before it made anything): "
+        "recipe: lr: 0.001 -> 0.0001"
     )
     assert record["recipe"] == OTHER.recipe
     assert record["run_id"] != failed.record["run_id"]
