@@ -75,11 +75,9 @@ def test_lora_says_which_kinds_of_matrices_have_an_adapter_and_which_have_none(
     )
 
 
-def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
+def mixture() -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from post_training.models.adapter import add_adapter, coverage
 
     torch.manual_seed(0)
     settings = AutoConfig.for_model(
@@ -102,8 +100,13 @@ def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
         topk_group=1,
         num_experts_per_tok=2,
     )
-    model = AutoModelForCausalLM.from_config(settings)
-    adapted = add_adapter(model, rank=2, alpha=4, dropout=0.0, target_modules=None, seed=0)
+    return AutoModelForCausalLM.from_config(settings)
+
+
+def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
+    from post_training.models.adapter import add_adapter, coverage
+
+    adapted = add_adapter(mixture(), rank=2, alpha=4, dropout=0.0, target_modules=None, seed=0)
     found = coverage(adapted)
     assert {kind: n for kind, n in found.adapted.items() if kind.startswith("mlp")} == {
         "mlp.gate": 1,
@@ -114,6 +117,18 @@ def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
                 for name in ("gate", "up", "down")]  # fmt: skip
     assert found.plain == {f"mlp.{name}": 1 for name in left_out}
     assert "; none on 1 mlp.gate_proj" in str(found)
+
+
+def test_lora_with_dropout_on_experts_is_refused_by_the_settings_name():
+    from post_training.models.adapter import add_adapter
+
+    settings = {"rank": 2, "alpha": 4, "dropout": 0.1, "seed": 0}
+    problem = (
+        r"^lora.dropout: the experts of a deepseek_v3 can have no dropout \(got 0.1, must be 0"
+    )
+    with pytest.raises(UsageError, match=problem):
+        add_adapter(mixture(), target_modules=None, **settings)
+    add_adapter(mixture(), target_modules=["q_a_proj"], **settings)
 
 
 def test_lora_killed_and_resumed_ends_in_the_same_bytes(

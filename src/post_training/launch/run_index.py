@@ -257,7 +257,8 @@ def _refresh(index: sqlite3.Connection, folder: Path) -> None:
             signature = _signature(run_dir)
             try:
                 states.append(run_state(run_dir, queue))
-            except UsageError as error:  # One damaged record must not hide all the others.
+            # One record that is damaged, or may not be read, must not hide all the others.
+            except (UsageError, OSError) as error:
                 print(f"warning: left out: {str(error).splitlines()[0]}", file=sys.stderr)
                 index.execute("DELETE FROM runs WHERE path = ?", [str(run_dir)])
             else:

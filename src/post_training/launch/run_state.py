@@ -3,7 +3,7 @@
 waiting    in the queue, for other jobs         running      at work
 queued     in the queue                         finished     its artifacts are there
 failed, interrupted, killed, ended              over, and not finished
-not started
+not started                                     unknown      at work or killed: nobody can tell
 
 Of a run that is over without a reason of its own, Slurm is asked how its job ended.
 """
@@ -33,7 +33,7 @@ from post_training.records.run_record import (
 
 STATES = (
     *("waiting", "queued", "running", "finished", "failed", "interrupted", "killed", "ended"),
-    "not started",
+    *("not started", "unknown"),
 )
 _LENGTHS = {
     # What a training run is as long as, and how far it is by the figures of a metrics line.
@@ -152,8 +152,15 @@ def _state(
     status, reason = (record["status"], record["reason"]) if record else (None, None)
     if status == "finished":
         return "finished", next(iter(record_faults(record or {})), None)
-    if any(job.state in _RUNNING for job in queued) or is_live(run_dir):
+    if any(job.state in _RUNNING for job in queued):
         return "running", None
+    try:
+        if is_live(run_dir):
+            return "running", None
+    except (UsageError, OSError) as error:
+        # No locks on this file system, or somebody else's folder. A closed record needs no lock.
+        if not queued and status in (None, "running"):
+            return "unknown", str(error).splitlines()[0]
     if queued:
         waits = all(job.reason.startswith("Dependency") for job in queued)
         last = reason or (status and "killed")

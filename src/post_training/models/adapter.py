@@ -53,8 +53,15 @@ def add_adapter(
         try:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=in_float32)
         except ValueError as error:
-            problem = f"models of the type {model.config.model_type} can't have this adapter: "
+            kind = model.config.model_type
             line = str(error).strip().splitlines()[0]
+            if "lora_dropout" in line:  # of experts, whose matrices are no linear layers
+                raise UsageError(
+                    f"the experts of a {kind} can have no dropout (got {dropout:g}, must be 0)",
+                    where="lora.dropout",
+                    hint="set it to 0, or name linear layers alone in lora.target_modules",
+                ) from error
+            problem = f"models of the type {kind} can't have this adapter: "
             raise UsageError(problem + line, where=_KEY) from error
     adapted.create_or_update_model_card = lambda *_: None  # a README about PEFT
     return adapted

