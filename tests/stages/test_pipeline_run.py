@@ -105,6 +105,27 @@ def test_pipeline_failed_stage_stops_it_with_its_name_and_is_shown(tmp_path):
     assert (mixed["state"], mixed["reason"]) == ("not started", "needs parts")
 
 
+# Run by Python at its start, in the place of the stage: a library that ends the process.
+ENDS = """
+import sys, types
+def end(*_):
+    import ctypes
+    ctypes.CDLL(None)._exit(0)
+sys.modules["post_training.stages.split.run"] = types.SimpleNamespace(run=end)
+"""
+
+
+def test_pipeline_stage_that_a_library_ends_with_exit_code_0_has_failed(tmp_path, monkeypatch):
+    pipeline = Pipeline(tmp_path)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/sitecustomize.py").write_text(ENDS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
+    done = pipeline.run()
+    assert done.returncode == 1
+    assert "stage parts ended with exit code 0, and its run is not finished" in done.stderr
+    assert pipeline.run_dirs("mixed") == []
+
+
 WAITS = """
 import signal
 from pathlib import Path

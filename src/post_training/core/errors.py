@@ -30,6 +30,10 @@ class PostTrainingError(Exception):
         return f"{text}\nhint: {self.hint}" if self.hint else text
 
 
+class NoAnswerError(PostTrainingError):
+    """A program was given up: what it was asked for may have been done."""
+
+
 class UsageError(PostTrainingError):
     """The command or its configuration is wrong; nothing was started. Exit code 2."""
 

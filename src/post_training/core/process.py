@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import NoAnswerError, PostTrainingError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,8 +44,9 @@ def run_tool(
 
     show: pass the program's own words through to stderr while it runs, and return nothing.
     ends_with_us: what it is sent when this process is killed; else it runs on.
-    timeout_s: after which it is killed, and has failed.
-    Errors: PostTrainingError when the program is missing or fails, with the end of its output.
+    timeout_s: after which it is killed.
+    Errors: PostTrainingError when the program is missing or fails, with the end of its output;
+    NoAnswerError after timeout_s.
     """
     said = tool_bytes(
         argv,
@@ -85,7 +86,7 @@ def tool_bytes(
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        raise PostTrainingError(f"{program}: no answer in {timeout_s:g} s", hint=hint) from None
+        raise NoAnswerError(f"{program}: no answer in {timeout_s:g} s", hint=hint) from None
     if done.returncode != 0:
         said = b"\n".join([done.stdout or b"", done.stderr or b""]).decode(errors="replace")
         lines = said.strip().splitlines()[-12:]

@@ -5,16 +5,21 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 
 from post_training.core.process import dies_with
 from post_training.launch.ranks import Launch
 
 _GRACE_S = 20
+# A rank that has done its work ends with this code instead of 0, which is that of a library's own
+# _exit(0) in the middle of it; the rank itself can say nothing then.
+DONE_VARIABLE, _DONE = "POST_TRAINING_EXIT_CODE_OF_SUCCESS", 77
 
 
 def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
-    """Run `command` once per rank; 0, or the exit code of the first process that failed.
+    """Run `command` once per rank; 0, or the exit code of the first process that failed. A rank
+    that succeeds ends with the code that its variable DONE_VARIABLE has.
 
     SIGTERM, SIGUSR1 and Ctrl-C to this process go to every rank, which may take its time: training
     writes a checkpoint. When a rank fails, or another signal comes, the others get SIGTERM, and
@@ -56,7 +61,12 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
             subprocess.Popen(
                 command,
                 # They are all here: gloo need not find out which address the host name has.
-                env={"GLOO_SOCKET_IFNAME": "lo", **os.environ, **launch.variables()},
+                env={
+                    "GLOO_SOCKET_IFNAME": "lo",
+                    **os.environ,
+                    **launch.variables(),
+                    DONE_VARIABLE: str(_DONE),
+                },
                 start_new_session=True,
                 preexec_fn=dies_with(os.getpid()),
             )
@@ -64,7 +74,10 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
     first_failure = 0
     for _ in processes:
         code = _wait_any(processes)
-        if code != 0 and first_failure == 0:
+        if code == 0 and first_failure == 0:
+            print("error: a rank ended with exit code 0 before its work was done", file=sys.stderr)
+            code = 1
+        if code != _DONE and first_failure == 0:
             first_failure = 128 - code if code < 0 else code
             end(signal.SIGTERM)
     signal.alarm(0)

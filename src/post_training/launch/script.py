@@ -119,12 +119,14 @@ def sbatch_script(job: Job, site: Site) -> str:
 
 _WHOLE = """\
 job=$SLURM_JOB_ID
+record={run_dir}/run.json
 tally={folder}/failures.json
 verdict+=(--log {folder}/"slurm-$job.out")
 """
 # Slurm gives one task of an array the number of the whole array as its job id.
 _WORKER = """\
 job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+record={run_dir}/workers/$SLURM_ARRAY_TASK_ID/run.json
 tally={folder}/failures-$SLURM_ARRAY_TASK_ID.json
 stage+=("workers.index=$SLURM_ARRAY_TASK_ID" workers.count={num_workers})
 verdict+=(--log {folder}/"slurm-$job.out" --worker "$SLURM_ARRAY_TASK_ID")
@@ -144,14 +146,17 @@ if [[ -n $before ]]; then
     # Of a job that Slurm has forgotten there is no state.
     show='said=$(scontrol show job "$1" 2>&1) || [[ $said == *"Invalid job id"* ]] && echo "$said"'
     ended=$(ask '/JobState=/p' bash -c "$show" show "$before")
-    if [[ $ended != *JobState=@(PREEMPTED|FAILED)* && $(outcome --start) != go ]]; then
-        end_chain
-        exit 1
+    if [[ $ended != *JobState=@(PREEMPTED|FAILED)* ]]; then
+        next=$(outcome --start)
+        [[ $next == @(go|stop) ]] || say_unanswered "$next"
+        if [[ $next != go ]]; then
+            end_chain
+            exit 1
+        fi
     fi
 fi
 """
-_ASK = """\
-
+_ASK = r"""
 # These would change which cluster is asked, and the form of the answers.
 unset SLURM_CLUSTERS SLURM_LABELIO "${!SQUEUE_@}"
 
@@ -174,6 +179,11 @@ patiently() {
 }
 ask() { patiently "${@:2}" | sed -n "$1" | tail -n 1; }
 outcome() { ask 's/^.*post-training-outcome: //p' "${verdict[@]}" "$@"; }
+# What has no mark is not believed, whatever it is: an older image says its word without one.
+say_unanswered() {
+    echo "no verdict from the image (got '$1'), so nothing is tried again. An image that is older" \
+        "than the post-training that submitted the job gives none. To go on, submit it again" >&2
+}
 """
 _BODY = """\
 
@@ -207,6 +217,12 @@ watcher=$!
 wait "$step"
 code=$?
 kill "$watcher" 2>/dev/null
+# A library that calls _exit(0) ends the stage in the middle of its work, and no code of ours is
+# asked. Every record has this line so (core/files.py); those of its attempts lie deeper.
+if ((code == 0)) && ! grep -sqx '  "status": "finished",' "$record"; then
+    echo "the stage ended with exit code 0, and its run is not finished: $record" >&2
+    code=1
+fi
 if ((code == 0)); then
     rm -f "$tally"
 {over}\
@@ -215,7 +231,7 @@ fi
 is_running || exit "$code"
 attempt=$job.${{SLURM_RESTART_COUNT:-0}}
 read -r next {suspect} <<<"$(outcome --exit-code "$code" --attempt "$attempt")"
-[[ $next == @(again|stop) ]] || echo "no verdict on the failure (got '$next')" >&2
+[[ $next == @(again|stop) ]] || say_unanswered "$next"
 if [[ $next == again ]] && is_running; then
 {again}\
 fi
@@ -248,8 +264,8 @@ _LEAVE_TO_THE_NEXT = """\
 
 def _names(job: Job) -> list[str]:
     text = (_WORKER if job.num_workers else _WHOLE) + (_CHAIN if job.is_chained else "")
-    folder = shlex.quote(str(job.folder))
-    return text.format(folder=folder, num_workers=job.num_workers).splitlines()
+    run_dir, folder = shlex.quote(str(job.run_dir)), shlex.quote(str(job.folder))
+    return text.format(run_dir=run_dir, folder=folder, num_workers=job.num_workers).splitlines()
 
 
 def _again(job: Job, site: Site) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from post_training.config.load import resolved_yaml
 from post_training.config.model import Config
-from post_training.core.errors import ConfigError, UsageError
+from post_training.core.errors import ConfigError, NoAnswerError, PostTrainingError, UsageError
 from post_training.core.files import copy_folder, read_json, write_atomic, write_json
 from post_training.core.locks import hold
 from post_training.core.process import run_tool
@@ -54,6 +54,8 @@ from post_training.records.run_record import LAUNCH_FOLDER, earlier_record, is_l
 
 SCHEMA = "post-training/submission/1"
 _SUBMISSION = "submission.json"
+# sbatch itself asks a busy controller again for two minutes, and then says so.
+_SBATCH_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def submit(request: Request) -> str:
     """Freeze and queue; the job's id, the last one's where workers go before it.
 
     Errors: UsageError when the run folder is taken; PostTrainingError when Slurm refuses, OSError
-    when the jobs' ids can't be written: nothing stays in the queue then.
+    when the jobs' ids can't be written: nothing stays in the queue then. After an sbatch that does
+    not answer the queue says whether it has the job.
     """
     files = _plan(request)
     folder = request.run_dir / LAUNCH_FOLDER
@@ -131,7 +134,8 @@ def _queue(request: Request, folder: Path) -> list[str]:
         # The first one must not start before it can know who is behind it.
         queued.append(_sbatch(folder / "job.sh", after, hold=True))
         for _ in range(request.num_chained - 1):
-            queued.append(_sbatch(folder / "job.sh", [f"afterany:{queued[-1]}"]))
+            before = [f"afterany:{queued[-1]}"]
+            queued.append(_sbatch(folder / "job.sh", before, known=queued))
         write_atomic(folder / "chain", "".join(f"{job_id}\n" for job_id in queued))
         ask_slurm(["scontrol", "release", queued[0]])
     except BaseException:
@@ -286,16 +290,39 @@ def _freeze_checkout(checkout: Path, folder: Path) -> None:
     write_json(folder / "dev.json", describe_changes(checkout))
 
 
-def _sbatch(script: Path, after: Sequence[str] = (), *, hold: bool = False) -> str:
+def _sbatch(
+    script: Path, after: Sequence[str] = (), *, hold: bool = False, known: Sequence[str] = ()
+) -> str:
+    """The id. known: jobs of the same script that are queued already."""
     # One that can never start should not wait forever.
     words = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    answer = run_tool(
-        ["sbatch", "--parsable", *words, *(["--hold"] if hold else []), script],
-        # In the shell of another job its variables would count before the script's own lines.
-        env=slurm_environment(),
-        hint=f"is it this site, partition and account? {shlex.quote(str(script))} is the script",
-    )
+    hint = f"is it this site, partition and account? {shlex.quote(str(script))} is the script"
+    try:
+        answer = run_tool(
+            ["sbatch", "--parsable", *words, *(["--hold"] if hold else []), script],
+            # In the shell of another job its variables would count before the script's own lines.
+            env=slurm_environment(),
+            hint=hint,
+            timeout_s=_SBATCH_TIMEOUT_S,
+        )
+    except NoAnswerError as error:
+        job_id = _taken_all_the_same(script, known, error)
+        print(f"warning: {error.problem}, and the queue has the job: {job_id}", file=sys.stderr)
+        return job_id
     return answer.split(";")[0]  # JOB;CLUSTER where there are several
+
+
+def _taken_all_the_same(script: Path, known: Sequence[str], error: NoAnswerError) -> str:
+    """The id of what Slurm has queued without an answer. Errors: PostTrainingError for nothing."""
+    hint = "submit it again: a job that Slurm has taken after all is found in the queue, and named"
+    try:
+        queue = read_queue()
+    except PostTrainingError as silent:
+        raise PostTrainingError(f"{error.problem}; {silent.problem}", hint=hint) from None
+    for job_id, job in queue.items():
+        if job.script == str(script) and job_id not in known:
+            return job_id
+    raise PostTrainingError(f"{error.problem}, and the queue has no such job", hint=hint)
 
 
 def say_where(request: Request, job_id: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from post_training.core.errors import Interrupted, PostTrainingError, report
+from post_training.launch.local import DONE_VARIABLE
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.registry import STAGES
@@ -81,5 +82,5 @@ if __name__ == "__main__":
         # and then ("terminate called without an active exception"): the exit code would be theirs.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or int(os.environ.get(DONE_VARIABLE, 0)))
     sys.exit(code)

@@ -86,6 +86,13 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
                 where=str(run.run_dir),
                 hint="the same command goes on from there",
             )
+        # A library's own _exit(0) is no success, and no code of the stage's is asked then.
+        if not _is_finished(run.run_dir):
+            raise PostTrainingError(
+                f"stage {run.name} ended with exit code 0, and its run is not finished",
+                where=str(run.run_dir),
+                hint="the same command goes on from there",
+            )
     return plan
 
 
@@ -205,11 +212,9 @@ def _finished(run: PlannedRun, image: str | None) -> str | None:
 
     Errors: UsageError where an artifact of a finished run is gone.
     """
-    if not (run.run_dir / RECORD_NAME).exists():
+    if not _is_finished(run.run_dir):
         return None
     record = read_record(run.run_dir)
-    if record["status"] != "finished":
-        return None
     for made in record["outputs"]["artifacts"].values():
         if not (run.run_dir / made["path"] / ARTIFACT_RECORD).exists():
             raise UsageError(
@@ -231,6 +236,10 @@ def _finished(run: PlannedRun, image: str | None) -> str | None:
     if image is not None and made_in != image:
         others.append(f"of another image ({made_in[:19]} -> {image[:19]})")
     return f"finished, and kept, {' and '.join(others)}" if others else "unchanged, and finished"
+
+
+def _is_finished(run_dir: Path) -> bool:
+    return (run_dir / RECORD_NAME).exists() and read_record(run_dir)["status"] == "finished"
 
 
 def _write_plan(plan: Plan, path: Path) -> Path:

@@ -69,7 +69,13 @@ patiently() {
 }
 ask() { patiently "${@:2}" | sed -n "$1" | tail -n 1; }
 outcome() { ask 's/^.*post-training-outcome: //p' "${verdict[@]}" "$@"; }
+# What has no mark is not believed, whatever it is: an older image says its word without one.
+say_unanswered() {
+    echo "no verdict from the image (got '$1'), so nothing is tried again. An image that is older" \
+        "than the post-training that submitted the job gives none. To go on, submit it again" >&2
+}
 job=$SLURM_JOB_ID
+record=/work/runs/one/run.json
 tally=/work/runs/one/slurm/failures.json
 verdict+=(--log /work/runs/one/slurm/"slurm-$job.out")
 chain=/work/runs/one/slurm/chain
@@ -83,9 +89,13 @@ if [[ -n $before ]]; then
     # Of a job that Slurm has forgotten there is no state.
     show='said=$(scontrol show job "$1" 2>&1) || [[ $said == *"Invalid job id"* ]] && echo "$said"'
     ended=$(ask '/JobState=/p' bash -c "$show" show "$before")
-    if [[ $ended != *JobState=@(PREEMPTED|FAILED)* && $(outcome --start) != go ]]; then
-        end_chain
-        exit 1
+    if [[ $ended != *JobState=@(PREEMPTED|FAILED)* ]]; then
+        next=$(outcome --start)
+        [[ $next == @(go|stop) ]] || say_unanswered "$next"
+        if [[ $next != go ]]; then
+            end_chain
+            exit 1
+        fi
     fi
 fi
 
@@ -119,6 +129,12 @@ watcher=$!
 wait "$step"
 code=$?
 kill "$watcher" 2>/dev/null
+# A library that calls _exit(0) ends the stage in the middle of its work, and no code of ours is
+# asked. Every record has this line so (core/files.py); those of its attempts lie deeper.
+if ((code == 0)) && ! grep -sqx '  "status": "finished",' "$record"; then
+    echo "the stage ended with exit code 0, and its run is not finished: $record" >&2
+    code=1
+fi
 if ((code == 0)); then
     rm -f "$tally"
     end_chain
@@ -127,7 +143,7 @@ fi
 is_running || exit "$code"
 attempt=$job.${SLURM_RESTART_COUNT:-0}
 read -r next _ <<<"$(outcome --exit-code "$code" --attempt "$attempt")"
-[[ $next == @(again|stop) ]] || echo "no verdict on the failure (got '$next')" >&2
+[[ $next == @(again|stop) ]] || say_unanswered "$next"
 if [[ $next == again ]] && is_running; then
     exit "$code"
 fi

@@ -7,18 +7,26 @@ from subprocess import Popen
 
 import pytest
 
+from post_training.launch.local import DONE_VARIABLE
+
 LAUNCHER = """
 import sys
 from post_training.launch.local import run_local_ranks
 sys.exit(run_local_ranks([sys.executable, "-c", sys.argv[2]], int(sys.argv[1])))
 """
 
+# What a rank's entrypoint does at its end (stages/__main__.py).
+DONE = f"os._exit(int(os.environ[{DONE_VARIABLE!r}]))"
 
-def launch(script: str, num_processes: int = 2, *, sigint: int = signal.SIG_DFL) -> Popen[str]:
+
+def launch(
+    script: str, num_processes: int = 2, *, sigint: int = signal.SIG_DFL, stderr: int | None = None
+) -> Popen[str]:
     """sigint: what the process finds set for it when it begins."""
     return Popen(
         [sys.executable, "-c", LAUNCHER, str(num_processes), script],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
@@ -28,7 +36,7 @@ def test_run_local_ranks_gives_every_rank_its_variables():
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"]
     # One write a process, so that lines don't mix.
     script = f"import os; os.write(1, ' '.join(os.environ[n] for n in {names}).encode() + b'\\n')"
-    process = launch(script, 3)
+    process = launch(f"{script}\n{DONE}", 3)
     words = [line.split() for line in process.communicate()[0].splitlines()]
     assert process.returncode == 0
     assert sorted(word[:3] for word in words) == [[str(r), "3", str(r)] for r in range(3)]
@@ -47,6 +55,20 @@ signal.pause()
     process = launch(script)
     assert process.communicate()[0] in ("told to stop\n", "")  # "": told before it listened
     assert process.returncode == code
+
+
+def test_run_local_ranks_rank_that_a_library_ends_with_exit_code_0_has_failed():
+    script = f"""
+import ctypes, os, signal
+if os.environ["RANK"] == "1":
+    ctypes.CDLL(None)._exit(0)
+{DONE}
+"""
+    process = launch(script, stderr=subprocess.PIPE)
+    assert process.communicate() == (
+        "", "error: a rank ended with exit code 0 before its work was done\n"
+    )  # fmt: skip
+    assert process.returncode == 1
 
 
 def test_run_local_ranks_sigterm_reaches_every_rank_and_is_the_exit_code():

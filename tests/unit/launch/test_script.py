@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import UsageError
+from post_training.core.files import write_json
 from post_training.launch.script import Container, Job, sbatch_script
 from post_training.launch.site import load_site
+from post_training.records.run_record import SCHEMA
 
 ANSWER = """\
 answer() {{ sed -n 1p "{folder}/$1"; sed -i 1d "{folder}/$1"; }}
@@ -60,12 +62,18 @@ PROGRAMS = {
 }
 
 
+def write_status(run_dir: Path, status: str) -> None:
+    attempts = [{"status": "finished"}]
+    write_json(run_dir / "run.json", {"schema": SCHEMA, "status": status, "attempts": attempts})
+
+
 @pytest.fixture
 def run(tmp_path):
     """Run the script: run(code=…, states=[…], verdict=…); the exit code and the calls."""
     job = Job("sft", tmp_path / "my run", tmp_path, 3)
     job.folder.mkdir(parents=True)
     (job.folder / "failures.json").touch()
+    write_status(job.run_dir, "finished")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in PROGRAMS.items():
@@ -110,6 +118,17 @@ def test_script_success_forgets_the_failures_and_asks_nobody(run):
     assert not (run.job.folder / "failures.json").exists()
 
 
+# As after a library's own _exit(0).
+@pytest.mark.parametrize("status", ["running", None])
+def test_script_success_of_a_run_that_is_not_finished_is_a_failure(run, status):
+    record = run.job.run_dir / "run.json"
+    record.unlink() if status is None else write_status(run.job.run_dir, status)
+    assert run(0, ["RUNNING"], "stop") == (1, ["srun", "squeue", "srun"])
+    assert f"ended with exit code 0, and its run is not finished: {record}\n" in run.stderr
+    assert (run.job.folder / "failures.json").exists()
+    assert run.words(3)[-4:-2] == ["--exit-code", "1"]
+
+
 # In the seeds `wait` returned 138, and both requeue and resubmission ran.
 def test_script_stopped_before_the_wall_time_is_requeued_exactly_once(run):
     code, calls = run(138, ["RUNNING", "RUNNING"], "again")
@@ -144,7 +163,7 @@ def test_script_cancelled_during_the_verdict_has_no_successor(run):
 
 def test_script_verdict_that_cannot_be_had_is_asked_for_again_and_then_final(run):
     assert run(1, ["RUNNING", "RUNNING"], "") == (1, ["srun", "squeue", *["srun"] * 4])
-    assert "no verdict on the failure (got '')" in run.stderr
+    assert "no verdict from the image (got ''), so nothing is tried again. An image" in run.stderr
     asked = ["srun", "squeue", "srun", "srun", "squeue", "scontrol"]
     assert run(1, ["RUNNING", "RUNNING"], "\nagain") == (1, asked)
     # It is the same question, whose answer may only have been lost.
@@ -222,6 +241,24 @@ def test_script_next_of_a_chain_asks_first_and_ends_what_was_cancelled(run, tmp_
     assert run.words(1) == ["show", "job", "70"]
     assert run.words(2)[-1] == "--start"
     assert run.words(3) == ["78", "79"]
+
+
+def test_script_next_of_a_chain_without_an_answer_says_so(run, tmp_path):
+    (tmp_path / "bin/ended").write_text("JobId=70\n   JobState=CANCELLED Reason=None\n")
+    code, calls = chained(run, "77", code=0, states=["RUNNING"], verdict="")
+    assert (code, calls) == (1, ["scontrol", *["srun"] * 4, "scancel"])
+    assert "no verdict from the image (got '')" in run.stderr
+
+
+# An older image knows no --attempt, or gives its word without a mark.
+@pytest.mark.parametrize("says", ["echo usage >&2; exit 2", "echo again"])
+def test_script_answer_of_an_older_image_is_not_believed_and_the_log_says_why(run, tmp_path, says):
+    srun = tmp_path / "bin/srun"
+    srun.write_text(srun.read_text().replace("said=$(answer verdicts)", says))
+    code, calls = run(138, ["RUNNING", "RUNNING"], "again")
+    assert (code, calls[-1]) == (138, "srun")
+    assert "An image that is older than the post-training that submitted the job" in run.stderr
+    assert "To go on, submit it again" in run.stderr
 
 
 @pytest.mark.parametrize("ended", ["PREEMPTED", "FAILED"])

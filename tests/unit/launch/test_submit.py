@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,63 @@ def test_submit_asks_again_when_slurm_does_not_answer(submit, tmp_path):
     done = submit(queue="77 PENDING Priority")
     assert (done.returncode, "job 77 is already in the queue" in done.stderr) == (2, True)
     assert (tmp_path / "bin/squeue-calls").read_text().strip() == ""
+
+
+# With a limit that no answer can keep.
+IMPATIENT = """
+from post_training import cli
+from post_training.launch import submit
+submit._SBATCH_TIMEOUT_S = 0.1
+cli.main()
+"""
+
+
+@pytest.fixture
+def submit_unanswered(submit, tmp_path, monkeypatch):
+    """submit_unanswered("--chain=2", queue=…): sbatch never answers."""
+    (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexec sleep infinity\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+    def run(*words: str, queue: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "bin/queue").write_text(queue)
+        command = ["submit", "sft", "sft.yaml", "--environment=./post-training.toml", *words]
+        return subprocess.run(
+            [sys.executable, "-c", IMPATIENT, *command],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+def test_submit_sbatch_without_an_answer_takes_the_job_that_the_queue_has(
+    submit_unanswered, submit, tmp_path
+):
+    queue = QUEUE.format(folder=tmp_path / "run")
+    done = submit_unanswered(queue=queue)
+    assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr
+    assert "warning: sbatch: no answer in 0.1 s, and the queue has the job: 77" in done.stderr
+    assert json.loads((tmp_path / "run/slurm/submission.json").read_text())["job_id"] == "77"
+    assert "job 77 is already in the queue" in submit(queue=queue).stderr
+
+
+def test_submit_chain_without_answers_takes_each_job_once(submit_unanswered, tmp_path):
+    script = tmp_path / "run/slurm/job.sh"
+    queue = "".join(f"{job_id} PENDING |{script}\n" for job_id in (77, 78, 79))
+    done = submit_unanswered("--chain=3", queue=queue)
+    assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr
+    assert (tmp_path / "run/slurm/chain").read_text() == "77\n78\n79\n"
+
+
+def test_submit_sbatch_without_an_answer_that_the_queue_does_not_know_is_an_error(
+    submit_unanswered, submit, tmp_path
+):
+    done = submit_unanswered(queue=QUEUE.format(folder="/elsewhere"))
+    assert done.returncode == 1
+    assert "error: sbatch: no answer in 0.1 s, and the queue has no such job\n" in done.stderr
+    assert not (tmp_path / "run/slurm/submission.json").exists()
+    # Slurm takes it only now.
+    again = submit(queue=QUEUE.format(folder=tmp_path / "run"))
+    assert (again.returncode, "job 77 is already in the queue" in again.stderr) == (2, True)
 
 
 def test_submit_finished_run_is_refused(submit, tmp_path):

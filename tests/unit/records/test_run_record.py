@@ -116,6 +116,8 @@ def test_close_writes_status_reason_outputs_and_end(tmp_path):
         {"loss": 2.0},
     )
     assert record["attempts"][0]["ended"] >= record["attempts"][0]["started"]
+    # A job's script looks for this line (launch/script.py).
+    assert '  "status": "finished",' in (tmp_path / "run.json").read_text().splitlines()
     release(folder)
 
 
