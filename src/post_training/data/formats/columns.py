@@ -1,6 +1,7 @@
 """What a dataset's rows were recognised as, and what stands in the columns of one row."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,13 +9,17 @@ from post_training.data.config import FORMATS
 from post_training.data.formats.messages import Entry, MessageNames, read_messages
 from post_training.data.formats.tools import Tools, read_tools
 from post_training.data.formats.unread import (
+    FIGURES_OF_A_BRANCH,
     OF_A_CALL,
     OF_A_CONTENT,
     OF_A_MESSAGE,
+    OF_SWISSAI,
+    OF_TEXT_PARTS,
     OF_THE_ANSWER,
     OF_THE_PROMPT,
     hint_of_column,
     hint_of_field,
+    unread_below,
 )
 from post_training.data.formats.values import filled_text, required, says_something, text
 from post_training.data.rows import BadRow, Message
@@ -124,7 +129,11 @@ class Format:
         """Without the columns that the settings say not to read."""
         if not self.ignored:
             return row
-        return {name: cell for name, cell in row.items() if name not in self.ignored}
+        row = {name: cell for name, cell in row.items() if name not in self.ignored}
+        if self.name == "swissai":  # of messages, read_messages leaves them out
+            for path in self.ignored:
+                row = _without(row, path.replace("[]", "").split("."))
+        return row
 
     def look_over(
         self, row: dict[str, Any], filled: Counter[str], *, for_training: bool = True
@@ -146,7 +155,8 @@ class Format:
                     f"column {name} is not read, and it changes what is said or trained",
                     hint_of_column(name, self._mapping_with(name)),
                 )
-        if self.name == "swissai":  # whose branches are no messages
+        if self.name == "swissai":
+            self._look_over_swissai(row, filled, refused)
             return
         for column in self.columns.values():
             cell = row.get(column)
@@ -154,33 +164,47 @@ class Format:
                 content = self.messages.content
                 for index, item in enumerate(cell):
                     if isinstance(item, dict) and (
-                        len(item) > 2 or isinstance(item.get(content), dict)
+                        len(item) > 2 or isinstance(item.get(content), dict | list)
                     ):
                         self._look_over_message(item, column, index, filled)
 
     def _look_over_message(
         self, message: dict[str, Any], column: str, index: int, filled: Counter[str]
     ) -> None:
-        names = self.messages
+        names, place = self.messages, f"{column}[{index}]"
         for name, value in message.items():
-            if name == names.content and isinstance(value, dict):
-                for part, cell in value.items():
-                    if part not in OF_A_CONTENT and says_something(cell):
-                        filled[f"{column}[].{name}.{part}"] += 1
-            if name in (names.role, names.content) or not says_something(value):
-                continue
-            path = f"{column}[].{name}"
+            path, key = f"{column}[].{name}", f"{place}.{name}"
+            if name == names.content:
+                if isinstance(value, dict | list):
+                    shape = OF_A_CONTENT if isinstance(value, dict) else OF_TEXT_PARTS
+                    self._count(unread_below(value, shape, path, key), filled, OF_A_MESSAGE)
+            elif name != names.role and says_something(value):
+                self._count([(path, key)], filled, OF_A_MESSAGE)
+                if name == "tool_calls":
+                    self._count(unread_below(value, OF_A_CALL, path, key), filled, frozenset())
+
+    def _look_over_swissai(
+        self, row: dict[str, Any], filled: Counter[str], refused: frozenset[str]
+    ) -> None:
+        """refused: of a branch, whose fields are as columns are, but for figures of its answer."""
+        refused -= FIGURES_OF_A_BRANCH
+        for column, shape in OF_SWISSAI.items():
+            given = self.columns.get(column, column)
+            for path, key in unread_below(row.get(given), shape, given, given):
+                of_a_branch = path.count(".") == 1 and column == "conversation_branches"
+                # A content that is told as unread stands beside parts, and says more than they.
+                names = refused if of_a_branch else OF_A_MESSAGE | {"content"}
+                self._count([(path, key)], filled, names)
+
+    def _count(
+        self, fields: Iterable[tuple[str, str]], filled: Counter[str], refused: frozenset[str]
+    ) -> None:
+        """fields: (path, key). Errors: BadRow for a name that is refused, and not meant."""
+        for path, key in fields:
             filled[path] += 1
-            if name in OF_A_MESSAGE and not self._is_meant(path):
-                raise BadRow(
-                    "columns",
-                    f"{column}[{index}].{name} is not read, and it changes what is said or trained",
-                    hint_of_field(path),
-                )
-            if name == "tool_calls" and isinstance(value, list):
-                for call in value:
-                    others = call.keys() - OF_A_CALL if isinstance(call, dict) else ()
-                    filled.update(f"{path}[].{other}" for other in others)
+            if path.rpartition(".")[2] in refused and not self._is_meant(path):
+                problem = f"{key} is not read, and it changes what is said or trained"
+                raise BadRow("columns", problem, hint_of_field(path))
 
     def _is_meant(self, path: str) -> bool:
         return path in self.ignored or self.reads(path) is not None
@@ -192,6 +216,18 @@ class Format:
                 mapping = {**self.columns, column: name}
                 return f"{{{', '.join(f'{ours}: {given}' for ours, given in mapping.items())}}}"
         return None
+
+
+def _without(value: Any, path: list[str]) -> Any:
+    """A copy without the field at `path`, in each object of a list."""
+    if isinstance(value, list):
+        return [_without(item, path) for item in value]
+    name, *below = path
+    if not isinstance(value, dict) or name not in value:
+        return value
+    if not below:
+        return {each: cell for each, cell in value.items() if each != name}
+    return {**value, name: _without(value[name], below)}
 
 
 def read_side(

@@ -209,4 +209,107 @@ def test_ignored_fields_and_columns_are_not_read():
 def test_figures_of_a_branch_are_no_fields_of_a_message():
     branch = {"messages": [ASSISTANT], "rewards": {"right": 1.0}, "loss": 0.5, "label": 1}
     row = {"initial_prompt": USER, "conversation_branches": [branch], "available_functions": []}
-    assert looked_over(row) == {"initial_prompt": 1, "conversation_branches": 1}
+    assert looked_over(row) == {
+        "initial_prompt": 1,
+        "conversation_branches": 1,
+        **{f"conversation_branches[].{name}": 1 for name in ("rewards", "loss", "label")},
+    }
+
+
+PART = {"type": "response", "content": "Lac Léman.", "metadata": {}, "name": "", "args": ""}
+
+
+def branched(part: Any = PART, *, message: Any = None, branch: Any = None) -> dict[str, Any]:
+    """A row of SwissAI's, with more fields in one of its parts, messages and branches."""
+    turn = {"role": "assistant", "parts": [part], **(message or {})}
+    return {
+        "initial_prompt": {**USER, "metadata": {}},
+        "conversation_branches": [{"messages": [turn], **(branch or {})}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "path"),
+    [
+        (
+            branched({**PART, "id": 7}),
+            "conversation_branches[].messages[].parts[].id of a response",
+        ),
+        (branched({**PART, "score": 7}), "conversation_branches[].messages[].parts[].score"),
+        (branched(message={"author": "x"}), "conversation_branches[].messages[].author"),
+        (branched(branch={"metadata": {"a": 1}}), "conversation_branches[].metadata"),
+        ({**branched(), "initial_prompt": {**USER, "topic": "x"}}, "initial_prompt.topic"),
+        ({**branched(), "system_prompt": {"content": "x", "by": "y"}}, "system_prompt.by"),
+        ({**branched(), "earlier_messages": [{**USER, "time": 1}]}, "earlier_messages[].time"),
+    ],
+)
+def test_swissai_fields_that_nothing_reads_are_counted(row: dict[str, Any], path: str):
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    others = {name for name in looked_over(row) if name not in row}
+    assert others == {path}
+    assert found.reads(path) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "path"),
+    [
+        (
+            branched({**PART, "weight": 0}),
+            "conversation_branches[0].messages[0].parts[0].weight",
+            "conversation_branches[].messages[].parts[].weight",
+        ),
+        (
+            branched(message={"loss_mask": 0}),
+            "conversation_branches[0].messages[0].loss_mask",
+            "conversation_branches[].messages[].loss_mask",
+        ),
+        (
+            branched(branch={"tools": [{"name": "f"}]}),
+            "conversation_branches[0].tools",
+            "conversation_branches[].tools",
+        ),
+        (
+            {**branched(), "initial_prompt": {**USER, "images": ["x.png"]}},
+            "initial_prompt.images",
+            "initial_prompt.images",
+        ),
+    ],
+)
+def test_swissai_field_that_changes_what_is_trained_is_refused_or_ignored_on_purpose(
+    row: dict[str, Any], key: str, path: str
+):
+    problem, hint = refusal(row)
+    assert problem == f"{key} is not read, and it changes what is said or trained"
+    assert f'ignore: ["{path}"]' in hint
+    assert looked_over(row, ignore=[path])[path] == 1
+    assert conversation_of(row, ignore=[path]) == conversation_of(branched())
+
+
+def test_swissai_field_that_is_read_can_be_ignored():
+    row = branched(branch={"is_reference_completion": True})
+    with pytest.raises(BadRow, match="no branch that is not for reference"):
+        conversation_of(row)
+    ignored = ["conversation_branches[].is_reference_completion"]
+    assert conversation_of(row, ignore=ignored) == conversation_of(branched())
+
+
+def test_swissai_message_with_parts_and_a_content_is_refused():
+    row = branched(message={"content": "Lake Thun."})
+    problem, _ = refusal(row)
+    assert problem.startswith("conversation_branches[0].messages[0].content is not read")
+    path = "conversation_branches[].messages[].content"
+    assert conversation_of(row, ignore=[path]) == conversation_of(branched())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("score", "messages[].content.blocks[].score"), ("weight", None)],
+)
+def test_fields_of_blocks_are_counted_or_refused(name: str, expected: str | None):
+    block = {"type": "response", "text": "Lac Léman.", name: 0.5}
+    row = {"messages": [USER, {"role": "assistant", "content": {"blocks": [block]}}]}
+    if expected is None:
+        problem, _ = refusal(row)
+        assert problem.startswith("messages[1].content.blocks[0].weight is not read")
+    else:
+        assert looked_over(row)[expected] == 1
