@@ -3,7 +3,8 @@
     [thought, response, call, output, response] -> assistant, tool, assistant
 
 Also the structured contents of SwissAI's linearised messages: system {text}, developer {tools},
-user {parts}, assistant {blocks}. Arrow gives every part all fields, empty where not used.
+user {parts}, assistant {blocks}; and OpenAI's content in parts, [{type: text, text}]. Arrow gives
+every part all fields, empty where not used.
 """
 
 from typing import Any, Literal
@@ -66,6 +67,33 @@ def one_text(texts: list[str], key: str) -> str:
     if len(texts) != 1:
         raise BadRow("columns", f"{key}: must have one part with text (got {len(texts)})")
     return filled_text(texts[0], key)
+
+
+def text_of_parts(content: list[Any], key: str) -> str | None:
+    """The text of a content in parts, as OpenAI's API takes it; None for no part.
+
+    Several texts are not joined: templates that take parts join them by nothing, vLLM by a line
+    break. Errors: BadRow for them, and for parts that are no text.
+    """
+    texts = []
+    for index, given in enumerate(content):
+        place = f"{key}[{index}]"
+        part = object_of(given, place)
+        if part.get("type") != "text":
+            raise BadRow(
+                "columns",
+                f"{place}: a part of type {part.get('type')!r}, and only text is read",
+                "a model of text alone can't be shown images, audio or video: leave such rows out, "
+                "by a transform or by on_error: skip",
+            )
+        texts.append(text(part.get("text"), f"{place}.text"))
+    if len(texts) > 1:
+        raise BadRow(
+            "columns",
+            f"{key}: {len(texts)} parts of text, and servers differ in what they put between them",
+            "join them by a transform, as the model's server does",
+        )
+    return texts[0] if texts else None
 
 
 def declared_tools(content: dict[str, Any], key: str) -> Tools:

@@ -175,9 +175,10 @@ class Format:
         for name, value in message.items():
             path, key = f"{column}[].{name}", f"{place}.{name}"
             if name == names.content:
-                if isinstance(value, dict | list):
-                    shape = OF_A_CONTENT if isinstance(value, dict) else OF_TEXT_PARTS
-                    self._count(unread_below(value, shape, path, key), filled, OF_A_MESSAGE)
+                if isinstance(value, dict):
+                    self._count(unread_below(value, OF_A_CONTENT, path, key), filled, OF_A_MESSAGE)
+                elif _are_texts(value):  # others are refused when they are read
+                    self._count(unread_below(value, OF_TEXT_PARTS, path, key), filled, OF_A_MESSAGE)
             elif name != names.role and says_something(value):
                 self._count([(path, key)], filled, OF_A_MESSAGE)
                 if name == "tool_calls":
@@ -216,6 +217,12 @@ class Format:
                 mapping = {**self.columns, column: name}
                 return f"{{{', '.join(f'{ours}: {given}' for ours, given in mapping.items())}}}"
         return None
+
+
+def _are_texts(parts: Any) -> bool:
+    return isinstance(parts, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in parts
+    )
 
 
 def _without(value: Any, path: list[str]) -> Any:

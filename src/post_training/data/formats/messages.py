@@ -110,6 +110,8 @@ def read_messages(
                 continue
             messages = blocks.read_blocks(role, content, content_key, tools or declared)
         else:
+            if isinstance(content, list):
+                item = {**item, names.content: blocks.text_of_parts(content, content_key)}
             messages = (_message(item, role, place, names, tools or declared),)
         # An empty system message says no more than none.
         if role not in ("system", "developer") or messages[0].content.strip():

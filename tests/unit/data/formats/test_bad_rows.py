@@ -77,7 +77,7 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
         (
             {"messages": [USER, {"role": "assistant", "content": [{"text": "2"}]}]},
             "columns",
-            "messages[1].content: must be a string (got list)",
+            "messages[1].content[0]: a part of type None, and only text is read",
         ),
         ({"messages": [USER, {**ASSISTANT, "content": "\t"}]}, "empty", "messages[1].content: is"),
         ({"messages": [{**USER, "content": ""}, ASSISTANT]}, "empty", "messages[0].content: is em"),

@@ -1,6 +1,7 @@
 """Lists of messages: whose output is whose, and the calls of other systems."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -34,6 +35,12 @@ def conversation_of(row: dict[str, Any], **settings: Any) -> Conversation:
     [conversation] = parse(row, found, train_on="all_turns", train_on_thoughts=True)
     assert isinstance(conversation, Conversation)
     return conversation
+
+
+def look_over(row: dict[str, Any]) -> Counter[str]:
+    filled: Counter[str] = Counter()
+    recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1").look_over(row, filled)
+    return filled
 
 
 def outputs_of(*messages: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -192,3 +199,57 @@ def test_fields_that_contradict_each_other_are_refused(message: dict[str, Any], 
 )
 def test_fields_of_an_assistant_on_another_are_refused(message: dict[str, Any], problem: str):
     assert problem_of({"messages": [message, ANSWER]}).problem == problem
+
+
+def parts_of(*texts: str, **others: Any) -> list[dict[str, Any]]:
+    """As OpenAI's API has a content, with every field, as Arrow has it."""
+    return [{"type": "text", "text": text, "image_url": None, **others} for text in texts]
+
+
+def test_content_of_one_part_of_text_is_that_text():
+    row = {
+        "messages": [
+            {"role": "system", "content": parts_of("be brief")},
+            {**USER, "content": parts_of(USER["content"])},
+            {"role": "assistant", "content": [], "tool_calls": [RAIN]},
+            output("", "call_rain") | {"content": parts_of("3 mm")},
+            {**ANSWER, "content": parts_of(ANSWER["content"])},
+        ]
+    }
+    system, user, calls, tool, answer = conversation_of(row).messages
+    assert (system.content, user.content) == ("be brief", USER["content"])
+    assert (calls.content, len(calls.tool_calls)) == ("", 1)
+    assert (tool.content, answer.content) == ("3 mm", ANSWER["content"])
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x.png"}}, "'image_url'"),
+        ({"type": "image", "image": "x.png"}, "'image'"),
+        ({"type": "input_audio", "input_audio": {"data": "x"}}, "'input_audio'"),
+        ({"text": "x"}, "None"),
+    ],
+)
+def test_content_with_a_part_that_is_no_text_is_refused_by_its_type(
+    part: dict[str, Any], kind: str
+):
+    row = {"messages": [{**USER, "content": [*parts_of("What is this?"), part]}, ANSWER]}
+    bad = problem_of(row)
+    assert bad.problem == (f"messages[0].content[1]: a part of type {kind}, and only text is read")
+    assert "images, audio or video" in str(bad.hint)
+    look_over(row)
+
+
+def test_content_of_several_texts_is_refused_as_nothing_says_how_to_join_them():
+    bad = problem_of({"messages": [{**USER, "content": parts_of("a", "b")}, ANSWER]})
+    assert bad.problem.startswith("messages[0].content: 2 parts of text, and servers differ")
+    assert "join them by a transform" in str(bad.hint)
+
+
+def test_content_part_fields_that_nothing_reads_are_counted_or_refused():
+    kept = {"messages": [{**USER, "content": parts_of("a", cache="short")}, ANSWER]}
+    assert look_over(kept)["messages[].content[].cache"] == 1
+    row = {"messages": [{**USER, "content": parts_of("a", image="x.png")}, ANSWER]}
+    with pytest.raises(BadRow, match=r"messages\[0\]\.content\[0\]\.image is not read"):
+        look_over(row)
