@@ -79,7 +79,7 @@ def test_runs_show_prints_identity_and_outcome(job, post_training):
     for text in (record["run_id"], record["image"]["oci_digest"], "verified by runner", "finished"):
         assert text in shown
     shown = json.loads(post_training("runs", "show", job / "run", "--json").stdout)
-    assert shown == {**record, "state": "finished"}
+    assert shown == {**record, "state": "finished", "faults": []}
     missing = post_training("runs", "show", job)
     assert (missing.returncode, missing.stderr) == (
         2, f"error: {job}: no run here: there is no run.json\n",
