@@ -169,13 +169,18 @@ def test_package_mounted_over_the_images_is_recorded_and_not_reproducible(
         (["env", "GLIBC_TUNABLES=glibc.malloc.check=0"], "foreign_variables",
          {"GLIBC_TUNABLES": "glibc.malloc.check=0"}),
         ([], "mounted_over", ["/usr/lib/python3.11/random.py"]),
+        (["env", "A=1"], "mounted_over", ["/"]),
     ],
 )  # fmt: skip
 def test_foreign_code_is_recorded_and_not_reproducible(
     image_edf, job, post_training, tmp_path, words, key, found
 ):
     mounts = []
-    if key == "mounted_over":
+    if found == ["/"]:
+        writable = tmp_path / "writable.toml"
+        writable.write_text(f'base_environment = "{image_edf}"\nwritable = true\n')
+        image_edf = writable
+    elif key == "mounted_over":
         copied = post_training("edf", "run", image_edf, "--", "cat", *found).stdout
         (tmp_path / "random.py").write_text(copied)
         mounts = ["--mount", f"{tmp_path}/random.py:{found[0]}:ro"]
@@ -187,7 +192,7 @@ def test_foreign_code_is_recorded_and_not_reproducible(
     assert (record[key], record["reproducible_by_digest"]) == (found, False)
     refused = post_training("reproduce", tmp_path / "run")
     assert refused.returncode == 2
-    assert next(iter(found)) in refused.stderr
+    assert (next(iter(found)) if found != ["/"] else "image was writable") in refused.stderr
 
 
 def test_reproduce_record_that_claims_another_image_is_refused(job, post_training, tmp_path):

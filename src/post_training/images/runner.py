@@ -98,7 +98,8 @@ def run(
     _mount_system(host_files)
     _add_account(account)
     FINDINGS.mkdir(parents=True, exist_ok=True)
-    findings["mounted_over"] = []
+    # What comes before the stage, such as `sh -c "pip install …"`, may change a writable image.
+    findings["mounted_over"] = ["/"] if edf.writable and command[:1] != ["entrypoint"] else []
     places = [Path("/proc"), Path("/sys"), Path("/dev")]
     for index, wanted in enumerate(edf.mounts):
         place = Path(os.path.realpath(wanted.target))

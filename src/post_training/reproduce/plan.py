@@ -198,7 +198,14 @@ def _check_reproducible(record: dict[str, Any], run_dir: Path) -> None:
         raise UsageError(f"the run is not finished (it is {record['status']})", where=str(run_dir))
     if record["image"] is None:
         raise UsageError("the run was unpinned: no image digest is recorded", where=str(run_dir))
-    if over := record.get("mounted_over"):
+    if (over := record.get("mounted_over")) and over[0] == "/":
+        raise UsageError(
+            "its image was writable, and what ran before the stage may have changed it, so its "
+            "digest is not all of its code",
+            where=str(run_dir),
+            hint="writable = false in the EDF, or an image that has the change",
+        )
+    if over:
         raise UsageError(
             f"{over[0]} of its image was mounted over, so its digest is not all of its code",
             where=str(run_dir),
