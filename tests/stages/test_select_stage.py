@@ -247,3 +247,14 @@ def test_select_says_how_many_samples_were_cut_off_and_the_setting(tmp_path: Pat
     assert "4 samples, 2 cut off at max_tokens: left out" in capsys.readouterr().err
     select(tmp_path / "all", path, exclude_truncated=False)
     assert "cut off" not in capsys.readouterr().err
+
+
+def test_select_records_what_it_read_of_the_rows_and_what_not(tmp_path: Path):
+    row = prompt_row("a", "1 + 1?", [sampled(0.0, mood="good"), sampled(3.0)])
+    select(tmp_path / "run", write_rows(tmp_path / "rows.jsonl", [row]))
+    counts = json.loads((tmp_path / "run/dataset/counts.json").read_text())
+    read = {each["name"]: each["read_as"] for each in counts["sources"][0]["columns"]}
+    assert read["conversation_id"] == "id"
+    assert read["conversation_branches[].rewards"] == "figure"
+    assert read["conversation_branches[].mood"] is None
+    assert counts["sources"][0]["num_rows"] == 1

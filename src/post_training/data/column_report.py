@@ -7,7 +7,7 @@ The counts are of all rows that were looked at, bad ones too; they don't depend 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +34,12 @@ class ColumnCounts:
 
 
 class ColumnReport:
-    """By dataset. formats: what each was recognised as."""
+    """By dataset. formats: what each was recognised as. stage_reads: what the stage itself reads of
+    the rows, {column or field by its own name: what it reads it as}."""
 
-    def __init__(self, formats: Sequence[Format]):
+    def __init__(self, formats: Sequence[Format], stage_reads: Mapping[str, str] | None = None):
         self._formats = formats
+        self._stage_reads = stage_reads or {}
         self._counts = [ColumnCounts() for _ in formats]
 
     def add(self, dataset: int, counts: ColumnCounts) -> None:
@@ -50,10 +52,17 @@ class ColumnReport:
         found, counts = self._formats[dataset], self._counts[dataset]
         # What the settings ignore and no row has is told too: it may be misspelt.
         columns = [
-            {"name": name, "read_as": found.reads(name), "number": counts.filled[name]}
+            {"name": name, "read_as": self._read_as(found, name), "number": counts.filled[name]}
             for name in sorted(counts.filled.keys() | found.ignored)
         ]
         return {"num_source_rows": counts.num_rows, "columns": columns}
+
+    def _read_as(self, found: Format, name: str) -> str | None:
+        if name in found.ignored:
+            return None
+        column, dots, below = name.partition("[].")
+        own = next((own for own, given in found.columns.items() if given == column), column)
+        return found.reads(name) or self._stage_reads.get(f"{own}{dots}{below}")
 
 
 def described_columns(source: dict[str, Any], *, unread: str = "not read") -> Iterator[str]:

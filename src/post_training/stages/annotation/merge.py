@@ -53,6 +53,8 @@ def merge(
             raise PostTrainingError(f"no row is left: {verdicts.summary()}", where=str(plan.folder))
         counts: dict[str, Any] = {"num_rows": num_rows, "num_branches": num_branches}
         counts |= {"rejected": _added(plan.rejected, verdicts.counts)}
+        if plan.sources is not None:
+            counts["sources"] = plan.sources
         write_json(folder / COUNTS, counts)
         if reference is not None:
             reference.write(folder)

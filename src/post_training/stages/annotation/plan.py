@@ -3,7 +3,8 @@
     RUN/chunks/input.jsonl     every good row of the inputs, in order (data/branches.py)
                rejects.jsonl   the bad ones, under on_error: quarantine
                manifest.json   stage, recipe, inputs, image, topology; by chunk: its rows, bytes,
-                               sha256, and the sha256 of its conversation_ids; written last
+                               sha256, and the sha256 of its conversation_ids; sources: what
+                               was read of each dataset's rows; written last
 
 The first worker writes it while the others wait; it depends on the inputs and the recipe alone.
 Who comes later must be of the same run, or is refused with the setting that differs.
@@ -62,6 +63,7 @@ class Plan:
     identity: str
     chunks: tuple[Chunk, ...]
     rejected: dict[str, int]
+    sources: list[dict[str, Any]] | None  # None: of a plan that an older version wrote
 
     @property
     def num_rows(self) -> int:
@@ -130,6 +132,7 @@ def _read(folder: Path, version: int, now: RunDescription, context: StageContext
         sha256_value(identity),
         tuple(Chunk(**chunk) for chunk in manifest["chunks"]),
         manifest["rejected"],
+        manifest.get("sources"),
     )
 
 
@@ -140,14 +143,15 @@ def _write(
     context: StageContext,
 ) -> None:
     chunks: list[Chunk] = []
+    sources: list[dict[str, Any]] = []
     first_row = start = 0
     with (
         Verdicts(config.data.on_error, folder / REJECTS) as verdicts,
         atomic_file(folder / INPUT) as path,
         open(path, "wb") as file,
     ):
-        source = _rows(config, verdicts, context)
-        while rows := list(islice(source, config.chunk_rows)):
+        lines = _rows(config, verdicts, context, sources)
+        while rows := list(islice(lines, config.chunk_rows)):
             content = b"".join(line for _, line in rows)
             file.write(content)
             chunks.append(
@@ -174,6 +178,7 @@ def _write(
             "version": config.version,
             "run": {**run, "image": description.image},
             "rejected": verdicts.counts,
+            "sources": sources,
             "chunks": [asdict(chunk) for chunk in chunks],
         },
     )
@@ -223,9 +228,16 @@ def _convert(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
 
 
 def _rows(
-    config: ChunkedStageConfig, verdicts: Verdicts, context: StageContext
+    config: ChunkedStageConfig,
+    verdicts: Verdicts,
+    context: StageContext,
+    told: list[dict[str, Any]],
 ) -> Iterator[tuple[str, bytes]]:
-    """(conversation_id, line) of every good row, in the order of the inputs."""
+    """(conversation_id, line) of every good row, in the order of the inputs.
+
+    told: gets what was read of each dataset's rows, at the end; no file's name, which decides no
+    bytes.
+    """
     data = config.data
     sources, formats = open_sources(data, for_training=False)
     names = tuple(name_of(dataset) for dataset in data.datasets)
@@ -234,7 +246,7 @@ def _rows(
     num_rows = [0] * len(sources)
     seen: set[bytes] = set()
     state = _Conversion(Reader(data, formats, for_training=False), names, config.keeps_pairs)
-    report = ColumnReport(formats)
+    report = ColumnReport(formats, {ID: "id"})
     for chunk in read_chunks(_convert, state, sources, data, num_rows.__getitem__, report):
         for rejected in chunk.rejected:
             verdicts.reject(rejected.place, rejected.bad, rejected.raw)
@@ -253,6 +265,11 @@ def _rows(
             num_rows[chunk.dataset] += 1
             yield row_id, line
     for index, name in enumerate(names):
-        source = {"name": name, **report.record(index)}
-        for words in described_columns(source, unread="kept as metadata"):
+        source = {
+            "read_as": formats[index].describe(),
+            "num_rows": num_rows[index],
+            **report.record(index),
+        }
+        told.append(source)
+        for words in described_columns({"name": name, **source}, unread="kept as metadata"):
             context.log(f"data: {words}")

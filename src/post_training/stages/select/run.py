@@ -10,7 +10,7 @@ from typing import Any
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
-from post_training.data.branches import branch_row
+from post_training.data.branches import BRANCHES, ID, branch_row
 from post_training.data.column_report import ColumnReport, described_columns
 from post_training.data.reading import Reader, Rejected, name_of, open_sources, read_chunks
 from post_training.data.rows import BadRow
@@ -26,6 +26,19 @@ from post_training.stages.select.pairs import Selected, select_pairs
 from post_training.stages.select.report import Report, table
 
 PAIRS = "pairs.jsonl"
+# What select itself reads of a row and its branches (pairs.py, candidates.py).
+_READ = {
+    ID: "id",
+    "dataset_source": "source",
+    "prompt_token_ids": "figure",
+    **{
+        f"{BRANCHES}[].{name}": "figure"
+        for name in (
+            *("rewards", "finish_reason", "completion_length", "completion_ref_logprob"),
+            *("prompt_token_ids", "completion_token_ids"),
+        )
+    },
+}
 REPORT = ("report/report.json", "report/report.html")
 
 
@@ -44,7 +57,7 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
         atomic_directory(context.run_dir / "dataset") as folder,
         Verdicts(config.data.on_error, context.run_dir / "rejects.jsonl") as verdicts,
     ):
-        _write_pairs(folder / PAIRS, config, report, verdicts, context)
+        sources = _write_pairs(folder / PAIRS, config, report, verdicts, context)
         context.inputs.check()
         if not report.num_pairs:
             raise PostTrainingError(
@@ -57,7 +70,7 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
         if reference is not None:
             reference.write(folder)
         counts = {"num_pairs": report.num_pairs, "num_prompts": report.num_prompts}
-        counts |= {"dropped": report.dropped, "rejected": verdicts.counts}
+        counts |= {"sources": sources, "dropped": report.dropped, "rejected": verdicts.counts}
         write_json(folder / "counts.json", counts)
     with atomic_directory(context.run_dir / "report") as folder:
         figures = report.figures()
@@ -79,13 +92,14 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
 
 def _write_pairs(
     path: Any, config: SelectConfig, report: Report, verdicts: Verdicts, context: StageContext
-) -> None:
+) -> list[dict[str, Any]]:
+    """What was read of each dataset's rows; no file's name, which decides no bytes."""
     sources, formats = open_sources(config.data, for_training=False)
     names = tuple(name_of(dataset) for dataset in config.data.datasets)
     for name, found in zip(names, formats, strict=True):
         context.log(f"data: {name} is read as {found.describe()}")
     state = _Selection(Reader(config.data, formats, for_training=False), names, config)
-    columns = ColumnReport(formats)
+    columns = ColumnReport(formats, _READ)
     num_rows = [0] * len(sources)
     with open(path, "wb") as file, Progress("prompt", None, shown=True) as progress:
         for chunk in read_chunks(
@@ -101,10 +115,17 @@ def _write_pairs(
                 if not isinstance(selected.pairs, str):
                     file.write(b"".join(map(json_line, selected.pairs)))
             progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
+    told = []
     for index, name in enumerate(names):
-        source = {"name": name, **columns.record(index)}
-        for line in described_columns(source):
+        source = {
+            "read_as": formats[index].describe(),
+            "num_rows": num_rows[index],
+            **columns.record(index),
+        }
+        told.append(source)
+        for line in described_columns({"name": name, **source}):
             context.log(f"data: {line}")
+    return told
 
 
 @dataclass(frozen=True)

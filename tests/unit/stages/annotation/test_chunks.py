@@ -195,3 +195,29 @@ def test_the_same_prompt_twice_is_a_bad_row(prompts, tmp_path):
     [reject] = [json.loads(x) for x in (tmp_path / "other/rejects.jsonl").read_text().splitlines()]
     assert (reject["line"], reject["reason"]) == (21, "duplicate")
     assert len(set(ids(tmp_path / "other/dataset/rows.jsonl"))) == 20
+
+
+def test_what_was_read_of_the_rows_is_in_the_plan_and_in_the_dataset(tmp_path):
+    prompt = {"role": "user", "content": "one two"}
+    row = {"conversation_id": "7", "initial_prompt": prompt, "conversation_branches": []}
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({**row, "topic": "lakes"}) + "\n")
+    run(settings(data), tmp_path / "run")
+    [told] = json.loads((tmp_path / "run/dataset/counts.json").read_text())["sources"]
+    assert told == {
+        "read_as": "swissai (initial_prompt, conversation_branches)",
+        "num_rows": 1,
+        "num_source_rows": 1,
+        "columns": [
+            {"name": "conversation_id", "read_as": "id", "number": 1},
+            {"name": "initial_prompt", "read_as": "initial_prompt", "number": 1},
+            {"name": "topic", "read_as": None, "number": 1},
+        ],
+    }
+    assert json.loads((tmp_path / "run/chunks/manifest.json").read_text())["sources"] == [told]
+    # A plan of an older version has none.
+    manifest = json.loads((tmp_path / "run/chunks/manifest.json").read_text())
+    del manifest["sources"]
+    (tmp_path / "run/chunks/manifest.json").write_text(json.dumps(manifest))
+    run(settings(data), tmp_path / "run")
+    assert "sources" not in json.loads((tmp_path / "run/dataset/counts.json").read_text())
