@@ -21,7 +21,11 @@ from post_training.config.recipe import changed_settings
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text, sha256_value
 from post_training.core.locks import locked
-from post_training.data.chat.templates import ChatTemplate, choose_template
+from post_training.data.chat.templates import (
+    ChatTemplate,
+    choose_template,
+    difference_from_own,
+)
 from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.prepared.dataset import PreparedDataset, described
 from post_training.data.prepared.encode import ChunkEncoder
@@ -99,6 +103,10 @@ class DataPreparation:
                 self.tokenizer,
                 train_on_thoughts=self.data.train_on_thoughts,
             )
+            difference = difference_from_own(template, self.tokenizer)
+            # Rows to evaluate on are written by the same template.
+            if difference and self.name == "data":
+                self.context.log(f"warning: {difference}; the saved model gets {template.name!r}")
         return template, {
             "version": VERSION,
             "data": settings_by_role(self.data)[Role.RECIPE],

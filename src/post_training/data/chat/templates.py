@@ -15,7 +15,8 @@ from importlib import resources
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat.proof import Marks, has_marks, prove
+from post_training.data.chat.proof import PROBE, RENDERING_FAILURES, Marks, has_marks, prove
+from post_training.data.chat.rendering import message_dicts, render
 
 # What has to be a single token each; a template without any writes its roles as ordinary text.
 MARKERS: dict[str, tuple[str, ...]] = {
@@ -85,6 +86,27 @@ def choose_template(name: str, tokenizer: Any, *, train_on_thoughts: bool = True
         problem = "it marks a thought and its answer as one, so it can't leave out the thought"
         raise fail(problem, hint=own_hint)
     return ChatTemplate(name, text, proof.end_of_turn, proof.marks, proof.lost)
+
+
+def difference_from_own(template: ChatTemplate, tokenizer: Any) -> str | None:
+    """A line where the tokenizer's own template writes a short conversation otherwise, or None."""
+    own = tokenizer.chat_template
+    if not isinstance(own, str) or own == template.text:
+        return None
+    said = f"chat template {template.name!r} is not the tokenizer's own"
+    dicts, special_tokens = message_dicts(PROBE), tokenizer.special_tokens_map
+    ours, _ = render(template.text, dicts, special_tokens)
+    try:
+        theirs, _ = render(own, dicts, special_tokens)
+    except (*RENDERING_FAILURES, PostTrainingError):
+        return f"{said}, which can't be rendered"
+    if ours == theirs:
+        return None
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    start = next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+    # With some characters before it: a marker that is cut in two says little.
+    ours, theirs = (text[max(0, start - 12) : start + 28] for text in (ours, theirs))
+    return f"{said}: it writes {ours!r} where that one writes {theirs!r}"
 
 
 def _fail(name: str, problem: str, *, hint: str | None = None) -> PostTrainingError:

@@ -10,7 +10,12 @@ from post_training.core.errors import PostTrainingError
 
 pytest.importorskip("jinja2")
 
-from post_training.data.chat.templates import MARKERS, choose_template, template_text
+from post_training.data.chat.templates import (
+    MARKERS,
+    choose_template,
+    difference_from_own,
+    template_text,
+)
 
 pytestmark = pytest.mark.stack
 
@@ -165,3 +170,25 @@ def test_template_without_marks_is_refused_with_the_remedy(tokenizer: Any):
     assert "in the copy's chat_template.jinja" in hint
     # Those of ours whose tokens this tokenizer has, and no others.
     assert hint.endswith("data.chat_template: chatml | tulu | zephyr")
+
+
+@pytest.mark.parametrize(
+    ("own", "difference"),
+    [
+        (None, None),
+        (template_text("chatml"), None),
+        (template_text("chatml") + "{# the same text #}", None),
+        (
+            "<|im_start|>system\nBe kind.<|im_end|>\n" + template_text("chatml"),
+            "it writes '<|im_start|>user\\nfirst-question<|im_end|' "
+            "where that one writes '<|im_start|>system\\nBe kind.<|im_end|>",
+        ),
+        ("{{ raise_exception('no') }}", "can't be rendered"),
+    ],
+)
+def test_template_that_writes_otherwise_than_the_tokenizers_own_is_told(
+    own: str | None, difference: str | None, tokenizer: Any
+):
+    tokenizer.chat_template = own
+    told = difference_from_own(choose_template("chatml", tokenizer), tokenizer)
+    assert told == difference if difference is None else difference in told
