@@ -11,6 +11,7 @@ from stage_process import start_entrypoint
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import PostTrainingError
 from post_training.core.watched_inputs import WatchedInputs
+from post_training.models.reference import REFERENCE, Reference
 from post_training.records.run_record import RunDescription
 from post_training.stages.context import StageContext
 from post_training.stages.execute import _fingerprint_inputs
@@ -82,6 +83,24 @@ def test_stage_whose_rows_change_fails_and_leaves_no_dataset(
     assert error.value.where == str(rows)
     kept = [path.name for path in (tmp_path / "run").rglob("*") if path.suffix in (".jsonl", "")]
     assert not {"dataset", "rows.jsonl", "input.jsonl"} & set(kept)
+    assert not list((tmp_path / "run").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("stage", ["mix", "filter"])
+def test_stage_whose_rows_get_another_reference_fails_and_carries_none_on(
+    stage: str, rows: Path, model: Path, tmp_path: Path
+):
+    """reference.json is no setting: it lies beside the rows."""
+    Reference("one", "t", "c", "float32").write(tmp_path)
+    with pytest.raises(PostTrainingError, match="changed after the run") as error:
+        run_with_change(
+            stage,
+            settings_of(stage, rows, model),
+            tmp_path / "run",
+            lambda: Reference("two", "t", "c", "float32").write(tmp_path),
+        )
+    assert error.value.where == str(tmp_path / REFERENCE)
+    assert not list((tmp_path / "run").rglob(REFERENCE))
     assert not list((tmp_path / "run").rglob("manifest.json"))
 
 

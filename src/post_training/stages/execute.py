@@ -36,6 +36,7 @@ from post_training.images.inside import (
 )
 from post_training.launch.local import run_local_ranks
 from post_training.launch.ranks import Launch, detect_launch
+from post_training.models.reference import REFERENCE
 from post_training.records import machine
 from post_training.records.artifact import origin_of, seal_artifact
 from post_training.records.run_record import (
@@ -236,6 +237,9 @@ def _fingerprint_inputs(
     for key, path in input_paths(settings).items():
         try:
             found = watched.add(key, Path(path))
+            # Read with a file of rows, and no setting of its own; a folder has it within.
+            if (beside := Path(path).parent / REFERENCE).exists():
+                watched.add(f"{key}.{REFERENCE}", beside)
         except FileNotFoundError:
             faults.append(f"{key}: no such file or folder: {path}")
             hints.append(missing_path_hint(Path(path)))

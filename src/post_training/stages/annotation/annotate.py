@@ -28,11 +28,11 @@ def annotate(
     Errors: PostTrainingError for rows or chunks that failed; UsageError for another run's chunks.
     """
     folder = config.chunks_dir(context.run_dir)
+    # Before the work, as datasets of two references can't become one.
+    of_inputs = None if reference else common_reference(config.data.datasets)
     plan = make_plan(folder, config, context)
     context.inputs.release("data.")  # All that is read from here on is the plan's own copy.
     place = _place(config, context.ranks)
-    # Before the work, as datasets of two references can't become one.
-    of_inputs = None if reference else common_reference(config.data.datasets)
 
     def work(make_annotator: Callable[[], Annotator]) -> int:
         worker = Worker(
