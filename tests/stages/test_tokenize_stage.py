@@ -75,7 +75,10 @@ def test_tokenize_writes_ids_and_kinds_that_megatron_reads(model: Path, tmp_path
         "num_tokens": sum(map(len, expected)),
         "num_trained_tokens": sum(map(sum, kinds)),
     }
-    assert json.loads((folder / "counts.json").read_text()) == {**metrics, "rejected": {}}
+    columns = [{"name": "text", "read_as": "text", "number": 2}]
+    sources = [{"num_source_rows": 2, "columns": columns}]
+    counts = json.loads((folder / "counts.json").read_text())
+    assert counts == {**metrics, "rejected": {}, "sources": sources}
     assert sorted(path.name for path in folder.iterdir()) == [
         "chat_kinds_document.bin",
         "chat_kinds_document.idx",
@@ -83,6 +86,24 @@ def test_tokenize_writes_ids_and_kinds_that_megatron_reads(model: Path, tmp_path
         "chat_text_document.idx",
         "counts.json",
     ]
+
+
+def test_tokenize_counts_columns_that_are_not_read_and_refuses_what_is_trained_otherwise(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = write_lines(tmp_path / "first.jsonl", {**GOOD, "topic": "sums"}, GOOD)
+    second = write_lines(tmp_path / "second.jsonl", {**GOOD, "loss_mask": [0]})
+    settings = {"inputs": [first, second], "tokenizer": model}
+    with pytest.raises(PostTrainingError, match="column loss_mask is not read") as raised:
+        tokenize(tmp_path / "refused", **settings)
+    assert "second.jsonl" in str(raised.value)
+    tokenize(tmp_path / "run", **settings, ignore=["loss_mask"])
+    counts = json.loads((tmp_path / "run/dataset/counts.json").read_text())
+    assert [
+        {each["name"]: each["number"] for each in source["columns"] if each["read_as"] is None}
+        for source in counts["sources"]
+    ] == [{"loss_mask": 0, "topic": 1}, {"loss_mask": 1}]
+    assert "first.jsonl: not read: loss_mask (0), topic (1)" in capsys.readouterr().err
 
 
 def test_tokenize_with_any_number_of_workers_gives_the_same_bytes(

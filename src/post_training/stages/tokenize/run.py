@@ -2,7 +2,8 @@
 
 PREFIX_text_document.{bin,idx}   the tokens, as Megatron and GPT-NeoX read them
 PREFIX_kinds_document.{bin,idx}  what the loss makes of each token (data/rows.py), one byte each
-counts.json                      documents, tokens, trained tokens, rejected lines by reason
+counts.json                      documents, tokens, trained tokens, rejected lines by reason; what
+                                 was read of the lines, and what not
 rejects.jsonl                    under on_error: quarantine
 
 The bytes depend on the lines and the tokenizer, never on the number of workers.
@@ -17,8 +18,10 @@ import numpy as np
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
+from post_training.data.column_report import ColumnCounts, ColumnReport, described_columns
 from post_training.data.control.documents import DocumentEncoder, EncodedDocuments, turns_of
 from post_training.data.control.span_tokenizers import load_span_tokenizer
+from post_training.data.formats.columns import Format
 from post_training.data.indexed.dataset import KINDS, TEXT
 from post_training.data.indexed.writer import IndexedWriter, best_dtype
 from post_training.data.rows import COMPLETION, BadRow, Place, Record
@@ -87,10 +90,17 @@ def _write(config: TokenizeConfig, context: StageContext, folder: Path) -> None:
         ) as tokens,
         IndexedWriter(folder / f"{config.output_prefix}{KINDS}", np.uint8) as kinds,
     ):
-        chunks = (chunk for path in config.inputs for chunk in open_path(path).chunks())
-        for documents, rejected in ordered_map(
-            encode_chunk, encoder, chunks, num_workers=config.num_workers
+        found = Format("text", {"text": "text"}, ignored=frozenset(config.ignore))
+        report = ColumnReport([found] * len(config.inputs))
+        chunks = (
+            (index, chunk)
+            for index, path in enumerate(config.inputs)
+            for chunk in open_path(path).chunks()
+        )
+        for index, documents, rejected, columns in ordered_map(
+            encode_chunk, (encoder, found), chunks, num_workers=config.num_workers
         ):
+            report.add(index, columns)
             left = None if config.max_rows is None else config.max_rows - counts.num_documents
             for row in rejected:
                 if left is None or row.num_before < left:
@@ -103,7 +113,11 @@ def _write(config: TokenizeConfig, context: StageContext, folder: Path) -> None:
                 break
         if not counts.num_documents:
             raise PostTrainingError(f"no document is left: {verdicts.summary()}")
-    write_json(folder / COUNTS, {**asdict(counts), "rejected": verdicts.counts})
+    sources = [report.record(index) for index in range(len(config.inputs))]
+    write_json(folder / COUNTS, {**asdict(counts), "rejected": verdicts.counts, "sources": sources})
+    for path, source in zip(config.inputs, sources, strict=True):
+        for line in described_columns({"name": path.name, **source}):
+            context.log(line)
     context.log(
         f"{counts.num_documents:,} documents, {counts.num_tokens:,} tokens, "
         f"{counts.num_trained_tokens:,} of them trained"
@@ -112,9 +126,13 @@ def _write(config: TokenizeConfig, context: StageContext, folder: Path) -> None:
         context.log(verdicts.summary())
 
 
-def encode_chunk(encoder: DocumentEncoder, chunk: Chunk) -> tuple[EncodedDocuments, list[Rejected]]:
-    """The good documents of a chunk, and the bad lines between them."""
-    read = list(_read(chunk))
+def encode_chunk(
+    state: tuple[DocumentEncoder, Format], item: tuple[int, Chunk]
+) -> tuple[int, EncodedDocuments, list[Rejected], ColumnCounts]:
+    """The good documents of a chunk of an input, the bad lines between them, and what all hold."""
+    (encoder, found), (index, chunk) = state, item
+    columns = ColumnCounts()
+    read = list(_read(chunk, found, columns))
     good = [turns for _, turns in read if not isinstance(turns, BadRow)]
     encoded = iter(encoder.encode(good))
     documents: list[list[list[int]]] = []
@@ -125,14 +143,18 @@ def encode_chunk(encoder: DocumentEncoder, chunk: Chunk) -> tuple[EncodedDocumen
             rejected.append(Rejected(len(documents), record.place, result, record.raw))
         else:
             documents.append(result)
-    return encoder.join(documents), rejected
+    return index, encoder.join(documents), rejected, columns
 
 
-def _read(chunk: Chunk) -> Iterator[tuple[Record, list[str] | BadRow]]:
+def _read(
+    chunk: Chunk, found: Format, columns: ColumnCounts
+) -> Iterator[tuple[Record, list[str] | BadRow]]:
     for record in chunk.records():
+        columns.num_rows += 1
         try:
             if isinstance(record.value, BadRow):
                 raise record.value
+            found.look_over(record.value, columns.filled)
             if not isinstance(text := record.value.get("text"), str):
                 what = type(text).__name__ if "text" in record.value else "missing"
                 raise BadRow("columns", f"text: must be a string (is {what})")
