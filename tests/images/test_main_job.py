@@ -117,8 +117,9 @@ def test_failed_run_is_closed_with_its_reason_and_can_be_repaired(entrypoint, jo
     assert record["attempts"][0]["ended"]
     (job / "repair.jsonl").write_text((job / "sums.jsonl").read_text())
     done = entrypoint(*arguments)
-    assert done.returncode == 2
-    assert "the folder holds another run: input: data.datasets[0].path" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "replaced a run that had made nothing" in done.stderr
+    assert read_record(job / "repair")["status"] == "finished"
 
 
 def test_without_a_pinned_image_it_refuses_and_unpinned_says_so(inside, job):
