@@ -118,7 +118,7 @@ def test_failed_run_is_closed_with_its_reason_and_can_be_repaired(entrypoint, jo
     (job / "repair.jsonl").write_text((job / "sums.jsonl").read_text())
     done = entrypoint(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "replaced a run that had made nothing" in done.stderr
+    assert "(failed before it made anything)" in done.stderr
     assert read_record(job / "repair")["status"] == "finished"
 
 

@@ -158,6 +158,20 @@ def test_sft_finds_prepared_data_in_the_cache_until_something_changes(
     assert len(entries(cache)) == 5
 
 
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_sft_prepared_data_that_was_changed_since_is_refused(
+    config: dict[str, Any], tmp_path: Path, is_cached: bool
+):
+    """In the cache, for another run; in RUN/data, for the next attempt of this one."""
+    cache = {"data.cache_dir": str(tmp_path / "cache")} if is_cached else {}
+    config = changed(config, **{**cache, "training.max_steps": 1})
+    sft(config, tmp_path / "run")
+    tokens = tmp_path / "run/data/tokens.bin"
+    tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
+    with pytest.raises(UsageError, match=r"tokens\.bin: is not what was prepared"):
+        sft(config, tmp_path / ("another" if is_cached else "run"))
+
+
 def test_sft_jobs_that_want_the_same_data_make_it_once(config: dict[str, Any], tmp_path: Path):
     cache = tmp_path / "cache"
     config = changed(config, **{"data.cache_dir": str(cache), "training.max_steps": 1})

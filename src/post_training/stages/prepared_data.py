@@ -27,7 +27,7 @@ from post_training.data.chat.templates import (
     difference_from_own,
 )
 from post_training.data.config import DataConfig, SequenceConfig
-from post_training.data.prepared.dataset import PreparedDataset, described
+from post_training.data.prepared.dataset import PreparedDataset, check_files, described
 from post_training.data.prepared.encode import ChunkEncoder
 from post_training.data.prepared.indexed_rows import open_stores, prepare_indexed
 from post_training.data.prepared.prepare import VERSION, prepare
@@ -70,12 +70,14 @@ class DataPreparation:
     def make(self, folder: Path) -> dict[str, Any]:
         """Prepare the data into `folder`, unless an earlier attempt did; its record."""
         if folder.exists():  # complete, or it wouldn't be there
+            check_files(folder)
             return self.open(folder).record
         return self._make(folder, *self._identity())
 
     def _ensure(self, folder: Path) -> None:
         """Make `folder`, or link it to the cache's; it may be there from an earlier attempt."""
         if folder.exists():  # complete, or it wouldn't be there
+            check_files(folder)
             return
         template, identity = self._identity()
         if self.data.cache_dir is None:
@@ -87,6 +89,7 @@ class DataPreparation:
         said = f"data: waiting for the job that prepares the same data ({lock})"
         with locked(lock, lambda: self.context.log(said)):
             if cached.exists():
+                check_files(cached)
                 self.context.log(f"{self.name}: found in the cache: {cached}")
             else:
                 self._make(cached, template, identity)

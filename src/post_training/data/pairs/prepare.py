@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory
 from post_training.data.column_report import (
     ColumnReport,
     described_columns,
@@ -31,7 +31,7 @@ from post_training.data.pairs.encode import (
     PairEncoder,
     encode_pairs,
 )
-from post_training.data.prepared.dataset import OFFSETS, PIECES, RECORD, UsedTemplate
+from post_training.data.prepared.dataset import OFFSETS, PIECES, UsedTemplate, write_record
 from post_training.data.prepared.row_plan import RowPlan, TableBuilder, plan
 from post_training.data.prepared.sequences import LENGTH, NUM_TRAINED
 from post_training.data.prepared.writer import SequenceWriter
@@ -119,8 +119,7 @@ def prepare_pairs(
         np.save(temporary / FIGURES, all_figures)
         np.save(temporary / OFFSETS, rows.offsets)
         np.save(temporary / PIECES, np.ascontiguousarray(rows.pieces[:, :3]))
-        write_json(temporary / RECORD, record)
-    return record
+        return write_record(temporary, record)
 
 
 def _counts(

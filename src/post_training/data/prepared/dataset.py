@@ -5,7 +5,8 @@
     weights.f32        the weight of each id in the loss; only there when some differ from 1
     row_offsets.npy    int64 [R + 1]: row r is row_pieces[row_offsets[r] : row_offsets[r + 1]]
     row_pieces.npy     int64 [N, 3]: sequence, first token, number of tokens
-    prepared.json      what it was made from, the chat template, and the counts
+    prepared.json      what it was made from, the chat template, the counts, and the sha256 of the
+                       files above
 
 The same settings and sources give the same bytes: no times, no paths. It is read from disk, row by
 row, so its size is bounded by the disk alone. Rows over .bin/.idx files that are elsewhere have
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from post_training.core.errors import UsageError
-from post_training.core.files import read_json
+from post_training.core.files import read_json, write_json
+from post_training.core.hashing import hash_files
+from post_training.core.known_digests import known_sha256
 from post_training.data.column_report import described_columns, described_source_rows
 from post_training.data.indexed.dataset import IndexedDataset, open_kinds
 from post_training.data.rows import COMPLETION
@@ -30,6 +33,30 @@ SCHEMA = "post-training/prepared/1"
 RECORD = "prepared.json"
 TOKENS, KINDS, WEIGHTS = "tokens", "kinds", "weights.f32"
 OFFSETS, PIECES = "row_offsets.npy", "row_pieces.npy"
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write prepared.json, a dataset's last file; the record, with the digests of the others."""
+    record = {**record, "files": hash_files(folder)}
+    write_json(folder / RECORD, record)
+    return record
+
+
+def check_files(folder: Path) -> None:
+    """That a dataset which was made before, here or by another run, is what was written.
+
+    Errors: UsageError that names the first file which is not.
+    """
+    written = read_json(folder / RECORD, SCHEMA).get("files", {})
+    found = hash_files(folder, known_sha256)
+    found.pop(RECORD, None)
+    for name in sorted(written.keys() | found.keys()):
+        if written.get(name) != found.get(name):
+            raise UsageError(
+                "is not what was prepared: it was changed, added or taken away since",
+                where=str(folder / name),
+                hint=f"remove {folder}: it is made anew",
+            )
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from post_training.core.files import write_json
 from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.indexed.writer import IndexedWriter
 from post_training.data.prepared.dataset import (
     KINDS,
     OFFSETS,
     PIECES,
-    RECORD,
     SCHEMA,
     TOKENS,
     WEIGHTS,
     UsedTemplate,
+    write_record,
 )
 from post_training.data.prepared.packing import utilisation
 from post_training.data.prepared.row_plan import RowPlan, SequenceTable, TableBuilder, plan
@@ -106,8 +105,7 @@ def write_rows(
     }
     np.save(folder / OFFSETS, rows.offsets)
     np.save(folder / PIECES, np.ascontiguousarray(rows.pieces[:, :3]))
-    write_json(folder / RECORD, record)
-    return record
+    return write_record(folder, record)
 
 
 def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict[str, Any]:
