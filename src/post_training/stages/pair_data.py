@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from post_training.data.chat.templates import ChatTemplate
 from post_training.data.config import DatasetConfig, PairConfig
-from post_training.data.pairs.dataset import PairDataset
+from post_training.data.pairs.dataset import SCHEMA, PairDataset
 from post_training.data.pairs.encode import PairEncoder
 from post_training.data.pairs.prepare import VERSION, described, prepare_pairs
 from post_training.models.load import read_model_settings
@@ -24,6 +24,7 @@ class PairPreparation(DataPreparation):
     num_ids: int | None = None
 
     limits_key: ClassVar[str] = "dpo"
+    schema: ClassVar[str] = SCHEMA
 
     def open(self, folder: Path) -> PairDataset:
         return PairDataset.open(folder)

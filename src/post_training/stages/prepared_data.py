@@ -27,7 +27,7 @@ from post_training.data.chat.templates import (
     difference_from_own,
 )
 from post_training.data.config import DataConfig, SequenceConfig
-from post_training.data.prepared.dataset import PreparedDataset, check_files, described
+from post_training.data.prepared.dataset import SCHEMA, PreparedDataset, check_files, described
 from post_training.data.prepared.encode import ChunkEncoder
 from post_training.data.prepared.indexed_rows import open_stores, prepare_indexed
 from post_training.data.prepared.prepare import VERSION, prepare
@@ -52,6 +52,7 @@ class DataPreparation:
     name: str = "data"
 
     limits_key: ClassVar[str] = "sft"  # of `limits` in a configuration
+    schema: ClassVar[str] = SCHEMA  # of prepared.json
 
     def dataset(self) -> PreparedDataset:
         """What to train on; every rank calls this. Errors: those of the data; UsageError when
@@ -70,14 +71,14 @@ class DataPreparation:
     def make(self, folder: Path) -> dict[str, Any]:
         """Prepare the data into `folder`, unless an earlier attempt did; its record."""
         if folder.exists():  # complete, or it wouldn't be there
-            check_files(folder)
+            check_files(folder, self.schema)
             return self.open(folder).record
         return self._make(folder, *self._identity())
 
     def _ensure(self, folder: Path) -> None:
         """Make `folder`, or link it to the cache's; it may be there from an earlier attempt."""
         if folder.exists():  # complete, or it wouldn't be there
-            check_files(folder)
+            check_files(folder, self.schema)
             return
         template, identity = self._identity()
         if self.data.cache_dir is None:
@@ -89,7 +90,7 @@ class DataPreparation:
         said = f"data: waiting for the job that prepares the same data ({lock})"
         with locked(lock, lambda: self.context.log(said)):
             if cached.exists():
-                check_files(cached)
+                check_files(cached, self.schema)
                 self.context.log(f"{self.name}: found in the cache: {cached}")
             else:
                 self._make(cached, template, identity)

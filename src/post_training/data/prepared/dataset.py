@@ -42,12 +42,13 @@ def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, schema: str = SCHEMA) -> None:
     """That a dataset which was made before, here or by another run, is what was written.
 
+    schema: of its prepared.json; pairs have their own.
     Errors: UsageError that names the first file which is not.
     """
-    written = read_json(folder / RECORD, SCHEMA).get("files", {})
+    written = read_json(folder / RECORD, schema).get("files", {})
     found = hash_files(folder, known_sha256)
     found.pop(RECORD, None)
     for name in sorted(written.keys() | found.keys()):
