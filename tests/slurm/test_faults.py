@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import wait_until
-from submitted_jobs import TIMEOUT_S, SubmittedJobs
+from submitted_jobs import TIMEOUT_S, SubmittedJobs, kept_bytes
 
 from post_training.records.run_record import is_live, read_record
 
@@ -113,7 +113,7 @@ def test_fault_killed_rank_is_named_left_out_and_ends_in_the_same_bytes(slurm, j
     assert "(suspected: n2): failure 1 of 3 that may be tried again" in log
     shown = slurm.shown(job_id)
     assert (shown["ExcNodeList"], shown["NodeList"]) == ("n2", "n[1,3]")
-    assert read_record(job / "faults/rank")["outputs"] == two_nodes
+    assert kept_bytes(read_record(job / "faults/rank")) == two_nodes
 
 
 @pytest.mark.usefixtures("watched_closely")
@@ -126,7 +126,7 @@ def test_fault_killed_slurmstepd_is_noticed_and_ends_in_the_same_bytes(slurm, jo
     assert slurm.wait(job_id) == "COMPLETED", slurm.log(run_dir, job_id)
     assert "the stage has ended, and srun has not noticed" in slurm.log(run_dir, job_id)
     assert slurm.shown(job_id)["Restarts"] == "1"
-    assert read_record(job / run_dir)["outputs"] == two_nodes
+    assert kept_bytes(read_record(job / run_dir)) == two_nodes
 
 
 def test_fault_lost_node_the_job_goes_on_with_another(slurm, job, two_nodes):
@@ -140,7 +140,7 @@ def test_fault_lost_node_the_job_goes_on_with_another(slurm, job, two_nodes):
     assert slurm.wait(job_id) == "COMPLETED"
     assert slurm.shown(job_id)["NodeList"] == "n[1,3]"
     assert len(slurm.attempts("faults/node")) == 2
-    assert read_record(job / "faults/node")["outputs"] == two_nodes
+    assert kept_bytes(read_record(job / "faults/node")) == two_nodes
     subprocess.run(["slurmd", "-N", "n2"], env=slurm.environment, check=True)
     slurm.run("scontrol", "update", "NodeName=n2", "State=RESUME", check=False)
 
@@ -150,7 +150,7 @@ def whole(slurm, job) -> dict:
     """The outputs of a run on one node that nobody disturbed."""
     job_id = slurm.submit(*STEPS, "run_dir=faults/alone")
     assert slurm.wait(job_id) == "COMPLETED", slurm.log("faults/alone", job_id)
-    return read_record(job / "faults/alone")["outputs"]
+    return kept_bytes(read_record(job / "faults/alone"))
 
 
 @pytest.mark.parametrize("moment", ["preparing", "checkpoint", "twice"])
@@ -171,7 +171,7 @@ def test_fault_usr1_at_an_awkward_moment_ends_in_the_same_bytes(slurm, job, whol
     assert [status for status, _ in slurm.attempts(f"faults/usr1-{moment}")] == [
         "interrupted", "finished",
     ]  # fmt: skip
-    assert read_record(run_dir)["outputs"] == whole
+    assert kept_bytes(read_record(run_dir)) == whole
 
 
 def test_fault_full_disk_in_a_checkpoint_is_final_and_goes_on_with_room(slurm, job, whole):
@@ -186,7 +186,7 @@ def test_fault_full_disk_in_a_checkpoint_is_final_and_goes_on_with_room(slurm, j
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
         job_id = slurm.submit(*STEPS, "run_dir=small/run")
         assert slurm.wait(job_id) == "COMPLETED", slurm.log("small/run", job_id)
-        assert read_record(disk / "run")["outputs"] == whole
+        assert kept_bytes(read_record(disk / "run")) == whole
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from slurm_cluster import wait_until
-from submitted_jobs import TIMEOUT_S, SubmittedJobs
+from submitted_jobs import TIMEOUT_S, SubmittedJobs, kept_bytes
 
 from post_training.records.run_record import read_record
 
@@ -38,7 +38,7 @@ def whole(slurm, job) -> dict:
     """The outputs of a run that nothing was taken from."""
     job_id = slurm.submit(*STEPS, "run_dir=taken/whole")
     assert slurm.wait(job_id) == "COMPLETED", slurm.log("taken/whole", job_id)
-    return read_record(job / "taken/whole")["outputs"]
+    return kept_bytes(read_record(job / "taken/whole"))
 
 
 def preempt(slurm: SubmittedJobs, run_dir: str, *, grace_s: int) -> None:
@@ -57,7 +57,7 @@ def test_preempted_run_goes_back_to_the_queue_and_ends_in_the_same_bytes(
     preempt(slurm, run_dir, grace_s=grace_s)
     assert slurm.wait(job_id) == "COMPLETED", slurm.log(run_dir, job_id)
     assert slurm.shown(job_id)["Restarts"] == "1"
-    assert read_record(job / run_dir)["outputs"] == whole
+    assert kept_bytes(read_record(job / run_dir)) == whole
     log = slurm.log(run_dir, job_id)
     assert "attempt 2 of job" in log
     if grace_s:  # Else it has as long as KillWait: too short to be sure of a last checkpoint.
@@ -75,7 +75,7 @@ def test_preempted_chain_goes_on_in_its_next_job(slurm, job, whole, grace_s):
     assert slurm.wait(first) == ("FAILED" if grace_s else "PREEMPTED")
     second = str(int(first) + 1)
     assert slurm.state(second) == "COMPLETED", slurm.log(run_dir, second)
-    assert read_record(job / run_dir)["outputs"] == whole
+    assert kept_bytes(read_record(job / run_dir)) == whole
 
 
 def test_run_killed_for_its_memory_by_the_node_is_tried_again(slurm, job):
