@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from slurm_cluster import wait_until
 
@@ -62,8 +61,3 @@ class SubmittedJobs:
     def attempts(self, run_dir: str) -> list[tuple[str, str | None]]:
         record = read_record(self.folder / run_dir)
         return [(attempt["status"], attempt["reason"]) for attempt in record["attempts"]]
-
-
-def kept_bytes(record: dict[str, Any]) -> dict[str, Any]:
-    """The outputs of a run that are the same whenever it runs; run_files hold times and paths."""
-    return {key: value for key, value in record["outputs"].items() if key != "run_files"}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import wait_until
-from submitted_jobs import TIMEOUT_S, SubmittedJobs, kept_bytes
+from submitted_jobs import TIMEOUT_S, SubmittedJobs
 
+from kept_bytes import kept_bytes
 from post_training.records.run_record import is_live, read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image, pytest.mark.long]
@@ -39,7 +40,7 @@ def two_nodes(slurm, job) -> dict:
     assert slurm.wait(job_id) == "COMPLETED", slurm.log("faults/whole", job_id)
     record = read_record(job / "faults/whole")
     assert record["topology"]["world_size"] == 2
-    return record["outputs"]
+    return kept_bytes(record)
 
 
 def test_run_on_two_nodes_is_reproduced_on_two_nodes(slurm, job, two_nodes):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import wait_until
-from submitted_jobs import SubmittedJobs, kept_bytes
+from submitted_jobs import SubmittedJobs
 
+from kept_bytes import kept_bytes
 from post_training.records.run_record import is_live, read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
