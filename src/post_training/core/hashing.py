@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,24 @@ def sha256_file(path: Path) -> str:
 Sha256 = Callable[[Path], str]
 
 
-def hash_files(folder: Path, sha256: Sha256 = sha256_file) -> dict[str, str]:
-    """{relative path: sha256} of every file below `folder` but its artifact record, sorted."""
+def file_names(folder: Path) -> list[str]:
+    """Relative paths of every file below `folder` but its artifact record, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != ARTIFACT_RECORD)
+
+
+def hash_named(folder: Path, names: Sequence[str], sha256: Sha256 = sha256_file) -> dict[str, str]:
+    """{name: sha256} of these files of the folder."""
     from concurrent.futures import ThreadPoolExecutor  # 4 ms that the runner's start can spare
 
-    paths = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).as_posix() != ARTIFACT_RECORD
-    )
     # hashlib releases the GIL, so threads hash at the speed of the disk.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(paths, pool.map(lambda path: sha256(folder / path), paths), strict=True))
+        return dict(zip(names, pool.map(lambda name: sha256(folder / name), names), strict=True))
+
+
+def hash_files(folder: Path, sha256: Sha256 = sha256_file) -> dict[str, str]:
+    """{relative path: sha256} of every file below `folder` but its artifact record, sorted."""
+    return hash_named(folder, file_names(folder), sha256)
 
 
 def fingerprint_files(hashes: dict[str, str]) -> str:

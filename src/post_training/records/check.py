@@ -9,14 +9,18 @@ the pains to change the bytes, the digests and the seal alike.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.hashing import ARTIFACT_RECORD, fingerprint_files, sha256_file
+from post_training.core.hashing import (
+    ARTIFACT_RECORD,
+    file_names,
+    fingerprint_files,
+    hash_named,
+)
 from post_training.records.artifact import artifact_record_faults, read_artifact
 from post_training.records.run_record import (
     RECORD_NAME,
@@ -96,7 +100,7 @@ def check_run(run_dir: Path, *, most_bytes: int | None = None) -> Check:
             found.faults += _artifact_of_run(folder, prefix, made, record)
             if any((folder / name).exists() for name in own):
                 there.append(prefix)
-            foreign += [f"{prefix}{name}" for name in _names(folder) if name not in own]
+            foreign += [f"{prefix}{name}" for name in file_names(folder) if name not in own]
     found.faults += [f"{name}: not part of the artifact" for name in foreign]
     _compare_bytes(run_dir, files, most_bytes, found)
     _make_faults_of_gone(found, tuple(there))
@@ -117,7 +121,7 @@ def check_artifact(folder: Path, *, most_bytes: int | None = None) -> Check:
             break
     files = artifact["files"]
     found.faults += [
-        f"{name}: not part of the artifact" for name in _names(folder) if name not in files
+        f"{name}: not part of the artifact" for name in file_names(folder) if name not in files
     ]
     _compare_bytes(folder, files, most_bytes, found)
     _make_faults_of_gone(found, ("",))
@@ -147,11 +151,6 @@ def _other(record: dict[str, Any], artifact: dict[str, Any]) -> Iterator[str]:
         yield f"{', '.join(differing)}: not the same in made_by and in {RECORD_NAME}"
 
 
-def _names(folder: Path) -> list[str]:
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name != ARTIFACT_RECORD)
-
-
 def _compare_bytes(
     folder: Path, files: dict[str, str], most_bytes: int | None, found: Check
 ) -> None:
@@ -172,7 +171,7 @@ def _compare_bytes(
             found.unread.append(name)
     found.num_read += len(read)
     found.gone.sort()
-    digests = dict(zip(read, _hashed([folder / name for name in read]), strict=True))
+    digests = hash_named(folder, read)
     found.faults += [
         f"{name}: changed (sha256 is {digests[name]}, was {files[name]})"
         for name in sorted(read)
@@ -185,9 +184,3 @@ def _make_faults_of_gone(found: Check, prefixes: tuple[str, ...]) -> None:
     an export."""
     found.faults += [f"{name}: gone" for name in found.gone if name.startswith(prefixes)]
     found.gone = [name for name in found.gone if not name.startswith(prefixes)]
-
-
-def _hashed(paths: Sequence[Path]) -> list[str]:
-    # hashlib releases the GIL, so threads hash at the speed of the disk.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(sha256_file, paths))

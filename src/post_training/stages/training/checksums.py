@@ -19,10 +19,8 @@ takes 2.1 s, and the disk's time.
 """
 
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
-from post_training.core.hashing import sha256_file
+from post_training.core.hashing import hash_named
 from post_training.records.run_record import identity_of
 from post_training.stages.context import StageContext
 
@@ -172,9 +170,8 @@ def _hash_files(folder: Path, context: StageContext) -> dict[str, str]:
     ]
     if ranks.is_writer:
         own += [name for name, size in found.items() if size < _LARGE_BYTES]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        hashes = dict(zip(own, pool.map(lambda name: sha256_file(folder / name), own), strict=True))
-    return {name: digest for part in context.gather(hashes) for name, digest in part.items()}
+    hashes = context.gather(hash_named(folder, own))
+    return {name: digest for part in hashes for name, digest in part.items()}
 
 
 # In memory
