@@ -44,15 +44,24 @@ def known_sha256(path: Path, on_read: Callable[[int], None] = lambda size_bytes:
     with open(path, "rb") as file:
         if digest := _remembered(_entry(file_identity(os.fstat(file.fileno())))):
             return digest
-        identity = flushed_identity(file)
-        started = time.time()
-        on_read(os.fstat(file.fileno()).st_size)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if identity == file_identity(os.fstat(file.fileno())) and not is_young(identity, started):
-            # A read-only home: correct all the same, only slower.
-            with suppress(OSError):
-                write_atomic(_entry(identity), digest)
+        digest, identity = read_sha256(file, on_read)
+    if identity is not None:
+        # A read-only home: correct all the same, only slower.
+        with suppress(OSError):
+            write_atomic(_entry(identity), digest)
     return digest
+
+
+def read_sha256(
+    file: BinaryIO, on_read: Callable[[int], None] = lambda size_bytes: None
+) -> tuple[str, Identity | None]:
+    """sha256 of a file that was just opened, and the identity by which it is known from now on;
+    None where its next change might not show."""
+    identity, started = flushed_identity(file), time.time()
+    on_read(os.fstat(file.fileno()).st_size)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    is_same = identity == file_identity(os.fstat(file.fileno()))
+    return digest, identity if is_same and not _is_young(identity, started) else None
 
 
 def flushed_identity(file: BinaryIO) -> Identity:
@@ -88,7 +97,7 @@ def _remembered(entry: Path) -> str | None:
     return text if _DIGEST.fullmatch(text) else None
 
 
-def is_young(identity: Identity, now: float) -> bool:
+def _is_young(identity: Identity, now: float) -> bool:
     """Whether a file that is read from `now` on was changed so shortly before that its next change
     might not show."""
     *_, mtime, ctime = (number / 1e9 for number in identity)

@@ -2,17 +2,15 @@
 
     fingerprints taken -> the stage reads -> check -> what was made of them is kept
 
-A file is hashed again where its identity is another, or was too young to be trusted; so a file that
-was only touched is no change.
+A file is hashed again where its identity is another, or could not be trusted (known_digests.py); so
+a file that was only touched is no change.
 """
 
-import hashlib
-import time
 from pathlib import Path
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import fingerprint
-from post_training.core.known_digests import Identity, file_identity, flushed_identity, is_young
+from post_training.core.known_digests import Identity, file_identity, read_sha256
 
 
 class WatchedInputs:
@@ -20,7 +18,7 @@ class WatchedInputs:
 
     def __init__(self) -> None:
         self._inputs: dict[str, tuple[Path, str]] = {}
-        self._files: dict[Path, tuple[Identity | None, str]] = {}  # None: too young
+        self._files: dict[Path, tuple[Identity | None, str]] = {}  # None: not to be trusted
 
     def add(self, key: str, path: Path) -> str:
         """The fingerprint. Errors: as of `fingerprint`."""
@@ -49,10 +47,8 @@ class WatchedInputs:
 
     def _sha256(self, path: Path) -> str:
         with open(path, "rb") as file:
-            identity, now = flushed_identity(file), time.time()
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        # One that is written to meanwhile has another identity at the next look.
-        self._files[path.absolute()] = None if is_young(identity, now) else identity, digest
+            digest, identity = read_sha256(file)
+        self._files[path.absolute()] = identity, digest
         return digest
 
     def _same_sha256(self, path: Path) -> str:
