@@ -51,16 +51,11 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
 
     The file is left there: a removed one would not keep the next out. Errors: as of `hold`.
     """
-    file = hold(path)
-    if file is None:
-        on_wait()
-        file = _open(path)
-        with file:
+    with _open(path) as file:
+        if not _lock(file, path, fcntl.F_OFD_SETLK):
+            on_wait()
             _lock(file, path, fcntl.F_OFD_SETLKW)
-            yield
-    else:
-        with file:
-            yield
+        yield
 
 
 def is_held(path: Path) -> bool:
