@@ -114,7 +114,8 @@ def check_artifact(folder: Path, *, most_bytes: int | None = None) -> Check:
     for parent in folder.absolute().parents[:_HOW_FAR_UP]:
         if (parent / RECORD_NAME).exists():
             record = read_record(parent)
-            if record["run_id"] == artifact["made_by"]["run_id"]:
+            run_id = artifact["made_by"]["run_id"]
+            if record.get("run_id", run_id) == run_id:  # One without any was damaged.
                 place = parent / RECORD_NAME
                 found.faults += [f"{place}: {fault}" for fault in record_faults(record)]
                 found.faults += [f"{place}: {line}" for line in _other(record, artifact)]

@@ -11,13 +11,15 @@ outcome                                            the first difference, as `rep
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from post_training.config.recipe import changed_settings
 from post_training.core.hashing import fingerprint_files, hash_files
 from post_training.core.known_digests import sha256_of_any
-from post_training.records.check import check_run
+from post_training.records.check import Check, check_run
 from post_training.records.compare import compare_runs
 from post_training.records.machine import portable_environment
 from post_training.records.run_record import fingerprints, image_identity, read_whole_record
@@ -27,23 +29,33 @@ SAME, DIFFERENT = 0, 4
 _CAUSES = ("stage", "recipe", "input")
 
 
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    record: dict[str, Any]
+
+    @cached_property
+    def check(self) -> Check:
+        """All of its bytes are read: once, however many runs it stands beside."""
+        return check_run(self.folder)
+
+
 def print_diffs(run_dirs: Sequence[Path]) -> int:
     """The first of the runs beside each of the others; the exit code, 0 where all are the same."""
-    first, *others = run_dirs
+    first, *others = [_Run(folder, read_whole_record(folder)) for folder in run_dirs]
     codes = []
     for other in others:
         if others[1:]:
-            print(f"== {first} and {other}")
-        codes.append(print_diff(first, other))
+            print(f"== {first.folder} and {other.folder}")
+        codes.append(_print_diff(first, other))
     return max(codes)
 
 
-def print_diff(first_dir: Path, second_dir: Path) -> int:
+def _print_diff(first: _Run, second: _Run) -> int:
     """A line for each difference; the exit code, 0 where the outcomes are the same."""
-    first, second = read_whole_record(first_dir), read_whole_record(second_dir)
-    lines = _settings(first, second)
+    lines = _settings(first.record, second.record)
     causes = [text for label, text in lines if label in _CAUSES]
-    is_same, outcome = _outcome(first, first_dir, second, second_dir, causes)
+    is_same, outcome = _outcome(first, second, causes)
     for label, text in [*lines, *(("outcome", text) for text in outcome)]:
         print(f"{label:12} {text}")
     return SAME if is_same else DIFFERENT
@@ -96,26 +108,19 @@ def _changed_files(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _outcome(
-    first: dict[str, Any],
-    first_dir: Path,
-    second: dict[str, Any],
-    second_dir: Path,
-    causes: Sequence[str],
-) -> tuple[bool, list[str]]:
+def _outcome(first: _Run, second: _Run, causes: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether they are the same, and the lines that say it. A verdict is one on bytes: there is
     none where a run is not what it left."""
     lines = [
-        f"{folder} is not finished: {record['status']}"
-        for record, folder in ((first, first_dir), (second, second_dir))
-        if record["outputs"] is None
+        f"{run.folder} is not finished: {run.record['status']}"
+        for run in (first, second)
+        if run.record["outputs"] is None
     ]
-    for folder in (first_dir, second_dir):
-        found = check_run(folder)
-        lines += [f"{folder} is not what the run left: {fault}" for fault in found.faults]
-        for remark in found.remarks:
-            print(f"note: {folder}: {remark}", file=sys.stderr)
-    comparison = compare_runs(first, first_dir, second, second_dir)
+    for run in (first, second):
+        lines += [f"{run.folder} is not what the run left: {fault}" for fault in run.check.faults]
+        for remark in run.check.remarks:
+            print(f"note: {run.folder}: {remark}", file=sys.stderr)
+    comparison = compare_runs(first.record, first.folder, second.record, second.folder)
     if lines:
         return False, [*lines, *filter(None, [comparison.difference])]
     if comparison.difference and causes:

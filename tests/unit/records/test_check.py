@@ -10,7 +10,7 @@ import pytest
 
 from post_training.core.errors import PostTrainingError
 from post_training.records.check import check_artifact, check_run
-from post_training.records.diff import print_diff
+from post_training.records.diff import print_diffs
 from post_training.records.export import export_run
 from post_training.records.lineage import show_lineage, verify_artifact
 from post_training.records.run_record import read_record, record_faults, seal
@@ -125,7 +125,7 @@ def test_edit_is_seen_by_every_command(finished_run, tmp_path, capsys, name):
     assert fault in capsys.readouterr().out
 
     for pair in ((run, other), (other, run)):
-        assert print_diff(*pair) == 4
+        assert print_diffs(pair) == 4
         out = capsys.readouterr().out
         assert fault in out
         assert "identical" not in out
@@ -171,12 +171,12 @@ def test_show_and_diff_of_what_one_may_not_read_are_one_clear_line(finished_run,
         "os.getuid() or os.setuid(65534)\n"
         "from pathlib import Path\n"
         "from post_training.core.errors import report\n"
-        "from post_training.records.diff import print_diff\n"
+        "from post_training.records.diff import print_diffs\n"
         "from post_training.records.show import show_run\n"
         "run, other = map(Path, sys.argv[1:])\n"
         "show_run(run, 'finished', as_json=False)\n"
         "for command in (lambda: show_run(other, 'finished', as_json=False),\n"
-        "                lambda: print_diff(run, other), lambda: print_diff(run, run)):\n"
+        "                lambda: print_diffs([run, other]), lambda: print_diffs([run, run])):\n"
         "    try: command()\n"
         "    except OSError as error: print(report(error))\n"
     )
@@ -196,6 +196,12 @@ def test_check_of_a_run_that_was_moved_finds_nothing(finished_run, tmp_path):
     shutil.move(run, tmp_path / "elsewhere")
     assert check_run(tmp_path / "elsewhere").faults == []
     assert check_artifact(tmp_path / "elsewhere/model").faults == []
+
+
+def test_check_of_an_artifact_whose_run_lost_its_id_finds_the_fault(finished_run):
+    run = finished_run("one")
+    rewrite(run / "run.json", lambda record: record.pop("run_id"))
+    assert check_artifact(run / "model").faults == [f"{run / 'run.json'}: {OF_THE_RECORD}"]
 
 
 def test_edited_run_is_not_continued_and_sealed_for_it(finished_run):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from post_training.core.hashing import fingerprint
-from post_training.records.diff import print_diff, print_diffs
+from post_training.records.diff import print_diffs
 from post_training.records.run_record import identity_of
 
 RECORD = {
@@ -46,7 +46,7 @@ def diff(tmp_path, capsys):
         for name, record in (("one", RECORD), ("two", {**RECORD, **changes})):
             (tmp_path / name).mkdir()
             write_record(tmp_path / name, record)
-        code = print_diff(tmp_path / "one", tmp_path / "two")
+        code = print_diffs([tmp_path / "one", tmp_path / "two"])
         lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
         return code, [(label, text.replace(f"{tmp_path}/", "")) for label, text in lines]
 
@@ -103,7 +103,7 @@ def test_diff_names_the_files_of_changed_folders_while_they_are_what_the_runs_ha
         write_record(run_dir, record)
 
     def lines() -> list[str]:
-        print_diff(tmp_path / "run-1", tmp_path / "run-2")
+        print_diffs([tmp_path / "run-1", tmp_path / "run-2"])
         return capsys.readouterr().out.splitlines()
 
     assert lines()[1] == "input        model.path: template"
