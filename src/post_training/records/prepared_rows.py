@@ -8,7 +8,7 @@ The files (data/prepared/dataset.py, data/pairs/dataset.py, data/indexed/dataset
     pairs.npy                          there for pairs alone, whose pieces are whole sequences
 """
 
-import ast
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _INDEX_HEADER = struct.Struct("<9sQBQQ")
-_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+# As numpy.save writes it: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00.."
+    rb"\{'descr': '<i8', 'fortran_order': False, 'shape': \([0-9, ]+\),? ?\} *\n",
+    re.DOTALL,
+)
 _KINDS = ("prompt", "completion", "excluded")  # data/rows.py
 _FORMATS = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
 _NEEDED = ("row_offsets.npy", "row_pieces.npy", "tokens.idx", "tokens.bin", "kinds.idx")
@@ -26,6 +31,7 @@ def first_row_difference(first: Path, second: Path) -> str | None:
     """Such as "row 12: token 5 is 17, then 99"; rows count from 0, as training counts them.
 
     None where the rows are the same, and where a folder has no rows of its own.
+    Errors: OSError, ValueError, LookupError, struct.error for files that are damaged.
     """
     if not all((folder / name).exists() for folder in (first, second) for name in _NEEDED):
         return None
@@ -68,12 +74,13 @@ class _Rows:
 
 class _Sequences:
     def __init__(self, folder: Path, name: str, stack: ExitStack):
-        index = (folder / f"{name}.idx").read_bytes()
+        index = memoryview((folder / f"{name}.idx").read_bytes())
         _, _, code, num, _ = _INDEX_HEADER.unpack_from(index)
         begin = _INDEX_HEADER.size
-        self.item_bytes, self.format = _ITEM_BYTES[code], _FORMATS[code]
-        self._lengths = memoryview(index)[begin : begin + 4 * num].cast("i")
-        self._places = memoryview(index)[begin + 4 * num : begin + 12 * num].cast("q")
+        self.format = _FORMATS[code]
+        self.item_bytes = struct.calcsize(self.format)
+        self._lengths = _numbers(index[begin : begin + 4 * num], "i")
+        self._places = _numbers(index[begin + 4 * num : begin + 12 * num], "q")
         self._file = stack.enter_context((folder / f"{name}.bin").open("rb"))
 
     def read(self, sequence: int, start: int, length: int | None) -> bytes:
@@ -85,17 +92,19 @@ class _Sequences:
 
 
 def _read_npy(path: Path) -> memoryview:
-    """The int64 values of a .npy file, in their order.
-
-    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-    """
+    """The int64 values of a .npy file, in their order."""
     data = path.read_bytes()
-    size = struct.unpack_from("<H", data, 8)[0] if data[6] == 1 else 0
-    begin = 10 + size
-    header = ast.literal_eval(data[10:begin].decode())
-    if header["descr"] != "<i8" or header["fortran_order"]:
+    header = _NPY_HEADER.match(data)
+    if not header:
         raise ValueError(f"not int64 in rows: {path}")
-    return memoryview(data)[begin:].cast("q")
+    return _numbers(memoryview(data)[header.end() :], "q")
+
+
+def _numbers(data: bytes | memoryview, letter: str) -> memoryview:
+    """Errors: ValueError, where `cast` would say that a type is wrong."""
+    if len(data) % struct.calcsize(letter):
+        raise ValueError("the last number is cut off")
+    return memoryview(data).cast(letter)
 
 
 def _difference(ours: list[_Part], theirs: list[_Part]) -> str | None:
@@ -106,13 +115,13 @@ def _difference(ours: list[_Part], theirs: list[_Part]) -> str | None:
         return "tokens of another size"
     [letter] = formats
     if tokens[0] != tokens[1]:
-        values = [memoryview(data).cast(letter) for data in tokens]
+        values = [_numbers(data, letter) for data in tokens]
         for index, (one, other) in enumerate(zip(*values, strict=False)):
             if one != other:
                 return f"token {index} is {one}, then {other}"
         return f"{len(values[0])} tokens, then {len(values[1])}"
     if kinds[0] != kinds[1]:
-        pairs = zip(*kinds, strict=False)
+        pairs = zip(*kinds, strict=True)
         index = next(i for i, (one, other) in enumerate(pairs) if one != other)
         one, other = (_KINDS[data[index]] for data in kinds)
         return f"the same tokens, and token {index} is {one}, then {other}"

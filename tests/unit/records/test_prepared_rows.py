@@ -82,3 +82,20 @@ def test_rows_of_pairs_are_whole_sequences(difference):
 
 def test_rows_of_no_prepared_dataset_have_no_difference(tmp_path):
     assert first_row_difference(tmp_path, tmp_path) is None
+
+
+NAMES = ("row_offsets.npy", "row_pieces.npy", "tokens.idx", "tokens.bin", "kinds.idx", "kinds.bin")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_files_that_are_cut_off_fail_as_is_said(difference, tmp_path, name):
+    assert difference((ROWS, TOKENS, KINDS), (ROWS, TOKENS, KINDS)) is None
+    whole = (tmp_path / "one" / name).read_bytes()
+    failed = []
+    for size in range(len(whole)):
+        (tmp_path / "one" / name).write_bytes(whole[:size])
+        try:
+            first_row_difference(tmp_path / "one", tmp_path / "other")
+        except (OSError, ValueError, LookupError, struct.error) as error:
+            failed.append(error)
+    assert failed
