@@ -5,6 +5,7 @@ a JSON header {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the
 """
 
 import json
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ class _Tensors:
     @classmethod
     def read(cls, file: IO[bytes]) -> "_Tensors":
         (length,) = struct.unpack("<Q", file.read(8))
+        # Of other bytes the length is any number, and reading so much would take all the memory.
+        if length > os.fstat(file.fileno()).st_size:
+            raise ValueError("its header is longer than the file")
         described = json.loads(file.read(length))
         described.pop("__metadata__", None)
         return cls(file, 8 + length, described)
@@ -31,7 +35,10 @@ class _Tensors:
 
 def first_tensor_difference(first: Path, second: Path) -> str | None:
     """Such as "model.layers.3.mlp.down_proj.weight (first of 4 tensors): element 17 is 0.5, then
-    0.25"; None when tensors, names, dtypes and shapes are equal. Layers come in their order."""
+    0.25"; None when tensors, names, dtypes and shapes are equal. Layers come in their order.
+
+    Errors: ValueError, LookupError, struct.error for what are no tensors any more.
+    """
     with open(first, "rb") as one, open(second, "rb") as other:
         ours, theirs = _Tensors.read(one), _Tensors.read(other)
         names = sorted(ours.described.keys() | theirs.described.keys(), key=natural_order)

@@ -104,6 +104,20 @@ def test_compare_damaged_line_is_one_clear_line(tmp_path, name, line):
         compare_runs(*runs)
 
 
+@pytest.mark.parametrize("damage", [b"", b"other bytes, of no tensors", b"\xff" * 64])
+def test_compare_weights_that_are_none_any_more_are_told_by_their_sha256(
+    tmp_path, write_tensors, damage
+):
+    files = [{"model/model.safetensors": name} for name in "12"]
+    runs = []
+    for name, its_files in zip(("one", "two"), files, strict=True):
+        runs += run(tmp_path / name, files=its_files)
+        (tmp_path / name / "model").mkdir()
+        write_tensors(tmp_path / name / "model/model.safetensors", head=("F32", [1], [1.0]))
+    (tmp_path / "two/model/model.safetensors").write_bytes(damage)
+    assert compare_runs(*runs).difference == "model/model.safetensors: sha256 is 1, then 2"
+
+
 def test_compare_step_that_differs_is_told_with_the_first_weights_that_do(tmp_path, write_tensors):
     names = [f"checkpoints/checkpoint-{step}/model.safetensors" for step in (5, 10)]
     runs = []
