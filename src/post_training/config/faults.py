@@ -212,19 +212,18 @@ def _unknown_key(model: type[BaseModel], path: KeyPath, data: Any) -> str:
     here = fields_at(model, path[:-1], data)
     written = re.sub(r"\[\d+\]", "[]", dotted(path))
     elsewhere = paths_of_keys(model, but=written)
-    section = written.rpartition(".")[0]
-    offered = [name for name in here if _initials(name) == key][:1]
-    if not offered and (other := OTHER_NAMES.get(key)):
-        name = other.rpartition(".")[2]
-        if name != other and other.rpartition(".")[0] == section:
-            offered = [name]
-        elif " " in other:
-            return f"unknown key '{key}': {other}"
-        elif name in here and name == other:
-            offered = [name]
-        elif other in elsewhere.get(name, []):
-            offered = [_placed(other)]
-    offered = offered or difflib.get_close_matches(key, here, n=1)
+    other = OTHER_NAMES.get(key, "")
+    section, _, name = other.rpartition(".")
+    if abbreviated := [full for full in here if _initials(full) == key]:
+        offered = abbreviated[:1]
+    elif " " in other:
+        return f"unknown key '{key}': {other}"
+    elif name in here and section in ("", written.rpartition(".")[0]):
+        offered = [name]
+    elif other in elsewhere.get(name, []):
+        offered = [_placed(other)]
+    else:
+        offered = difflib.get_close_matches(key, here, n=1)
     offered += [_placed(path) for path in elsewhere.get(key, [])[:2]]
     if not offered:
         near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=_NEAR_ELSEWHERE)

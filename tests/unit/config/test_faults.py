@@ -223,6 +223,9 @@ def test_unknown_key_offers_the_key_that_was_meant(faults_of, text, words):
         ("gradient_accumulation_steps: 4",
          "unknown key 'gradient_accumulation_steps': set training.effective_batch_size: "
          "accumulation follows from it"),
+        # Not where this section has none of that name.
+        ("training: {epochs: 1, max_steps: 1}",
+         "training: unknown key 'epochs' (known: learning_rate, max_steps)"),
         # The same word in another place says where; one that is far is none.
         ("sampling: {seed: 1}",
          "sampling: unknown key 'seed', did you mean 'seed' at the top level?"),

@@ -1,0 +1,11 @@
+from post_training.config.other_names import OTHER_NAMES
+from post_training.config.schema import paths_of_keys
+from post_training.stages.registry import STAGES
+
+
+def test_other_names_stand_for_settings_that_a_stage_has():
+    settings: set[str] = set()
+    for stage in STAGES.values():
+        for key, paths in paths_of_keys(stage.load_config_class(), but="").items():
+            settings |= {key, *paths}
+    assert [ours for ours in OTHER_NAMES.values() if " " not in ours and ours not in settings] == []
