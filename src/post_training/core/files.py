@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -100,7 +99,7 @@ def copy_folder(source: Path, target: Path, *, without: Iterable[str] = ()) -> N
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
 
 
 @contextmanager

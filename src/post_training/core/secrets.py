@@ -9,6 +9,7 @@ path such as math-task-of-many-words-and-2025 holds none. What has no form of it
 hexadecimal digits is also a commit) is found only under a variable's name that says what it is.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -47,14 +48,7 @@ _FORMS = (
      r"(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?=.{0,300}?[A-Za-z0-9+/]{32}).*?"
      r"(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)"),
 )  # fmt: skip
-# A beginning is found as text, which is fast; what follows it, there alone.
-_PATTERNS = [
-    (kind, start, re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(start)}{rest}", re.DOTALL))
-    if start != "://"
-    else (kind, start, re.compile(re.escape(start) + rest))
-    for kind, starts, rest in _FORMS
-    for start in starts
-]
+_BEGINNINGS = [(kind, start, rest) for kind, starts, rest in _FORMS for start in starts]
 _ALWAYS = {credential.value_variable for credential in CREDENTIALS}
 _SECRET_WORDS = re.compile(
     r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:_|$)",
@@ -85,15 +79,25 @@ def redact(text: str) -> tuple[str, list[str]]:
 
 
 def _found(text: str) -> Iterator[tuple[str, int, int]]:
-    """The kind of each secret, where it begins and ends."""
-    for kind, start, pattern in _PATTERNS:
+    """The kind of each secret, where it begins and ends.
+
+    A beginning is found as text, which is fast; what follows it, there alone.
+    """
+    for kind, start, rest in _BEGINNINGS:
         place = text.find(start)
         while place >= 0:
-            found = pattern.match(text, place)
+            found = _pattern(start, rest).match(text, place)
             if found:
-                group = "secret" if "secret" in pattern.groupindex else 0
+                group = "secret" if "secret" in found.re.groupindex else 0
                 yield kind, found.start(group), found.end(group)
             place = text.find(start, max(place + 1, found.end() if found else 0))
+
+
+@functools.cache
+def _pattern(start: str, rest: str) -> re.Pattern[str]:
+    """Compiled where it is asked for: all of them would be a good part of a command's start."""
+    before = "" if start == "://" else "(?<![A-Za-z0-9_-])"
+    return re.compile(f"{before}{re.escape(start)}{rest}", re.DOTALL)
 
 
 def redacted(kind: str) -> str:
