@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import ConfigError, UsageError
-from post_training.images.edf_variables import check_text, expand, expand_env, expand_values
+from post_training.images.edf_variables import EverySet, expand, expand_env, expand_values
 
 _MAX_LEVELS = 10
 # Ten levels of two parents each are a thousand files, of eight a thousand million.
@@ -159,7 +159,7 @@ def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
     """
     faults: list[str] = []
     merged = _Merging(env, cwd, faults).merge(path)
-    check_text(merged, str(path), faults)
+    expand_values(merged, EverySet(), str(path), faults)
     if faults:
         raise ConfigError(faults)
     return merged

@@ -137,23 +137,9 @@ def parse_environment(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 
-def check_text(data: Any, where: str, faults: list[str], key: str = "") -> None:
-    """What no engine could expand, wherever it runs."""
-    if isinstance(data, dict):
-        for name, value in data.items():
-            check_text(value, where, faults, f"{key}.{name}" if key else name)
-    elif isinstance(data, list):
-        for index, value in enumerate(data):
-            check_text(value, where, faults, f"{key}[{index}]")
-    elif isinstance(data, str):
-        try:
-            expand(data, _Anything())
-        except ValueError as error:
-            faults.append(f"{where}: {key}: {error}")
-
-
-class _Anything(dict[str, str]):
-    """An environment in which every variable is set."""
+class EverySet(dict[str, str]):
+    """An environment in which every variable is set: what cannot be expanded in it, no engine can
+    expand, wherever it runs."""
 
     def get(self, key: str, default: Any = None) -> str:
         return "x"
