@@ -36,6 +36,8 @@ from post_training.launch.suspected_node import (
 from post_training.records.run_record import LAUNCH_FOLDER, is_live, read_record
 
 SCHEMA = "post-training/failures/1"
+# What our answer begins with on stdout, where an image's entrypoint may print a banner.
+MARK = "post-training-outcome: "
 # A record's reason is `TypeName: message` for an exception that is not ours.
 _LOST_CONNECTION = re.compile(
     r"(DistBackendError|DistNetworkError|DistStoreError|EngineDeadError): |"
@@ -43,8 +45,6 @@ _LOST_CONNECTION = re.compile(
 )
 # EIO, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOTCONN, ESHUTDOWN, ESTALE, EREMOTEIO: Lustre and NFS
 # lose their servers so. A full disk or a missing file stays as it is.
-# What our answer begins with on stdout, where an image's entrypoint may print a banner.
-MARK = "post-training-outcome: "
 _LOST_STORAGE = re.compile(r"\[Errno (5|104|107|108|110|113|116|121)\] ")
 
 
