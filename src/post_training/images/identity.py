@@ -30,15 +30,13 @@ def read_image(root: Path) -> dict[str, Any] | None:
 
     Errors: PostTrainingError.
     """
-    file = root / IMAGE_FILE.relative_to("/")
-    try:
-        said = json.loads(file.read_text())
-    except FileNotFoundError:
+    said = _read(
+        root / IMAGE_FILE.relative_to("/"),
+        {"name", "version", "input_hash"},
+        "name, version or input hash is missing",
+    )
+    if said is None:
         return None
-    except (OSError, ValueError) as error:
-        raise PostTrainingError(f"cannot be read: {error}", where=str(file)) from None
-    if not isinstance(said, dict) or not {"name", "version", "input_hash"} <= said.keys():
-        raise PostTrainingError("name, version or input hash is missing", where=str(file))
     digest = root / OCI_DIGEST_FILE.relative_to("/")
     return {**said, "oci_digest": digest.read_text().strip() if digest.exists() else None}
 
@@ -48,15 +46,23 @@ def read_record_beside(image: Path, sqsh_sha256: str) -> dict[str, Any] | None:
 
     Errors: PostTrainingError for what is no record.
     """
-    path = image.with_name(f"sha256-{sqsh_sha256}.json")
+    return _read(
+        image.with_name(f"sha256-{sqsh_sha256}.json"),
+        {"oci_digest"},
+        "no record of an image: it names no OCI digest",
+    )
+
+
+def _read(path: Path, needed: set[str], problem: str) -> dict[str, Any] | None:
+    """None where there is no file. problem: told of one that has not all of the keys `needed`."""
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise PostTrainingError(f"not a JSON record: {error}", where=str(path)) from None
-    if not isinstance(record, dict) or "oci_digest" not in record:
-        raise PostTrainingError("no record of an image: it names no OCI digest", where=str(path))
+    if not isinstance(record, dict) or not needed <= record.keys():
+        raise PostTrainingError(problem, where=str(path))
     return record
 
 
