@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from post_training.core.errors import PostTrainingError
+
 _VARIABLE = re.compile(r"\$(\$?)(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _BANNED = re.compile(r'\$\(|`|;|"')
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
@@ -100,30 +102,30 @@ def expand_env(
         for match in _VARIABLE.finditer(value)
         if not match[1] and match[2] and (name := _NAME.fullmatch(match[2]))
     }
-    found: dict[str, str] | None = {}
-    if used:
-        found = _image_variables(cwd / image, variables) if image else {}
-    if found is None:
-        faults += [
-            f"{path}: env: {name}: what the image has there cannot be read: unsquashfs is not "
-            "installed (squashfs-tools)"
-            for name in sorted(used & set(_IMAGE_PATHS))
-        ]
-    return expand_values(variables, {**env, **(found or {})}, str(path), faults, "env")
+    found: dict[str, str] = {}
+    if used and image:
+        try:
+            found = _image_variables(cwd / image, variables)
+        except PostTrainingError as error:
+            faults += [
+                f"{path}: env: {name}: what the image has there cannot be read: {error.problem}"
+                for name in sorted(used & set(_IMAGE_PATHS))
+            ]
+    return expand_values(variables, {**env, **found}, str(path), faults, "env")
 
 
-def _image_variables(image: Path, pins: Mapping[str, str]) -> dict[str, str] | None:
-    """The variables that the image sets; None where they cannot be read."""
+def _image_variables(image: Path, pins: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the image sets. Errors: PostTrainingError where they cannot be read."""
     if image.suffix == ".sif":
         record = image.with_name(f"sha256-{pins.get('POST_TRAINING_IMAGE_SQSH_SHA256')}.json")
         try:
             return dict(json.loads(record.read_text())["environment"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            raise PostTrainingError(f"no record of the SIF's variables in {record}") from None
     if not image.is_file():
         return {}  # A registry's, or none: told elsewhere.
     if shutil.which("unsquashfs") is None:
-        return None
+        raise PostTrainingError("unsquashfs is not installed (squashfs-tools)")
     done = subprocess.run(
         ["unsquashfs", "-cat", str(image), "etc/environment"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -163,7 +163,8 @@ def test_load_edf_env_of_a_sif_goes_on_from_its_record(tmp_path):
     path = write(tmp_path, "x.toml", text + 'PATH = "${PATH}:/custom/bin"\n')
     assert load(path, {"PATH": "/host/bin"}).env["PATH"] == "/opt/bin:/custom/bin"
     (tmp_path / f"sha256-{digest}.json").write_text("[]")
-    with pytest.raises(ConfigError, match="env: PATH: what the image has there cannot be read"):
+    message = "env: PATH: what the image has there cannot be read: no record of the SIF's variables"
+    with pytest.raises(ConfigError, match=message):
         load(path, {"PATH": "/host/bin"})
 
 
