@@ -130,10 +130,16 @@ def _image_variables(image: Path, pins: Mapping[str, str]) -> dict[str, str]:
         ["unsquashfs", "-cat", str(image), "etc/environment"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    return parse_environment(done.stdout.decode(errors="replace"))
+    return _parse(done.stdout.decode(errors="replace"))
 
 
-def parse_environment(text: str) -> dict[str, str]:
+def own_variables() -> dict[str, str]:
+    """The variables of the image that this process is in."""
+    path = Path("/etc/environment")
+    return _parse(path.read_text()) if path.exists() else {}
+
+
+def _parse(text: str) -> dict[str, str]:
     """/etc/environment of an image: where enroot, and our Dockerfiles, keep the OCI ENV."""
     lines = text.splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))

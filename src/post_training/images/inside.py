@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.images.edf_variables import parse_environment
+from post_training.images.edf_variables import own_variables
 from post_training.images.foreign_code import code_variables, mounts_over_code
 from post_training.images.identity import IMAGE_FILE, check_identity, read_image, read_record_beside
 from post_training.images.verify import check_image_digest
@@ -114,9 +114,7 @@ def mounts_over_the_image() -> list[str]:
 
 def foreign_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables by which other code than the image's may run in this process."""
-    own = Path("/etc/environment")
-    image_variables = parse_environment(own.read_text()) if own.exists() else {}
-    return code_variables(environment, image_variables, [str(DEVELOPMENT_SOURCES)])
+    return code_variables(environment, own_variables(), [str(DEVELOPMENT_SOURCES)])
 
 
 def _verify(path: Path, pins: Mapping[str, str], *, is_sif: bool) -> tuple[str, str | None]:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount
-from post_training.images.edf_variables import parse_environment
+from post_training.images.edf_variables import own_variables
 from post_training.images.foreign_code import (
     host_variables,
     is_over_files,
@@ -236,8 +236,7 @@ def _add_account(lines: Mapping[str, str]) -> None:
 
 def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
     """The EDF's variables over the image's over the host's; empty ones of the EDF are unset."""
-    path = Path("/etc/environment")
-    image = parse_environment(path.read_text()) if path.exists() else {}
+    image = own_variables()
     host, dropped = host_variables(host_env)
     if dropped and host_env.get("SLURM_PROCID", "0") == "0":
         print(
