@@ -263,8 +263,8 @@ def test_run_what_the_host_leaves_behind_breaks_nothing(edf, post_training):
     assert made.startswith("/tmp/")
     assert (empty, temporary) == ("<>", "/tmp")
     assert done.stderr == (
-        "warning: of the shell, not taken into the image: LD_LIBRARY_PATH, PYTHONUSERBASE (an "
-        "EDF's [env] can set them)\n"
+        "warning: variables of the shell that do not reach the image: LD_LIBRARY_PATH, "
+        "PYTHONUSERBASE (an EDF's [env] can set them)\n"
     )
 
 

@@ -240,7 +240,7 @@ def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
     host, dropped = host_variables(host_env)
     if dropped and host_env.get("SLURM_PROCID", "0") == "0":
         print(
-            f"warning: of the shell, not taken into the image: {', '.join(dropped)}"
+            f"warning: variables of the shell that do not reach the image: {', '.join(dropped)}"
             " (an EDF's [env] can set them)",
             file=sys.stderr,
         )
