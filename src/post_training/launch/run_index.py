@@ -175,33 +175,33 @@ def _with_index(look: Callable[[sqlite3.Connection], _T]) -> _T:
     path = user_cache() / "runs.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _without_index(path, error, look)
+    try:
         return _look_into(path, look)
-    except (
-        sqlite3.Error,
-        ValueError,
-        FileExistsError,
-        NotADirectoryError,
-        PermissionError,
-    ) as error:
-        problem = error
-    if _is_damage(problem):
-        print(f"warning: damaged, and made again: {path}: {problem}", file=sys.stderr)
-        with contextlib.suppress(OSError, sqlite3.Error):
-            for left in ("", "-journal", "-wal", "-shm"):
-                path.with_name(f"{path.name}{left}").unlink(missing_ok=True)
-            return _look_into(path, look)
-    else:
-        print(f"warning: no index is kept in {path}: {problem}", file=sys.stderr)
+    except (sqlite3.Error, ValueError) as error:
+        if not _is_damage(error):
+            return _without_index(path, error, look)
+        print(f"warning: damaged, and made again: {path}: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError, sqlite3.Error):
+        for left in ("", "-journal", "-wal", "-shm"):
+            path.with_name(f"{path.name}{left}").unlink(missing_ok=True)
+        return _look_into(path, look)
     return _look_into(":memory:", look)
 
 
-def _is_damage(error: Exception) -> bool:
-    """Of the file; not a lock, a full disk or a folder that cannot be."""
+def _without_index(path: Path, problem: Exception, look: Callable[[sqlite3.Connection], _T]) -> _T:
+    print(f"warning: no index is kept in {path}: {problem}", file=sys.stderr)
+    return _look_into(":memory:", look)
+
+
+def _is_damage(error: sqlite3.Error | ValueError) -> bool:
+    """Of the file; not a lock or a full disk."""
     if isinstance(error, sqlite3.Error):
         # Without a code: raised by Python, about a value that is none of ours.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         return code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return isinstance(error, ValueError)
+    return True
 
 
 def _look_into(path: Path | str, look: Callable[[sqlite3.Connection], _T]) -> _T:

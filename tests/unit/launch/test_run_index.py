@@ -231,6 +231,17 @@ def test_runs_list_cache_folder_that_cannot_be_is_told_and_left(slurm_command, t
     assert done.stderr.startswith("warning: no index is kept in ")
 
 
+def test_runs_list_cache_folder_that_the_file_system_refuses_is_told_and_left(
+    tmp_path, monkeypatch, capsys
+):
+    """As a full disk does, or one that is mounted read-only: for another reason than permissions."""
+    write_run(tmp_path / "runs/a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    [state] = list_states(tmp_path / "runs", Filters())
+    assert state.state == "finished"
+    assert capsys.readouterr().err.startswith("warning: no index is kept in /proc/none/")
+
+
 def test_runs_show_by_id_finds_the_folder_also_from_elsewhere(slurm_command, tmp_path):
     write_run(tmp_path / "runs/a")
     elsewhere = tmp_path / "elsewhere"
