@@ -49,12 +49,14 @@ FIGURE_NUMBERS = frozenset(
 _READ_FIGURES = FIGURE_FLAGS | FIGURE_LISTS | FIGURE_NUMBERS
 
 
-def names_looked_for(name: str, columns: dict[str, str]) -> dict[str, tuple[str, ...]]:
+def names_looked_for(
+    name: str, columns: dict[str, str], ignored: frozenset[str] = frozenset()
+) -> dict[str, tuple[str, ...]]:
     """The file's names for each optional column of a format that `columns` don't say. Every row is
     looked at: a column may be filled in later rows alone."""
     asked = columns.get("instruction") or columns.get("prompt")
     return {
-        column: OPTIONAL[column]
+        column: tuple(given for given in OPTIONAL[column] if given not in ignored)
         for column in FORMATS[name][1]
         if column not in columns and (column != "input" or asked == "instruction")
     }
@@ -89,7 +91,7 @@ class Format:
         """The file's names for a column; none where there is to be none."""
         if column in self.columns:
             return (self.columns[column],)
-        return tuple(name for name in self.optional.get(column, ()) if name not in self.ignored)
+        return self.optional.get(column, ())
 
     def column(self, name: str, row: dict[str, Any]) -> str | None:
         """The file's column for `name`, the one that this row fills.
@@ -98,13 +100,10 @@ class Format:
         """
         if name in self.columns:
             return self.columns[name]
-        filled = [
-            given
-            for given in self.optional.get(name, ())
-            if given in row and says_something(row[given]) and given not in self.ignored
-        ]
+        names = self.names(name)
+        filled = [given for given in names if given in row and says_something(row[given])]
         if not filled:
-            return next(iter(self.names(name)), None)
+            return names[0] if names else None
         if any(row[given] != row[filled[0]] for given in filled[1:]):
             problem = f"{' and '.join(filled)} both say the {name}"
             raise BadRow("columns", problem, f"leave one out: ignore: [{filled[1]}]")
@@ -171,18 +170,22 @@ class Format:
     def _look_over_message(
         self, message: dict[str, Any], column: str, index: int, filled: Counter[str]
     ) -> None:
-        names, place = self.messages, f"{column}[{index}]"
+        names = self.messages
         for name, value in message.items():
-            path, key = f"{column}[].{name}", f"{place}.{name}"
-            if name == names.content:
-                if isinstance(value, dict):
-                    self._count(unread_below(value, OF_A_CONTENT, path, key), filled, OF_A_MESSAGE)
-                elif _are_texts(value):  # others are refused when they are read
-                    self._count(unread_below(value, OF_TEXT_PARTS, path, key), filled, OF_A_MESSAGE)
-            elif name != names.role and says_something(value):
+            is_content = name == names.content
+            if name == names.role or (is_content and isinstance(value, str)):
+                continue
+            if not says_something(value):  # most, where Arrow gives every message all fields
+                continue
+            path, key = f"{column}[].{name}", f"{column}[{index}].{name}"
+            if not is_content:
                 self._count([(path, key)], filled, OF_A_MESSAGE)
                 if name == "tool_calls":
                     self._count(unread_below(value, OF_A_CALL, path, key), filled, frozenset())
+            elif isinstance(value, dict):
+                self._count(unread_below(value, OF_A_CONTENT, path, key), filled, OF_A_MESSAGE)
+            elif _are_texts(value):  # others are refused when they are read
+                self._count(unread_below(value, OF_TEXT_PARTS, path, key), filled, OF_A_MESSAGE)
 
     def _look_over_swissai(
         self, row: dict[str, Any], filled: Counter[str], refused: frozenset[str]

@@ -65,7 +65,7 @@ def recognise(value: dict[str, Any], dataset: DatasetConfig, where: str) -> Form
         name,
         columns,
         names,
-        {} if dataset.columns else names_looked_for(name, columns),
+        {} if dataset.columns else names_looked_for(name, columns, ignored),
         has_messages=bool(messages),
         ignored=ignored,
     )
