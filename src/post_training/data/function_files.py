@@ -20,11 +20,14 @@ class WrongResult(Exception):
 
 class FunctionFiles:
     """Functions of one kind. what: the word for them; `@register_<what>` marks one. module: has
-    this as FILES, and `call(function, argument, started)`, by which one is called."""
+    this as FILES, and `call(function, argument, started)`, by which one is called. setting: that
+    names the files. key: of the setting that names a function."""
 
-    def __init__(self, what: str, module: str):
+    def __init__(self, what: str, module: str, *, setting: str, key: str):
         self.what = what
         self.module = module
+        self.setting = setting
+        self.key = key
         self._registered: dict[str, Callable[..., Any]] = {}  # of the file that is executed
 
     def register(self, name: str) -> Callable[[Function], Function]:

@@ -9,7 +9,6 @@ function gets a copy of the row, and what it prints goes to stderr. A call that 
 the run and is no verdict on its row, or the rows of a dataset would depend on the machine's speed.
 """
 
-import atexit
 import gc
 import io
 import mmap
@@ -43,24 +42,12 @@ _CALLS, _ROW = range(2)
 _NUMBERS_BYTES = 2 * 8
 
 
-def functions_of(
-    files: FunctionFiles, paths: Sequence[Path], limits: "FunctionLimits"
-) -> "FunctionProcess":
-    """The one of this process that has these files, started where it isn't running yet.
-
-    Errors: UsageError for a file that fails, or registers nothing.
-    """
-    key = (os.getpid(), files.what, tuple(paths), limits)
-    if key not in _RUNNING:
-        _RUNNING[key] = FunctionProcess(files, tuple(paths), limits)
-    return _RUNNING[key]
-
-
 class FunctionProcess:
-    """functions: {name: file}."""
+    """functions: {name: file}. has_ended: it is of no more use."""
 
     def __init__(self, files: FunctionFiles, paths: tuple[Path, ...], limits: "FunctionLimits"):
-        self._what, self._limits = files.what, limits
+        """Errors: UsageError for a file that fails, or registers nothing."""
+        self._what, self._limits, self.has_ended = files.what, limits, False
         memory = os.memfd_create("calls")
         os.truncate(memory, _NUMBERS_BYTES)
         self._numbers = _shared_numbers(memory)
@@ -160,24 +147,14 @@ class FunctionProcess:
         return f"ended its process by {signal.Signals(-code).name}{memory}"
 
     def end(self) -> None:
-        """Kill it, and what it started; where it is needed again, another is started."""
-        for key, process in list(_RUNNING.items()):
-            if process is self:
-                del _RUNNING[key]
+        """Kill it, and what it started."""
+        if self.has_ended:  # Its number may be another's by now.
+            return
+        self.has_ended = True
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
-
-
-_RUNNING: dict[tuple, FunctionProcess] = {}
-
-
-@atexit.register
-def _end_all() -> None:
-    for (owner, *_), process in list(_RUNNING.items()):
-        if owner == os.getpid():
-            process.end()
 
 
 # In the process itself.

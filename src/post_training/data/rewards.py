@@ -17,17 +17,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from post_training.core.errors import UsageError
 from post_training.data.formats.values import is_number
 from post_training.data.function_files import FunctionFiles, WrongResult
 from post_training.data.rows import BadRow
+from post_training.data.user_functions import find_function
 
 if TYPE_CHECKING:
     from post_training.data.config import FunctionLimits
 
 Row = dict[str, Any]
+# (the answers to each row, the rows, the name of a row) -> the rewards of its answers, or the error
+# that the function raised.
+RewardFunction = Callable[
+    [Sequence[list[str]], Sequence[Row], Callable[[int], str]], Iterator[list[float] | BadRow]
+]
 
-FILES = FunctionFiles("reward", __name__)
+FILES = FunctionFiles("reward", __name__, setting="functions", key="function")
 register_reward = FILES.register
 
 
@@ -49,39 +54,18 @@ def call(
     return rewards
 
 
-class RewardFunction:
-    """One of the functions of the files."""
-
-    def __init__(self, name: str, paths: Sequence[Path], limits: "FunctionLimits"):
-        self.name = name
-        self._paths = paths
-        self._limits = limits
-
-    def __call__(
-        self, answers: Sequence[list[str]], rows: Sequence[Row], where: Callable[[int], str]
-    ) -> Iterator[list[float] | BadRow]:
-        """The rewards of each row's answers, or the error that the function raised.
-
-        where: a row's name. Errors: PostTrainingError where it returns no finite number, or
-        doesn't return.
-        """
-        from post_training.data.function_process import functions_of
-
-        functions = functions_of(FILES, self._paths, self._limits)
-        arguments = [(own, pickle.dumps(row)) for own, row in zip(answers, rows, strict=True)]
-        yield from functions.call(self.name, arguments, where)
-
-
 def find_reward(name: str, paths: Sequence[Path], limits: "FunctionLimits") -> RewardFunction:
     """The function registered as `name` in one of the files.
 
-    Errors: UsageError when there is none, or a file can't be loaded.
+    Errors: UsageError as of find_function; of a call, PostTrainingError where the function returns
+    no finite number, or doesn't return.
     """
-    from post_training.config.faults import nearest
-    from post_training.data.function_process import functions_of
+    function = find_function(FILES, name, paths, limits)
 
-    found = functions_of(FILES, paths, limits).functions if paths else {}
-    if name not in found:
-        known = f"known: {', '.join(found)}" if found else "functions names no file"
-        raise UsageError(f"function: unknown name {name!r}{nearest(name, list(found))}; {known}")
-    return RewardFunction(name, paths, limits)
+    def reward(
+        answers: Sequence[list[str]], rows: Sequence[Row], where: Callable[[int], str]
+    ) -> Iterator[list[float] | BadRow]:
+        arguments = [(own, pickle.dumps(row)) for own, row in zip(answers, rows, strict=True)]
+        yield from function(arguments, where)
+
+    return reward

@@ -16,17 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from post_training.core.errors import UsageError
 from post_training.data.function_files import FunctionFiles, WrongResult
 from post_training.data.rows import BadRow
+from post_training.data.user_functions import find_function
 
 if TYPE_CHECKING:
     from post_training.data.config import FunctionLimits
 
 Object = dict[str, Any]
 Function = Callable[[Object], Object | list[Object] | None]
+# (rows, the place of a row) -> what each becomes, or the error that the function raised.
+Transform = Callable[[Sequence[Object], Callable[[int], str]], Iterator[list[Object] | BadRow]]
 
-FILES = FunctionFiles("transform", __name__)
+FILES = FunctionFiles("transform", __name__, setting="data.transforms", key="transform")
 register_transform = FILES.register
 
 
@@ -44,40 +46,20 @@ def call(function: Function, row: Object, started: Callable[[], None]) -> list[O
     return results
 
 
-class Transform:
-    """One of the functions of the files."""
-
-    def __init__(self, name: str, paths: Sequence[Path], limits: "FunctionLimits"):
-        self.name = name
-        self._paths = paths
-        self._limits = limits
-
-    def __call__(
-        self, rows: Sequence[Object], where: Callable[[int], str]
-    ) -> Iterator[list[Object] | BadRow]:
-        """What each row becomes, or the error that the function raised. where: a row's place.
-
-        Errors: PostTrainingError where the function returns no row, or doesn't return.
-        """
-        from post_training.data.function_process import functions_of
-
-        functions = functions_of(FILES, self._paths, self._limits)
-        for result in functions.call(self.name, rows, where):
-            if isinstance(result, BadRow):
-                result = BadRow("transform", f"transform {self.name}: {result.problem}")
-            yield result
-
-
 def find_transform(name: str, paths: Sequence[Path], limits: "FunctionLimits") -> Transform:
     """The function registered as `name` in one of the files.
 
-    Errors: UsageError when there is none; or a file fails or registers nothing, or two have it.
+    Errors: UsageError as of find_function; of a call, PostTrainingError where the function returns
+    no row, or doesn't return.
     """
-    from post_training.config.faults import nearest
-    from post_training.data.function_process import functions_of
+    function = find_function(FILES, name, paths, limits)
 
-    found = functions_of(FILES, paths, limits).functions if paths else {}
-    if name not in found:
-        known = f"known: {', '.join(found)}" if found else "data.transforms names no file"
-        raise UsageError(f"transform: unknown name {name!r}{nearest(name, list(found))}; {known}")
-    return Transform(name, paths, limits)
+    def transform(
+        rows: Sequence[Object], where: Callable[[int], str]
+    ) -> Iterator[list[Object] | BadRow]:
+        for result in function(rows, where):
+            if isinstance(result, BadRow):
+                result = BadRow("transform", f"transform {name}: {result.problem}")
+            yield result
+
+    return transform
