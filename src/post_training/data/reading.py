@@ -22,6 +22,7 @@ from post_training.data.rows import BadRow, Place, Record, Row
 from post_training.data.sources import Chunk, Source
 from post_training.data.sources.open import open_source
 from post_training.data.transforms import find_transform
+from post_training.data.user_functions import end_functions
 from post_training.data.verdicts import is_fatal, refusal
 from post_training.data.workers import ordered_map
 
@@ -150,11 +151,15 @@ def read_chunks(
                 yield dataset, chunk
 
     counted = (function, state)
-    for output, counts in ordered_map(_counted, counted, chunks(), num_workers=config.num_workers):
-        # Workers are ahead of what was counted; what they did too much must not show.
-        if not suffices(output.dataset):
-            report.add(output.dataset, counts)
-            yield output
+    outputs = ordered_map(_counted, counted, chunks(), num_workers=config.num_workers)
+    try:
+        for output, counts in outputs:
+            # Workers are ahead of what was counted; what they did too much must not show.
+            if not suffices(output.dataset):
+                report.add(output.dataset, counts)
+                yield output
+    finally:
+        end_functions()  # That of a transform would stay for all of a training run.
 
 
 def _transformed(records: list[Record], name: str, config: SourcesConfig) -> list[Record]:

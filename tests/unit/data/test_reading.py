@@ -1,6 +1,8 @@
 """Rows of a source: what is read of each does not depend on their order, nor on the workers."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ def read(
     rows: list[dict[str, Any]],
     num_workers: int = 1,
     on_error: str = "skip",
+    transforms: Sequence[Path] = (),
     **settings: Any,
 ) -> tuple[list[Any], list[tuple[int, str]], dict[str, Any]]:
     """Its rows, its rejected ones by number, and the record of its columns."""
     path.write_text(json.dumps(rows))
     dataset = {"path": path, **settings}
-    config = SourcesConfig(datasets=[dataset], num_workers=num_workers, on_error=on_error)
+    config = SourcesConfig(
+        datasets=[dataset], transforms=transforms, num_workers=num_workers, on_error=on_error
+    )
     sources, formats = open_sources(config)
     report = ColumnReport(formats)
     state = ReadingState(Reader(config, formats))
@@ -101,6 +106,25 @@ def test_rows_and_their_columns_are_the_same_for_any_number_of_workers(tmp_path:
             {"name": "system_prompt", "read_as": "system", "number": 1},
         ],
     }
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_rows_that_are_read_leave_no_process_of_their_transform(num_workers: int, tmp_path: Path):
+    path, pids = tmp_path / "keep.py", tmp_path / "pids"
+    path.write_text(
+        "import os\nfrom post_training.data.transforms import register_transform\n"
+        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "@register_transform('keep')\ndef keep(row): return row\n"
+    )
+    rows = [{**PLAIN, "id": number} for number in range(1200)]
+    found, _, _ = read(
+        tmp_path / "rows.json", rows, num_workers, transforms=[path], transform="keep"
+    )
+    assert len(found) == 1200
+    ours, *of_workers = map(int, pids.read_text().split())  # those end with their workers
+    assert bool(of_workers) == (num_workers > 1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(ours, 0)
 
 
 def test_columns_are_told_in_two_lines():

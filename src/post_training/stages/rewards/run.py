@@ -14,6 +14,7 @@ from pathlib import Path
 
 from post_training.data.branches import BRANCHES
 from post_training.data.rewards import find_reward
+from post_training.data.user_functions import end_functions
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.annotation.annotate import annotate
 from post_training.stages.annotation.merge import ROWS
@@ -33,7 +34,10 @@ def run(config: RewardsConfig, context: StageContext) -> Result:
     def make_annotator() -> RewardAnnotator:
         return RewardAnnotator([_judge(reward, config, context) for reward in config.rewards])
 
-    result = annotate(config, context, make_annotator)
+    try:
+        result = annotate(config, context, make_annotator)
+    finally:
+        end_functions()
     if config.is_worker or not context.ranks.is_writer:
         return result
     means = _means(context.run_dir / "dataset" / ROWS, [reward.name for reward in config.rewards])
