@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # pydantic takes longer to import than a small file of functi
     from post_training.data.config import FunctionLimits
 
 _STEP_S = 0.25  # of waiting; counted, so that a job that was suspended meanwhile is not too slow
-_ROWS_AT_ONCE = 32
+_ROWS_AT_ONCE = 32  # many enough that the process is not waited for at each
 _REPLY_BYTES = 1 << 20
 # What both processes see: calls that were begun so far, and which row is under way.
 _CALLS, _ROW = range(2)

@@ -9,7 +9,6 @@ though it changes the row's meaning is refused (formats/unread.py).
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
 from post_training.core.errors import PostTrainingError
@@ -25,9 +24,6 @@ from post_training.data.transforms import find_transform
 from post_training.data.user_functions import end_functions
 from post_training.data.verdicts import is_fatal, refusal
 from post_training.data.workers import ordered_map
-
-# Of a transform: many enough that its process is not waited for at each.
-_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,11 @@ class Reader:
     counts: ColumnCounts = field(default_factory=ColumnCounts, compare=False)
 
     def records(self, chunk: Chunk, dataset: int) -> Iterator[Record]:
-        """Those of the chunk, some at a time through the dataset's transform."""
+        """Those of the chunk, through the dataset's transform where it has one."""
         name = self.config.datasets[dataset].transform
         if name is None:
-            yield from chunk.records()
-            return
-        records = chunk.records()
-        while some := list(islice(records, _ROWS_AT_ONCE)):
-            yield from _transformed(some, name, self.config)
+            return chunk.records()
+        return _transformed(list(chunk.records()), name, self.config)
 
     def values(self, record: Record, dataset: int) -> list[dict[str, Any]]:
         """The objects that a record is after its dataset's transform. Errors: BadRow."""
@@ -162,14 +155,15 @@ def read_chunks(
         end_functions()  # That of a transform would stay for all of a training run.
 
 
-def _transformed(records: list[Record], name: str, config: SourcesConfig) -> list[Record]:
+def _transformed(records: list[Record], name: str, config: SourcesConfig) -> Iterator[Record]:
     good = [record for record in records if not isinstance(record.value, BadRow)]
     transform = find_transform(name, config.transforms, config.function_limits)
     made = transform([record.value for record in good], lambda row: str(good[row].place))
-    return [
-        record if isinstance(record.value, BadRow) else replace(record, transformed=next(made))
-        for record in records
-    ]
+    for record in records:
+        if isinstance(record.value, BadRow):
+            yield record
+        else:
+            yield replace(record, transformed=next(made))
 
 
 def _counted(
