@@ -120,6 +120,7 @@ class Trainer(SFTTrainer):
         self._context = context
         self._checkpoints = checkpoints
         self._division = division
+        self._written: checksums.Checksums | None = None
         self._figures = metrics
         self._step_log = step_log
         self._progress = progress
@@ -344,6 +345,7 @@ class Trainer(SFTTrainer):
             return super()._prepare_for_training(max_steps, train_dataloader, None)
         checkpoint = Path(resume_from_checkpoint)
         written = checksums.read_rank(checkpoint, self._division, self._context.ranks.rank)
+        self._written = written  # for the random state, which is read later
         if written is None:
             self._context.log(
                 f"warning: {checkpoint}: what is read can't be compared with what was in memory "
@@ -362,12 +364,9 @@ class Trainer(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        written = checkpoint and checksums.read_rank(
-            Path(checkpoint), self._division, self._context.ranks.rank
-        )
-        if written and written["random"]:
+        if self._written and self._written["random"]:
             found = {"random": checksums.random_checksums()}
-            problem = checksums.first_difference(written, found)
+            problem = checksums.first_difference(self._written, found)
             checksums.refuse(problem, Path(checkpoint), self._context)
 
     def _state_checksums(self) -> checksums.Checksums:
