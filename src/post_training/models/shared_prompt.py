@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from post_training.core.errors import UsageError
@@ -40,6 +40,13 @@ class States:
     rows: list[tuple[int, int]]
 
 
+def keeps_keys_and_values(config: PreTrainedConfig) -> bool:
+    """Whether that is all a model keeps of a prompt: each row can then have a copy of it. A state,
+    such as that of linear attention, can't be handed out so."""
+    layers = DynamicCache(config=config).layers
+    return all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
 class SharedPromptForward:
     """max_batch_tokens: of a batch, padding and prompts counted with each of its rows; a longer
     row is a batch of its own."""
@@ -56,8 +63,7 @@ class SharedPromptForward:
         self._device = model.device
         self._max_batch_tokens = max_batch_tokens
         self._prompts_per_batch = prompts_per_batch
-        layers = DynamicCache(config=model.config).layers
-        if not all(isinstance(layer, DynamicLayer) for layer in layers):
+        if not keeps_keys_and_values(model.config):
             raise UsageError(
                 f"models of the type {model.config.model_type} keep a state that can't be shared "
                 "between completions",

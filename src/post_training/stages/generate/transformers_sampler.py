@@ -12,24 +12,18 @@ running total of the probabilities in float64, on the CPU.
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from post_training.data.tokenize import Encoder
 from post_training.models.device import on_device
 from post_training.models.left_out import told
 from post_training.models.load import check_vocabulary, load_model
 from post_training.models.positions import most_positions
+from post_training.models.shared_prompt import keeps_keys_and_values
 from post_training.stages.annotation.reading_model import load_own_tokenizer
 from post_training.stages.context import StageContext
 from post_training.stages.generate.config import GenerateConfig, SamplingConfig
 from post_training.stages.generate.endings import Endings
-from post_training.stages.generate.sampling import (
-    Completion,
-    Prompt,
-    Sampler,
-    random_numbers,
-)
+from post_training.stages.generate.sampling import Completion, Prompt, Sampler, random_numbers
 
 
 class TransformersSampler(Sampler):
@@ -46,10 +40,8 @@ class TransformersSampler(Sampler):
             context.log(f"warning: {left_out}")
         check_vocabulary(model, load_own_tokenizer(config.model.path, config.data))
         self.model = on_device(model, context.ranks.local_rank)
-        # A state, such as that of linear attention, can't be handed out as keys and values can: the
-        # prompt is then read n times.
-        layers = DynamicCache(config=model.config).layers
-        self._shares_prompts = all(isinstance(layer, DynamicLayer) for layer in layers)
+        # Else the prompt is read n times.
+        self._shares_prompts = keeps_keys_and_values(model.config)
         self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
 
     def max_length(self) -> int | None:
