@@ -57,16 +57,14 @@ def keep_left_out(path: Path, base: Path, model: PreTrainedModel) -> str | None:
         return None
     files = _names_by_file(base)
     in_base = {name for names in files.values() for name in names}
-    kept = [name for name in left_out if name in in_base]
+    kept = in_base & set(left_out)
     saved = {name for names in _names_by_file(path).values() for name in names}
     config = json.loads((base / "config.json").read_text())
     if config.get("model_type") != model.config.model_type:
-        named = ({f"{prefix}{name}" for name in saved} for prefix in _PREFIXES)
         prefix = next(
-            (own for own, all_names in zip(_PREFIXES, named, strict=True)
-             if all_names | set(kept) == in_base),
+            (each for each in _PREFIXES if {f"{each}{name}" for name in saved} | kept == in_base),
             None,
-        )  # fmt: skip
+        )
         if prefix is None:
             return (
                 f"{path.name} is the language model alone, {model.config.model_type}: its weights "
@@ -75,12 +73,12 @@ def keep_left_out(path: Path, base: Path, model: PreTrainedModel) -> str | None:
         _become(path, base, config)
         if prefix:
             _rename(path, lambda name: f"{prefix}{name}")
-    elif saved & set(kept):
+    elif saved & kept:
         return f"{path.name} is without what the model has no place for: the names are taken"
     tensors = {}
     for file, names in files.items():
         with safe_open(base / file, "pt") as weights:
-            tensors |= {name: weights.get_tensor(name) for name in names if name in set(kept)}
+            tensors |= {name: weights.get_tensor(name) for name in names if name in kept}
     _add(path, tensors)
     return None
 
