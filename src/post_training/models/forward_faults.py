@@ -11,6 +11,8 @@ from typing import Any
 
 from post_training.core.errors import PostTrainingError
 
+# What Python and the libraries raise at a value of another kind than they expect. Only those count
+# that were raised in a library's own file.
 _FAULTS = (AttributeError, TypeError, KeyError, IndexError, ValueError, NotImplementedError)
 _LIBRARIES = re.compile(r"/site-packages/(transformers/models|transformers/integrations|peft)/")
 

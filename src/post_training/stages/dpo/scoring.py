@@ -28,9 +28,9 @@ def score_answers_and_router(
     """As score_answers; and the router's auxiliary loss over the tokens of the batch."""
     targets = batch.targets.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    asked = {} if router is None else router.arguments
+    of_router = {} if router is None else router.arguments
     with head.scoring(targets):
-        outputs = model(**inputs, **asked, use_cache=False)
+        outputs = model(**inputs, **of_router, use_cache=False)
     logprobs, _, _ = outputs.logits
     asked = (targets != IGNORED).flatten().nonzero().squeeze(1)
     sums = torch.zeros(2 * batch.num_pairs, dtype=torch.float64, device=device).index_add(

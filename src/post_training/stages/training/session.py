@@ -218,7 +218,7 @@ def _result(
     num_steps: int,
 ) -> Result:
     def unstable(path: Path) -> bool:
-        # It names the placement, save_steps; and the other has its sha256.
+        # MARKER has save_steps, a placement, in it; and FILES has MARKER's sha256.
         return path.name == MARKER or path == checkpoint / FILES
 
     # A folder of data is not there when the data came prepared.
