@@ -1,6 +1,7 @@
 """Annotation stages in this process, as execute.py runs them but without a record."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from post_training.stages.execute import _fingerprint_inputs
 from post_training.stages.registry import find_stage
 
 
-def run_stage(name: str, config: dict[str, Any], run_dir: Path) -> Result:
+def run_stage(
+    name: str,
+    config: dict[str, Any],
+    run_dir: Path,
+    change: Callable[[], object] = lambda: None,
+) -> Result:
+    """change: of the inputs, after their fingerprints were taken."""
     stage = find_stage(name)
     model = stage.load_config_class().model_validate(config)
     folder = model.record_dir(run_dir)
@@ -26,6 +33,7 @@ def run_stage(name: str, config: dict[str, Any], run_dir: Path) -> Result:
         image=None,
         facts={},
     )
+    change()
     context = StageContext(
         folder,
         input_fingerprints=description.input_fingerprints,

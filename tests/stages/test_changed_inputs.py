@@ -6,54 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alignment_runs import write_rows
+from annotation_stages import run_stage
 from stage_process import start_entrypoint
 
-from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import PostTrainingError
-from post_training.core.watched_inputs import WatchedInputs
 from post_training.models.reference import REFERENCE, Reference
-from post_training.records.run_record import RunDescription
-from post_training.stages.context import StageContext
-from post_training.stages.execute import _fingerprint_inputs
-from post_training.stages.registry import find_stage
 
 pytestmark = pytest.mark.stack
 
 ROWS = [{"question": f"What is {n}?", "answer": f"{n}."} for n in range(20)]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    return write(tmp_path / "rows.jsonl", ROWS)
-
-
-def run_with_change(
-    name: str, config: dict[str, Any], run_dir: Path, change: Callable[[], object]
-) -> None:
-    """As execute.py does, with the change between the fingerprints and the stage."""
-    stage = find_stage(name)
-    model = stage.load_config_class().model_validate(config)
-    run_dir.mkdir()
-    roles, watched = settings_by_role(model), WatchedInputs()
-    description = RunDescription(
-        stage=name,
-        recipe=roles[Role.RECIPE],
-        topology=roles[Role.TOPOLOGY],
-        inputs=_fingerprint_inputs(roles[Role.INPUT], watched),
-        image=None,
-        facts={},
-    )
-    change()
-    fingerprints = description.input_fingerprints
-    context = StageContext(
-        run_dir, input_fingerprints=fingerprints, description=description, inputs=watched
-    )
-    stage.load_run()(model, context)
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
 def settings_of(stage: str, rows: Path, model: Path) -> dict[str, Any]:
@@ -74,11 +41,11 @@ def test_stage_whose_rows_change_fails_and_leaves_no_dataset(
     stage: str, rows: Path, model: Path, tmp_path: Path
 ):
     with pytest.raises(PostTrainingError, match="changed after the run") as error:
-        run_with_change(
+        run_stage(
             stage,
             settings_of(stage, rows, model),
             tmp_path / "run",
-            lambda: write(rows, [*ROWS[:-1], {"question": "What is 19?", "answer": "20"}]),
+            lambda: write_rows(rows, [*ROWS[:-1], {"question": "What is 19?", "answer": "20"}]),
         )
     assert error.value.where == str(rows)
     kept = [path.name for path in (tmp_path / "run").rglob("*") if path.suffix in (".jsonl", "")]
@@ -91,13 +58,13 @@ def test_stage_whose_rows_get_another_reference_fails_and_carries_none_on(
     stage: str, rows: Path, model: Path, tmp_path: Path
 ):
     """reference.json is no setting: it lies beside the rows."""
-    Reference("one", "t", "c", "float32").write(tmp_path)
+    Reference("one", "t", "c", "float32").write_rows(tmp_path)
     with pytest.raises(PostTrainingError, match="changed after the run") as error:
-        run_with_change(
+        run_stage(
             stage,
             settings_of(stage, rows, model),
             tmp_path / "run",
-            lambda: Reference("two", "t", "c", "float32").write(tmp_path),
+            lambda: Reference("two", "t", "c", "float32").write_rows(tmp_path),
         )
     assert error.value.where == str(tmp_path / REFERENCE)
     assert not list((tmp_path / "run").rglob(REFERENCE))
@@ -115,7 +82,7 @@ def test_chunk_that_a_changed_tokenizer_made_is_not_kept(
 
     with pytest.raises(PostTrainingError) as error:
         config = settings_of("filter", rows, tokenizer)
-        run_with_change("filter", config, tmp_path / "run", change)
+        run_stage("filter", config, tmp_path / "run", change)
     assert "tokenizer.json: changed after the run" in str(error.value)
     assert not list((tmp_path / "run").rglob("000000.json*"))
 
@@ -130,7 +97,7 @@ def test_cache_keeps_no_data_that_was_prepared_from_changed_rows(
         "training": {"max_steps": 1, "effective_batch_size": 2, "learning_rate": 1e-3},
     }
     with pytest.raises(PostTrainingError, match="changed after the run"):
-        run_with_change("sft", config, tmp_path / "run", lambda: write(rows, ROWS[1:]))
+        run_stage("sft", config, tmp_path / "run", lambda: write_rows(rows, ROWS[1:]))
     assert not [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
     assert not (tmp_path / "run/data").exists()
 
@@ -148,7 +115,7 @@ def test_model_that_changes_before_it_was_read_is_not_trained(
     other = init_model(tmp_path / "other", seed=1)
     weights = "model.safetensors"
     with pytest.raises(PostTrainingError, match=f"{weights}: changed after the run"):
-        run_with_change(
+        run_stage(
             "sft",
             config,
             tmp_path / "run",

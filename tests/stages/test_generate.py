@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from annotation_stages import rows_of, run_stage
+from tiny_models import make_model
 
 pytestmark = pytest.mark.stack
 torch = pytest.importorskip("torch")
@@ -239,27 +239,9 @@ def test_several_samples_at_temperature_0_are_refused():
 
 def test_model_with_a_state_instead_of_keys_and_values_is_sampled(model, prompts, tmp_path):
     """Linear attention and convolutions: the prompt is read once for each sample."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = Path(shutil.copytree(model, tmp_path / "model"))
-    ids = json.loads((model / "config.json").read_text())
-    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "lfm2",
-            **{name: ids[name] for name in (*names, "max_position_embeddings")},
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            block_multiple_of=8,
-            layer_types=["conv", "full_attention"],
-        ),
-        dtype=torch.float32,
-    )
-    made.save_pretrained(folder)
+    folder = tmp_path / "model"
+    layers = ["conv", "full_attention"]
+    made = make_model("lfm2", model, folder, block_multiple_of=8, layer_types=layers)
     for name, chunk_rows in (("one", 100), ("other", 1)):
         run_stage("generate", settings(folder, prompts, chunk_rows=chunk_rows), tmp_path / name)
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "other")

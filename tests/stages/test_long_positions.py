@@ -1,7 +1,6 @@
 """Phi-3's long factors are of a whole batch in transformers: no row may go that far."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from annotation_stages import rows_of, run_stage
 from dpo_runs import preference_rows, write_rows
 from sft_runs import changed, sft
+from tiny_models import make_model
 
 torch = pytest.importorskip("torch")
 
@@ -22,19 +22,11 @@ LINE = rf"must be ≤ {ORIGINAL}, the model's original_max_position_embeddings \
 
 @pytest.fixture(scope="module")
 def longrope(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     folder = tmp_path_factory.mktemp("longrope") / "model"
-    shutil.copytree(model, folder)
-    ids = json.loads((model / "config.json").read_text())
-    config = AutoConfig.for_model(
+    make_model(
         "phi3",
-        **{key: ids[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        model,
+        folder,
         max_position_embeddings=256,
         original_max_position_embeddings=ORIGINAL,
         rope_parameters={
@@ -45,8 +37,6 @@ def longrope(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "original_max_position_embeddings": ORIGINAL,
         },
     )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from sft_runs import changed, metrics, sft
+from tiny_models import make_model
 
 torch = pytest.importorskip("torch")
 
@@ -29,28 +29,11 @@ FAMILIES = {
 @pytest.fixture(scope="module")
 def experts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A tiny model of a family, beside the tokenizer of `model`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    def make(family: str, **settings: Any) -> Path:
+    def make(family: str) -> Path:
         folder = tmp_path_factory.mktemp(family) / "model"
-        shutil.copytree(model, folder)
-        ids = json.loads((model / "config.json").read_text())
-        config = AutoConfig.for_model(
-            family,
-            **{key: ids[key] for key in ("vocab_size", "bos_token_id", "eos_token_id",
-                                         "pad_token_id", "max_position_embeddings")},
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            router_aux_loss_coef=COEFFICIENT,
-            **FAMILIES[family],
-            **settings,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        shape = {"intermediate_size": 32, "head_dim": 8, **FAMILIES[family]}
+        made = make_model(family, model, folder, **shape, router_aux_loss_coef=COEFFICIENT)
         for name, weights in made.named_parameters():
             if "gate.weight" in name:  # routers that prefer some experts
                 weights.data.mul_(50)

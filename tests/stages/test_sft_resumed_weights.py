@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 
 from fsdp_ranks import resume
 from gloo_ranks import on_ranks
-from mixture_models import MIXTURES, make_mixture
 from sft_runs import changed, metrics, sft, stable_files
 from stage_process import rank_file, run_sft
+from tiny_models import MIXTURES, make_model
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.records.run_record import RunDescription
@@ -63,7 +63,8 @@ def test_model_whose_files_have_other_names_ends_in_the_same_bytes(
     family: str, short: dict[str, Any], model: Path, tmp_path: Path
 ):
     """transformers' own resume leaves its experts as the base model has them."""
-    mixture = make_mixture(family, model, tmp_path / "model")
+    mixture = tmp_path / "model"
+    make_model(family, model, mixture, **MIXTURES[family])
     assert_killed_and_resumed_is_whole(changed(short, **{"model.path": str(mixture)}), tmp_path)
 
 
@@ -84,7 +85,8 @@ def test_model_whose_files_have_other_names_ends_in_the_same_bytes(
 def test_mixture_that_is_trained_otherwise_ends_in_the_same_bytes(
     world_size: int, settings: dict[str, Any], short: dict[str, Any], model: Path, tmp_path: Path
 ):
-    mixture = make_mixture("qwen3_moe", model, tmp_path / "model")
+    mixture = tmp_path / "model"
+    make_model("qwen3_moe", model, mixture, **MIXTURES["qwen3_moe"])
     settings = {"model.path": str(mixture), "training.per_device_train_batch_size": 1, **settings}
     assert_killed_and_resumed_is_whole(changed(short, **settings), tmp_path, world_size)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sft_runs import changed, metrics, sft, stable_files
 from stage_process import rank_file, run_sft
+from tiny_models import MIXTURES, make_model
 
 from post_training.core.errors import UsageError
 
@@ -75,38 +76,15 @@ def test_lora_says_which_kinds_of_matrices_have_an_adapter_and_which_have_none(
     )
 
 
-def mixture() -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    settings = AutoConfig.for_model(
-        "deepseek_v3",
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        moe_intermediate_size=8,
-        num_hidden_layers=2,
-        first_k_dense_replace=1,
-        n_routed_experts=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        kv_lora_rank=8,
-        n_group=1,
-        q_lora_rank=8,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=8,
-        v_head_dim=8,
-        topk_group=1,
-        num_experts_per_tok=2,
-    )
-    return AutoModelForCausalLM.from_config(settings)
+def mixture(model: Path, folder: Path) -> Any:
+    return make_model("deepseek_v3", model, folder, **MIXTURES["deepseek_v3"])
 
 
-def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
+def test_lora_tells_of_the_shared_experts_that_peft_leaves_out(model: Path, tmp_path: Path):
     from post_training.models.adapter import add_adapter, coverage
 
-    adapted = add_adapter(mixture(), rank=2, alpha=4, dropout=0.0, target_modules=None, seed=0)
+    settings = {"rank": 2, "alpha": 4, "dropout": 0.0, "seed": 0}
+    adapted = add_adapter(mixture(model, tmp_path / "model"), target_modules=None, **settings)
     found = coverage(adapted)
     assert {kind: n for kind, n in found.adapted.items() if kind.startswith("mlp")} == {
         "mlp.gate": 1,
@@ -119,7 +97,7 @@ def test_lora_tells_of_the_shared_experts_that_peft_leaves_out():
     assert "; none on 1 mlp.gate_proj" in str(found)
 
 
-def test_lora_with_dropout_on_experts_is_refused_by_the_settings_name():
+def test_lora_with_dropout_on_experts_is_refused_by_the_settings_name(model: Path, tmp_path: Path):
     from post_training.models.adapter import add_adapter
 
     settings = {"rank": 2, "alpha": 4, "dropout": 0.1, "seed": 0}
@@ -127,8 +105,8 @@ def test_lora_with_dropout_on_experts_is_refused_by_the_settings_name():
         r"^lora.dropout: the experts of a deepseek_v3 can have no dropout \(got 0.1, must be 0"
     )
     with pytest.raises(UsageError, match=problem):
-        add_adapter(mixture(), target_modules=None, **settings)
-    add_adapter(mixture(), target_modules=["q_a_proj"], **settings)
+        add_adapter(mixture(model, tmp_path / "all"), target_modules=None, **settings)
+    add_adapter(mixture(model, tmp_path / "one"), target_modules=["q_a_proj"], **settings)
 
 
 def test_lora_killed_and_resumed_ends_in_the_same_bytes(
