@@ -57,6 +57,13 @@ class ColumnReport:
         ]
         return {"num_source_rows": counts.num_rows, "columns": columns}
 
+    def sources(self, num_rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Of each dataset: what its rows were read as, and its record. num_rows: the good ones."""
+        return [
+            {"read_as": found.describe(), "num_rows": number, **self.record(index)}
+            for index, (found, number) in enumerate(zip(self._formats, num_rows, strict=True))
+        ]
+
     def _read_as(self, found: Format, name: str) -> str | None:
         if name in found.ignored:
             return None

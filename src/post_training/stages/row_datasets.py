@@ -62,10 +62,8 @@ def gathered_rows(
             rows = gather(folder / _GATHERED, state, sources, verdicts, progress.update, report)
         counts: dict[str, Any] = {
             "sources": [
-                {"name": name, "read_as": words, "num_rows": number, **report.record(index)}
-                for index, (name, words, number) in enumerate(
-                    zip(names, described, rows.num_rows, strict=True)
-                )
+                {"name": name, **source}
+                for name, source in zip(names, report.sources(rows.num_rows), strict=True)
             ],
             "rejected": verdicts.counts,
         }

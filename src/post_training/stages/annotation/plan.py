@@ -264,12 +264,7 @@ def _rows(
             seen.add(digest)
             num_rows[chunk.dataset] += 1
             yield row_id, line
-    for index, name in enumerate(names):
-        source = {
-            "read_as": formats[index].describe(),
-            "num_rows": num_rows[index],
-            **report.record(index),
-        }
-        told.append(source)
+    told += report.sources(num_rows)
+    for name, source in zip(names, told, strict=True):
         for words in described_columns({"name": name, **source}, unread="kept as metadata"):
             context.log(f"data: {words}")

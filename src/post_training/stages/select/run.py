@@ -115,14 +115,8 @@ def _write_pairs(
                 if not isinstance(selected.pairs, str):
                     file.write(b"".join(map(json_line, selected.pairs)))
             progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
-    told = []
-    for index, name in enumerate(names):
-        source = {
-            "read_as": formats[index].describe(),
-            "num_rows": num_rows[index],
-            **columns.record(index),
-        }
-        told.append(source)
+    told = columns.sources(num_rows)
+    for name, source in zip(names, told, strict=True):
         for line in described_columns({"name": name, **source}):
             context.log(f"data: {line}")
     return told
