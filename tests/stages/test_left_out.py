@@ -129,6 +129,29 @@ def test_vision_tower_is_kept_byte_for_byte_and_the_folder_is_of_its_architectur
     assert torch.equal(again.state_dict()[name], embedded)
 
 
+def test_what_cannot_be_kept_is_told_with_the_folder_that_lacks_it(model: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    from post_training.models.load import load_model, load_tokenizer
+    from post_training.models.save import save_model_folder
+
+    loaded = load_model(model, dtype="float32", attn_implementation="sdpa")
+    loaded.left_out = ["vision.weight"]
+    base = Path(shutil.copytree(model, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "whole"}))
+    weights = load_file(base / "model.safetensors")
+    others = {f"decoder.{name}": tensor for name, tensor in weights.items()}
+    others["vision.weight"] = torch.zeros(2, 3)
+    save_file(others, base / "model.safetensors", metadata={"format": "pt"})
+    said = save_model_folder(tmp_path / "saved", loaded, load_tokenizer(model), base=base)
+    assert said == (
+        f"{tmp_path}/saved: only the language model is saved, llama: its weights have other names "
+        "than those of whole"
+    )
+    assert all_weights(tmp_path / "saved").keys() == weights.keys()
+
+
 def test_weights_without_a_place_in_a_plain_model_are_kept(
     model: Path, config: dict[str, Any], tmp_path: Path
 ):

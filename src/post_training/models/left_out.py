@@ -47,7 +47,7 @@ def told(model: PreTrainedModel, folder: Path) -> str | None:
 
 
 def keep_left_out(path: Path, base: Path, model: PreTrainedModel) -> str | None:
-    """Add to the saved folder `path` what was left out of `base`; a warning, or None.
+    """Add to the saved folder `path` what was left out of `base`; or why that can't be.
 
     Where config.json of `base` is of a model that has the loaded one as a part, the folder becomes
     one of it again.
@@ -67,14 +67,14 @@ def keep_left_out(path: Path, base: Path, model: PreTrainedModel) -> str | None:
         )
         if prefix is None:
             return (
-                f"{path.name} is the language model alone, {model.config.model_type}: its weights "
-                f"have other names than those of {config.get('model_type')}"
+                f"only the language model is saved, {model.config.model_type}: its weights have "
+                f"other names than those of {config.get('model_type')}"
             )
         _become(path, base, config)
         if prefix:
             _rename(path, lambda name: f"{prefix}{name}")
     elif saved & kept:
-        return f"{path.name} is without what the model has no place for: the names are taken"
+        return "what the model has no place for is not saved: its weights have names of the model's"
     tensors = {}
     for file, names in files.items():
         with safe_open(base / file, "pt") as weights:

@@ -45,11 +45,11 @@ def save_model_folder(
     with explained(path.parent), atomic_directory(path) as temporary:
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
-        warning = None if base is None else keep_left_out(temporary, base, model)
+        problem = None if base is None else keep_left_out(temporary, base, model)
         for file in temporary.iterdir():
             if file.suffix == ".json":
                 remove_places(file)
-    return warning
+    return None if problem is None else f"{path}: {problem}"
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class _Attempt:
                     f"the model or its engine failed at row {rows[0][ID]}: {_first_line(error)}",
                     where=str(log_path(self.worker.plan, self.chunk)),
                     hint="the row is not known to be bad, and data.on_error does not leave it out; "
-                    "max_failed_rows: 1 does, once you know why",
+                    f"max_failed_rows: {self.worker.num_failed_rows} does, once you know why",
                 ) from None
             return self._lines(rows, [BadRow("failed", _first_line(error))])
         assert len(outputs) == len(rows), f"{len(rows)} rows became {len(outputs)}"

@@ -111,8 +111,9 @@ def test_engine_that_fails_at_everything_ends_the_stage_soon(most, chunk_rows, p
 
     annotator = Broken()
     config = quarantining(prompts, chunk_rows=chunk_rows, max_failed_rows=most)
-    with pytest.raises(PostTrainingError, match=r"failed at row .*: RuntimeError"):
+    with pytest.raises(PostTrainingError, match=r"failed at row .*: RuntimeError") as error:
         run(config, tmp_path / "run", lambda: annotator)
+    assert f"max_failed_rows: {most + 1} does" in error.value.hint
     assert annotator.calls.count(1) == most + 1
     assert not (tmp_path / "run/dataset").exists()
 
