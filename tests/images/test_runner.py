@@ -204,8 +204,8 @@ def test_run_missing_command_and_workdir_are_named(edf, post_training):
     [
         ("empty:/run", "/run/post-training is the runner's own"),
         ("empty:/run/post-training", "/run/post-training is the runner's own"),
-        ("empty:/dev/new", "there is no /dev/new to mount on in what is mounted at /dev"),
-        ("empty:/data/new", "there is no /data/new to mount on in what is mounted at /data"),
+        ("empty:/dev/new", "/dev/new does not exist in what is mounted at /dev"),
+        ("empty:/data/new", "/data/new does not exist in what is mounted at /data"),
     ],
 )
 def test_run_mount_that_would_write_to_the_host_is_refused(

@@ -261,7 +261,7 @@ def test_adapter_that_lacks_a_weight_ends_before_a_step(
 
 def test_checkpoint_of_another_strategy_is_refused(short: dict[str, Any], copied: Path):
     zero = changed(short, distributed={"strategy": "zero1"})
-    with pytest.raises(UsageError, match=r"strategy ddp can't be gone on from with zero1"):
+    with pytest.raises(UsageError, match=r"strategy ddp can't be continued with zero1"):
         sft(zero, copied, resuming=True)
 
 

@@ -66,5 +66,5 @@ def _changed(path: Path) -> PostTrainingError:
     return PostTrainingError(
         "changed after the run had taken its fingerprint",
         where=str(path),
-        hint="nothing that was made of it is kept: begin anew once nothing writes to it any more",
+        hint="nothing that was made from it is kept: start again when nothing writes to it",
     )

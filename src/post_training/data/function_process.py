@@ -128,7 +128,7 @@ class FunctionProcess:
                 raise PostTrainingError(
                     f"{what} did not end within {self._limits.timeout_s:g} s",
                     where=where(self._numbers[_ROW]),
-                    hint="where it needs longer: data.function_limits.timeout_s",
+                    hint="if it needs longer, set data.function_limits.timeout_s",
                 )
         try:
             return self._connection.recv()
@@ -232,7 +232,7 @@ def _reply(outcome: Any, max_bytes: int) -> bytes:
     try:
         data = pickle.dumps(outcome)
     except Exception as error:
-        return pickle.dumps(_Fault(f"returned what is no data: {error}"))
+        return pickle.dumps(_Fault(f"returned something that is not data: {error}"))
     if len(data) > max_bytes:
         limit = f"the limit is {max_bytes:,}: data.function_limits.max_result_bytes"
         return pickle.dumps(_Fault(f"returned {len(data):,} bytes ({limit})"))

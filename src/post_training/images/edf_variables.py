@@ -40,7 +40,7 @@ def expand(text: str, env: Mapping[str, str]) -> str:
         if name is None:
             raise ValueError(f"cannot expand {match[0]!r}")
         if name[2] is not None and "$" in name[2]:
-            raise ValueError(f"a default holds no variable (got {match[0]!r})")
+            raise ValueError(f"a default can't hold a variable (got {match[0]!r})")
         # As in a shell, `:-` also stands in for an empty value.
         found = env.get(name[1])
         if name[2] is not None:

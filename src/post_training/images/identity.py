@@ -119,5 +119,5 @@ def _check_record(
             f"the image store's record of {said['name']} {said['version']} is not that of this "
             f"image: {', '.join(altered)}",
             where=str(pins.get(f"{_PIN}SQSH_SHA256")),
-            hint="the record was changed after the push: `post-training image rebuild` tells",
+            hint="the record was changed after the push: `post-training image rebuild` compares",
         )

@@ -181,7 +181,7 @@ def _mount_into(source: Path, wanted: Mount, places: Sequence[Path]) -> None:
     if not target.exists() and (over := [p for p in places if target.is_relative_to(p)]):
         # To make it would write through that mount, to the host.
         raise UsageError(
-            f"mounts: there is no {wanted.target} to mount on in what is mounted at {over[-1]}",
+            f"mounts: {wanted.target} does not exist in what is mounted at {over[-1]}",
             hint="make it on the host first, or mount it elsewhere",
         )
     _make_mount_point(wanted.target, is_folder=source.is_dir())

@@ -99,7 +99,7 @@ def check_packing(model: PreTrainedModel) -> None:
         problem += "and ZeRO-3 has divided this one before it could be tried"
     elif (share := seen_across(model)) > _MOST_SEEN:
         problem = f"packed sequences see each other in models of the type {model_type}: "
-        problem += f"{share:.1%} of what a sequence in common would change"
+        problem += f"they change each other by {share:.1%} of what one sequence would"
     else:
         return
     raise PostTrainingError(

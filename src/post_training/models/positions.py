@@ -46,7 +46,7 @@ def check_positions(config: PreTrainedConfig, longest: int, *, where: str) -> No
             f"must be ≤ {limit}, the model's original_max_position_embeddings (got {longest}): "
             "beyond it transformers computes all rows of a batch by other factors (longrope)"
         )
-        hint = "shorter rows are right; longer ones can't be had with this model here"
+        hint = "use shorter rows; longer ones are not supported with this model"
     raise PostTrainingError(problem, where=where, hint=hint)
 
 

@@ -36,8 +36,8 @@ _NAME_IT = (
     "file is taken as it is"
 )
 _INSISTS = (
-    "for models of this type transformers takes its own class whatever the folder says; this "
-    "tokenizer can't be had with them"
+    "for models of this type transformers takes its own class, whatever the folder says; this "
+    "tokenizer can't be used with them"
 )
 
 

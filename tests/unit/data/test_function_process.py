@@ -41,7 +41,7 @@ def call(tmp_path: Path) -> Call:
         ("os.kill(os.getpid(), 9)", "ended its process by SIGKILL: most often the machine ran out"),
         ("os.closerange(3, 99); time.sleep(9)", "closed the connection to its process"),
         ("return [lambda: 1]", "must return a dict, a list of dicts or None (got function)"),
-        ("row['f'] = lambda: 1", "returned what is no data: "),
+        ("row['f'] = lambda: 1", "returned something that is not data: "),
     ],
 )
 def test_function_that_does_not_return_fails_with_its_file_and_row(
@@ -66,7 +66,7 @@ def test_endless_loop_ends_at_the_limit_and_names_the_row(call: Call):
     assert error.value.problem == "transform 'f' of mine.py did not end within 1 s"
     assert (error.value.where, error.value.hint) == (
         "rows.jsonl:2",
-        "where it needs longer: data.function_limits.timeout_s",
+        "if it needs longer, set data.function_limits.timeout_s",
     )
 
 

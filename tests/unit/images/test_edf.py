@@ -48,7 +48,7 @@ def test_expand_variable_forms_as_documented(text, expected):
         ('a"b', "'\"' is not allowed"),
         ("${1x}", "cannot expand"),
         ("/tmp/$WHO/", r"'\$WHO' is not expanded by every engine: write \$\{WHO\}"),
-        ("${NOT_SET:-${WHO}}", r"a default holds no variable \(got '\$\{NOT_SET:-\$\{WHO\}'\)"),
+        ("${NOT_SET:-${WHO}}", r"a default can't hold a variable \(got '\$\{NOT_SET:-\$\{WHO\}'\)"),
         ("a\0b", "holds a NUL character"),
     ],
 )

@@ -211,7 +211,9 @@ def _ordered(
             raise BadRow("tool-call", problem)
         places.append(calls.index(output.tool_call_id))
     if sorted(places) != list(range(num_answered, num_answered + len(places))):
-        problem = f"{keys[0]}: outputs stand twice, or are missing before one that is there"
+        problem = (
+            f"{keys[0]}: outputs of one call stand twice, or one of an earlier call is missing"
+        )
         raise BadRow("tool-call", problem)
     return [output for _, output in sorted(zip(places, outputs, strict=True), key=lambda x: x[0])]
 

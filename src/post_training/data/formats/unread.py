@@ -136,14 +136,14 @@ def hint_of_column(name: str, columns: str | None) -> str:
     elif name == "label":
         how = "rows with a label are no examples to follow: choose the good ones by a transform"
     else:
-        how = "put it where it is read by a transform"
+        how = "move it by a transform to where it is read"
     return f"{how}; or leave it out on purpose: ignore: [{name}]"
 
 
 def hint_of_field(path: str) -> str:
     """path: `messages[].mask`."""
     name = path.rpartition(".")[2]
-    how = "put it where it is read by a transform"
+    how = "move it by a transform to where it is read"
     if name in (*WEIGHTS, *FLAGS):
         how = f"say that it weighs a message: message_fields: {{weight: {name}}}"
     return f'{how}; or leave it out on purpose: ignore: ["{path}"]'

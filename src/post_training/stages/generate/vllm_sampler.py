@@ -20,8 +20,8 @@ class VllmSampler(Sampler):
         self.settings = config.sampling
         if not torch.cuda.is_available() and self.settings.temperature > 0:
             context.log(
-                "warning: vLLM on CPUs takes 32 bits of a seed, so that of many thousand prompts "
-                "two can draw by the same numbers; backend: transformers takes all of it"
+                "warning: vLLM on CPUs uses 32 bits of a seed: among many thousand prompts, two "
+                "can draw the same numbers; backend: transformers uses the whole seed"
             )
         self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
         self.engine = VllmEngine(

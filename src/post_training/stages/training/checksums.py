@@ -137,15 +137,15 @@ def _check_division(folder: Path, written: Division, now: Division) -> None:
     # A topology change may be allowed; transformers would then begin with a new optimizer, unsaid.
     if written.strategy != now.strategy:
         raise UsageError(
-            f"a checkpoint of distributed.strategy {written.strategy} can't be gone on from with "
+            f"a checkpoint of distributed.strategy {written.strategy} can't be continued with "
             f"{now.strategy}",
             where=str(folder),
         )
     # DeepSpeed divides for a fixed number of processes.
     if now.strategy.startswith("zero") and written.world_size != now.world_size:
         raise UsageError(
-            f"a checkpoint of {written.strategy} on {written.world_size} processes can't be gone "
-            f"on from on {now.world_size}",
+            f"a checkpoint of {written.strategy} on {written.world_size} processes can't be "
+            f"continued on {now.world_size}",
             where=str(folder),
         )
 

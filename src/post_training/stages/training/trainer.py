@@ -348,8 +348,8 @@ class Trainer(SFTTrainer):
         self._written = written  # for the random state, which is read later
         if written is None:
             self._context.log(
-                f"warning: {checkpoint}: what is read can't be compared with what was in memory "
-                "when it was written, which other processes shared among them"
+                f"warning: {checkpoint}: other processes shared the state when it was written, so "
+                "what is read now can't be compared with what was in memory"
             )
         else:
             problem = checksums.first_other_name(written, self.model)

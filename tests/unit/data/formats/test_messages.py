@@ -101,11 +101,11 @@ def test_outputs_across_the_end_of_a_prompt_are_ordered_too():
         ),
         (
             [output("3 mm", "call_rain"), output("4 mm", "call_rain")],
-            "messages[2]: outputs stand twice, or are missing before one that is there",
+            "messages[2]: outputs of one call stand twice, or one of an earlier call is missing",
         ),
         (
             [output("14:05", "call_train")],
-            "messages[2]: outputs stand twice, or are missing before one that is there",
+            "messages[2]: outputs of one call stand twice, or one of an earlier call is missing",
         ),
     ],
 )
