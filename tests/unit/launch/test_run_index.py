@@ -234,7 +234,7 @@ def test_runs_list_cache_folder_that_cannot_be_is_told_and_left(slurm_command, t
 def test_runs_list_cache_folder_that_the_file_system_refuses_is_told_and_left(
     tmp_path, monkeypatch, capsys
 ):
-    """As a full disk does, or one that is mounted read-only: for another reason than permissions."""
+    """As a full disk does, or one mounted read-only: for another reason than permissions."""
     write_run(tmp_path / "runs/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     [state] = list_states(tmp_path / "runs", Filters())
