@@ -58,13 +58,13 @@ def test_stage_whose_rows_get_another_reference_fails_and_carries_none_on(
     stage: str, rows: Path, model: Path, tmp_path: Path
 ):
     """reference.json is no setting: it lies beside the rows."""
-    Reference("one", "t", "c", "float32").write_rows(tmp_path)
+    Reference("one", "t", "c", "float32").write(tmp_path)
     with pytest.raises(PostTrainingError, match="changed after the run") as error:
         run_stage(
             stage,
             settings_of(stage, rows, model),
             tmp_path / "run",
-            lambda: Reference("two", "t", "c", "float32").write_rows(tmp_path),
+            lambda: Reference("two", "t", "c", "float32").write(tmp_path),
         )
     assert error.value.where == str(tmp_path / REFERENCE)
     assert not list((tmp_path / "run").rglob(REFERENCE))

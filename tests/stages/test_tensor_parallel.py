@@ -51,6 +51,7 @@ def test_logprobs_of_two_ranks_in_step_are_those_of_one(either_model, entrypoint
     # An id beyond the vocabulary is an error in the midst of the model, on both ranks.
     rows[1:1] = [prompt_row("poison", "What?", [branch("x", completion_token_ids=[10**6])])]
     settings = settings_of(either_model, write_rows(tmp_path / "rows.jsonl", rows))
+    settings["max_failed_rows"] = 1
     in_step = {"tensor_parallel_size": 2, "num_processes": 2}
     for run_dir, more in (("whole", {}), ("spread", in_step), ("again", in_step)):
         code, said = entrypoint("logprobs", settings | more, run_dir)
@@ -82,7 +83,7 @@ def test_logprobs_in_step_that_fail_say_why_and_no_rank_has_a_traceback(
     settings["data"]["on_error"] = "fail"
     code, said = entrypoint("logprobs", settings, "run")
     assert code == 1
-    assert "poison: IndexError: index out of range in self" in said
+    assert "failed at row poison: IndexError: index out of range in self" in said
     assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
     assert "Traceback" not in said
 

@@ -211,21 +211,22 @@ def _workers_of(process: int) -> list[int]:
 
 
 def test_tokenize_worker_that_is_killed_ends_the_run_with_an_error(model: Path, tmp_path: Path):
-    pipe = tmp_path / "endless.jsonl"
-    os.mkfifo(pipe)
+    from post_training.data.sources import CHUNK_BYTES
+
+    data = tmp_path / "several_chunks.jsonl"
+    line = json.dumps({"text": document("What?", "It is 4. " * 100)}) + "\n"
+    data.write_text(line * (16 * CHUNK_BYTES // len(line)))
     run_dir = tmp_path / "run"
     child = multiprocessing.get_context("spawn").Process(
-        target=tokenize_with_two_workers, args=(pipe, model, run_dir)
+        target=tokenize_with_two_workers, args=(data, model, run_dir)
     )
     child.start()
-    line = (json.dumps({"text": document("What?", "It is 4. " * 100)}) + "\n").encode()
-    with open(pipe, "wb") as input_of_child:
-        input_of_child.write(line * (4 * 2**20 // len(line)))
-        input_of_child.flush()
-        deadline = time.monotonic() + 60
-        while not (workers := _workers_of(child.pid)):
-            assert time.monotonic() < deadline
-        os.kill(workers[0], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    # They are still starting: none has read a chunk.
+    while not (workers := _workers_of(child.pid)):
+        assert child.is_alive()
+        assert time.monotonic() < deadline
+    os.kill(workers[0], signal.SIGKILL)
     child.join(timeout=60)
     exit_code = child.exitcode
     child.kill()

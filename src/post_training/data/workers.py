@@ -86,12 +86,18 @@ class _Worker:
         # copy; and a fork would hold the other workers' pipes open.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, os.getpid(), function, state))
+        self._process = context.Process(target=_serve, args=(theirs, os.getpid()))
         self._process.start()
         theirs.close()
+        # Not an argument of the process: those are written into a pipe whose other end stays open
+        # here, so that a process which is killed as it starts would be waited for forever.
+        self._task: tuple[Callable[[Any, Any], Any], Any] | None = (function, state)
 
     def call(self, item: Any) -> Any:
         try:
+            if self._task is not None:
+                self._connection.send(self._task)
+                self._task = None
             self._connection.send(item)
             succeeded, result = self._connection.recv()
         except (EOFError, OSError):
@@ -112,9 +118,7 @@ class _Worker:
         self._process.join()
 
 
-def _serve(
-    connection: Connection, parent: int, function: Callable[[Any, Any], Any], state: Any
-) -> None:
+def _serve(connection: Connection, parent: int) -> None:
     dies_with(parent)()
     # A keyboard, a launcher and Slurm send these to all processes of a run. Our parent ends us, and
     # must not take us for one that was killed. Not SIG_IGN, which a program that we start inherits.
@@ -122,6 +126,7 @@ def _serve(
         signal.signal(number, lambda *_: None)
     # A worker is one core; the tokenizers library would start a thread for each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    function, state = connection.recv()
     # Else each garbage collection looks through all modules: a twelfth of the time.
     gc.freeze()
     while True:
