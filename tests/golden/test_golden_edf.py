@@ -6,8 +6,8 @@ import pytest
 
 from post_training.images.render import RENDERED_NAME, render_edf
 from post_training.images.store import ImageStore
-from post_training.launch.singularity import render_script
-from post_training.launch.site import load_site
+from post_training.slurm.singularity import render_script
+from post_training.slurm.site import load_site
 
 REPOSITORY = Path(__file__).parents[2]
 RECORD = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from post_training.launch.script import Container, Job, sbatch_script
-from post_training.launch.site import SITES_DIR, load_site
+from post_training.slurm.script import Container, Job, sbatch_script
+from post_training.slurm.site import SITES_DIR, load_site
 
 SITES = sorted(path.stem for path in SITES_DIR.glob("*.yaml"))
 CONTAINER = Container(

@@ -10,7 +10,7 @@ import pytest
 from post_training.core.hashing import sha256_file
 from post_training.images.push import make_squashfs
 from post_training.images.rebuild import image_differences
-from post_training.images.releases import add_release, release_entry
+from post_training.images.release import add_release, release_entry
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 COMMIT = "c" * 40

@@ -11,7 +11,7 @@ import pytest
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
 from post_training.images import builder
-from post_training.images.releases import add_release, read_releases, release_entry
+from post_training.images.release import add_release, read_releases, release_entry
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 # Root without the right to read what is closed to it.

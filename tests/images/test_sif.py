@@ -16,9 +16,8 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import sha256_file
 from post_training.images.identity import IMAGE_FILE, OCI_DIGEST_FILE
 from post_training.images.inside import identify_image
-from post_training.images.push import make_squashfs, push_sif
+from post_training.images.push import PARTITION_AT, make_squashfs, push_sif, write_sif
 from post_training.images.render import image_environment
-from post_training.images.sif import PARTITION_AT, write_sif
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 EPOCH = 1767225600

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from post_training.core.hashing import sha256_file
-from post_training.images.base import ensure_base
-from post_training.images.base_lock import LOCK_NAME
-from post_training.images.bootstrap import SNAPSHOT_VARIABLE, bootstrap
-from post_training.images.recipe import load_recipe
+from post_training.images.base import SNAPSHOT_VARIABLE, bootstrap, ensure_base
+from post_training.images.recipe import LOCK_NAME, load_recipe
 from post_training.images.store import ImageStore
 
 pytestmark = pytest.mark.long

@@ -20,7 +20,7 @@ import pytest
 
 from post_training.core.process import run_tool
 from post_training.images import builder
-from post_training.images.bootstrap import SUITE
+from post_training.images.base import SUITE
 from post_training.images.build import build_image
 from post_training.images.lock import lock_recipe
 from post_training.images.push import push_sqsh

@@ -6,8 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from post_training.images.edf import load_edf, parse_mount
-from post_training.images.edf_variables import escape, expand
+from post_training.images.edf import escape, expand, load_edf, parse_mount
 from post_training.images.render import edf_text
 
 # What no EDF may hold is left out: control characters aside, the four that raster refuses.

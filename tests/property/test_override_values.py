@@ -4,8 +4,8 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from post_training.config.overrides import parse_override, set_override
-from post_training.core.messages import dotted
+from post_training.config.load import parse_override, set_override
+from post_training.core.errors import dotted
 from post_training.core.yaml import dump
 
 names = st.text(alphabet=string.ascii_letters + "_-", min_size=1, max_size=6)

@@ -12,8 +12,8 @@ from slurm_cluster import Cluster, run_script, wait_until
 from submitted_jobs import TIMEOUT_S, SubmittedJobs
 
 from kept_bytes import kept_bytes
-from post_training.launch.ended_jobs import read_ended_jobs
-from post_training.records.run_record import read_record
+from post_training.records.run import read_record
+from post_training.slurm.queue import read_ended_jobs
 
 pytestmark = [
     pytest.mark.slurm,

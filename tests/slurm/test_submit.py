@@ -9,7 +9,7 @@ from slurm_cluster import wait_until
 from submitted_jobs import SubmittedJobs
 
 from kept_bytes import kept_bytes
-from post_training.records.run_record import is_live, read_record
+from post_training.records.run import is_live, read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
 

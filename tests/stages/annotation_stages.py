@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.model import Role, settings_by_role
-from post_training.core.watched_inputs import WatchedInputs
-from post_training.records.run_record import RunDescription
+from post_training.core.hashing import WatchedInputs
+from post_training.records.run import RunDescription
 from post_training.stages.context import Result, StageContext
 from post_training.stages.execute import _fingerprint_inputs
 from post_training.stages.registry import find_stage

@@ -37,8 +37,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def init_model(dataset: Path) -> Callable[..., Path]:
     """Make a model in a folder: init_model(folder, key=value…)."""
-    from post_training.stages.init_model.config import InitModelConfig
-    from post_training.stages.init_model.run import run
+    from post_training.stages.config import InitModelConfig
+    from post_training.stages.init_model import run
 
     def make(run_dir: Path, **settings: Any) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)

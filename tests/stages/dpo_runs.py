@@ -44,8 +44,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def dpo(config: dict[str, Any], run_dir: Path, *, resuming: bool = False) -> Any:
     """Run the stage in this process; its Result."""
-    from post_training.stages.dpo.config import DpoConfig
-    from post_training.stages.dpo.run import run
+    from post_training.train.config import DpoConfig
+    from post_training.train.dpo import run
 
     run_dir.mkdir(parents=True, exist_ok=True)
     inputs = {"data.datasets[0].path": "a"}

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from post_training.stages.context import StageContext
-from post_training.stages.training.checksums import Checksums, first_difference, state_checksums
+from post_training.train.checksums import Checksums, first_difference, state_checksums
 
 
 def resume(context: StageContext) -> list[str | None]:

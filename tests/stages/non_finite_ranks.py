@@ -4,7 +4,7 @@ from math import inf, nan
 
 from post_training.core.errors import PostTrainingError
 from post_training.stages.context import StageContext
-from post_training.stages.training.non_finite import MicroBatchLoss, stop_unless_finite
+from post_training.train.metrics import MicroBatchLoss, stop_unless_finite
 
 
 def loss_on_second_rank(context: StageContext) -> str:

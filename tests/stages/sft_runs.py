@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.hashing import hash_files
-from post_training.records.run_record import RunDescription
+from post_training.records.run import RunDescription
 from post_training.stages.context import StageContext
 
 TINY = {
@@ -42,8 +42,8 @@ def sft(
     description: RunDescription | None = None,
 ) -> Any:
     """Run the stage in this process; its Result. fingerprint: of the first dataset."""
-    from post_training.stages.sft.config import SftConfig
-    from post_training.stages.sft.run import run
+    from post_training.train.config import SftConfig
+    from post_training.train.sft import run
 
     run_dir.mkdir(parents=True, exist_ok=True)
     inputs = {"data.datasets[0].path": fingerprint}

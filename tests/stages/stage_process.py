@@ -17,9 +17,7 @@ from typing import Any
 from post_training.stages.context import Ranks, StageContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["post_training.stages.sft.training", "post_training.stages.dpo.training"]
-)
+_CONTEXT.set_forkserver_preload(["post_training.train.sft", "post_training.train.dpo"])
 
 # Where a run can be hit: (module, class, method, at which call, before or after it).
 KILL_POINTS = {
@@ -206,7 +204,7 @@ def _kill_at(
 
 
 def _record_weights(path: Path) -> None:
-    from post_training.stages.training.trainer import Trainer
+    from post_training.train.trainer import Trainer
 
     original = Trainer.train
 

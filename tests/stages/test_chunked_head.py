@@ -13,7 +13,8 @@ VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
 
 @pytest.fixture(params=[(16 * VOCABULARY, 16), (2**25, 8192)], ids=["many chunks", "one chunk"])
 def chunk_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    from post_training.models import chunked_head, logits
+    from post_training.models import head as chunked_head
+    from post_training.models import head as logits
 
     numbers, tile = request.param
     monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", numbers)
@@ -78,7 +79,7 @@ def assert_same_gradients(model: Any, exact: Any) -> None:
 def test_weighted_loss_and_gradient_are_those_of_full_logits(
     chunk_numbers: None, models: Any, batch: Any
 ):
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models.head import ChunkedHead
 
     (model, exact), (ids, targets, coefficients) = models, batch
     head = ChunkedHead.install(model)
@@ -98,7 +99,7 @@ def test_weighted_loss_and_gradient_are_those_of_full_logits(
 
 
 def test_scores_can_be_differentiated_in_any_way(chunk_numbers: None, models: Any, batch: Any):
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models.head import ChunkedHead
 
     (model, exact), (ids, targets, _) = models, batch
     head = ChunkedHead.install(model)
@@ -117,7 +118,7 @@ def test_scores_can_be_differentiated_in_any_way(chunk_numbers: None, models: An
 def test_a_batch_with_nothing_to_score_has_loss_and_gradient_zero(models: Any, batch: Any):
     import torch
 
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models.head import ChunkedHead
 
     (model, _), (ids, targets, coefficients) = models, batch
     head = ChunkedHead.install(model)
@@ -132,7 +133,7 @@ def test_many_small_log_probabilities_in_bfloat16_are_summed_in_float32(models: 
     """A bfloat16 log-softmax summed over hundreds of tokens was off by up to 2.3 nats."""
     import torch
 
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models.head import ChunkedHead
 
     model = models[0].bfloat16()
     ids = torch.randint(0, VOCABULARY, (1, 512), generator=torch.Generator().manual_seed(2))
@@ -150,7 +151,7 @@ def test_many_small_log_probabilities_in_bfloat16_are_summed_in_float32(models: 
 
 
 def test_outside_of_scoring_the_model_is_as_before(models: Any, batch: Any):
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models.head import ChunkedHead
 
     (model, _), (ids, targets, _) = models, batch
     before = model(input_ids=ids).logits
@@ -163,8 +164,8 @@ def test_outside_of_scoring_the_model_is_as_before(models: Any, batch: Any):
 def test_full_logits_are_never_held(monkeypatch: pytest.MonkeyPatch, models: Any, batch: Any):
     import torch
 
-    from post_training.models import chunked_head
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models import head as chunked_head
+    from post_training.models.head import ChunkedHead
 
     monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", 16 * VOCABULARY)
     (model, _), (ids, targets, coefficients) = models, batch
@@ -185,7 +186,7 @@ def test_full_logits_are_never_held(monkeypatch: pytest.MonkeyPatch, models: Any
 
 
 def test_a_model_that_bends_its_logits_is_refused(models: Any):
-    from post_training.models.chunked_head import ChunkedHead
+    from post_training.models.head import ChunkedHead
 
     model = models[0]
     model.config.logits_scaling = 8.0

@@ -36,7 +36,7 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 def prompts(num_prompts: int = 4) -> list[Any]:
     """Of 1, 6, 11, … tokens, with completions of different lengths; some tokens are not asked."""
-    from post_training.models.completion_logprobs import Asked
+    from post_training.models.score import Asked
 
     generator = torch.Generator().manual_seed(3)
 
@@ -68,7 +68,7 @@ def naive(model: Any, prompt: Any) -> list[tuple[float, int]]:
 
 
 def score(model: Any, asked: list[Any], **limits: int) -> list[list[tuple[float, int]]]:
-    from post_training.models.completion_logprobs import LogprobScorer
+    from post_training.models.score import LogprobScorer
 
     limits = {"max_batch_tokens": 100, "prompts_per_batch": 1, **limits}
     found = LogprobScorer(model, **limits).score(asked)

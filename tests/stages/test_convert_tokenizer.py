@@ -9,8 +9,8 @@ from tokenize_runs import CORPUS, document, train_model
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
+from post_training.stages.config import ConvertTokenizerConfig
 from post_training.stages.context import StageContext
-from post_training.stages.convert_tokenizer.config import ConvertTokenizerConfig
 
 pytestmark = pytest.mark.stack
 
@@ -31,7 +31,7 @@ def write(path: Path, *texts: str) -> Path:
 
 
 def convert(run_dir: Path, **settings: Any) -> tuple[Path, dict[str, float]]:
-    from post_training.stages.convert_tokenizer.run import run
+    from post_training.stages.convert_tokenizer import run
 
     run_dir.mkdir(exist_ok=True)
     config = {"control_tokens": {}, "eod": "<|endoftext|>", **settings}
@@ -57,8 +57,8 @@ def test_convert_tokenizer_gives_the_ids_of_tokenize(model: Path, corpus: Path, 
 
 
 def test_convert_tokenizer_folder_is_read_by_tokenize(model: Path, corpus: Path, tmp_path: Path):
-    from post_training.stages.tokenize.config import TokenizeConfig
-    from post_training.stages.tokenize.run import run
+    from post_training.stages.config import TokenizeConfig
+    from post_training.stages.tokenize import run
 
     folder, _ = convert(tmp_path / "run", sentencepiece_model=model, corpus=[corpus])
     hashes = []

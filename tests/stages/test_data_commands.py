@@ -34,13 +34,13 @@ def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def inspect(path: Path, *overrides: str, **settings: Any) -> None:
-    from post_training.stages.data_commands import inspect_config
+    from post_training.cli.inspect import inspect_config
 
     inspect_config(path, overrides, **{"num_samples": 2, "row": None, "html": None, **settings})
 
 
 def count(path: Path, *overrides: str, **settings: Any) -> None:
-    from post_training.stages.data_commands import count_config
+    from post_training.cli.inspect import count_config
 
     count_config(path, overrides, **{"as_json": False, "per_sample": None, **settings})
 
@@ -73,9 +73,9 @@ def test_inspect_tells_what_is_read_and_what_is_not(settings: Path, tmp_path: Pa
 
 
 def test_inspect_row_is_the_one_that_training_reads(settings: Path, tmp_path: Path, capfd):
+    from post_training.stages.config import PrepareConfig
     from post_training.stages.context import StageContext
-    from post_training.stages.prepare.config import PrepareConfig
-    from post_training.stages.prepare.run import run as prepare
+    from post_training.stages.prepare import run as prepare
 
     config = json.loads(settings.read_text())
     packed = changed(config, **{"sft.packing": "bfd"})
@@ -156,7 +156,7 @@ def test_count_is_of_all_the_data(settings: Path, tmp_path: Path, capfd):
 
 
 def test_indexed_is_shown_and_counted_with_its_kinds(prefix: Path, capfd):
-    from post_training.stages.data_commands import count_indexed, inspect_indexed
+    from post_training.cli.inspect import count_indexed, inspect_indexed
 
     inspect_indexed(prefix, Path("spm.model"), num_samples=1, row=None, html=None)
     shown = capfd.readouterr()
@@ -174,7 +174,7 @@ def test_indexed_is_shown_and_counted_with_its_kinds(prefix: Path, capfd):
 
 
 def test_indexed_without_kinds_says_so(prefix: Path, capfd):
-    from post_training.stages.data_commands import count_indexed
+    from post_training.cli.inspect import count_indexed
 
     for path in prefix.parent.glob("*_kinds_document.*"):
         path.unlink()
@@ -183,14 +183,14 @@ def test_indexed_without_kinds_says_so(prefix: Path, capfd):
 
 
 def test_indexed_with_another_tokenizer_is_refused(prefix: Path, model: Path):
-    from post_training.stages.data_commands import inspect_indexed
+    from post_training.cli.inspect import inspect_indexed
 
     with pytest.raises(PostTrainingError, match="is not in the tokenizer's vocabulary"):
         inspect_indexed(prefix, model, num_samples=5, row=None, html=None)
 
 
 def test_indexed_that_is_not_there_is_refused(tmp_path: Path):
-    from post_training.stages.data_commands import count_indexed, inspect_indexed
+    from post_training.cli.inspect import count_indexed, inspect_indexed
 
     with pytest.raises(ConfigError, match=r"--tokenizer: no such file or folder: .*/gone"):
         inspect_indexed(tmp_path / "gone", tmp_path / "gone", num_samples=1, row=None, html=None)

@@ -12,8 +12,8 @@ mpmath = pytest.importorskip("mpmath")
 import numpy as np
 import torch
 
-from post_training.stages.dpo.config import LossConfig
-from post_training.stages.dpo.losses import (
+from post_training.train.config import PreferenceLossConfig
+from post_training.train.dpo_loss import (
     Answers,
     beta_log_z,
     implicit_rewards,
@@ -123,7 +123,7 @@ def naive(chosen: Answers, rejected: Answers, loss: dict) -> list[float]:
 @pytest.mark.parametrize("name", LOSSES)
 def test_pair_losses_are_those_of_the_formulas(name: str):
     chosen, rejected = answers(1), answers(2)
-    found = pair_losses(chosen, rejected, LossConfig(**LOSSES[name]))
+    found = pair_losses(chosen, rejected, PreferenceLossConfig(**LOSSES[name]))
     assert found.tolist() == pytest.approx(naive(chosen, rejected, LOSSES[name]), rel=1e-9)
 
 
@@ -131,7 +131,7 @@ def test_pair_losses_are_those_of_the_formulas(name: str):
 def test_pair_losses_have_the_gradient_of_the_formulas(name: str):
     """By central differences of the naive values: 1e-5 either way."""
     chosen, rejected = answers(1), answers(2)
-    pair_losses(chosen, rejected, LossConfig(**LOSSES[name])).sum().backward()
+    pair_losses(chosen, rejected, PreferenceLossConfig(**LOSSES[name])).sum().backward()
     for side in (chosen, rejected):
         for index in range(0, NUM_PAIRS, 4):
             values = []
@@ -181,11 +181,14 @@ def test_pair_losses_at_the_reference_have_their_closed_form():
         Answers(each.ref_logprobs, each.ref_logprobs, each.lengths, each.quantiles, each.lengths)
         for each in start
     ]
-    assert pair_losses(*start, LossConfig(name="dpo", beta=5.0)).tolist() == pytest.approx(
-        [math.log(2)] * NUM_PAIRS, abs=1e-12
+    assert pair_losses(
+        *start, PreferenceLossConfig(name="dpo", beta=5.0)
+    ).tolist() == pytest.approx([math.log(2)] * NUM_PAIRS, abs=1e-12)
+    assert (
+        pair_losses(*start, PreferenceLossConfig(name="ipo", beta=0.5)).tolist()
+        == [1.0] * NUM_PAIRS
     )
-    assert pair_losses(*start, LossConfig(name="ipo", beta=0.5)).tolist() == [1.0] * NUM_PAIRS
-    found = pair_losses(*start, LossConfig(name="qrpo", beta=0.1))
+    found = pair_losses(*start, PreferenceLossConfig(name="qrpo", beta=0.1))
     beta_z = 0.1 * (math.log(0.1) + 10 + math.log1p(-math.exp(-10)))
     expected = [((each.quantiles - beta_z) ** 2).tolist() for each in start]
     means = [(one + other) / 2 for one, other in zip(*expected, strict=True)]
@@ -194,13 +197,13 @@ def test_pair_losses_at_the_reference_have_their_closed_form():
 
 def test_implicit_rewards_of_dpo_norm_are_per_token():
     side = answers(1)
-    found = implicit_rewards(side, LossConfig(name="dpo-norm", beta=5.0))
+    found = implicit_rewards(side, PreferenceLossConfig(name="dpo-norm", beta=5.0))
     expected = 5 * (side.logprobs - side.ref_logprobs) / side.lengths
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
 
 def test_loss_config_refuses_settings_of_another_loss():
     with pytest.raises(ValueError, match="quantile_transform is a setting of qrpo"):
-        LossConfig(name="dpo", beta=0.1, quantile_transform="log")
+        PreferenceLossConfig(name="dpo", beta=0.1, quantile_transform="log")
     with pytest.raises(ValueError, match="label_smoothing is a setting of dpo"):
-        LossConfig(name="ipo", beta=0.1, label_smoothing=0.1)
+        PreferenceLossConfig(name="ipo", beta=0.1, label_smoothing=0.1)

@@ -195,9 +195,9 @@ def test_qrpo_without_quantiles_is_refused(config: dict[str, Any], tmp_path: Pat
 def test_pairs_prepared_beforehand_train_what_the_run_itself_prepares(
     config: dict[str, Any], computed: Path, model: Path, tmp_path: Path
 ):
+    from post_training.stages.config import PrepareConfig
     from post_training.stages.context import StageContext
-    from post_training.stages.prepare.config import PrepareConfig
-    from post_training.stages.prepare.run import run
+    from post_training.stages.prepare import run
 
     (tmp_path / "prepare").mkdir()
     settings = {name: config[name] for name in ("data", "dpo", "seed")}

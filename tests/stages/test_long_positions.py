@@ -95,10 +95,10 @@ def test_engine_that_would_take_the_long_factors_for_all_rows_is_refused(
     longrope: Path, tmp_path: Path
 ):
     pytest.importorskip("vllm")
-    from post_training.stages.annotation.config import VllmConfig
-    from post_training.stages.annotation.vllm_engine import VllmEngine
+    from post_training.annotate.config import VllmConfig
+    from post_training.annotate.engine import VllmEngine
+    from post_training.models.config import ModelConfig
     from post_training.stages.context import StageContext
-    from post_training.stages.training.config import ModelConfig
 
     with pytest.raises(PostTrainingError, match=rf"vllm\.max_model_len: {LINE}"):
         VllmEngine(

@@ -32,16 +32,16 @@ def pairs(name: str, number: int) -> list[dict[str, Any]]:
 
 
 def mix(run_dir: Path, **config: Any) -> Any:
-    from post_training.stages.mix.config import MixConfig
-    from post_training.stages.mix.run import run
+    from post_training.stages.config import MixConfig
+    from post_training.stages.mix import run
 
     run_dir.mkdir(exist_ok=True)
     return run(MixConfig.model_validate(config), StageContext(run_dir))
 
 
 def split(run_dir: Path, **config: Any) -> Any:
-    from post_training.stages.split.config import SplitConfig
-    from post_training.stages.split.run import run
+    from post_training.stages.config import SplitConfig
+    from post_training.stages.split import run
 
     run_dir.mkdir()
     return run(SplitConfig.model_validate(config), StageContext(run_dir))

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from post_training.records.run_record import read_record
+from post_training.records.run import read_record
 
 PIPELINE = """
 run_dir: runs
@@ -111,7 +111,7 @@ import sys, types
 def end(*_):
     import ctypes
     ctypes.CDLL(None)._exit(0)
-sys.modules["post_training.stages.split.run"] = types.SimpleNamespace(run=end)
+sys.modules["post_training.stages.split"] = types.SimpleNamespace(run=end)
 """
 
 

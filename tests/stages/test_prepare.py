@@ -29,8 +29,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(run_dir: Path, model: Path, data: dict[str, Any], **limits: Any) -> Any:
-    from post_training.stages.prepare.config import PrepareConfig
-    from post_training.stages.prepare.run import run
+    from post_training.stages.config import PrepareConfig
+    from post_training.stages.prepare import run
 
     run_dir.mkdir(exist_ok=True)
     config = {

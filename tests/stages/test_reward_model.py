@@ -52,7 +52,7 @@ def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_pair_losses_equal_their_formula_in_float64():
-    from post_training.stages.reward_model.losses import pair_losses
+    from post_training.train.reward_model import pair_losses
 
     chosen, rejected = torch.tensor([0.5, -2.0, 30.0]), torch.tensor([0.25, 3.0, -30.0])
     for center in (0.0, 0.1):
@@ -133,7 +133,7 @@ def test_reward_model_learns_which_answers_are_better_and_rewards_reads_it(
     ],
 )
 def test_reward_model_settings_of_a_policy_are_refused(settings, problem, config):
-    from post_training.stages.reward_model.config import RewardModelConfig
+    from post_training.train.config import RewardModelConfig
 
     with pytest.raises(ValueError, match=problem):
         RewardModelConfig.model_validate({**config, **settings})

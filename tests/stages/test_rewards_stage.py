@@ -88,7 +88,7 @@ def test_rewards_of_a_model_are_those_of_its_own_forward(reward_model, tmp_path:
 def test_rewards_of_a_conversation_that_ends_in_padding_are_transformers_own(reward_model):
     from transformers import AutoModelForSequenceClassification
 
-    from post_training.models.reward_scores import RewardScorer
+    from post_training.models.score import RewardScorer
 
     model = AutoModelForSequenceClassification.from_pretrained(reward_model)
     pad = model.config.pad_token_id

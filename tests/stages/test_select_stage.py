@@ -78,8 +78,7 @@ def test_select_writes_all_that_training_needs(tmp_path: Path):
 
 def test_select_pairs_are_read_back_as_preferences(tmp_path: Path):
     from post_training.data.config import DatasetConfig
-    from post_training.data.formats.parse import parse
-    from post_training.data.formats.recognise import recognise
+    from post_training.data.formats.recognise import parse, recognise
 
     call = {"type": "function-call", "name": "add", "args": '{"a": 1}'}
     calling = {

@@ -6,9 +6,8 @@ pytestmark = pytest.mark.stack
 
 pytest.importorskip("numpy")
 
-from post_training.stages.select.candidates import Candidate, quantile_reward
-from post_training.stages.select.config import STRATEGIES, StrategyConfig
-from post_training.stages.select.strategies import choose_pairs
+from post_training.annotate.config import STRATEGIES, StrategyConfig
+from post_training.annotate.pairs import Candidate, choose_pairs, quantile_reward
 
 
 def candidates(*rewards: float, references: tuple[float, ...] | None = None) -> list[Candidate]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from sft_runs import changed, metrics, sft, stable_files
 from stage_process import run_sft
 
-from post_training.stages.sft.config import SftConfig
+from post_training.train.config import SftConfig
 
 pytestmark = pytest.mark.stack
 

@@ -236,13 +236,13 @@ def test_5003_tokens_are_counted_exactly_with_bfloat16_weights():
     import numpy as np
 
     from post_training.data.rows import COMPLETION
-    from post_training.stages.sft.config import LossConfig
-    from post_training.stages.sft.losses import factors, sequence_weights
+    from post_training.train.config import SftLossConfig
+    from post_training.train.sft_loss import factors, sequence_weights
 
     kinds = np.full(5003, COMPLETION, np.uint8)
-    weights, sums = sequence_weights(kinds, None, LossConfig())
+    weights, sums = sequence_weights(kinds, None, SftLossConfig())
     assert weights.sum() == sums.completion_weight == 5003
-    assert factors(sums, LossConfig())[1] == 1 / 5003
+    assert factors(sums, SftLossConfig())[1] == 1 / 5003
 
 
 def test_denominator_counts_predicted_tokens_only(one_step: dict[str, Any], tmp_path: Path):
@@ -262,10 +262,10 @@ def test_empty_spans_contribute_nothing(name: str, level: bool):
     import numpy as np
 
     from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
-    from post_training.stages.sft.config import LossConfig
-    from post_training.stages.sft.losses import Sums, factors, sequence_weights
+    from post_training.train.config import SftLossConfig
+    from post_training.train.sft_loss import Sums, factors, sequence_weights
 
-    loss = LossConfig(name=name, prompt_loss_weight=0.5, sequence_level_loss=level)
+    loss = SftLossConfig(name=name, prompt_loss_weight=0.5, sequence_level_loss=level)
     found = [
         sequence_weights(np.array(kinds, np.uint8), None, loss)
         for kinds in ([COMPLETION] * 2, [PROMPT] * 2, [EXCLUDED], [])
@@ -287,7 +287,7 @@ def test_empty_spans_contribute_nothing(name: str, level: bool):
 def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], problem: str):
     from pydantic import ValidationError
 
-    from post_training.stages.sft.config import LossConfig
+    from post_training.train.config import SftLossConfig
 
     with pytest.raises(ValidationError, match=problem):
-        LossConfig(**settings)
+        SftLossConfig(**settings)

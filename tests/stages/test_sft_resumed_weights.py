@@ -18,7 +18,7 @@ from stage_process import rank_file, run_sft
 from tiny_models import MIXTURES, make_model
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.records.run_record import RunDescription
+from post_training.records.run import RunDescription
 from post_training.stages.context import StageContext
 
 pytestmark = pytest.mark.stack
@@ -228,7 +228,7 @@ def test_checkpoint_that_is_read_as_something_else_ends_before_a_step(
     change: Callable[[Path], None], problem: str, short: dict[str, Any], copied: Path
 ):
     """As if a library read other weights than it wrote: the files are as the checkpoint says."""
-    from post_training.stages.training.checksums import Division, write_files
+    from post_training.train.checksums import Division, write_files
 
     checkpoint = copied / "checkpoints/checkpoint-2"
     change(checkpoint)
@@ -245,7 +245,7 @@ def test_adapter_that_lacks_a_weight_ends_before_a_step(
     """PEFT would go on with one that is drawn anew."""
     from safetensors.torch import load_file, save_file
 
-    from post_training.stages.training.checksums import Division, write_files
+    from post_training.train.checksums import Division, write_files
 
     settings = {"model.path": str(model), "training.max_steps": 2, "lora": {"rank": 4}}
     adapted = changed(short, **settings)
@@ -269,7 +269,7 @@ def test_checkpoint_of_another_strategy_is_refused(short: dict[str, Any], copied
 def test_zero_with_another_part_on_one_rank_ends_on_both(
     strategy: str, short: dict[str, Any], model: Path, tmp_path: Path
 ):
-    from post_training.stages.training.checksums import FILES
+    from post_training.train.checksums import FILES
 
     settings = {"model.path": str(model), "training.per_device_train_batch_size": 1}
     divided = changed(short, distributed={"strategy": strategy}, **settings)

@@ -12,8 +12,8 @@ from sft_runs import changed, metrics, sft, stable_files
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
-from post_training.stages.sft.config import SftConfig
-from post_training.stages.training.step_log import rows_checksum
+from post_training.train.config import SftConfig
+from post_training.train.metrics import rows_checksum
 
 pytestmark = pytest.mark.stack
 

@@ -42,7 +42,7 @@ def long_input(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_all(prefix: Path) -> list[list[int]]:
-    from post_training.data.indexed.dataset import IndexedDataset
+    from post_training.data.indexed import IndexedDataset
 
     dataset = IndexedDataset(prefix)
     return [tokens.tolist() for tokens in dataset.read_many(range(len(dataset)))]
@@ -185,7 +185,7 @@ def test_tokenize_trains_exactly_the_answers_of_gsm8k(tmp_path: Path):
     import numpy as np
     import sentencepiece
 
-    from post_training.data.indexed.dataset import IndexedDataset, open_kinds
+    from post_training.data.indexed import IndexedDataset, open_kinds
 
     rows = [json.loads(line) for line in GSM8K.open()]
     corpus = [text for row in rows for text in row.values()]

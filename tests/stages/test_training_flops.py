@@ -7,11 +7,7 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig
 from transformers import Qwen2Config as WindowedConfig
 
-from post_training.stages.training.flops import (
-    half_precision_peak,
-    model_flops,
-    peak_flops_per_s,
-)
+from post_training.train.throughput import half_precision_peak, model_flops, peak_flops_per_s
 
 pytestmark = pytest.mark.stack
 

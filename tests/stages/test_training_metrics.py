@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from post_training.core.errors import PostTrainingError
-from post_training.stages.training.metrics import Metrics, Step, Totals
+from post_training.train.metrics import Metrics, Step, Totals
 
 pytestmark = pytest.mark.stack
 

@@ -12,7 +12,7 @@ from non_finite_ranks import gradient_only, loss_on_second_rank
 
 from post_training.core.errors import PostTrainingError
 from post_training.stages.context import Ranks, StageContext
-from post_training.stages.training.non_finite import MicroBatchLoss, stop_unless_finite
+from post_training.train.metrics import MicroBatchLoss, stop_unless_finite
 
 pytestmark = pytest.mark.stack
 

@@ -13,12 +13,8 @@ np = pytest.importorskip("numpy")
 from sft_runs import changed, metrics, sft, stable_files
 from stage_process import run_sft
 
-from post_training.stages.training.config import TrainingConfig
-from post_training.stages.training.optimizer_settings import (
-    _OTHER_NAMES,
-    NOT_HERE,
-    OPTIMIZERS,
-)
+from post_training.train.config import TrainingConfig
+from post_training.train.optim import _OTHER_NAMES, NOT_HERE, OPTIMIZERS
 
 pytestmark = pytest.mark.stack
 
@@ -26,7 +22,7 @@ RATE, DECAY, STEPS = 0.01, 0.1, 12
 
 
 def make(name: str, parameters: Any, num_steps: int = STEPS, **settings: Any) -> Any:
-    from post_training.stages.training.optimizers import optimizer_class_and_arguments
+    from post_training.train.arguments import optimizer_class_and_arguments
 
     training = TrainingConfig(
         max_steps=num_steps,

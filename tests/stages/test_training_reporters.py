@@ -20,11 +20,11 @@ from stage_process import run_sft
 
 from post_training.core.errors import Interrupted
 from post_training.core.files import write_json
-from post_training.records.run_record import SCHEMA
+from post_training.records.run import SCHEMA
 from post_training.stages.context import Ranks, StageContext
-from post_training.stages.training.config import LoggingConfig
-from post_training.stages.training.reporters import Reporters, open_reporters, scalars
-from post_training.stages.training.tensorboard import TensorBoard
+from post_training.train.config import LoggingConfig
+from post_training.train.reporters import Reporters, open_reporters, scalars
+from post_training.train.tensorboard import TensorBoard
 
 pytestmark = pytest.mark.stack
 

@@ -14,7 +14,7 @@ from stage_process import run_sft
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.attention import KEEP_PACKED_APART
-from post_training.stages.sft.config import SftConfig
+from post_training.train.config import SftConfig
 
 pytestmark = pytest.mark.stack
 
@@ -59,7 +59,7 @@ def test_setting_that_needs_a_gpu_is_refused_before_the_data(
 def test_compiling_on_a_cpu_without_compiler_is_refused(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from post_training.stages.training.requirements import check_requirements
+    from post_training.train.policy import check_requirements
 
     settings = SftConfig.model_validate(changed(config, **{"training.torch_compile": True}))
     (tmp_path / "g++").write_text("#!/bin/sh\n")
@@ -79,8 +79,7 @@ def test_fsdp2_is_what_accelerate_is_told_and_what_is_recorded(
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import CPUOffloadPolicy
 
-    from post_training.stages.training.arguments import training_arguments
-    from post_training.stages.training.distributed import strategy_settings
+    from post_training.train.arguments import strategy_settings, training_arguments
 
     settings = {"distributed": {"strategy": "fsdp2", "offload": offload}}
     settings["training.gradient_checkpointing"] = True
@@ -266,7 +265,7 @@ def test_model_whose_own_code_fails_in_training_is_told_in_one_line(
 
 
 def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, tmp_path: Path):
-    from post_training.models.completion_logprobs import LogprobScorer
+    from post_training.models.score import LogprobScorer
 
     made = tiny("llama4_text", intermediate_size=32, num_local_experts=2, num_key_value_heads=2)
     with pytest.raises(UsageError, match="llama4_text can't be computed without their output"):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from post_training.stages.training.config import TrainingConfig
-from post_training.stages.training.schedules import SCHEDULES, transformers_arguments
+from post_training.train.config import TrainingConfig
+from post_training.train.optim import SCHEDULES, transformers_arguments
 
 pytestmark = pytest.mark.stack
 

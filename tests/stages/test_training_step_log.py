@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from post_training.stages.training.step_log import StepLog, rows_checksum
+from post_training.train.metrics import StepLog, rows_checksum
 
 pytestmark = pytest.mark.stack
 

@@ -4,8 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from post_training.stages.training.flops import ModelFlops
-from post_training.stages.training.throughput import WARMUP_STEPS, Throughput, peak_memory_bytes
+from post_training.train.throughput import WARMUP_STEPS, ModelFlops, Throughput, peak_memory_bytes
 
 pytestmark = pytest.mark.stack
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError
+from post_training.stages.config import TokenizeConfig
 from post_training.stages.context import StageContext
-from post_training.stages.tokenize.config import TokenizeConfig
 
 SYMBOLS = ["<|endoftext|>", "<|system|>", "<|a|>", "<|b|>", "<|user|>", "<|assistant|>"]
 CORPUS = [f"What is {a} + {b}?\nIt is {a + b}, she says." for a in range(40) for b in range(5)]
@@ -46,7 +46,7 @@ def document(*turns: str) -> str:
 
 
 def tokenize(run_dir: Path, **settings: Any) -> dict[str, float]:
-    from post_training.stages.tokenize.run import run
+    from post_training.stages.tokenize import run
 
     run_dir.mkdir(exist_ok=True)
     result = run(TokenizeConfig.model_validate(settings), StageContext(run_dir))

@@ -92,8 +92,8 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def _run(job: Job, output: Path) -> Path:
     from post_training.stages.context import StageContext
-    from post_training.stages.dpo.config import DpoConfig
-    from post_training.stages.dpo.run import run
+    from post_training.train.config import DpoConfig
+    from post_training.train.dpo import run
 
     output.mkdir(parents=True)
     run(DpoConfig.model_validate(job.settings(output)), StageContext(output))
@@ -174,11 +174,11 @@ def _trl_rows(job: Job, output: Path) -> Iterator[dict[str, list[int]]]:
 
 
 def prepared(job: Job, output: Path) -> Any:
-    from post_training.data.chat.special_tokens import with_special_tokens
+    from post_training.data.chat.templates import with_special_tokens
     from post_training.models.load import load_tokenizer
     from post_training.stages.context import StageContext
-    from post_training.stages.dpo.config import DpoConfig
-    from post_training.stages.pair_data import PairPreparation
+    from post_training.stages.prepared_data import PairPreparation
+    from post_training.train.config import DpoConfig
 
     output.mkdir(parents=True, exist_ok=True)
     config = DpoConfig.model_validate(job.settings(output))

@@ -9,9 +9,9 @@ from training_runs import Counts
 
 def make_model(folder: Path, corpus: Path, shape: dict[str, int]) -> Path:
     """By `init-model`: a Llama in float32, and a tokenizer of the corpus. Its folder."""
+    from post_training.stages.config import InitModelConfig
     from post_training.stages.context import StageContext
-    from post_training.stages.init_model.config import InitModelConfig
-    from post_training.stages.init_model.run import run
+    from post_training.stages.init_model import run
 
     folder.mkdir(parents=True)
     config = InitModelConfig(architecture="llama", corpus=[corpus], **shape)
@@ -29,8 +29,7 @@ def make_model_on_device(folder: Path, corpus: Path, shape: dict[str, int]) -> P
 
     from post_training.data.chat.templates import MARKERS, template_text
     from post_training.data.sources.open import read_objects
-    from post_training.models.create import train_tokenizer
-    from post_training.models.save import save_model_folder
+    from post_training.models.save import save_model_folder, train_tokenizer
 
     folder.mkdir(parents=True)
     texts = (text for row in read_objects(corpus) for text in row.values())
@@ -45,9 +44,9 @@ def make_model_on_device(folder: Path, corpus: Path, shape: dict[str, int]) -> P
 
 def prepare(folder: Path, corpus: Path, model: Path, sequences: dict[str, Any]) -> Path:
     """By `prepare`: questions as prompts, answers as completions. The dataset's folder."""
+    from post_training.stages.config import PrepareConfig
     from post_training.stages.context import StageContext
-    from post_training.stages.prepare.config import PrepareConfig
-    from post_training.stages.prepare.run import run
+    from post_training.stages.prepare import run
 
     folder.mkdir(parents=True)
     source = {"path": corpus, "columns": {"prompt": "question", "completion": "answer"}}
@@ -78,7 +77,7 @@ def utilisation(model: Path, counts: Counts, seconds: float) -> float | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from post_training.stages.training.flops import model_flops, peak_flops_per_s
+    from post_training.train.throughput import model_flops, peak_flops_per_s
 
     with torch.device("meta"):
         flops = model_flops(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))

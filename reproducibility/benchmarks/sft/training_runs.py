@@ -115,8 +115,8 @@ def ours(job: Job, output: Path) -> dict[str, Any]:
     """`entrypoint sft`, from where its run folder and record are open; and the losses that were
     logged, by step."""
     from post_training.stages.context import StageContext
-    from post_training.stages.sft.config import SftConfig
-    from post_training.stages.sft.run import run
+    from post_training.train.config import SftConfig
+    from post_training.train.sft import run
 
     settings: dict[str, Any] = {
         "run_dir": output,
@@ -232,11 +232,10 @@ def full_logits(job: Job, output: Path) -> dict[str, Any]:
 
     from post_training.data.prepared.dataset import PreparedDataset
     from post_training.models.load import load_model
-    from post_training.stages.sft.collator import Collator, coefficients
-    from post_training.stages.sft.config import LossConfig
-    from post_training.stages.sft.losses import factors
+    from post_training.train.config import SftLossConfig
+    from post_training.train.sft_loss import Collator, coefficients, factors
 
-    loss_config = LossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
+    loss_config = SftLossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
     dataset = PreparedDataset.open(job.rows)
     packed = job.sequences["packing"] != "none"
     collator = Collator(dataset, loss_config, pad_token_id=0, packed=packed)
@@ -289,12 +288,11 @@ class Counts:
 
 def count(job: Job) -> Counts:
     from post_training.data.prepared.dataset import PreparedDataset
-    from post_training.stages.sft.collator import Collator, coefficients
-    from post_training.stages.sft.config import LossConfig
-    from post_training.stages.sft.losses import factors
+    from post_training.train.config import SftLossConfig
+    from post_training.train.sft_loss import Collator, coefficients, factors
 
     dataset = PreparedDataset.open(job.rows)
-    loss = LossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
+    loss = SftLossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
     collator = Collator(
         dataset,
         loss,

@@ -42,13 +42,13 @@ def add_commands(app: typer.Typer) -> None:
     ) -> None:
         """Show rows as text, tokens and ids, and what of them is trained."""
         from post_training.core.errors import UsageError
-        from post_training.images.enter import enter_image
+        from post_training.images.edf_command import enter_image
 
         _check_source(config, indexed)
         if (indexed is None) != (tokenizer is None):
             raise UsageError("give --tokenizer with --indexed, and only with it")
         enter_image(environment, {"--html": html})
-        from post_training.stages import data_commands
+        from post_training.cli import inspect as data_commands
 
         if indexed is not None:
             data_commands.inspect_indexed(indexed, tokenizer, num_samples, row, html)
@@ -68,11 +68,11 @@ def add_commands(app: typer.Typer) -> None:
         environment: Environment = None,
     ) -> None:
         """Tokens per source, and how long the sequences are."""
-        from post_training.images.enter import enter_image
+        from post_training.images.edf_command import enter_image
 
         _check_source(config, indexed)
         enter_image(environment, {"--per-sample": per_sample})
-        from post_training.stages import data_commands
+        from post_training.cli import inspect as data_commands
 
         if indexed is not None:
             data_commands.count_indexed(indexed, as_json=as_json, per_sample=per_sample)
@@ -93,10 +93,10 @@ def add_commands(app: typer.Typer) -> None:
         environment: Environment = None,
     ) -> None:
         """Download a dataset of the Hugging Face hub, and print how to name it."""
-        from post_training.images.enter import enter_image
+        from post_training.images.edf_command import enter_image
 
         enter_image(environment, {"--hub-dir": hub_dir})
-        from post_training.stages import data_commands
+        from post_training.cli import inspect as data_commands
 
         data_commands.fetch_dataset(hub, revision, subset, split, hub_dir)
 

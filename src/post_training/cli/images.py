@@ -59,7 +59,7 @@ def add_commands(app: typer.Typer) -> None:
     ) -> None:
         """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
         from post_training.images import commands
-        from post_training.launch import render_command
+        from post_training.slurm import environment as render_command
 
         commands.push_sif(name, store, repository)
         if site is not None:
@@ -188,7 +188,7 @@ def add_commands(app: typer.Typer) -> None:
         repository: Repository = Path("."),
     ) -> None:
         """Print an image's EDF for a site, or the script that runs Singularity there."""
-        from post_training.launch import render_command
+        from post_training.slurm import environment as render_command
 
         print(render_command.render(image, site, form, store, repository), end="")
 

@@ -51,7 +51,7 @@ def add_commands(app: typer.Typer) -> None:
         dry_run: DryRun = False,
     ) -> None:
         """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
-        from post_training.stages import submit_command
+        from post_training.slurm import submit as submit_command
 
         changes = {
             "nodes": nodes,
@@ -99,7 +99,7 @@ def add_commands(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Run on this machine what is not finished, one stage after another."""
-        from post_training.stages import pipeline_commands
+        from post_training.slurm import pipeline_commands
 
         where = pipeline_commands.Where(environment, dev)
         pipeline_commands.run_pipeline(file, overrides or [], where, unpinned=unpinned)
@@ -118,7 +118,7 @@ def add_commands(app: typer.Typer) -> None:
         dry_run: DryRun = False,
     ) -> None:
         """Queue in Slurm what is not finished, each stage after those it needs."""
-        from post_training.stages import pipeline_commands
+        from post_training.slurm import pipeline_commands
 
         changes = {"partition": partition, "account": account, "reservation": reservation}
         where = pipeline_commands.Where(environment, dev, (site, changes))
@@ -132,7 +132,7 @@ def add_commands(app: typer.Typer) -> None:
         as_json: Json = False,
     ) -> None:
         """Each stage: its state, how far it is, and why it failed."""
-        from post_training.stages import pipeline_commands
+        from post_training.slurm import pipeline_commands
 
         pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
 
@@ -152,7 +152,7 @@ def add_commands(app: typer.Typer) -> None:
     ) -> None:
         """Run an experiment again: exit 0 identical, 3 equivalent figures, 4 differs."""
         from post_training.reproduce.experiment import check_experiment
-        from post_training.stages.pipeline_commands import Where
+        from post_training.slurm.pipeline_commands import Where
 
         where = Where(environment, dev)
         sys.exit(check_experiment(folder, run_dir, where, write=write))
@@ -165,6 +165,6 @@ def add_commands(app: typer.Typer) -> None:
         ),
     ) -> None:
         """Make a folder with a pipeline that runs, and a page to be filled in."""
-        from post_training.launch.experiment import new_experiment
+        from post_training.slurm.pipeline_commands import new_experiment
 
         print(new_experiment(name, parent))

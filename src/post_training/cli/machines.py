@@ -19,9 +19,9 @@ def add_commands(app: typer.Typer) -> None:
         store: Store = None,
     ) -> None:
         """Say what of this machine is not ready for a site's jobs; exit 1 if anything is wrong."""
-        from post_training.core.findings import print_findings
         from post_training.images.commands import open_store
-        from post_training.launch.doctor import examine_host
+        from post_training.images.doctor import print_findings
+        from post_training.slurm.doctor import examine_host
 
         sys.exit(print_findings(examine_host(site, open_store(store))))
 
@@ -33,8 +33,8 @@ def add_commands(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """Make artifacts/{private,shared,store}: folders of the site, and links to them."""
-        from post_training.launch import storage
-        from post_training.launch.site import load_site
+        from post_training.slurm import storage
+        from post_training.slurm.site import load_site
 
         storage.setup(site, load_site(site, {}), group)
 
@@ -44,7 +44,7 @@ def add_commands(app: typer.Typer) -> None:
         name: Annotated[str | None, typer.Option(help="Of the copy.", show_default=False)] = None,
     ) -> None:
         """Copy an artifact to artifacts/store, every file compared."""
-        from post_training.launch import storage
+        from post_training.slurm import storage
 
         storage.promote(folder, name)
 
@@ -56,7 +56,7 @@ def add_commands(app: typer.Typer) -> None:
         as_json: Json = False,
     ) -> None:
         """Warn of files that the site is about to delete: exit 1 when there are any."""
-        from post_training.launch import storage
-        from post_training.launch.site import load_site
+        from post_training.slurm import storage
+        from post_training.slurm.site import load_site
 
         sys.exit(storage.doctor(folder, site, load_site(site, {}), margin, as_json=as_json))

@@ -25,9 +25,9 @@ def add_commands(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """What a run was, in which image, from what, and what came out."""
-        from post_training.launch.run_index import find_run
-        from post_training.launch.run_state import run_states
         from post_training.records import show
+        from post_training.slurm.run_index import find_run
+        from post_training.slurm.runs import run_states
 
         run_dir = find_run(run)
         [state] = run_states([run_dir])
@@ -41,8 +41,8 @@ def add_commands(app: typer.Typer) -> None:
         ],
     ) -> None:
         """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
-        from post_training.launch.run_index import find_run
-        from post_training.records import diff
+        from post_training.records import compare as diff
+        from post_training.slurm.run_index import find_run
 
         sys.exit(diff.print_diffs([find_run(each) for each in (run, *others)]))
 
@@ -67,9 +67,9 @@ def add_commands(app: typer.Typer) -> None:
         as_json: Json = False,
     ) -> None:
         """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
-        from post_training.config.overrides import parse_override
-        from post_training.core.messages import dotted
-        from post_training.launch import run_commands, run_index
+        from post_training.config.load import parse_override
+        from post_training.core.errors import dotted
+        from post_training.slurm import run_commands, run_index
         from post_training.stages.registry import find_stage
 
         if stage is not None:
@@ -89,7 +89,7 @@ def add_commands(app: typer.Typer) -> None:
         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
     ) -> None:
         """What a run's job printed, with all its attempts."""
-        from post_training.launch import run_commands, run_index
+        from post_training.slurm import run_commands, run_index
 
         run_commands.show_log(
             run_index.find_run(run), worker=worker, num_lines=lines, follow=follow
@@ -102,7 +102,7 @@ def add_commands(app: typer.Typer) -> None:
         ],
     ) -> None:
         """Stop the jobs of runs for good; a pipeline's folder stops all of it."""
-        from post_training.launch import run_commands
+        from post_training.slurm import run_commands
 
         run_commands.cancel_runs(folders)
 
@@ -118,29 +118,29 @@ def add_commands(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Pack the record and its figures into an archive, an RO-Crate, with in-toto provenance."""
-        from post_training.launch.run_index import find_run
         from post_training.records import export
+        from post_training.slurm.run_index import find_run
 
         print(export.export_run(find_run(run), output, with_data=with_data))
 
     @artifact.command("show")
     def artifact_show(folder: Artifact, as_json: Json = False) -> None:
         """What it is, and which run made it."""
-        from post_training.records import lineage
+        from post_training.records import show as lineage
 
         lineage.show_artifact(folder, as_json=as_json)
 
     @artifact.command("lineage")
     def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
         """All it came from: runs, models, data, as a tree."""
-        from post_training.records import lineage
+        from post_training.records import show as lineage
 
         lineage.show_lineage(folder, as_json=as_json)
 
     @artifact.command("verify")
     def artifact_verify(folder: Artifact) -> None:
         """Hash its files again: ok, or the files that are not what they were."""
-        from post_training.records import lineage
+        from post_training.records import show as lineage
 
         lineage.verify_artifact(folder)
 
@@ -177,9 +177,10 @@ def add_commands(app: typer.Typer) -> None:
 
         Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
         from post_training.core.errors import UsageError
-        from post_training.launch.run_index import find_run
-        from post_training.launch.site import load_site
-        from post_training.reproduce import command, plan
+        from post_training.reproduce import plan
+        from post_training.reproduce import run_again as command
+        from post_training.slurm.run_index import find_run
+        from post_training.slurm.site import load_site
 
         if site is None and (nodes, time) != (None, None):
             raise UsageError("--nodes and --time: of a job, so only with --site")

@@ -14,9 +14,13 @@ of what is hashed and compared: what is computed is what it was, so its identity
 
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from itertools import takewhile
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from post_training.core.errors import shown
+from post_training.core.hashing import sha256_value
 
 
 class Role(Enum):
@@ -78,3 +82,43 @@ def _walk(config: Config, prefix: str, inherited: Role | None) -> Iterator[tuple
                 yield from _walk(item, f"{key}[{index}].", role)
         else:
             yield key, dumped[name], role or Role.RECIPE
+
+
+# The identity of what a stage computes, and what changed between two configurations.
+
+
+_MOST_CHARACTERS = 60
+_CHARACTERS_BEFORE_CHANGE = 20
+
+
+def recipe_hash(stage_name: str, config: Config) -> str:
+    """sha256 of the stage's name and its recipe settings; nothing of topology or placement."""
+    return sha256_value({"stage": stage_name, "recipe": settings_by_role(config)[Role.RECIPE]})
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`training.learning_rate: 0.001 -> 0.002` for every dotted key whose value differs, sorted.
+
+    Long values are shown from shortly before their first difference.
+    """
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if key in old and key in new and sha256_value(old[key]) == sha256_value(new[key]):
+            continue
+        before = shown(old[key], limit=None) if key in old else "(absent)"
+        after = shown(new[key], limit=None) if key in new else "(absent)"
+        start = max(0, _length_in_common(before, after) - _CHARACTERS_BEFORE_CHANGE)
+        lines.append(f"{key}: {_cut(before, start)} -> {_cut(after, start)}")
+    return lines
+
+
+def _length_in_common(one: str, other: str) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _cut(text: str, start: int) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    end = start + _MOST_CHARACTERS
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"

@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml import events
 
-from post_training.core.errors import UsageError
-from post_training.core.messages import KeyPath, shown
+from post_training.core.errors import KeyPath, UsageError, shown
 
 MAX_DEPTH = 100
 

@@ -37,7 +37,7 @@ from post_training.data.formats.swissai import EARLIER, read_branch, read_openin
 from post_training.data.formats.tools import Tools, bare_function
 from post_training.data.formats.values import filled_text, list_of, required
 from post_training.data.rows import BadRow, Conversation, Message
-from post_training.data.sources.strict_json import json_line
+from post_training.data.sources.json_rows import json_line
 
 ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
 # Of a preference row, which has these in place of branches (preference_rows.py).

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.column_report import ColumnReport
-from post_training.data.reading import Reader, Rejected, read_chunks
+from post_training.data.formats.columns import ColumnReport
+from post_training.data.reading import Reader, Rejected, Verdicts, read_chunks
 from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk, Source
-from post_training.data.sources.strict_json import json_line
-from post_training.data.verdicts import Verdicts
+from post_training.data.sources.json_rows import json_line
 
 MAX_STRATA = 1000
 

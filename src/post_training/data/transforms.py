@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from post_training.data.function_files import FunctionFiles, WrongResult
+from post_training.data.function_process import FunctionFiles, WrongResult
 from post_training.data.rows import BadRow
 from post_training.data.user_functions import find_function
 

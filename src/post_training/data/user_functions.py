@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from post_training.core.errors import UsageError
-from post_training.data.function_files import FunctionFiles
-from post_training.data.function_process import FunctionProcess
+from post_training.data.function_process import FunctionFiles, FunctionProcess
 
 if TYPE_CHECKING:  # pydantic takes longer to import than a small file of functions
     from post_training.data.config import FunctionLimits

@@ -18,13 +18,8 @@ from post_training.images import builder
 from post_training.images.base import Base, ensure_base, ensure_wheels
 from post_training.images.lock import loose_requirements, unlocked_requirements
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
+from post_training.images.registry import ASKED, LOCKED, ensure_system_packages, read_system_lock
 from post_training.images.store import ImageStore
-from post_training.images.system_packages import (
-    ASKED,
-    LOCKED,
-    ensure_system_packages,
-    read_system_lock,
-)
 
 _INPUT_HASH_LABEL = "org.post-training.input-hash"
 

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from post_training.core.credentials import find_credentials
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file
+from post_training.core.secrets import find_credentials
 from post_training.images import builder, retention
 from post_training.images.base import ensure_base
-from post_training.images.base_lock import locked_bases
 from post_training.images.build import build_image, find_built, image_identity, write_context
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import edf_folders, find_edf
@@ -21,13 +20,12 @@ from post_training.images.lock import lock_recipe
 from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
-from post_training.images.recipe import load_recipe
-from post_training.images.release import TESTS
+from post_training.images.recipe import load_recipe, locked_bases
+from post_training.images.registry import LOCKED as SYSTEM_LOCK
+from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
-from post_training.images.releases import images_lock, read_releases
 from post_training.images.render import install_edf, render_edf, site_file
 from post_training.images.store import ImageStore, default_store
-from post_training.images.system_packages import LOCKED as SYSTEM_LOCK
 
 
 def open_store(folder: Path | None) -> ImageStore:

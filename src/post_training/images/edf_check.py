@@ -13,8 +13,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.secrets import variable_secret
 from post_training.images.edf import Edf, examine_edf, merge_edf
-from post_training.images.identity import read_record_beside, seal
-from post_training.images.verify import image_digest
+from post_training.images.identity import image_digest, read_record_beside, seal
 
 PROFILE = "POST_TRAINING_NETWORK_PROFILE"
 ALLOW_LL128 = "POST_TRAINING_ALLOW_LL128"

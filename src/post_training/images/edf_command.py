@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from post_training.core.errors import UsageError, report
 from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf, Mount, find_edf, load_edf, parse_mount
+from post_training.images.identity import IMAGE_FILE
 from post_training.images.inside import FINDINGS
 from post_training.images.runner import run
 
@@ -91,3 +93,29 @@ def _with_checkout(edf: Edf, checkout: Path) -> tuple[Edf, dict]:
         raise UsageError("--dev: not a checkout of this project", where=str(checkout))
     target = Mount(checkout, FINDINGS / "dev", frozenset({"ro"}))
     return replace(edf, mounts=(*edf.mounts, target)), describe_changes(checkout)
+
+
+# Host commands that need the training stack run themselves again inside the image.
+
+
+def can_run_here(environment: str | None) -> bool:
+    """Whether this is an image, or the stack is installed and no EDF is named."""
+    return IMAGE_FILE.exists() or (environment is None and find_spec("transformers") is not None)
+
+
+def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> None:
+    """Replace this process by the same command in an EDF's image, by default post-training's. Come
+    back where it can run already: in an image, or where the stack is installed and no EDF is named.
+
+    written: by option, what the command writes.
+    Errors: UsageError for what would be lost with the container.
+    """
+    if can_run_here(environment):
+        return
+    for option, path in written.items():
+        if path is not None and not path.resolve().is_relative_to(Path.cwd().resolve()):
+            raise UsageError(
+                f"{option}: must be below the working directory, which the image sees (got {path})"
+            )
+    command = ["run", environment or "post-training", "--", "post-training", *sys.argv[1:]]
+    sys.exit(main(command))

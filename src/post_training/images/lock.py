@@ -23,12 +23,17 @@ from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import atomic_file
 from post_training.images.base import lock_base
 from post_training.images.checkout import not_a_checkout
-from post_training.images.package_index import index_settings, run_uv
-from post_training.images.recipe import Recipe
-from post_training.images.recipe_settings import RecipeSettings
-from post_training.images.registry_base import lock_registry_base, read_registry_base
+from post_training.images.recipe import Recipe, RecipeSettings
+from post_training.images.registry import (
+    ASKED,
+    index_settings,
+    leave_unresolved,
+    lock_registry_base,
+    lock_system_packages,
+    read_registry_base,
+    run_uv,
+)
 from post_training.images.store import ImageStore
-from post_training.images.system_packages import ASKED, leave_unresolved, lock_system_packages
 
 TOOLS_LOCK = "requirements-dev.lock"
 # The oldest that pyproject.toml allows; what newer ones need instead is in the lock as well.

@@ -5,17 +5,175 @@ of one checkout, and the base. The input hash is over their contents: never a ti
 path, so the same inputs give the same bits. The build sees these files and nothing else.
 """
 
+import json
+import re
 import shutil
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from post_training import __version__
-from post_training.core.errors import UsageError
+from post_training.core.errors import ConfigError, UsageError
+from post_training.core.files import read_json, write_json
 from post_training.core.hashing import sha256_file, sha256_value
-from post_training.images.base_lock import LOCK_NAME
 from post_training.images.checkout import not_a_checkout
-from post_training.images.recipe_settings import RecipeSettings, load_settings
+
+# containers/NAME/recipe.toml: what a recipe is for, and what its packages are resolved for.
+#
+# platform = "linux/arm64"            of the image
+# python = "3.12"                     the interpreter of its environment
+# glibc = "2.39"                      the newest manylinux tag that it takes
+# base = "REGISTRY/NAME:TAG"          left out: bootstrapped from base.packages
+# versions_from = "cpu"               prefer the versions in that recipe's locks
+# without = ["torchvision"]           never installed: useless, or the base's own
+
+
+SETTINGS_NAME = "recipe.toml"
+_ARCHITECTURES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+# What manylinux tags there were before they were named for glibc's version.
+_OLD_TAGS = {"x86_64": ("2014", "2010", "1"), "aarch64": ("2014",)}
+_FIRST_GLIBC_MINOR = {"x86_64": 5, "aarch64": 17}
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    platform: str
+    python: str
+    glibc: str
+    base: str | None = None
+    versions_from: str | None = None
+    without: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """As wheels and kernels call it."""
+        return _ARCHITECTURES[self.platform]
+
+    @property
+    def wheel_platforms(self) -> list[str]:
+        """The platform tags of wheels that run there, the newest first."""
+        newest, oldest = int(self.glibc.split(".")[1]), _FIRST_GLIBC_MINOR[self.architecture]
+        tags = [f"manylinux_2_{minor}" for minor in range(newest, oldest - 1, -1)]
+        tags += [f"manylinux{year}" for year in _OLD_TAGS[self.architecture]]
+        return [f"{tag}_{self.architecture}" for tag in tags]
+
+
+def load_settings(folder: Path) -> RecipeSettings:
+    """Errors: UsageError when there is none; ConfigError with every fault."""
+    path = folder / SETTINGS_NAME
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(path)) from None
+    if faults := [f"{path}: {fault}" for fault in _faults(data)]:
+        raise ConfigError(faults)
+    return RecipeSettings(**{**data, "without": tuple(data.get("without", ()))})
+
+
+def _faults(data: dict[str, Any]) -> list[str]:
+    known = [field.name for field in fields(RecipeSettings)]
+    faults = [f"{key}: unknown key (known: {', '.join(known)})" for key in data if key not in known]
+    for key in ("platform", "python", "glibc"):
+        if key not in data:
+            faults.append(f"{key}: missing")
+    for key in known:
+        value = data.get(key, "" if key != "without" else [])
+        words = value if key == "without" else [value]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            faults.append(f"{key}: must be {'a list of names' if key == 'without' else 'a text'}")
+    if faults:
+        return faults
+    if data["platform"] not in _ARCHITECTURES:
+        known_platforms = ", ".join(_ARCHITECTURES)
+        faults.append(f"platform: must be one of {known_platforms} (got {data['platform']!r})")
+    for key, pattern in (("python", r"3\.\d+"), ("glibc", r"2\.\d+")):
+        if not re.fullmatch(pattern, data[key]):
+            faults.append(f"{key}: must be like {pattern.replace(chr(92), '')} (got {data[key]!r})")
+    return faults
+
+
+# containers/NAME/base.lock: the bootstrapped base that is expected, by content.
+#
+# Debian's mirrors keep only the newest versions, so a base can not always be made again. The lock
+# says which bytes are meant (sha256), which package versions are in them, and from which time on a
+# snapshot service has them.
+
+
+LOCK_NAME = "base.lock"
+_SCHEMA = "post-training/base-lock/1"
+
+
+@dataclass(frozen=True)
+class BaseLock:
+    """include: the recipe's package list. packages: {name: version} of all that is in the base.
+    snapshot: when it was made, as a snapshot service names times. mmdebstrap: what made it."""
+
+    sha256: str
+    suite: str
+    epoch: int
+    include: list[str]
+    snapshot: str
+    mmdebstrap: str
+    packages: dict[str, str]
+
+
+def read_base_lock(path: Path, *, suite: str, epoch: int, include: list[str]) -> BaseLock:
+    """Errors: UsageError when there is none, or it is of another suite, time or package list."""
+    try:
+        entries = read_json(path, _SCHEMA)
+    except FileNotFoundError:
+        raise UsageError("the base is not locked", where=str(path), hint=_hint(path)) from None
+    entries.pop("schema")
+    try:
+        lock = BaseLock(**entries)
+    except TypeError:
+        raise UsageError("not a lock of a base", where=str(path), hint=_hint(path)) from None
+    for name, wanted in {"suite": suite, "epoch": epoch, "include": include}.items():
+        if (found := getattr(lock, name)) != wanted:
+            raise UsageError(
+                f"{name} is {_text(found)}, the recipe asks for {_text(wanted)}",
+                where=str(path),
+                hint=_hint(path),
+            )
+    return lock
+
+
+def locked_bases(repository: Path) -> list[str]:
+    """The sha256 of every bootstrapped base that a recipe's base.lock names."""
+    paths = sorted(repository.glob(f"containers/*/{LOCK_NAME}"))
+    locks = [json.loads(path.read_text()) for path in paths]
+    # A registry's base is not in the store.
+    return [lock["sha256"] for lock in locks if lock["schema"] == _SCHEMA]
+
+
+def write_base_lock(path: Path, lock: BaseLock) -> None:
+    write_json(path, {"schema": _SCHEMA, **asdict(lock)})
+
+
+def moved_packages(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """`name 1.0 -> 1.1` for every package whose version is another; absent ones are `-`."""
+    return [
+        f"{name} {expected.get(name, '-')} -> {found.get(name, '-')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+
+
+def _text(value: object) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def _hint(path: Path) -> str:
+    return f"`post-training image lock {path.parent.name}` writes it"
+
+
+# What goes into an image, and the hash of it.
+
 
 # 2026-01-01. Every file of an image carries this time.
 SOURCE_DATE_EPOCH = 1767225600

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from post_training.core.credentials import FoundCredentials
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_atomic
+from post_training.core.secrets import FoundCredentials
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import merge_edf
 from post_training.images.store import ImageStore

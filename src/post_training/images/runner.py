@@ -21,22 +21,18 @@ from typing import Any, NoReturn
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
-from post_training.images.edf import Edf, Mount
-from post_training.images.edf_variables import own_variables
-from post_training.images.foreign_code import (
-    host_variables,
-    is_over_files,
-    without_lost_places,
-)
-from post_training.images.identity import check_identity, read_image, read_record_beside
-from post_training.images.inside import FINDINGS
-from post_training.images.verify import (
+from post_training.images.edf import Edf, Mount, own_variables
+from post_training.images.identity import (
+    check_identity,
     check_unchanged,
     expect_digest,
     image_state,
     open_image,
     open_image_digest,
+    read_image,
+    read_record_beside,
 )
+from post_training.images.inside import FINDINGS, host_variables, is_over_files, without_lost_places
 
 PINNED_DIGEST = "POST_TRAINING_IMAGE_SQSH_SHA256"
 # On the host: a place that every machine has; the namespace hides what is mounted there.

@@ -21,13 +21,13 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def named_modules(text: str) -> list[str]:
-    """The modules of imports.txt. `post_training.stages.*.run`: of every folder that has one.
-    `module:name` stays as it is: a name that the module must have."""
+    """The modules of imports.txt. `post_training.stages.*`: all in that package. `module:name` stays
+    as it is: a name that the module must have."""
     modules = []
     for name in (line.strip() for line in text.splitlines()):
         if "*" in name:
             root = Path(post_training.__file__).parents[1]
-            found = sorted(root.glob(f"{name.replace('.', '/')}.py"))
+            found = sorted(root.glob(f"{name.replace('.', '/')[:-1]}[!_]*.py"))
             modules += [".".join(path.relative_to(root).with_suffix("").parts) for path in found]
         elif name and not name.startswith("#"):
             modules.append(name)

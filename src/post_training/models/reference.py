@@ -6,6 +6,7 @@ that computed them is told where it is not transformers, and makes no other mode
 bits alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
 from post_training.core.hashing import fingerprint_files, sha256_file, sha256_text
+from post_training.data.config import DatasetConfig
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -95,3 +97,25 @@ def reference_of(
         dtype,
         backend,
     )
+
+
+def common_reference(datasets: Sequence[DatasetConfig]) -> Reference | None:
+    """None where no dataset has one. Errors: UsageError where they have different ones."""
+    folders = [_folder(dataset.path) for dataset in datasets if dataset.path is not None]
+    references = {folder: Reference.read(folder) for folder in folders}
+    if len(folders) < len(datasets) and any(references.values()):
+        references[Path("the hub")] = None
+    first, *others = references or {Path(): None}
+    for other in others:
+        if references[other] != references[first]:
+            raise UsageError(
+                f"the reference log-probabilities of {first} and {other} are of different models "
+                f"or backends, or one has no {REFERENCE}",
+                where="data.datasets",
+                hint="run `entrypoint logprobs` once for all of them",
+            )
+    return references[first] if references else None
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from post_training.core.errors import Interrupted, PostTrainingError, report
-from post_training.launch.local import DONE_VARIABLE
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
+from post_training.stages.processes import DONE_VARIABLE
 from post_training.stages.registry import STAGES
 
 

@@ -4,15 +4,18 @@ Every rank calls the stage's `run(config, context)`. Rank 0 is the only writer; 
 in `on_writer` while the others wait, and its error is everybody's error.
 """
 
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.watched_inputs import WatchedInputs
-from post_training.records.run_record import RunDescription
+from post_training.core.hashing import WatchedInputs
+from post_training.records.run import RunDescription
 
 T = TypeVar("T")
 
@@ -107,3 +110,76 @@ class Result:
     metrics: dict[str, Any] = field(default_factory=dict)
     state_files: list[str] = field(default_factory=list)
     unstable_files: list[str] = field(default_factory=list)
+
+
+# How far a piece of work is: a bar on a terminal, elsewhere a line now and then.
+
+
+_FIRST_LINE_S = 2.0
+_LINE_INTERVAL_S = 30.0
+
+
+class Progress:
+    """`total` pieces of `what`; None where their number isn't known. Silent unless `shown`."""
+
+    def __init__(self, what: str, total: int | None, *, shown: bool):
+        self.what = what
+        self.total = total
+        self._lines = shown and not sys.stderr.isatty()
+        self._next_line_at = time.monotonic() + _FIRST_LINE_S
+        self._bar = _bar(what, total) if shown and not self._lines else None
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, figures: str = "") -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, figures=figures)
+        elif self._lines:
+            now = time.monotonic()
+            if now >= self._next_line_at or done == self.total:
+                self._next_line_at = now + _LINE_INTERVAL_S
+                count = f"{done:,}" if self.total is None else f"{done}/{self.total}"
+                print(" · ".join(filter(None, (f"{self.what} {count}", figures))), file=sys.stderr)
+                sys.stderr.flush()
+
+
+def _bar(what: str, total: int | None):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bar.add_task(what, total=total, figures="")
+    return bar
+
+
+# What a killed attempt was writing beside its place (core/files.py).
+
+
+def remove_leftovers(run_dir: Path, *names: str) -> None:
+    """Remove the unfinished files and folders of `run_dir` that were to become these."""
+    for name in names:
+        for leftover in run_dir.glob(f".{name}.*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()

@@ -5,8 +5,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from post_training.core.findings import Finding, examine, note, ok, print_findings, wrong
-from post_training.images.doctor import examine_image
+from post_training.images.doctor import (
+    Finding,
+    examine,
+    examine_image,
+    note,
+    ok,
+    print_findings,
+    wrong,
+)
 from post_training.images.identity import IMAGE_FILE
 
 

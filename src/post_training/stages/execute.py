@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.load import load_config, resolved_yaml
-from post_training.config.model import Role, settings_by_role
-from post_training.config.recipe import changed_settings, recipe_hash
-from post_training.core.credentials import check_named_files
+from post_training.config.model import Role, changed_settings, recipe_hash, settings_by_role
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
-from post_training.core.hashing import sha256_file, sha256_value
-from post_training.core.watched_inputs import WatchedInputs
+from post_training.core.hashing import WatchedInputs, sha256_file, sha256_value
+from post_training.core.secrets import check_named_files
 from post_training.images.inside import (
     development_mount,
     foreign_variables,
@@ -34,21 +32,21 @@ from post_training.images.inside import (
     mounts,
     mounts_over_the_image,
 )
-from post_training.launch.local import run_local_ranks
-from post_training.launch.ranks import Launch, detect_launch
 from post_training.models.reference import REFERENCE
 from post_training.records import machine
 from post_training.records.artifact import origin_of, seal_artifact
-from post_training.records.run_record import (
-    CONFIG_NAME,
-    AlreadyFinished,
-    RunDescription,
-    RunFolder,
-)
+from post_training.records.run import CONFIG_NAME, AlreadyFinished, RunDescription, RunFolder
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
+from post_training.stages.processes import (
+    Launch,
+    detect_launch,
+    exits_are_failures,
+    ignore_signals,
+    raise_on_signals,
+    run_local_ranks,
+)
 from post_training.stages.registry import Stage, find_stage
-from post_training.stages.signals import exits_are_failures, ignore_signals, raise_on_signals
 
 # Rank 0 may read terabytes of inputs while the others wait.
 _WRITER_TIMEOUT = timedelta(hours=12)

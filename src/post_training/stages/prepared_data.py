@@ -16,27 +16,35 @@ from typing import Any, ClassVar
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from post_training.config.model import Role, settings_by_role
-from post_training.config.recipe import changed_settings
+from post_training.config.model import Role, changed_settings, settings_by_role
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text, sha256_value
 from post_training.core.locks import locked
-from post_training.data.chat.templates import (
-    ChatTemplate,
-    choose_template,
-    difference_from_own,
+from post_training.data.chat.templates import ChatTemplate, choose_template, difference_from_own
+from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
+from post_training.data.pairs.dataset import (
+    PAIRS_SCHEMA,
+    PAIRS_VERSION,
+    PairDataset,
+    described_pairs,
+    prepare_pairs,
 )
-from post_training.data.config import DataConfig, SequenceConfig
+from post_training.data.pairs.encode import PairEncoder
 from post_training.data.prepared.dataset import SCHEMA, PreparedDataset, check_files, described
-from post_training.data.prepared.encode import ChunkEncoder
-from post_training.data.prepared.indexed_rows import open_stores, prepare_indexed
-from post_training.data.prepared.prepare import VERSION, prepare
+from post_training.data.prepared.prepare import (
+    VERSION,
+    ChunkEncoder,
+    open_stores,
+    prepare,
+    prepare_indexed,
+)
 from post_training.data.reading import Reader, name_of, open_sources
 from post_training.data.sources import Source
 from post_training.data.tokenize import Encoder
 from post_training.models.fingerprint import tokenizer_fingerprint
-from post_training.stages.context import StageContext
-from post_training.stages.progress import Progress
+from post_training.models.load import read_model_settings
+from post_training.models.reference import Reference
+from post_training.stages.context import Progress, StageContext
 
 
 @dataclass(frozen=True)
@@ -192,3 +200,67 @@ class DataPreparation:
             names = "; ".join(f"{key}.{each}" for each in changed)
             problem = f"the data was prepared with other settings: {names}"
             raise UsageError(problem, where=where)
+
+
+# The prepared pairs that a run reads: given, found in the cache or made (prepared_data.py).
+
+
+@dataclass(frozen=True)
+class PairPreparation(DataPreparation):
+    """num_ids: ids in the data must be below it; by default the tokenizer's tokens."""
+
+    limits: PairConfig
+    num_ids: int | None = None
+
+    limits_key: ClassVar[str] = "dpo"
+    schema: ClassVar[str] = PAIRS_SCHEMA
+
+    def open(self, folder: Path) -> PairDataset:
+        return PairDataset.open(folder)
+
+    def described(self, record: dict[str, Any]) -> Iterator[str]:
+        return described_pairs(record)
+
+    def _identity(self) -> tuple[ChatTemplate | None, dict[str, Any]]:
+        template, identity = super()._identity()
+        references = [_reference(dataset) for dataset in self.data.datasets]
+        own = {"pairs_version": PAIRS_VERSION, "num_ids": self._num_ids, "references": references}
+        return template, {**identity, **own}
+
+    @property
+    def _num_ids(self) -> int:
+        return self.num_ids or len(self.tokenizer)
+
+    def _prepare(
+        self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
+    ) -> dict[str, Any]:
+        sources, reader = self._sources()
+        encoder = PairEncoder(reader, self._encoder(template), self.limits, self._num_ids)
+        with Progress("row", None, shown=True) as progress:
+            return prepare_pairs(
+                folder,
+                encoder,
+                sources,
+                seed=self.seed,
+                identity=identity,
+                rejects_path=self._rejects_path,
+                on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
+                check_inputs=self.context.inputs.check,
+            )
+
+
+def num_embedded_ids(folder: Path) -> int | None:
+    """Of a model folder: its samples may hold ids that are no token of its tokenizer. None where
+    there is a tokenizer alone."""
+    if not (folder / "config.json").exists():
+        return None
+    settings = read_model_settings(folder)
+    return settings.get("text_config", settings).get("vocab_size")
+
+
+def _reference(dataset: DatasetConfig) -> dict[str, str] | None:
+    """What made the logprobs of a dataset: the reference.json beside its rows."""
+    if dataset.path is None:
+        return None
+    reference = Reference.read(dataset.path if dataset.path.is_dir() else dataset.path.parent)
+    return None if reference is None else reference.as_record()

@@ -11,21 +11,21 @@ from post_training.stages.context import Result, StageContext
 
 @dataclass(frozen=True)
 class Stage:
-    """package: a folder of stages/ with config.py (`config_class`) and run.py (`run`). artifacts:
-    the folders of artifacts that a run can leave, which pipelines refer to."""
+    """module: with `run`; `config_class` is in config.py beside it. artifacts: the folders of
+    artifacts that a run can leave, which pipelines refer to."""
 
     name: str
-    package: str
+    module: str
     config_class: str
     summary: str
     artifacts: tuple[str, ...] = ("dataset",)
 
     def load_config_class(self) -> type[StageConfig]:
-        module = import_module(f"post_training.stages.{self.package}.config")
+        module = import_module(f"post_training.{self.module.rpartition('.')[0]}.config")
         return getattr(module, self.config_class)
 
     def load_run(self) -> Callable[[StageConfig, StageContext], Result]:
-        return import_module(f"post_training.stages.{self.package}.run").run
+        return import_module(f"post_training.{self.module}").run
 
 
 # What every training stage can leave.
@@ -35,36 +35,59 @@ STAGES = {
     for stage in (
         Stage(
             "init-model",
-            "init_model",
+            "stages.init_model",
             "InitModelConfig",
             "make a tiny model and a tokenizer",
             ("model",),
         ),
-        Stage("mix", "mix", "MixConfig", "one dataset from several, in the shares asked for"),
-        Stage("split", "split", "SplitConfig", "a dataset in two: training and evaluation"),
-        Stage("prepare", "prepare", "PrepareConfig", "token ids, masks and packed rows"),
-        Stage("tokenize", "tokenize", "TokenizeConfig", "documents with markers to .bin and .idx"),
+        Stage(
+            "mix", "stages.mix", "MixConfig", "one dataset from several, in the shares asked for"
+        ),
+        Stage("split", "stages.split", "SplitConfig", "a dataset in two: training and evaluation"),
+        Stage("prepare", "stages.prepare", "PrepareConfig", "token ids, masks and packed rows"),
+        Stage(
+            "tokenize",
+            "stages.tokenize",
+            "TokenizeConfig",
+            "documents with markers to .bin and .idx",
+        ),
         Stage(
             "convert-tokenizer",
-            "convert_tokenizer",
+            "stages.convert_tokenizer",
             "ConvertTokenizerConfig",
             "a SentencePiece model into a Hugging Face tokenizer",
             ("tokenizer",),
         ),
-        Stage("filter", "filter", "FilterConfig", "leave out branches that are too long"),
-        Stage("generate", "generate", "GenerateConfig", "sample completions of each prompt"),
-        Stage("logprobs", "logprobs", "LogprobsConfig", "a model's log-probabilities of answers"),
-        Stage("rewards", "rewards", "RewardsConfig", "rewards of answers, by models and functions"),
-        Stage("select", "select", "SelectConfig", "preference rows from rewarded branches"),
-        Stage("sft", "sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
+        Stage("filter", "annotate.filter", "FilterConfig", "leave out branches that are too long"),
+        Stage(
+            "generate", "annotate.generate", "GenerateConfig", "sample completions of each prompt"
+        ),
+        Stage(
+            "logprobs",
+            "annotate.logprobs",
+            "LogprobsConfig",
+            "a model's log-probabilities of answers",
+        ),
+        Stage(
+            "rewards",
+            "annotate.rewards",
+            "RewardsConfig",
+            "rewards of answers, by models and functions",
+        ),
+        Stage(
+            "select", "annotate.select", "SelectConfig", "preference rows from rewarded branches"
+        ),
+        Stage("sft", "train.sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
         Stage(
             "reward-model",
-            "reward_model",
+            "train.reward_model",
             "RewardModelConfig",
             "a reward model from preference rows",
             ("model",),
         ),
-        Stage("dpo", "dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED),
+        Stage(
+            "dpo", "train.dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED
+        ),
     )
 }
 

@@ -8,15 +8,12 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.files import atomic_directory, write_json
-from post_training.data.column_report import ColumnReport, described_columns
 from post_training.data.config import SourcesConfig
-from post_training.data.reading import Reader, name_of, open_sources
+from post_training.data.formats.columns import ColumnReport, described_columns
+from post_training.data.reading import Reader, Verdicts, name_of, open_sources
 from post_training.data.row_file import LineReader, RowFile, gather
-from post_training.data.verdicts import Verdicts
-from post_training.stages.context import StageContext
-from post_training.stages.leftovers import remove_leftovers
-from post_training.stages.progress import Progress
-from post_training.stages.references import common_reference
+from post_training.models.reference import common_reference
+from post_training.stages.context import Progress, StageContext, remove_leftovers
 
 _GATHERED = "gathered.jsonl"
 

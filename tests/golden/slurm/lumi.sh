@@ -69,7 +69,7 @@ verdict=(
     /opt/post-training/venv/bin/python
     -I
     -m
-    post_training.launch.outcome
+    post_training.slurm.outcome
     /work/runs/one
     3
 )

@@ -42,7 +42,7 @@ verdict=(
     /opt/post-training/venv/bin/python
     -I
     -m
-    post_training.launch.outcome
+    post_training.slurm.outcome
     '/work/it'"'"'s "odd" $HOME;#%j größe'
     3
 )

@@ -276,7 +276,7 @@ def test_merge_replaces_lists_and_scalars_and_merges_mappings():
 
 
 def test_import_brings_no_training_stack_and_no_screen_library():
-    code = "import sys, post_training.config.load, post_training.config.recipe; print(*sys.modules)"
+    code = "import sys, post_training.config.load, post_training.config.model; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     modules = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert "pydantic" in modules

@@ -1,5 +1,4 @@
-from post_training.config.other_names import OTHER_NAMES
-from post_training.config.schema import paths_of_keys
+from post_training.config.faults import OTHER_NAMES, paths_of_keys
 from post_training.stages.registry import STAGES
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from post_training.config.overrides import parse_override, set_override
+from post_training.config.load import parse_override, set_override
 from post_training.core.errors import UsageError
 
 

@@ -2,8 +2,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from post_training.config.model import ADDED_LATER, Config, Role, settings_by_role
-from post_training.config.recipe import changed_settings, recipe_hash
+from post_training.config.model import (
+    ADDED_LATER,
+    Config,
+    Role,
+    changed_settings,
+    recipe_hash,
+    settings_by_role,
+)
 
 
 class Run(Config):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field, NonNegativeFloat
 
-from post_training.config.schema import choices_at, describe, fields_at, paths_of_keys
+from post_training.config.faults import choices_at, describe, fields_at, paths_of_keys
 
 
 class Precision(Enum):

@@ -2,13 +2,13 @@
 
 import pytest
 
-from post_training.core.credentials import (
+from post_training.core.errors import UsageError
+from post_training.core.secrets import (
     FoundCredentials,
     check_named_files,
     check_token_file,
     find_credentials,
 )
-from post_training.core.errors import UsageError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import io
 from pathlib import Path
 
 from post_training.core.errors import UsageError
-from post_training.core.findings import examine, note, ok, print_findings, wrong
+from post_training.images.doctor import examine, note, ok, print_findings, wrong
 
 
 def shown(*findings) -> tuple[int, str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.core.hashing import fingerprint
-from post_training.core.known_digests import flushed_identity, known_sha256, sha256_of_any
+from post_training.core.hashing import fingerprint, flushed_identity, known_sha256, sha256_of_any
 
 # A large file that was not written just now.
 OLD = Path(sys.executable).resolve()

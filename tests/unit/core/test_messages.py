@@ -1,6 +1,6 @@
 import pytest
 
-from post_training.core.messages import dotted, shown
+from post_training.core.errors import dotted, shown
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.hashing import fingerprint
-from post_training.core.watched_inputs import WatchedInputs
+from post_training.core.hashing import WatchedInputs, fingerprint
 
 
 @pytest.fixture

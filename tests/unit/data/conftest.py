@@ -31,7 +31,7 @@ MERGES = [
 @pytest.fixture
 def tokenizer() -> Any:
     pytest.importorskip("tokenizers")
-    from post_training.models.create import train_tokenizer
+    from post_training.models.save import train_tokenizer
 
     markers = ("<|im_start|>", "<|im_end|>")
     return train_tokenizer([], 261, markers, chat_template="")

@@ -4,7 +4,7 @@ from typing import Any
 
 from post_training.data.chat.templates import choose_template
 from post_training.data.rows import COMPLETION, BadRow, Conversation, Message
-from post_training.data.tokenize import Encoder, Sequence
+from post_training.data.tokenize import Encoder, TokenSequence
 
 
 def user(content: str) -> Message:
@@ -23,17 +23,17 @@ def encoder(tokenizer: Any, name: str = "chatml", control_tokens: str = "refuse"
 
 def encode(
     tokenizer: Any, *messages: Message, name: str = "chatml", tools: tuple[str, ...] = ()
-) -> Sequence | BadRow:
+) -> TokenSequence | BadRow:
     [result] = encoder(tokenizer, name).encode([Conversation(messages, tools)])
     return result
 
 
-def reason(result: Sequence | BadRow) -> str:
+def reason(result: TokenSequence | BadRow) -> str:
     assert isinstance(result, BadRow)
     return f"{result.reason}: {result.problem}"
 
 
-def of_kind(sequence: Sequence, kind: int, tokenizer: Any) -> str:
+def of_kind(sequence: TokenSequence, kind: int, tokenizer: Any) -> str:
     """The text of the tokens of this kind, `·` for a run of others."""
     text = ""
     for token, own in zip(sequence.ids, sequence.kinds, strict=True):

@@ -14,8 +14,7 @@ from post_training.data.branches import (
     row_line,
 )
 from post_training.data.config import DatasetConfig
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import parse, recognise
 from post_training.data.rows import COMPLETION, PROMPT, BadRow, Message, ToolCall
 
 USER = {"role": "user", "content": "1 + 1?"}

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from post_training.data.config import DatasetConfig
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import parse, recognise
 from post_training.data.sources.open import read_objects
 
 DEMO = Path(__file__).parents[3] / "reproducibility" / "demo"

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.data.indexed.writer import IndexedWriter
-from post_training.data.inspection.samples import Part, Run, Sample, read_samples
-from post_training.data.inspection.terminal import show
-from post_training.data.inspection.visible import stretches_of_run, stretches_of_token
-from post_training.data.inspection.vocabulary import Spelled, Vocabulary
+from post_training.data.indexed import IndexedWriter
+from post_training.data.inspection.samples import Part, Run, Sample, read_samples, show
+from post_training.data.inspection.tokens import (
+    Spelled,
+    Vocabulary,
+    stretches_of_run,
+    stretches_of_token,
+)
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 

@@ -14,16 +14,23 @@ from hypothesis import strategies as st
 
 from post_training.data import lengths
 from post_training.data.config import DataConfig, SequenceConfig
-from post_training.data.indexed.writer import IndexedWriter
-from post_training.data.inspection.counts import histogram_lines, table_lines
-from post_training.data.lengths import Bin, histogram, piece_table, source_figures, write_per_sample
+from post_training.data.indexed import IndexedWriter
+from post_training.data.lengths import (
+    Bin,
+    histogram,
+    histogram_lines,
+    piece_table,
+    source_figures,
+    table_lines,
+    write_per_sample,
+)
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
-from post_training.data.prepared.row_plan import TableBuilder
+from post_training.data.prepared.mixture import TableBuilder
+from post_training.data.prepared.prepare import SequenceWriter, write_rows
 from post_training.data.prepared.sequences import batch, cut
-from post_training.data.prepared.writer import SequenceWriter, write_rows
+from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
-from post_training.data.tokenize import Sequence
-from post_training.data.verdicts import Verdicts
+from post_training.data.tokenize import TokenSequence
 
 pytestmark = pytest.mark.stack
 
@@ -50,7 +57,9 @@ def prepare(folder: Path, sources: list[list[list[int]]], **settings: object) ->
     builder = TableBuilder()
     with SequenceWriter(folder, np.dtype("<u2")) as writer:
         for source, own in enumerate(sources):
-            made = [Sequence(np.arange(len(k), dtype=np.int32), np.array(k, np.uint8)) for k in own]
+            made = [
+                TokenSequence(np.arange(len(k), dtype=np.int32), np.array(k, np.uint8)) for k in own
+            ]
             made = batch(
                 made, [cut(each.kinds, limits, "here") for each in made], with_digests=False
             )

@@ -7,9 +7,8 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("tokenizers")
 
-from post_training.data.inspection.page import page
-from post_training.data.inspection.samples import Part, Run, Sample
-from post_training.data.inspection.vocabulary import Spelled
+from post_training.data.inspection.samples import Part, Run, Sample, page
+from post_training.data.inspection.tokens import Spelled
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 
 pytestmark = pytest.mark.stack

@@ -10,8 +10,8 @@ import pytest
 from worker_functions import ReadingState, read_one_row, read_rows
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.column_report import ColumnReport, described_columns
 from post_training.data.config import SourcesConfig
+from post_training.data.formats.columns import ColumnReport, described_columns
 from post_training.data.reading import Reader, open_sources, read_chunks
 from post_training.data.rows import BadRow, Conversation
 

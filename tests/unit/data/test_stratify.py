@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.stratify import choose_evaluation_rows
+from post_training.data.order import choose_evaluation_rows
 
 pytestmark = pytest.mark.stack
 

@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 np = pytest.importorskip("numpy")
 pytest.importorskip("tokenizers")
 
-from post_training.data.token_spans import (
-    byte_lengths,
-    spans_by_bytes,
-    spans_by_offsets,
-)
+from post_training.data.tokenize import byte_lengths, spans_by_bytes, spans_by_offsets
 
 pytestmark = pytest.mark.stack
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import PostTrainingError
+from post_training.data.reading import Verdicts
 from post_training.data.rows import BadRow, Place
-from post_training.data.verdicts import Verdicts
 
 PLACE = Place("rows.jsonl", 12, 3456)
 

@@ -11,8 +11,8 @@ import pytest
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import sha256_file
 from post_training.images.base import ensure_wheels
-from post_training.images.package_index import download
 from post_training.images.recipe import Recipe
+from post_training.images.registry import download
 from post_training.images.store import ImageStore
 
 # No metadata can be had from it where torch is not installed, and none is asked for.

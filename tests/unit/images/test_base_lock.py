@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.images.base import ensure_base, lock_base
-from post_training.images.bootstrap import SNAPSHOT_VARIABLE
+from post_training.images.base import SNAPSHOT_VARIABLE, ensure_base, lock_base
 from post_training.images.build import image_identity
 from post_training.images.recipe import Recipe
 from post_training.images.store import ImageStore

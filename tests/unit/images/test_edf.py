@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import ConfigError, UsageError
-from post_training.images.edf import examine_edf, find_edf, load_edf, merge_edf, parse_mount
-from post_training.images.edf_variables import expand
+from post_training.images.edf import examine_edf, expand, find_edf, load_edf, merge_edf, parse_mount
 
 ENV = {"HOME": "/home/u", "WHO": "world", "EMPTY": ""}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.images.foreign_code import (
+from post_training.images.inside import (
     code_variables,
     host_variables,
     is_over_code,

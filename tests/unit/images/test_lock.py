@@ -24,8 +24,7 @@ from post_training.images.lock import (
     loose_requirements,
     unlocked_requirements,
 )
-from post_training.images.recipe import load_recipe
-from post_training.images.recipe_settings import load_settings
+from post_training.images.recipe import load_recipe, load_settings
 from post_training.images.selfcheck import (
     load_named,
     locked_versions,
@@ -296,6 +295,4 @@ def test_selfcheck_looks_up_what_an_import_has_to_bring():
 @pytest.mark.parametrize("name", RECIPES)
 def test_imports_of_a_recipe_hold_every_stage(name):
     modules = named_modules((REPOSITORY / f"containers/{name}/imports.txt").read_text())
-    assert {"torch", "vllm", "post_training.stages.sft.run", "post_training.stages.mix.run"} <= {
-        *modules
-    }
+    assert {"torch", "vllm", "post_training.train.sft", "post_training.stages.mix"} <= {*modules}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import UsageError
-from post_training.images.registry_base import lock_registry_base, read_registry_base
+from post_training.images.registry import lock_registry_base, read_registry_base
 
 IMAGE = "registry.example:5000/cuda/base:13"
 NAME = "registry.example:5000/cuda/base"

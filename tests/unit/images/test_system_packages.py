@@ -12,7 +12,7 @@ import pytest
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file
-from post_training.images.system_packages import (
+from post_training.images.registry import (
     ensure_system_packages,
     leave_unresolved,
     lock_system_packages,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.images.trees import differing_paths
+from post_training.images.rebuild import differing_paths
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import PostTrainingError
-from post_training.images.verify import (
+from post_training.images.identity import (
     check_image_digest,
     check_unchanged,
     image_digest,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.stages.pipeline_plan import plan_pipeline
+from post_training.slurm.pipeline import plan_pipeline
 
 REPOSITORY = Path(__file__).parents[3]
 

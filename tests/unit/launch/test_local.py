@@ -7,11 +7,11 @@ from subprocess import Popen
 
 import pytest
 
-from post_training.launch.local import DONE_VARIABLE
+from post_training.stages.processes import DONE_VARIABLE
 
 LAUNCHER = """
 import sys
-from post_training.launch.local import run_local_ranks
+from post_training.stages.processes import run_local_ranks
 sys.exit(run_local_ranks([sys.executable, "-c", sys.argv[2]], int(sys.argv[1])))
 """
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from post_training.core.files import write_json
-from post_training.launch.outcome import (
+from post_training.records.run import SCHEMA, RunFolder
+from post_training.slurm.outcome import (
     MARK,
     Step,
     Tally,
@@ -17,7 +18,6 @@ from post_training.launch.outcome import (
     read_tally,
     write_tally,
 )
-from post_training.records.run_record import SCHEMA, RunFolder
 
 USR1 = 138
 
@@ -142,7 +142,7 @@ def ask(run_dir, moment: int | str, *words: str, nodes: str = "nid[1-2]") -> tup
     """moment: the step's exit code, or the option that asks something else."""
     moment = ["--exit-code", str(moment)] if isinstance(moment, int) else moment.split()
     done = subprocess.run(
-        [sys.executable, "-m", "post_training.launch.outcome", run_dir, "1",
+        [sys.executable, "-m", "post_training.slurm.outcome", run_dir, "1",
          *moment, "--log", run_dir / "log", *words],
         env={**os.environ, "SLURM_JOB_NODELIST": nodes}, capture_output=True, text=True, check=True,
     )  # fmt: skip

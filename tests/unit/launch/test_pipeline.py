@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import ConfigError
-from post_training.launch.pipeline import load_pipeline
+from post_training.slurm.pipeline import load_pipeline
 
 PIPELINE = """\
 run_dir: runs

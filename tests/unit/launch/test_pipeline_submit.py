@@ -5,7 +5,7 @@ import json
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run_record import SCHEMA, RunFolder
+from post_training.records.run import SCHEMA, RunFolder
 
 PIPELINE = """
 run_dir: runs/exp

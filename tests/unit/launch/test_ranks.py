@@ -1,7 +1,7 @@
 import pytest
 
 from post_training.core.errors import UsageError
-from post_training.launch.ranks import Launch, detect_launch, first_host, tasks_per_node
+from post_training.stages.processes import Launch, detect_launch, first_host, tasks_per_node
 
 STEP = {
     "SLURM_JOB_ID": "7",

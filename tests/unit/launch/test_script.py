@@ -13,9 +13,9 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.core.files import write_json
-from post_training.launch.script import Container, Job, sbatch_script
-from post_training.launch.site import load_site
-from post_training.records.run_record import SCHEMA
+from post_training.records.run import SCHEMA
+from post_training.slurm.script import Container, Job, sbatch_script
+from post_training.slurm.site import load_site
 
 ANSWER = """\
 answer() {{ sed -n 1p "{folder}/$1"; sed -i 1d "{folder}/$1"; }}
@@ -26,7 +26,7 @@ if [[ -s $failures ]]; then sed -i 1d "$failures"; exit 1; fi
 """
 SRUN = """\
 case $* in
-    *post_training.launch.outcome*)
+    *post_training.slurm.outcome*)
         # Of the image's entrypoint; and srun labels lines where it is asked to.
         printf '\n== Toy 1.0 ==\nstop that now\nagain\n'
         said=$(answer verdicts)

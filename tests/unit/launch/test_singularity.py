@@ -8,8 +8,8 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.images.store import ImageStore
-from post_training.launch.singularity import bind, render_script, shell_word
-from post_training.launch.site import Launcher
+from post_training.slurm.singularity import bind, render_script, shell_word
+from post_training.slurm.site import Launcher
 
 RECORD = {
     "name": "rocm", "version": "1.2.3", "input_hash": "1" * 64, "oci_digest": "sha256:" + "2" * 64,

@@ -6,7 +6,7 @@ import pytest
 
 from post_training.core.errors import ConfigError, UsageError
 from post_training.images.render import RENDERED_NAME
-from post_training.launch.site import SITES_DIR, load_site, seconds_of
+from post_training.slurm.site import SITES_DIR, load_site, seconds_of
 
 SITE = """
 scheduler: {time: "01:00:00", gpus_per_node: 4, cpus_per_task: 8, signal_s: 600}

@@ -10,10 +10,10 @@ import pytest
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, write_atomic
-from post_training.launch import storage
-from post_training.launch.site import SITES_DIR, load_site
 from post_training.records.artifact import seal_artifact
-from post_training.records.run_record import RunFolder
+from post_training.records.run import RunFolder
+from post_training.slurm import storage
+from post_training.slurm.site import SITES_DIR, load_site
 
 SITE = """
 extends: {base}

@@ -11,7 +11,7 @@ from slurm_programs import EDF as EDF_OF_AN_IMAGE
 
 from post_training.core.files import write_json
 from post_training.images.edf import load_edf
-from post_training.records.run_record import SCHEMA, RunFolder
+from post_training.records.run import SCHEMA, RunFolder
 
 SFT = """
 model: {path: model}
@@ -184,7 +184,7 @@ def test_submit_asks_again_when_slurm_does_not_answer(submit, tmp_path):
 # With a limit that no answer can keep.
 IMPATIENT = """
 from post_training import cli
-from post_training.launch import submit
+from post_training.slurm import submit
 submit._SBATCH_TIMEOUT_S = 0.1
 cli.main()
 """

@@ -7,7 +7,7 @@ import pytest
 
 from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.artifact import seal_artifact
-from post_training.records.run_record import RunDescription, RunFolder
+from post_training.records.run import RunDescription, RunFolder
 
 FORMATS = {"F32": "f", "I64": "q", "BF16": "H", "BOOL": "?"}
 

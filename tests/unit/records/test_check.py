@@ -10,11 +10,10 @@ import pytest
 
 from post_training.core.errors import PostTrainingError
 from post_training.records.check import check_artifact, check_run
-from post_training.records.diff import print_diffs
+from post_training.records.compare import print_diffs
 from post_training.records.export import export_run
-from post_training.records.lineage import show_lineage, verify_artifact
-from post_training.records.run_record import read_record, record_faults, seal
-from post_training.records.show import show_run
+from post_training.records.run import read_record, record_faults, seal
+from post_training.records.show import show_lineage, show_run, verify_artifact
 from post_training.reproduce.plan import Options, make_plans
 
 
@@ -171,7 +170,7 @@ def test_show_and_diff_of_what_one_may_not_read_are_one_clear_line(finished_run,
         "os.getuid() or os.setuid(65534)\n"
         "from pathlib import Path\n"
         "from post_training.core.errors import report\n"
-        "from post_training.records.diff import print_diffs\n"
+        "from post_training.records.compare import print_diffs\n"
         "from post_training.records.show import show_run\n"
         "run, other = map(Path, sys.argv[1:])\n"
         "show_run(run, 'finished', as_json=False)\n"

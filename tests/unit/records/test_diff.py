@@ -3,8 +3,8 @@ import json
 import pytest
 
 from post_training.core.hashing import fingerprint
-from post_training.records.diff import print_diffs
-from post_training.records.run_record import identity_of
+from post_training.records.compare import print_diffs
+from post_training.records.run import identity_of
 
 RECORD = {
     "schema": "post-training/run-record/1",

@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from post_training.records.prepared_rows import first_row_difference
+from post_training.records.first_difference import first_row_difference
 
 
 def write_npy(path, values, shape):

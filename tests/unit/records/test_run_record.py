@@ -12,7 +12,7 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text
-from post_training.records.run_record import (
+from post_training.records.run import (
     RunDescription,
     RunFolder,
     is_live,
@@ -116,7 +116,7 @@ def test_close_writes_status_reason_outputs_and_end(tmp_path):
         {"loss": 2.0},
     )
     assert record["attempts"][0]["ended"] >= record["attempts"][0]["started"]
-    # A job's script looks for this line (launch/script.py).
+    # A job's script looks for this line (slurm/script.py).
     assert '  "status": "finished",' in (tmp_path / "run.json").read_text().splitlines()
     release(folder)
 
@@ -250,7 +250,7 @@ def test_claim_live_folder_is_refused_and_a_dead_one_is_not(tmp_path):
     release(start(tmp_path))
     script = (
         "import pathlib, signal, sys\n"
-        "from post_training.records.run_record import RunFolder\n"
+        "from post_training.records.run import RunFolder\n"
         "folder = RunFolder(pathlib.Path(sys.argv[1])); folder.claim()\n"
         "print('held', flush=True); signal.pause()"
     )
@@ -292,7 +292,7 @@ def test_is_live_asked_by_somebody_who_may_not_write_there_is_true_to_fact(tmp_p
     tmp_path.chmod(0o755)
     asked = (
         "import os, pathlib\n"
-        "from post_training.records.run_record import is_live\n"
+        "from post_training.records.run import is_live\n"
         "os.getuid() or os.setuid(65534)\n"
         "print(is_live(pathlib.Path()))"
     )

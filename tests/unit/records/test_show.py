@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from post_training.records.run_record import RunDescription, RunFolder
+from post_training.records.run import RunDescription, RunFolder
 from post_training.records.show import show_run
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from post_training.records.tensors import first_tensor_difference, natural_order
+from post_training.records.first_difference import first_tensor_difference, natural_order
 
 
 @pytest.fixture

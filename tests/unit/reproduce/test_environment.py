@@ -7,12 +7,7 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.images.store import ImageStore
-from post_training.reproduce.environment import (
-    HERE,
-    StoredImage,
-    reproduction_edf,
-    site_surroundings,
-)
+from post_training.reproduce.plan import HERE, StoredImage, reproduction_edf, site_surroundings
 
 REPOSITORY = Path(__file__).parents[3]
 IMAGE = {"oci_digest": "sha256:1", "sqsh_sha256": "22", "input_hash": "33"}

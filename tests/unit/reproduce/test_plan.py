@@ -7,8 +7,8 @@ import pytest
 
 from post_training.core.files import write_json
 from post_training.core.hashing import fingerprint
-from post_training.launch.storage import SCHEMA
 from post_training.reproduce.plan import Options, make_plans, num_ranks
+from post_training.slurm.storage import SCHEMA
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
 

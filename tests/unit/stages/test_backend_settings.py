@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from post_training.annotate.config import ChunkedStageConfig, GenerateConfig, LogprobsConfig
 from post_training.config.model import Role, settings_by_role
-from post_training.stages.annotation.config import ChunkedStageConfig
-from post_training.stages.generate.config import GenerateConfig
-from post_training.stages.logprobs.config import LogprobsConfig
 
 EITHER = pytest.mark.parametrize("stage", [GenerateConfig, LogprobsConfig])
 

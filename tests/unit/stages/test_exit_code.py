@@ -12,7 +12,7 @@ MAIN = """
 import os, sys, types
 from post_training.stages.__main__ import main
 # A stage whose library ends the process.
-sys.modules["post_training.stages.mix.run"] = types.SimpleNamespace(run=lambda *_: {end}(0))
+sys.modules["post_training.stages.mix"] = types.SimpleNamespace(run=lambda *_: {end}(0))
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -46,7 +46,7 @@ def test_variable_by_which_a_library_would_overrule_the_configuration_is_not_use
     main = """
 import os, sys, types
 from post_training.stages.__main__ import main
-sys.modules["post_training.stages.mix.run"] = types.SimpleNamespace(
+sys.modules["post_training.stages.mix"] = types.SimpleNamespace(
     run=lambda *_: sys.exit(os.environ.get("ACCELERATE_MIXED_PRECISION", "unset")))
 sys.exit(main(sys.argv[1:]))
 """

@@ -3,8 +3,8 @@
 import pytest
 
 from post_training.core.errors import ConfigError, UsageError
-from post_training.stages.pipeline_plan import plan_pipeline
-from post_training.stages.split.config import SplitConfig
+from post_training.slurm.pipeline import plan_pipeline
+from post_training.stages.config import SplitConfig
 
 PIPELINE = """\
 run_dir: runs

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import os, signal, sys
 from post_training.core.errors import Interrupted, report
-from post_training.stages.signals import raise_on_signals
+from post_training.stages.processes import raise_on_signals
 
 raise_on_signals()
 try:

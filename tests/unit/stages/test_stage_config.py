@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from post_training.config.load import load_config
-from post_training.config.model import Role, settings_by_role
-from post_training.config.recipe import recipe_hash
+from post_training.config.model import Role, recipe_hash, settings_by_role
 from post_training.core.errors import ConfigError
 from post_training.stages.config import StageConfig
 from post_training.stages.registry import STAGES, find_stage

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from post_training.core.errors import Interrupted, PostTrainingError
-from post_training.stages.training.stop import SIGNALS, StopRequest
+from post_training.train.checkpoint import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)

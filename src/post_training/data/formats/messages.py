@@ -10,10 +10,19 @@ others are PROMPT until `marked`.
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from post_training.data.formats import blocks
-from post_training.data.formats.tools import Tools, read_call, read_calls
-from post_training.data.formats.unread import CALLS, FLAGS, THOUGHTS, WEIGHTS
+from post_training.data.formats.tools import (
+    Tools,
+    declared_tools,
+    read_blocks,
+    read_call,
+    read_calls,
+    text_of_parts,
+)
 from post_training.data.formats.values import (
+    CALLS,
+    FLAGS,
+    THOUGHTS,
+    WEIGHTS,
     filled_text,
     from_json,
     is_number,
@@ -24,15 +33,7 @@ from post_training.data.formats.values import (
     text,
     wrong_type,
 )
-from post_training.data.rows import (
-    COMPLETION,
-    EXCLUDED,
-    PROMPT,
-    BadRow,
-    Message,
-    Role,
-    ToolCall,
-)
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, BadRow, Message, Role, ToolCall
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -106,12 +107,12 @@ def read_messages(
             if twice := [name for name in (*THOUGHTS, *CALLS) if says_something(item.get(name))]:
                 raise BadRow("columns", f"{place}.{twice[0]}: the content has parts of its own")
             if role == "developer":
-                declared = blocks.declared_tools(content, content_key)
+                declared = declared_tools(content, content_key)
                 continue
-            messages = blocks.read_blocks(role, content, content_key, tools or declared)
+            messages = read_blocks(role, content, content_key, tools or declared)
         else:
             if isinstance(content, list):
-                item = {**item, names.content: blocks.text_of_parts(content, content_key)}
+                item = {**item, names.content: text_of_parts(content, content_key)}
             messages = (_message(item, role, place, names, tools or declared),)
         # An empty system message says no more than none.
         if role not in ("system", "developer") or messages[0].content.strip():

@@ -9,7 +9,7 @@ an answer may be empty where its token ids stand beside it; an empty text alone 
 
 from typing import Any, Literal
 
-from post_training.core.messages import shown
+from post_training.core.errors import shown
 from post_training.data.formats.columns import (
     FIGURE_FLAGS,
     FIGURE_LISTS,

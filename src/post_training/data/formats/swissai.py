@@ -11,9 +11,16 @@ thought, function-call, function-output or verifiable-responses, or, in older da
 
 from typing import Any
 
-from post_training.data.formats.blocks import Step, assemble, one_text
 from post_training.data.formats.messages import Entry, MessageNames, read_role
-from post_training.data.formats.tools import Tools, arguments_text, as_tool, read_tools
+from post_training.data.formats.tools import (
+    Step,
+    Tools,
+    arguments_text,
+    as_tool,
+    assemble,
+    one_text,
+    read_tools,
+)
 from post_training.data.formats.values import (
     filled_text,
     json_text,

@@ -19,7 +19,7 @@ from post_training.data.prepared.sequences import SequenceBatch, batch
 from post_training.data.reading import Reader, Rejected
 from post_training.data.rows import COMPLETION, PROMPT, BadRow, Conversation, Preference, Record
 from post_training.data.sources import Chunk
-from post_training.data.tokenize import Encoder, Sequence
+from post_training.data.tokenize import Encoder, TokenSequence
 
 ANSWERS = ("chosen", "rejected")
 # Columns of the table of pairs, int64 [S, 5]: tokens that both begin with, tokens that each goes on
@@ -54,7 +54,7 @@ class EncodedPairs:
 
 
 def length_in_row(pair: np.ndarray, *, share_prompt: bool) -> int:
-    """Tokens of a pair as it is laid out in a row (stages/dpo/collator.py). pair: int64 [5].
+    """Tokens of a pair as it is laid out in a row (train/dpo_loss.py). pair: int64 [5].
 
     With a shared prompt its last token is there once more for each answer, to predict its first.
     """
@@ -74,7 +74,7 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
                     rows.append((record, _preference(row, record)))
         except BadRow as bad:
             rejected.append(Rejected(record.place, bad, record.raw))
-    sequences: list[Sequence] = []
+    sequences: list[TokenSequence] = []
     pairs: list[list[int]] = []
     figures: list[list[list[float]]] = []
     tokens = _both_sequences(state, [row for _, row in rows])
@@ -120,7 +120,7 @@ def _preference(row: object, record: Record) -> Preference:
 
 def _both_sequences(
     state: PairEncoder, rows: list[Preference]
-) -> list[tuple[Sequence | BadRow, Sequence | BadRow]]:
+) -> list[tuple[TokenSequence | BadRow, TokenSequence | BadRow]]:
     """Tokens and kinds of prompt + chosen and of prompt + rejected, for each row."""
     results = [_from_ids(row.figures, side, state.num_ids) for row in rows for side in ANSWERS]
     missing = [index for index, result in enumerate(results) if result is None]
@@ -133,7 +133,7 @@ def _both_sequences(
     return list(zip(results[0::2], results[1::2], strict=True))
 
 
-def _from_ids(figures: dict[str, Any], side: str, num_ids: int) -> Sequence | BadRow | None:
+def _from_ids(figures: dict[str, Any], side: str, num_ids: int) -> TokenSequence | BadRow | None:
     """Of the ids in the data; None where they aren't there."""
     columns = ("prompt_token_ids", f"{side}_token_ids")
     if any(column not in figures for column in columns):
@@ -147,14 +147,14 @@ def _from_ids(figures: dict[str, Any], side: str, num_ids: int) -> Sequence | Ba
             return BadRow("columns", problem)
     prompt, completion = (figures[column] for column in columns)
     kinds = [PROMPT] * len(prompt) + [COMPLETION] * len(completion)
-    return Sequence(np.array(prompt + completion, np.int32), np.array(kinds, np.uint8))
+    return TokenSequence(np.array(prompt + completion, np.int32), np.array(kinds, np.uint8))
 
 
 def _pair(
-    answers: tuple[Sequence | BadRow, Sequence | BadRow],
+    answers: tuple[TokenSequence | BadRow, TokenSequence | BadRow],
     figures: dict[str, Any],
     limits: PairConfig,
-) -> tuple[Sequence, list[int]]:
+) -> tuple[TokenSequence, list[int]]:
     """The pair's sequence, and the first columns of its entry in the table. Errors: BadRow."""
     for answer in answers:
         if isinstance(answer, BadRow):
@@ -181,9 +181,9 @@ def _pair(
             else f"an answer has more than dpo.max_completion_length {limit} tokens",
         )
     end = None if limit is None else prefix + limit
-    parts = [Sequence(chosen.ids[kept], chosen.kinds[kept])]
+    parts = [TokenSequence(chosen.ids[kept], chosen.kinds[kept])]
     for side, answer in zip(ANSWERS, answers, strict=True):
-        parts.append(Sequence(answer.ids[prefix:end], answer.kinds[prefix:end]))
+        parts.append(TokenSequence(answer.ids[prefix:end], answer.kinds[prefix:end]))
         trained = parts[-1].kinds == COMPLETION
         if not len(parts[0].ids):
             trained = trained[1:]  # nothing predicts the first token
@@ -194,7 +194,7 @@ def _pair(
     ):
         where = " up to dpo.max_completion_length" if cut & CUT_COMPLETION else ""
         raise BadRow("untrained", f"chosen and rejected are the same tokens{where}")
-    sequence = Sequence(
+    sequence = TokenSequence(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.kinds for part in parts]),
     )
@@ -207,7 +207,7 @@ def _pair(
     return sequence, [*lengths, cut]
 
 
-def _num_common(chosen: Sequence, rejected: Sequence) -> int:
+def _num_common(chosen: TokenSequence, rejected: TokenSequence) -> int:
     """Tokens that both begin with, before any that is trained in either."""
     size = min(len(chosen.ids), len(rejected.ids))
     ends = (chosen.ids[:size] != rejected.ids[:size]) | (chosen.kinds[:size] == COMPLETION)

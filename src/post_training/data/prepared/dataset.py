@@ -23,10 +23,9 @@ import numpy as np
 
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json, write_json
-from post_training.core.hashing import hash_files
-from post_training.core.known_digests import known_sha256
-from post_training.data.column_report import described_columns, described_source_rows
-from post_training.data.indexed.dataset import IndexedDataset, open_kinds
+from post_training.core.hashing import hash_files, known_sha256
+from post_training.data.formats.columns import described_columns, described_source_rows
+from post_training.data.indexed import IndexedDataset, open_kinds
 from post_training.data.rows import COMPLETION
 
 SCHEMA = "post-training/prepared/1"

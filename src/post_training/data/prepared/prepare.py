@@ -8,19 +8,227 @@ sources, the settings and the tokenizer; not on the number of workers.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory
-from post_training.data.column_report import ColumnReport
-from post_training.data.indexed.writer import best_dtype
-from post_training.data.prepared.dataset import UsedTemplate
-from post_training.data.prepared.encode import ChunkEncoder, encode_chunk
-from post_training.data.prepared.row_plan import TableBuilder
-from post_training.data.prepared.writer import SequenceWriter, write_rows
-from post_training.data.reading import name_of, read_chunks
-from post_training.data.sources import Source
-from post_training.data.verdicts import Verdicts
+from post_training.data.config import DataConfig, SequenceConfig
+from post_training.data.formats.columns import ColumnReport
+from post_training.data.indexed import INDEXED_KINDS, TEXT, IndexedWriter, best_dtype, data_path
+from post_training.data.prepared.dataset import (
+    KINDS,
+    OFFSETS,
+    PIECES,
+    SCHEMA,
+    TOKENS,
+    WEIGHTS,
+    SequenceStore,
+    UsedTemplate,
+    write_record,
+)
+from post_training.data.prepared.mixture import RowPlan, SequenceTable, TableBuilder, plan
+from post_training.data.prepared.packing import utilisation
+from post_training.data.prepared.sequences import (
+    LENGTH,
+    NUM_TRAINED,
+    SEQUENCE,
+    SequenceBatch,
+    batch,
+    cut,
+)
+from post_training.data.reading import Reader, Rejected, Verdicts, name_of, read_chunks
+from post_training.data.rows import BadRow, Conversation, Place, Record, Text
+from post_training.data.sources import Chunk, Source
+from post_training.data.tokenize import Encoder, TokenSequence
+
+# From a chunk of a source to token sequences: the work of one process, on one chunk.
+#
+# record -> rows of its format -> tokens and kinds -> pieces within the limit
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """dataset: its index. rejected: in the order of the file."""
+
+    dataset: int
+    sequences: SequenceBatch
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True)
+class ChunkEncoder:
+    """All that a worker needs."""
+
+    reader: Reader
+    encoder: Encoder
+    limits: SequenceConfig
+
+
+def encode_chunk(state: ChunkEncoder, item: tuple[int, Chunk]) -> EncodedChunk:
+    """Errors: PostTrainingError for a preference, and for overlong: fail."""
+    dataset, chunk = item
+    rows: list[Conversation | Text] = []
+    records: list[Record] = []
+    rejected: list[Rejected] = []
+    for record in state.reader.records(chunk, dataset):
+        try:
+            for value in state.reader.values(record, dataset):
+                for row in state.reader.parse(value, dataset):
+                    rows.append(_conversation_or_text(row, record))
+                    records.append(record)
+        except BadRow as bad:
+            rejected.append(Rejected(record.place, bad, record.raw))
+    sequences: list[TokenSequence] = []
+    pieces: list[list[tuple[int, int, int]]] = []
+    for record, encoded in zip(records, state.encoder.encode(rows), strict=True):
+        try:
+            if isinstance(encoded, BadRow):
+                raise encoded
+            pieces.append(cut(encoded.kinds, state.limits, str(record.place)))
+            sequences.append(encoded)
+        except BadRow as bad:
+            rejected.append(Rejected(record.place, bad, record.raw))
+    rejected.sort(key=lambda row: row.place.number)
+    with_digests = state.reader.config.deduplicate
+    return EncodedChunk(dataset, batch(sequences, pieces, with_digests=with_digests), rejected)
+
+
+def _conversation_or_text(row: object, record: Record) -> Conversation | Text:
+    if isinstance(row, Conversation | Text):
+        return row
+    raise PostTrainingError(
+        "a preference has two answers, and here one is trained on",
+        where=str(record.place),
+        hint="name it in the dataset's settings: columns: {prompt: prompt, completion: chosen}, "
+        "or {messages: chosen}",
+    )
+
+
+# Writing a prepared dataset: its sequences as they come, then the rows and the record.
+
+
+class SequenceWriter:
+    """Appends sequences to a prepared folder; a context manager. dtype: of the ids."""
+
+    def __init__(self, folder: Path, dtype: np.dtype):
+        self._tokens = IndexedWriter(folder / TOKENS, dtype)
+        self._kinds = IndexedWriter(folder / KINDS, np.dtype(np.uint8))
+        self._weights_path = folder / WEIGHTS
+        self.num_tokens = 0
+
+    def __enter__(self) -> "SequenceWriter":
+        self._tokens.__enter__()
+        self._kinds.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._tokens.__exit__(kind, error, trace)
+        finally:
+            self._kinds.__exit__(kind, error, trace)
+
+    def append(self, batch: SequenceBatch) -> None:
+        if batch.weights is not None or self._weights_path.exists():
+            self._append_weights(batch)
+        self._tokens.append(batch.ids, batch.lengths)
+        self._kinds.append(batch.kinds, batch.lengths)
+        self.num_tokens += len(batch.ids)
+
+    def _append_weights(self, batch: SequenceBatch) -> None:
+        weights = batch.weights
+        if weights is None:
+            weights = np.ones(len(batch.ids), np.float32)
+        with open(self._weights_path, "ab") as file:
+            if not file.tell():
+                # The first weights that aren't 1: those of every token before them are.
+                block = np.ones(1 << 20, "<f4").tobytes()
+                for start in range(0, 4 * self.num_tokens, len(block)):
+                    file.write(block[: 4 * self.num_tokens - start])
+            file.write(weights.astype("<f4", copy=False).tobytes())
+
+
+def write_rows(
+    folder: Path,
+    builder: TableBuilder,
+    verdicts: Verdicts,
+    data: DataConfig,
+    limits: SequenceConfig,
+    seed: int,
+    *,
+    sources: list[dict[str, Any]],
+    template: UsedTemplate | None,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """Decide the rows, write them and prepared.json, which is returned.
+
+    sources: what to say of each, beside its figures. identity: what decides the bytes.
+    Errors: PostTrainingError when no sequence is left, or too few for the mixture.
+    """
+    if not builder.num_pieces:
+        raise verdicts.nothing_left("row")
+    table = builder.table()
+    rows = plan(table, data, limits, seed)
+    if rows.num_duplicates:
+        verdicts.count("duplicate", rows.num_duplicates)
+    record = {
+        "schema": SCHEMA,
+        "identity": identity,
+        "template": template and asdict(template),
+        "rejected": verdicts.counts,
+        "sources": [
+            {**source, **_figures(table, rows, dataset)} for dataset, source in enumerate(sources)
+        ],
+        "counts": _counts(table, rows, limits),
+    }
+    np.save(folder / OFFSETS, rows.offsets)
+    np.save(folder / PIECES, np.ascontiguousarray(rows.pieces[:, :3]))
+    return write_record(folder, record)
+
+
+def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict[str, Any]:
+    """Of the rows as they are trained on; a sequence that is used twice counts twice."""
+    lengths = rows.pieces[:, LENGTH]
+    num_rows, num_tokens = len(rows.offsets) - 1, int(lengths.sum())
+    overlong = table.lengths[rows.sequences] > limits.max_seq_length
+    return {
+        "num_rows": num_rows,
+        "num_sequences": len(rows.sequences),
+        "num_tokens": num_tokens,
+        "num_trained_tokens": int(rows.pieces[:, NUM_TRAINED].sum()),
+        f"num_{'split' if limits.overlong == 'split' else 'truncated'}": int(overlong.sum()),
+        "longest_row": int(np.add.reduceat(lengths, rows.offsets[:-1]).max()),
+        "utilisation": round(utilisation(num_tokens, num_rows, limits.max_seq_length), 6),
+    }
+
+
+def _figures(table: SequenceTable, rows: RowPlan, dataset: int) -> dict[str, Any]:
+    """Of one source. generation_ratio: completion tokens over prompt tokens (R_g in 2401.13586),
+    null without any prompt."""
+    own = table.dataset == dataset
+    times = np.bincount(rows.sequences, minlength=len(own))[own]
+    num_tokens = int((times * table.lengths[own]).sum())
+    num_prompt = int((times * table.num_prompt_tokens[own]).sum())
+    return {
+        "num_rows": len(np.unique(table.pieces[own[table.pieces[:, SEQUENCE]], SEQUENCE])),
+        "num_used": int(times.sum()),
+        "num_tokens": num_tokens,
+        "num_prompt_tokens": num_prompt,
+        "generation_ratio": round(num_tokens / num_prompt - 1, 4) if num_prompt else None,
+    }
+
+
+# From the sources to a prepared dataset. Every row is read once, in order, in several processes;
+
 
 # Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
 VERSION = 2
@@ -85,3 +293,102 @@ def prepare(
             template=UsedTemplate(template.name, template.text, template.end_of_turn),
             identity=identity,
         )
+
+
+# Rows over indexed datasets (.bin/.idx) that stay where they are: what prepare.py makes of text,
+# made of tokens. Only the rows and their record are written.
+
+
+_SEQUENCES_AT_ONCE = 1000
+
+
+def open_stores(data: DataConfig) -> list[SequenceStore]:
+    """PREFIX_text_document of each prefix in `data.indexed`, and PREFIX_kinds_document beside it.
+
+    Errors: PostTrainingError for files that are no pair; UsageError for a missing mask.
+    """
+    return [_open(prefix, data.without_kinds == "train_all") for prefix in data.indexed]
+
+
+def _open(prefix: Path, train_all: bool) -> SequenceStore:
+    text, kinds = (prefix.with_name(prefix.name + ending) for ending in (TEXT, INDEXED_KINDS))
+    if data_path(kinds).exists():
+        return SequenceStore(text, kinds)
+    if not train_all:
+        raise UsageError(
+            "no such file, so nothing says which tokens are to be trained",
+            where=str(data_path(kinds)),
+            hint="make it with `entrypoint tokenize`, or train on every token: "
+            "data.without_kinds: train_all",
+        )
+    return SequenceStore(text, None)
+
+
+def prepare_indexed(
+    folder: Path,
+    data: DataConfig,
+    limits: SequenceConfig,
+    *,
+    seed: int,
+    vocab_size: int,
+    identity: dict[str, Any],
+    rejects_path: Path,
+    check_inputs: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the rows and their record to `folder`; the record.
+
+    check_inputs: as in data/prepared/prepare.py.
+    Errors: PostTrainingError for an id that is not below vocab_size, and for the first sequence
+    that is bad under on_error: fail.
+    """
+    builder = TableBuilder()
+    with (
+        atomic_directory(folder) as temporary,
+        Verdicts(data.on_error, rejects_path) as verdicts,
+    ):
+        for index, (prefix, store) in enumerate(zip(data.indexed, open_stores(data), strict=True)):
+            for start in range(0, len(store), _SEQUENCES_AT_ONCE):
+                end = min(start + _SEQUENCES_AT_ONCE, len(store))
+                made = _batch(store, prefix, range(start, end), limits, verdicts, data.deduplicate)
+                if made.ids.max(initial=0) >= vocab_size:
+                    raise PostTrainingError(
+                        f"has id {made.ids.max()}, the model's tokenizer only {vocab_size} tokens",
+                        where=str(prefix),
+                        hint="it was tokenized with another tokenizer",
+                    )
+                builder.add(index, made)
+        check_inputs()
+        return write_rows(
+            temporary,
+            builder,
+            verdicts,
+            data,
+            limits,
+            seed,
+            sources=[{"name": prefix.name, "read_as": "indexed"} for prefix in data.indexed],
+            template=None,
+            identity=identity,
+        )
+
+
+def _batch(
+    store: SequenceStore,
+    prefix: Path,
+    indices: range,
+    limits: SequenceConfig,
+    verdicts: Verdicts,
+    with_digests: bool,
+) -> SequenceBatch:
+    """Every sequence, since they are numbered as they are stored; a bad one has no piece."""
+    sequences, pieces = [], []
+    for index in indices:
+        row = store.read(index, 0, int(store.tokens.lengths[index]))
+        place = Place(str(prefix), index + 1)
+        try:
+            own = cut(row.kinds, limits, str(place))
+        except BadRow as bad:
+            verdicts.reject(place, bad, b"")
+            own = []
+        sequences.append(TokenSequence(row.ids, row.kinds))
+        pieces.append(own)
+    return batch(sequences, pieces, with_digests=with_digests)

@@ -13,7 +13,7 @@ import numpy as np
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import SequenceConfig
 from post_training.data.rows import COMPLETION, BadRow
-from post_training.data.tokenize import Sequence
+from post_training.data.tokenize import TokenSequence
 
 # Columns of an array of pieces, int64 [P, 4].
 SEQUENCE, START, LENGTH, NUM_TRAINED = range(4)
@@ -65,7 +65,7 @@ def cut(kinds: np.ndarray, config: SequenceConfig, where: str) -> list[tuple[int
 
 
 def batch(
-    sequences: list[Sequence],
+    sequences: list[TokenSequence],
     pieces: list[list[tuple[int, int, int]]],
     *,
     with_digests: bool,
@@ -86,12 +86,12 @@ def batch(
     )
 
 
-def _num_prompt(sequence: Sequence) -> int:
+def _num_prompt(sequence: TokenSequence) -> int:
     # 0 where there is none.
     return max(sequence.kinds.tobytes().find(COMPLETION), 0)
 
 
-def _weights(sequence: Sequence) -> np.ndarray:
+def _weights(sequence: TokenSequence) -> np.ndarray:
     if sequence.weights is None:
         return np.ones(len(sequence.ids), np.float32)
     return sequence.weights
@@ -101,7 +101,7 @@ def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
-def _digest(sequence: Sequence) -> bytes:
+def _digest(sequence: TokenSequence) -> bytes:
     digest = hashlib.blake2b(sequence.ids.tobytes(), digest_size=16)
     digest.update(sequence.kinds.tobytes())
     if sequence.weights is not None:

@@ -9,8 +9,7 @@ from post_training.core.files import refuse_special_file
 from post_training.data.config import DatasetConfig
 from post_training.data.rows import BadRow
 from post_training.data.sources import Source
-from post_training.data.sources.json_file import JsonFileSource
-from post_training.data.sources.jsonl import JsonlSource
+from post_training.data.sources.json_rows import JsonFileSource, JsonlSource
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 

@@ -143,7 +143,7 @@ def test_template_knows_what_it_can_not_express(name: str, lost: set[str], token
 
 
 def test_template_with_markers_the_tokenizer_lacks_is_refused():
-    from post_training.models.create import train_tokenizer
+    from post_training.models.save import train_tokenizer
 
     tokenizer = train_tokenizer([], 300, (), chat_template="")
     with pytest.raises(PostTrainingError) as error:

@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from post_training.data.rows import (
-    COMPLETION,
-    EXCLUDED,
-    PROMPT,
-    Conversation,
-    Message,
-    ToolCall,
-)
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Conversation, Message, ToolCall
 
 pytest.importorskip("numpy")
 pytest.importorskip("tokenizers")
@@ -136,7 +129,7 @@ def test_encode_batch_equals_its_rows_one_by_one(kind: str, tokenizers: Any):
 
 
 def test_encode_token_across_the_start_of_an_answer_is_trained():
-    from post_training.models.create import train_tokenizer
+    from post_training.models.save import train_tokenizer
 
     markers = ("<|im_start|>", "<|im_end|>")
     tokenizer = train_tokenizer(["\n\n"] * 9, 262, markers, chat_template="")

@@ -5,21 +5,14 @@ from typing import Any
 
 import pytest
 
-from post_training.data.rows import (
-    COMPLETION,
-    EXCLUDED,
-    Conversation,
-    Message,
-    Text,
-    ToolCall,
-)
+from post_training.data.rows import COMPLETION, EXCLUDED, Conversation, Message, Text, ToolCall
 
 pytest.importorskip("numpy")
 pytest.importorskip("tokenizers")
 
 from encoded_rows import assistant, encode, encoder, of_kind, reason, user
 
-from post_training.data.tokenize import Sequence
+from post_training.data.tokenize import TokenSequence
 
 pytestmark = pytest.mark.stack
 
@@ -97,7 +90,7 @@ def test_encode_names_the_longest_special_token(tokenizer: Any):
     results = encoder(tokenizer).encode(rows)
     found = [result.problem.split()[-1] for result in results[:-1]]
     assert found == ["<a>", "<a>b", "<ab>", "[x]"]
-    assert isinstance(results[-1], Sequence)
+    assert isinstance(results[-1], TokenSequence)
 
 
 def test_encode_special_token_in_a_tool_is_refused(tokenizers: Any):

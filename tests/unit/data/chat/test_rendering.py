@@ -11,8 +11,7 @@ import pytest
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DatasetConfig
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import parse, recognise
 from post_training.data.rows import Conversation, Message, ToolCall
 
 pytest.importorskip("jinja2")

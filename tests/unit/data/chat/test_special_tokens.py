@@ -3,8 +3,11 @@ from typing import Any
 import pytest
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat.special_tokens import with_special_tokens
 from post_training.data.config import SpecialTokens
+
+pytest.importorskip("jinja2")
+
+from post_training.data.chat.templates import with_special_tokens
 
 pytestmark = pytest.mark.stack
 

@@ -17,10 +17,10 @@ sentencepiece = pytest.importorskip("sentencepiece")
 
 from post_training.data.control.documents import (
     DocumentEncoder,
+    load_span_tokenizer,
     spans_between_markers,
     turns_of,
 )
-from post_training.data.control.span_tokenizers import load_span_tokenizer
 
 pytestmark = pytest.mark.stack
 

@@ -18,11 +18,11 @@ sentencepiece = pytest.importorskip("sentencepiece")
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from post_training.data.control.conversion import (
+    require_same_ids,
     special_pieces,
     to_fast_tokenizer,
 )
-from post_training.data.control.gate import require_same_ids
-from post_training.data.control.span_tokenizers import SentencePieceSpans
+from post_training.data.control.documents import SentencePieceSpans
 
 pytestmark = pytest.mark.stack
 

@@ -13,9 +13,8 @@ sentencepiece = pytest.importorskip("sentencepiece")
 
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from post_training.data.control.conversion import to_fast_tokenizer
-from post_training.data.control.gate import Compared, require_same_ids
-from post_training.data.control.span_tokenizers import SentencePieceSpans
+from post_training.data.control.conversion import Compared, require_same_ids, to_fast_tokenizer
+from post_training.data.control.documents import SentencePieceSpans
 
 pytestmark = pytest.mark.stack
 

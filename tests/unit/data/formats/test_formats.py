@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.columns import Format
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
-from post_training.data.rows import (
-    COMPLETION,
-    PROMPT,
-    Conversation,
-    Message,
-    Row,
-    Text,
-)
+from post_training.data.formats.recognise import parse, recognise
+from post_training.data.rows import COMPLETION, PROMPT, Conversation, Message, Row, Text
 from post_training.data.sources.open import read_objects
 
 GSM8K = Path(__file__).parents[5] / "shared" / "data" / "gsm8k" / "train.jsonl"

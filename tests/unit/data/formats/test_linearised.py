@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from post_training.data.config import DatasetConfig
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import parse, recognise
 from post_training.data.rows import (
     COMPLETION,
     BadRow,

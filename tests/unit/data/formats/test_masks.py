@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from post_training.data.config import DatasetConfig
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
+from post_training.data.formats.recognise import parse, recognise
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Conversation, Message, ToolCall
 
 USER = {"role": "user", "content": "1 + 1?"}

@@ -7,8 +7,7 @@ import pytest
 from post_training.core.errors import UsageError
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.columns import Format
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import check_same, recognise
+from post_training.data.formats.recognise import check_same, parse, recognise
 from post_training.data.rows import BadRow, Conversation
 
 USER = {"role": "user", "content": "1 + 1?"}

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from post_training.data.config import DatasetConfig
-from post_training.data.formats.parse import parse
-from post_training.data.formats.recognise import recognise
-from post_training.data.formats.unread import OF_A_MESSAGE, OF_THE_ANSWER, OF_THE_PROMPT
+from post_training.data.formats.recognise import parse, recognise
+from post_training.data.formats.values import OF_A_MESSAGE, OF_THE_ANSWER, OF_THE_PROMPT
 from post_training.data.rows import BadRow, Conversation, Message
 
 USER = {"role": "user", "content": "Name a lake."}

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 np = pytest.importorskip("numpy")
 
-from post_training.data.indexed.dataset import (
+from post_training.data.indexed import (
     IndexedDataset,
+    IndexedWriter,
+    best_dtype,
     data_path,
     index_path,
     open_kinds,
 )
-from post_training.data.indexed.writer import IndexedWriter, best_dtype
 
 pytestmark = pytest.mark.stack
 
@@ -164,7 +165,7 @@ def test_indexed_kinds_are_of_the_same_sequences(prefix: Path):
 PEAK = """
 import resource, sys
 from pathlib import Path
-from post_training.data.indexed.dataset import IndexedDataset
+from post_training.data.indexed import IndexedDataset
 dataset = IndexedDataset(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 total = sum(int(dataset.read(index)[-1]) for index in range(len(dataset)))

@@ -11,13 +11,13 @@ from post_training.core.errors import PostTrainingError
 
 np = pytest.importorskip("numpy")
 
-from post_training.data.indexed.dataset import (
+from post_training.data.indexed import (
     IndexedDataset,
+    IndexedWriter,
     data_path,
     index_path,
     open_kinds,
 )
-from post_training.data.indexed.writer import IndexedWriter
 
 pytestmark = pytest.mark.stack
 

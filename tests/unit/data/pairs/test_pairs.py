@@ -14,9 +14,8 @@ from encoded_rows import encoder as make_encoder
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.data.config import DataConfig, PairConfig
-from post_training.data.pairs.dataset import Pair, PairDataset
+from post_training.data.pairs.dataset import Pair, PairDataset, prepare_pairs
 from post_training.data.pairs.encode import PairEncoder, length_in_row
-from post_training.data.pairs.prepare import prepare_pairs
 from post_training.data.reading import Reader, open_sources
 from post_training.data.rows import COMPLETION
 

@@ -10,12 +10,7 @@ from post_training.core.errors import PostTrainingError
 
 np = pytest.importorskip("numpy")
 
-from post_training.data.prepared.packing import (
-    plan_rows,
-    reordered,
-    shuffle_rows,
-    utilisation,
-)
+from post_training.data.prepared.packing import plan_rows, reordered, shuffle_rows, utilisation
 
 pytestmark = pytest.mark.stack
 METHODS = ["none", "bfd", "k_bin_packed", "next_fit"]

@@ -11,29 +11,29 @@ from post_training.core.errors import UsageError
 from post_training.core.hashing import hash_files
 from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.prepared.dataset import PreparedDataset, described
-from post_training.data.prepared.row_plan import TableBuilder
+from post_training.data.prepared.mixture import TableBuilder
+from post_training.data.prepared.prepare import SequenceWriter, write_rows
 from post_training.data.prepared.sequences import batch, cut
-from post_training.data.prepared.writer import SequenceWriter, write_rows
+from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, PROMPT
-from post_training.data.tokenize import Sequence
-from post_training.data.verdicts import Verdicts
+from post_training.data.tokenize import TokenSequence
 
 pytestmark = pytest.mark.stack
 
 DATA = DataConfig(chat_template="chatml", datasets=[{"path": "x.jsonl"}])
 
 
-def sequence(length: int, first: int = 0, weight: float | None = None) -> Sequence:
+def sequence(length: int, first: int = 0, weight: float | None = None) -> TokenSequence:
     """`length` tokens counting up from `first`, the second half of them trained."""
     kinds = np.full(length, PROMPT, np.uint8)
     kinds[length // 2 :] = COMPLETION
     weights = None if weight is None else np.full(length, weight, np.float32)
-    return Sequence(np.arange(first, first + length, dtype=np.int32), kinds, weights)
+    return TokenSequence(np.arange(first, first + length, dtype=np.int32), kinds, weights)
 
 
 def write(
     folder: Path,
-    sequences: list[Sequence],
+    sequences: list[TokenSequence],
     *,
     batch_size: int = 3,
     data: DataConfig = DATA,
@@ -126,7 +126,7 @@ def test_prepared_overlong_sequences_are_cut_and_counted(
     overlong: str, lengths: list[int], counted: str, tmp_path: Path
 ):
     kinds = np.full(40, COMPLETION, np.uint8)
-    long = Sequence(np.arange(40, dtype=np.int32), kinds)
+    long = TokenSequence(np.arange(40, dtype=np.int32), kinds)
     dataset = write(tmp_path / "data", [long, sequence(10, first=500)], overlong=overlong)
     rows = [dataset.read(n) for n in range(len(dataset))]
     assert [len(row.ids) for row in rows] == lengths
@@ -148,7 +148,7 @@ def test_prepared_duplicates_are_left_out_and_counted(tmp_path: Path):
 def test_prepared_sequences_that_differ_in_what_is_trained_are_no_duplicates(tmp_path: Path):
     ids = np.arange(4, dtype=np.int32)
     written = [
-        Sequence(ids, np.array([PROMPT] * prompt + [COMPLETION] * (4 - prompt), np.uint8))
+        TokenSequence(ids, np.array([PROMPT] * prompt + [COMPLETION] * (4 - prompt), np.uint8))
         for prompt in (2, 3)
     ]
     data = DATA.model_copy(update={"deduplicate": True})
@@ -160,7 +160,7 @@ def test_prepared_sequences_that_differ_in_what_is_trained_are_no_duplicates(tmp
 
 def test_prepared_weights_of_a_split_sequence_go_with_their_tokens(tmp_path: Path):
     weights = np.arange(1, 41, dtype=np.float32)
-    long = Sequence(np.arange(40, dtype=np.int32), np.full(40, COMPLETION, np.uint8), weights)
+    long = TokenSequence(np.arange(40, dtype=np.int32), np.full(40, COMPLETION, np.uint8), weights)
     dataset = write(tmp_path / "data", [sequence(5), long], overlong="split")
     pieces = [dataset.read(n).weights for n in range(1, len(dataset))]
     assert [len(piece) for piece in pieces] == [16, 16, 8]

@@ -38,7 +38,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from post_training.core.errors import report
-from post_training.data.sources.fetch import fetch
+from post_training.data.sources.hub import fetch
 hub, revision, subset, split, hub_dir = sys.argv[1:]
 try:
     print(fetch(hub, revision or None, subset or None, split, Path(hub_dir)).settings())

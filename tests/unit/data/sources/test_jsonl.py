@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.rows import BadRow, Place, Record
-from post_training.data.sources import jsonl
-from post_training.data.sources.jsonl import JsonlSource
+from post_training.data.sources import json_rows as jsonl
+from post_training.data.sources.json_rows import MAX_DEPTH, JsonlSource, json_line, parse_object
 from post_training.data.sources.open import read_objects
-from post_training.data.sources.strict_json import MAX_DEPTH, json_line, parse_object
 
 
 def write(tmp_path: Path, content: bytes) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.rows import BadRow, Record
-from post_training.data.sources import json_file
+from post_training.data.sources import json_rows as json_file
 from post_training.data.sources.open import open_path
 
 ROWS = [{"text": f"row {number}", "number": number} for number in range(2000)]

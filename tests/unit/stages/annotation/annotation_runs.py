@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from post_training.annotate import annotate as merge
+from post_training.annotate import plan, work
+from post_training.annotate import work as chunk_file
+from post_training.annotate.annotate import annotate
+from post_training.annotate.config import ChunkedStageConfig
+from post_training.annotate.work import Annotator, Row
 from post_training.config.model import Role, settings_by_role
 from post_training.core.hashing import fingerprint
 from post_training.data.branches import BRANCHES, ID, PROMPT, new_branch
 from post_training.data.rows import BadRow
-from post_training.records.run_record import RunDescription
-from post_training.stages.annotation import chunk_file, merge, plan, work
-from post_training.stages.annotation.annotate import annotate
-from post_training.stages.annotation.annotator import Annotator, Row
-from post_training.stages.annotation.config import ChunkedStageConfig
+from post_training.records.run import RunDescription
 from post_training.stages.context import Result, StageContext
 
 # Where a worker can be hit: the functions that write something, or come between two writes.

@@ -8,11 +8,11 @@ from typing import ClassVar
 import pytest
 from annotation_runs import KILL_POINTS, CountWords, ids, run, settings, start, write_prompts
 
+from post_training.annotate import annotate as merge
+from post_training.annotate.config import ChunkedStageConfig
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
 from post_training.data.branches import PROMPT
-from post_training.stages.annotation import merge
-from post_training.stages.annotation.config import ChunkedStageConfig
 
 
 @pytest.fixture

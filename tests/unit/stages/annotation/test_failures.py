@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from annotation_runs import CountWords, ids, run, settings, write_prompts
 
+from post_training.annotate.config import ChunkedStageConfig
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.data.rows import BadRow
-from post_training.stages.annotation.config import ChunkedStageConfig
 
 
 class Poisoned(CountWords):
@@ -124,7 +124,7 @@ def test_file_system_that_is_lost_ends_the_stage_as_what_it_is(prompts, tmp_path
             raise OSError(errno.ESTALE, "stale file handle")
 
     annotator = Lost()
-    with pytest.raises(OSError, match="stale file handle"):  # launch/outcome.py tries it again
+    with pytest.raises(OSError, match="stale file handle"):  # slurm/outcome.py tries it again
         run(quarantining(prompts), tmp_path / "run", lambda: annotator)
 
 

@@ -1,0 +1,191 @@
+"""Sampling with plain transformers.
+
+A batch is the n samples of one prompt, from its first step to its last: samples that have ended
+stay in it. So no matrix product ever has a shape, and no sample a neighbour, that depends on which
+prompts a worker has beside it, and the bits of a sample are the same in every chunk. The prompt is
+read once, and its cache shared out, where the model's cache is one of keys and values.
+
+Each sample has its own generator of random numbers (sampling.py); a number picks the token by the
+running total of the probabilities in float64, on the CPU.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from post_training.annotate.config import GenerateConfig, SamplingConfig
+from post_training.annotate.engine import VllmEngine, load_own_tokenizer
+from post_training.annotate.generate import Completion, Endings, Prompt, Sampler, random_numbers
+from post_training.data.tokenize import Encoder
+from post_training.models.attention import most_positions
+from post_training.models.device import on_device
+from post_training.models.left_out import told
+from post_training.models.load import check_vocabulary, load_model
+from post_training.models.score import keeps_keys_and_values
+from post_training.stages.context import StageContext
+
+if TYPE_CHECKING:
+    from vllm import CompletionOutput, SamplingParams
+
+
+class TransformersSampler(Sampler):
+    def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
+        self.settings = config.sampling
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        model = load_model(
+            config.model.path,
+            dtype=config.model.dtype,
+            attn_implementation=config.model.attn_implementation,
+        )
+        if (left_out := told(model, config.model.path)) is not None:
+            context.log(f"warning: {left_out}")
+        check_vocabulary(model, load_own_tokenizer(config.model.path, config.data))
+        self.model = on_device(model, context.ranks.local_rank)
+        # Else the prompt is read n times.
+        self._shares_prompts = keeps_keys_and_values(model.config)
+        self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
+
+    def max_length(self) -> int | None:
+        return most_positions(self.model.config)
+
+    def sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
+        return [self._sample(prompt) for prompt in prompts]
+
+    @torch.inference_mode()
+    def _sample(self, prompt: Prompt) -> list[Completion]:
+        n = self.settings.n
+        generators = [random_numbers(prompt.seed + j) for j in range(n)]
+        drawn: list[list[int]] = [[] for _ in range(n)]
+        logprobs: list[list[float]] = [[] for _ in range(n)]
+        is_open = [True] * n
+        ids = torch.tensor([prompt.ids], device=self.model.device)
+        if self._shares_prompts:
+            output = self.model(input_ids=ids, logits_to_keep=1)
+            cache = output.past_key_values
+            cache.batch_repeat_interleave(n)
+            logits_NV = output.logits[:, -1].expand(n, -1)
+        else:
+            output = self.model(input_ids=ids.repeat(n, 1), logits_to_keep=1, use_cache=True)
+            cache = output.past_key_values
+            logits_NV = output.logits[:, -1]
+        most, limit = self.settings.max_tokens, self.max_length()
+        for _ in range(most if limit is None else min(most, limit - len(prompt.ids))):
+            tokens_N, logprobs_N = self._draw(logits_NV.float().cpu(), generators)
+            for j in range(n):
+                if is_open[j]:
+                    drawn[j].append(tokens_N[j])
+                    logprobs[j].append(logprobs_N[j])
+                    is_open[j] = not self._has_ended(drawn[j])
+            if not any(is_open):
+                break
+            step = torch.tensor(tokens_N, device=self.model.device).unsqueeze(1)
+            output = self.model(input_ids=step, past_key_values=cache)
+            logits_NV = output.logits[:, -1]
+        return [
+            Completion(self.endings.text(ids), ids, own_logprobs, "length" if cut_off else "stop")
+            for ids, own_logprobs, cut_off in zip(drawn, logprobs, is_open, strict=True)
+        ]
+
+    def _draw(
+        self, logits_NV: Tensor, generators: list[np.random.Generator]
+    ) -> tuple[list[int], list[float]]:
+        """A token for each row, and its log-probability in float32."""
+        tokens_N = draw(logits_NV, self.settings, generators)
+        logprobs_NV = logits_NV.log_softmax(-1)
+        return tokens_N.tolist(), logprobs_NV.gather(1, tokens_N.unsqueeze(1)).squeeze(1).tolist()
+
+    def _has_ended(self, ids: list[int]) -> bool:
+        if ids[-1] in self.endings.ids:
+            return True
+        # A stop text of so many bytes is within as many tokens: none spells less than one.
+        num_tokens = max((len(text.encode()) for text in self.endings.texts), default=0)
+        return num_tokens > 0 and self.endings.cut(ids[-num_tokens:]) is not None
+
+
+def draw(
+    logits_NV: Tensor, settings: SamplingConfig, generators: list[np.random.Generator]
+) -> Tensor:
+    """int64 [N], one token drawn from each row. logits: float32 [N, V], on the CPU.
+
+    Each generator gives one number in every call, whatever becomes of it.
+    """
+    numbers_N = torch.tensor([generator.random() for generator in generators], dtype=torch.float64)
+    if settings.temperature == 0:
+        return logits_NV.argmax(-1)
+    probs_NV = (logits_NV.double() / settings.temperature).softmax(-1)
+    order_NV = None
+    if settings.top_p < 1:
+        probs_NV, order_NV = probs_NV.sort(dim=-1, descending=True, stable=True)
+        before_NV = probs_NV.cumsum(-1) - probs_NV
+        probs_NV = probs_NV.where(before_NV < settings.top_p, 0.0)
+    totals_NV = probs_NV.cumsum(-1)
+    # The last total is not exactly 1; the number's share of it picks the token.
+    targets_N1 = (numbers_N * totals_NV[:, -1]).unsqueeze(1)
+    places_N1 = torch.searchsorted(totals_NV, targets_N1, right=True)
+    last_N1 = (probs_NV > 0).long().mul(torch.arange(probs_NV.shape[1])).amax(-1, keepdim=True)
+    places_N1 = places_N1.minimum(last_N1)
+    tokens_N1 = places_N1 if order_NV is None else order_NV.gather(1, places_N1)
+    return tokens_N1.squeeze(1)
+
+
+# Sampling with vLLM (annotation/vllm_engine.py).
+
+
+class VllmSampler(Sampler):
+    def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
+        self.settings = config.sampling
+        if not torch.cuda.is_available() and self.settings.temperature > 0:
+            context.log(
+                "warning: vLLM on CPUs uses 32 bits of a seed: among many thousand prompts, two "
+                "can draw the same numbers; backend: transformers uses the whole seed"
+            )
+        self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
+        self.engine = VllmEngine(
+            config.model, config.vllm, context, sequences_per_prompt=self.settings.n
+        )
+
+    def max_length(self) -> int:
+        return self.engine.longest
+
+    def sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
+        outputs = self.engine.generate(
+            [prompt.ids for prompt in prompts], [self._parameters(prompt) for prompt in prompts]
+        )
+        return [
+            [self._completion(one) for one in sorted(output.outputs, key=lambda one: one.index)]
+            for output in outputs
+        ]
+
+    def restart(self) -> None:
+        self.engine.restart()
+
+    def _parameters(self, prompt: Prompt) -> "SamplingParams":
+        from vllm import SamplingParams
+
+        settings = self.settings
+        return SamplingParams(
+            n=settings.n,
+            seed=prompt.seed,  # vLLM gives sample j the seed + j
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=min(settings.max_tokens, self.engine.longest - len(prompt.ids)),
+            stop=list(settings.stop),
+            stop_token_ids=sorted(self.endings.ids),
+            ignore_eos=True,  # it is among the stop_token_ids
+            logprobs=0,  # of the drawn token alone
+        )
+
+    def _completion(self, output: "CompletionOutput") -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"the engine gave up a sample: {output.finish_reason}")
+        ids = list(output.token_ids)
+        steps = zip(ids, output.logprobs, strict=True)
+        return Completion(
+            self.endings.text(ids),
+            ids,
+            [step[token].logprob for token, step in steps],
+            output.finish_reason,
+        )

@@ -1,1 +1,0 @@
-"""Megatron's .bin/.idx files: reading and writing."""

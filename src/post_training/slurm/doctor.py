@@ -1,0 +1,179 @@
+"""`post-training doctor --site NAME`: is this machine ready to send jobs? Asked on the host.
+
+The inside of a container on a compute node is `entrypoint doctor`'s.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from post_training.core.errors import PostTrainingError
+from post_training.core.process import run_tool
+from post_training.core.secrets import CREDENTIALS, credentials_folder, find_credentials
+from post_training.images.builder import program
+from post_training.images.doctor import Finding, examine, note, ok, writable, wrong
+from post_training.images.edf import expand, find_edf, merge_edf
+from post_training.images.edf_check import check_edf
+from post_training.images.store import ImageStore
+from post_training.slurm.site import Site, load_site
+
+_ENVIRONMENT = "post-training"
+
+
+def examine_host(site_name: str, store: ImageStore) -> list[Finding]:
+    """Errors: UsageError for an unknown site."""
+    cwd = Path.cwd()
+    env = {**os.environ, "PWD": str(cwd)}
+    site = load_site(site_name, {})
+    return [
+        *examine("site", lambda: _site(site_name, site)),
+        *examine("tools", lambda: _tools(site)),
+        *examine("scheduler", lambda: _scheduler(site_name, site)),
+        *examine("store", lambda: _store(store)),
+        *examine("EDF", lambda: _edf(site_name, site, env, cwd)),
+        *examine("storage", lambda: _storage(site, env)),
+        *examine("credentials", lambda: _credentials(env)),
+    ]
+
+
+def _site(name: str, site: Site) -> Iterator[Finding]:
+    scheduler = site.scheduler
+    asked = f"partition {scheduler.partition or 'default'}, account {scheduler.account or 'none'}"
+    yield ok("site", f"{name}: {asked}, {scheduler.time} a job")
+    if name != "laptop" and scheduler.account is None:
+        yield note(
+            "site", "no account", f"~/.config/post-training/sites.yaml: {name}: {{account: …}}"
+        )
+
+
+def _tools(site: Site) -> Iterator[Finding]:
+    if site.launcher.kind == "singularity" and shutil.which("singularity") is None:
+        yield wrong("tools", "singularity is not installed", "not on a node of this site?")
+    missing = [name for name in (program(), "mksquashfs") if shutil.which(name) is None]
+    if missing:
+        yield note("tools", f"no images can be built here: {', '.join(missing)} missing")
+    else:
+        yield ok("tools", "images can be built here")
+
+
+def _scheduler(name: str, site: Site) -> Iterator[Finding]:
+    missing = [program for program in ("sbatch", "srun", "squeue") if not shutil.which(program)]
+    problem = f"no Slurm here: {', '.join(missing)} missing" if missing else _silence()
+    if problem and name == "laptop":
+        yield note("scheduler", problem, "`edf run` needs none; installation/slurm brings one up")
+        return
+    if problem:
+        yield wrong("scheduler", problem, "not on a login node of this site?")
+        return
+    partitions = run_tool(["sinfo", "--noheader", "--format=%R"]).split()
+    wanted = site.scheduler.partition
+    if wanted is not None and wanted not in partitions:
+        yield wrong(
+            "scheduler",
+            f"no partition {wanted!r} (there are: {', '.join(sorted(set(partitions)))})",
+        )
+    else:
+        yield ok("scheduler", "Slurm answers")
+    if site.launcher.kind == "edf":
+        said = subprocess.run(["srun", "--help"], capture_output=True, text=True)
+        if "--environment" in said.stdout + said.stderr:
+            yield ok("scheduler", "srun has --environment")
+        else:
+            yield wrong(
+                "scheduler",
+                "srun has no --environment option",
+                "the container engine's plugin is missing; installation/slurm has ours",
+            )
+
+
+def _silence() -> str | None:
+    """Why Slurm does not answer, or None."""
+    try:
+        run_tool(["sinfo", "--noheader"])
+    except PostTrainingError as error:
+        return f"Slurm does not answer: {error.problem.splitlines()[-1].strip()}"
+    return None
+
+
+def _store(store: ImageStore) -> Iterator[Finding]:
+    if not store.folder.is_dir():
+        yield wrong("store", f"there is none: {store.folder}", "`make image push-sqsh` makes it")
+        return
+    images = store.index()
+    if not images:
+        yield wrong("store", f"{store.folder} has no image", "`make image push-sqsh` adds one")
+        return
+    for entry in images:
+        if fault := store.file_fault(entry):
+            yield wrong(
+                "store",
+                f"the file of {entry['name']} {entry['version']} is {fault}: "
+                f"{store.image_path(entry['sqsh_sha256'])}",
+                f"post-training image verify {entry['sqsh_sha256'][:12]}; then push it again",
+            )
+    yield ok("store", f"{store.folder}: {len(images)} images")
+    if shutil.which("lfs") is not None:
+        yield from _striping(store.folder)
+
+
+def _striping(folder: Path) -> Iterator[Finding]:
+    """One server for a file that every node reads at once is too few."""
+    layout = run_tool(["lfs", "getstripe", "-d", str(folder)])
+    counts = [int(word) for word in re.findall(r"stripe_count:\s*(-?\d+)", layout)]
+    if counts and all(count == 1 for count in counts):
+        yield wrong(
+            "store",
+            f"images are on one storage server each: {folder}",
+            f"lfs setstripe -E 4M -c 1 -E 64M -c 4 -E -1 -c -1 -S 4M {folder}, then push again",
+        )
+
+
+def _edf(name: str, site: Site, env: Mapping[str, str], cwd: Path) -> Iterator[Finding]:
+    path = find_edf(_ENVIRONMENT, env, cwd)
+    is_here = site.launcher.kind == "edf"
+    rendered_for = merge_edf(path, env, cwd).get("env", {}).get("POST_TRAINING_SITE")
+    if rendered_for != name:
+        yield wrong(
+            "EDF",
+            f"{path} is of the site {rendered_for!r}",
+            f"post-training edf render --site {name} --image IMAGE",
+        )
+    faults = check_edf(path, env, cwd, [], sources_are_here=is_here)
+    for fault in faults:
+        yield wrong("EDF", fault)
+    if rendered_for == name and not faults:
+        yield ok("EDF", f"{path}")
+
+
+def _storage(site: Site, env: Mapping[str, str]) -> Iterator[Finding]:
+    for name, text in (("scratch", site.storage.scratch), ("permanent", site.storage.permanent)):
+        if text is None:
+            continue
+        try:
+            folder = Path(expand(text, env))
+        except ValueError as error:
+            variable = str(error).removeprefix("undefined variable ")
+            yield note("storage", f"{name}: {text}: {error}", f"export {variable}=… in ~/.profile")
+            continue
+        if folder.is_dir():
+            yield from writable(name, folder)
+        else:
+            yield wrong("storage", f"{name}: no such folder: {folder}")
+
+
+def _credentials(env: Mapping[str, str]) -> Iterator[Finding]:
+    found = dict(find_credentials(env).variables)
+    folder = credentials_folder(env)
+    for credential in CREDENTIALS:
+        has = credential.path_variable in found
+        where = folder / credential.name
+        yield ok("credentials", f"{credential.name}: {where if has else 'none'}")
+        if env.get(credential.value_variable):
+            yield note(
+                "credentials",
+                f"{credential.value_variable} is set: jobs inherit the secret itself",
+                f"unset it and put it into {where} (mode 0600)",
+            )

@@ -1,0 +1,117 @@
+"""What a submitted job runs in, as it is now: an EDF of its own, which no later edit reaches."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from post_training.core.errors import UsageError
+from post_training.core.secrets import find_credentials
+from post_training.images.edf import Edf, edf_folders, find_edf, load_edf, merge_edf
+from post_training.images.inside import FINDINGS
+from post_training.images.render import edf_text, install_edf, render_edf, site_file
+from post_training.images.runner import PINNED_DIGEST, image_file
+from post_training.images.store import ImageStore, default_store
+from post_training.slurm.singularity import render_script, sif_of
+from post_training.slurm.site import SITES_DIR, Launcher, load_site
+
+
+def read_environment(
+    name: str, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
+) -> Edf:
+    """The EDF that `name` means, checked; the sources of its mounts too if they are here.
+
+    Errors: UsageError when it pins no image digest or its image is not there; ConfigError.
+    """
+    edf = load_edf(find_edf(name, env, cwd), env, cwd, sources_are_here=sources_are_here)
+    if PINNED_DIGEST not in edf.env:
+        raise UsageError(
+            f"no image digest is pinned ({PINNED_DIGEST} is not in [env])",
+            where=str(edf.path),
+            hint="submit with an EDF that `make push-sqsh` rendered, or that is based on one",
+        )
+    if not image_file(edf).exists():
+        raise UsageError("no such image", where=edf.image, hint="push it again")
+    return edf
+
+
+def check_site(edf: Edf, site: str) -> None:
+    """Errors: UsageError when the EDF was rendered for another site."""
+    found = edf.env.get("POST_TRAINING_SITE", site)
+    if found != site:
+        raise UsageError(
+            f"this EDF is of the site {found!r}, not of {site!r}",
+            where=str(edf.path),
+            hint=f"`post-training edf render --site {site}` makes one for the image, or give "
+            f"--site {found}",
+        )
+
+
+def check_is_mounted(path: Path, what: str, edf: Edf) -> None:
+    """Errors: UsageError when nothing below `path` could be written inside. what: for the error."""
+    mounts = [mount for mount in edf.mounts if mount.source == mount.target]
+    if any(path.is_relative_to(mount.source) and "ro" not in mount.flags for mount in mounts):
+        return
+    shown = ", ".join(str(mount) for mount in edf.mounts) or "nothing"
+    raise UsageError(
+        f"the {what} is not mounted inside the image ({edf.path.name} mounts {shown})",
+        where=str(path),
+        hint="choose one below those, or write an EDF with base_environment = "
+        '"post-training" and one more mount',
+    )
+
+
+def frozen_edf(edf: Edf, mounts: Sequence[str]) -> str:
+    """The EDF with its parents in it. Variables stay: the node has them, and expands them."""
+    merged = merge_edf(edf.path, os.environ, Path.cwd())
+    tables = {name: merged.pop(name, {}) for name in ("env", "annotations")}
+    merged["mounts"] = [*merged.get("mounts", []), *mounts]
+    header = f"# {edf.path} as it was at submission.\n"
+    return header + edf_text(merged, tables)
+
+
+def development_mounts(folder: Path) -> list[str]:
+    """Where the image's entrypoint looks for a checkout's sources, and for what they are."""
+    return [
+        f"{folder / 'dev'}:{FINDINGS / 'dev'}:ro",
+        f"{folder / 'dev.json'}:{FINDINGS / 'dev.json'}:ro",
+    ]
+
+
+# `post-training edf render`: an image and a site become the site's kind of environment.
+
+
+FORMS = ("edf", "singularity")
+
+
+def render(
+    reference: str, site: str, form: str | None, store_folder: Path | None, repository: Path
+) -> str:
+    """The EDF, or the script that starts Singularity. form: else the site's own.
+
+    On a site of Singularity's the EDF names the SIF: `submit` reads it there.
+    """
+    if form not in (None, *FORMS):
+        raise UsageError(f"--as: must be one of {', '.join(FORMS)} (got {form!r})")
+    path = site_file(site, repository.resolve())
+    store = ImageStore(store_folder or default_store())
+    record = store.find(reference)
+    launcher = _launcher(site)
+    credentials = find_credentials(os.environ)
+    if (form or launcher.kind) == "singularity":
+        return render_script(site, launcher, path, record, store, credentials)
+    image = sif_of(record, store) if launcher.kind == "singularity" else None
+    return render_edf(path, record, store, image, credentials)
+
+
+def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:
+    """Write edf/post-training.toml for the site, linked into the user's EDF folder; its path."""
+    repository = repository.resolve()
+    text = render(reference, site, "edf", store_folder, repository)
+    return install_edf(text, repository, edf_folders(os.environ)[0])
+
+
+def _launcher(site: str) -> Launcher:
+    # An EDF of the user's own beside the project's needs no file of a scheduler.
+    if not (SITES_DIR / f"{site}.yaml").exists():
+        return Launcher(kind="edf")
+    return load_site(site, {}).launcher

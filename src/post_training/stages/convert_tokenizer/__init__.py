@@ -1,1 +1,0 @@
-"""A SentencePiece model as a Hugging Face tokenizer, proved equal on the user's corpus."""

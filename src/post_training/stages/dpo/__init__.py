@@ -1,1 +1,0 @@
-"""Preference training: DPO, its length-normalised form, IPO, hinge and QRPO on pairs of answers."""

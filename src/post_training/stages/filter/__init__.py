@@ -1,1 +1,0 @@
-"""`entrypoint filter`: leaves out branches that are too long for the policy."""

@@ -1,1 +1,0 @@
-"""`entrypoint logprobs`: how likely a model finds the answers that a dataset holds."""

@@ -1,1 +1,0 @@
-"""`entrypoint mix`: one dataset from several, in the shares that were asked for."""

@@ -1,0 +1,28 @@
+"""Write `RUN/dataset`, which training reads as `data.prepared`: sequences, or pairs."""
+
+from post_training.data.prepared.dataset import figures
+from post_training.models.quiet import quiet_libraries
+from post_training.stages.config import PrepareConfig
+from post_training.stages.context import Result, StageContext, remove_leftovers
+
+
+def run(config: PrepareConfig, context: StageContext) -> Result:
+    quiet_libraries(context.run_dir / "cache")
+    from post_training.data.chat.templates import with_special_tokens
+    from post_training.models.load import load_tokenizer
+    from post_training.stages.prepared_data import (
+        DataPreparation,
+        PairPreparation,
+        num_embedded_ids,
+    )
+
+    tokenizer = with_special_tokens(load_tokenizer(config.tokenizer), config.data.special_tokens)
+    context.on_writer(lambda: remove_leftovers(context.run_dir, "dataset"))
+    data, seed = config.data, config.seed
+    if config.dpo is None:
+        preparation = DataPreparation(context, data, config.sft, tokenizer, seed)
+    else:
+        num_ids = num_embedded_ids(config.tokenizer)
+        preparation = PairPreparation(context, data, config.dpo, tokenizer, seed, num_ids=num_ids)
+    record = context.on_writer(lambda: preparation.make(context.run_dir / "dataset"))
+    return Result(artifacts={"dataset": "dataset"}, metrics=figures(record))

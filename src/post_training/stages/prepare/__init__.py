@@ -1,1 +1,0 @@
-"""`entrypoint prepare`: conversations and documents become token ids, masks and packed rows."""

@@ -1,1 +1,0 @@
-"""`entrypoint reward-model`: a model that tells the better of two answers."""

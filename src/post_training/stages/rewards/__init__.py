@@ -1,1 +1,0 @@
-"""`entrypoint rewards`: how good each branch is, by reward models and by functions."""

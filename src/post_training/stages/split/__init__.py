@@ -1,1 +1,0 @@
-"""`entrypoint split`: a dataset in two, for training and evaluation, stratified."""

@@ -1,1 +1,0 @@
-"""What every training stage shares: settings, the Trainer, checkpoints, metrics."""

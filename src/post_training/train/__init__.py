@@ -1,0 +1,1 @@
+"""Training: SFT, preference training (DPO, QRPO and others) and reward models, on one trainer."""
