@@ -35,6 +35,11 @@ _PREFIXES = (
 )
 # By these accelerate sets precision, accumulation, compilation and sharding over the configuration.
 _OVERRULING = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+# As the kernel names them: of x86, and of arm64.
+_VECTOR_INSTRUCTIONS = {
+    "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16",
+    "asimd", "sve", "sve2", "bf16", "i8mm",
+}  # fmt: skip
 _PLACE = ("CUDA_VISIBLE", "ROCR_VISIBLE", "HIP_VISIBLE", "SLURM_")
 
 
@@ -67,12 +72,13 @@ def portable_environment(recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Host, kernel, architecture, processor and accelerators."""
+    """Host, kernel, architecture, processor, its vector instructions, and accelerators."""
     return {
         "host": socket.gethostname(),
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "processor": _processor(),
+        "instructions": _instructions(),
         "cpus": len(os.sched_getaffinity(0)),
         **accelerators(),
     }
@@ -114,12 +120,24 @@ def scheduler_job(environment: Mapping[str, str]) -> str | None:
 
 def _processor() -> str:
     """The model name on x86, implementer and part on arm64."""
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    fields = dict(
-        (word.strip() for word in line.split(":", 1))
-        for line in cpuinfo.splitlines()
-        if ":" in line
-    )
+    fields = _cpuinfo()
     return fields.get("model name") or (
         f"implementer {fields.get('CPU implementer')} part {fields.get('CPU part')}"
+    )
+
+
+def _instructions() -> list[str]:
+    """Those by which libraries choose how to multiply matrices: with others, sums round otherwise.
+    A virtual machine may hide some of its processor's, under the same model name."""
+    fields = _cpuinfo()
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return sorted(_VECTOR_INSTRUCTIONS & set(flags.split()))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What the kernel tells of the last processor; all are alike."""
+    return dict(
+        (word.strip() for word in line.split(":", 1))
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if ":" in line
     )

@@ -72,7 +72,8 @@ def summary(records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "image_input_hash": one["image"] and one["image"]["input_hash"],
         "machine": {
-            key: one["machine"].get(key) for key in ("architecture", "processor", "accelerators")
+            key: one["machine"].get(key)
+            for key in ("architecture", "processor", "instructions", "accelerators")
         },
         "runs": {
             name: {
@@ -91,10 +92,12 @@ def summary(records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 def grade(expected: dict[str, Any], found: dict[str, Any]) -> tuple[int, str, list[str]]:
     """The exit code, the verdict, and what is other than it was."""
+    # Of the machine, as much as is known of the one then.
+    here = {**found, "machine": {key: found["machine"].get(key) for key in expected["machine"]}}
     notes = [
-        f"{key} was {expected[key]}, here it is {found[key]}"
+        f"{key} was {expected[key]}, here it is {here[key]}"
         for key in ("image_input_hash", "machine")
-        if expected[key] != found[key]
+        if expected[key] != here[key]
     ]
     if expected["runs"].keys() != found["runs"].keys():
         names = sorted(expected["runs"].keys() ^ found["runs"].keys())

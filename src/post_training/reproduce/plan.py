@@ -136,7 +136,7 @@ def reproduction_edf(
 # What has to run, in its order, and what stands in its way; nothing is run or written here.
 
 
-_MACHINE = ("architecture", "processor", "accelerators", "driver")
+_MACHINE = ("architecture", "processor", "instructions", "accelerators", "driver")
 
 
 @dataclass(frozen=True)
@@ -432,7 +432,8 @@ def _sif_faults(image: StoredImage | None, site: Site) -> list[str]:
 
 def _told(record: Mapping[str, Any]) -> str:
     then = record["machine"]
-    return ", ".join(str(then[key]) for key in _MACHINE if then.get(key))
+    told = [then[key] for key in _MACHINE if key != "instructions" and then.get(key)]
+    return ", ".join(map(str, told))
 
 
 def machine_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

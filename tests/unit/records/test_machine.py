@@ -85,6 +85,12 @@ def test_machine_names_the_processor():
     assert machine()["cpus"] >= 1
 
 
+def test_machine_names_the_instructions_that_choose_how_sums_round(monkeypatch):
+    text = "flags\t\t: fpu avx2 avx512f sse2\n"
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path: text)
+    assert machine()["instructions"] == ["avx2", "avx512f"]
+
+
 def test_scheduler_job_is_job_and_step():
     assert scheduler_job({}) is None
     assert scheduler_job({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1"}) == "7.1"

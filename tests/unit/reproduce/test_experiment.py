@@ -8,10 +8,11 @@ from post_training.reproduce.experiment import grade, summary
 
 RECORD = {
     "image": {"input_hash": "i"},
-    "machine": {"architecture": "x86_64", "processor": "fast", "accelerators": {}, "host": "a"},
+    "machine": {"architecture": "x86_64", "processor": "fast", "accelerators": {},
+                "instructions": ["avx2", "avx512f"], "host": "a"},
     "outputs": {"artifacts": {"model": {"path": "model", "fingerprint": "f"}}},
     "metrics": {"loss": 2.0, "num_steps": 10, "timing": {"step_s": 1.0}},
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,6 +39,11 @@ def test_grade_same_artifacts_are_identical_in_whatever_image_and_time(expected)
     assert notes == ["image_input_hash was i, here it is j"]
 
 
+def test_grade_expected_figures_that_do_not_tell_the_instructions_forgive_nothing(expected):
+    del expected["machine"]["instructions"]
+    assert grade(expected, other())[0] == 4
+
+
 @pytest.mark.parametrize(
     ("found", "code", "verdict"),
     [
@@ -46,6 +52,8 @@ def test_grade_same_artifacts_are_identical_in_whatever_image_and_time(expected)
          "expected; other bits from train on"),
         (other(machine={"processor": "slow"}, loss=1.97), 3, "equivalent: every figure is within "
          "0.02 of what was expected; other bits from train on"),
+        (other(machine={"instructions": ["avx2"]}, loss=1.97), 3, "equivalent: every figure is "
+         "within 0.02 of what was expected; other bits from train on"),
         (other(image="j", loss=2.05), 4, "differs: train: loss is 2.05, 2 was expected"),
         (other(image="j", loss=float("nan")), 4, "differs: train: loss is nan, 2 was expected"),
         (other(image="j", num_steps=9), 4, "differs: train: num_steps is 9, 10 was expected"),
