@@ -1,7 +1,8 @@
 """The command line on the host: `post-training …`.
 
-Each module here has the commands of a few words, and imports what they do inside them: `--help`
-imports neither pydantic nor anything of the stack.
+Each module has one typer application a noun (`image …`, `runs …`) and a function a command. A
+function imports what it calls when it runs: `--help` must start fast, and imports neither yaml nor
+anything of the training stack.
 """
 
 import sys
@@ -12,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Errors become one clear line and the exit code."""
+    """Run the command of sys.argv; an error becomes one clear line and the exit code."""
     from post_training.core.errors import Interrupted, report
 
     arguments = sys.argv[1:]
+    # The start of every container: without typer, whose import takes longer than all the rest.
     if arguments[:2] in (["edf", "run"], ["edf", "resolve"]):
         from post_training.images import edf_command
 
@@ -27,19 +29,20 @@ def main() -> None:
 
 
 def _in_our_words(error: BaseException) -> BaseException:
-    """What typer raises; any other error is left as it is."""
+    """Translate what typer raises; any other error is left as it is."""
     import typer
 
     from post_training.core.errors import UsageError
 
     if isinstance(error, typer.Abort):
         return KeyboardInterrupt()
-    # Typer has a copy of click to itself: of its usage errors this is the base.
+    # The base of click's usage errors. Typer has its own copy of click: importing click's would
+    # name another class.
     if not isinstance(error, typer.BadParameter.__base__):
         return error
     command = error.ctx.command_path
     problem = error.format_message().rstrip(".")
-    if not problem:  # Nothing was asked, and the help was shown.
+    if not problem:  # No arguments: the help was shown.
         return SystemExit(UsageError.exit_code)
     return UsageError(problem, where=command, hint=f"{command} --help")
 
@@ -56,6 +59,20 @@ def build_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
         **GROUP,
     )
-    for module in (images, jobs, runs, data, machines):
-        module.add_commands(app)
+    # In the order of the help.
+    groups = {
+        "image": images.image_app,
+        "edf": images.edf_app,
+        "pipeline": jobs.pipeline_app,
+        "experiment": jobs.experiment_app,
+        "runs": runs.runs_app,
+        "artifact": runs.artifact_app,
+        "data": data.data_app,
+        "storage": machines.storage_app,
+    }
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    app.command("submit")(jobs.submit_stage)
+    app.command("reproduce")(runs.reproduce_run)
+    app.command("doctor")(machines.examine_machine)
     return app

@@ -7,98 +7,96 @@ import typer
 
 from post_training.cli.options import GROUP, Environment, Json, Overrides
 
+data_app = typer.Typer(help="Look at data as training reads it, and fetch it.", **GROUP)
 
-def add_commands(app: typer.Typer) -> None:
-    data = typer.Typer(help="Look at data as training reads it, and fetch it.", **GROUP)
-    app.add_typer(data, name="data")
+Config = Annotated[
+    Path | None,
+    typer.Argument(help="Of sft or prepare.", metavar="CFG.YAML", show_default=False),
+]
 
-    Config = Annotated[
+Indexed = Annotated[
+    Path | None,
+    typer.Option(metavar="PREFIX", help="Instead: of PREFIX_text_document.bin and .idx."),
+]
+
+
+@data_app.command("inspect")
+def data_inspect(
+    config: Config = None,
+    overrides: Overrides = None,
+    indexed: Indexed = None,
+    tokenizer: Annotated[
         Path | None,
-        typer.Argument(help="Of sft or prepare.", metavar="CFG.YAML", show_default=False),
-    ]
+        typer.Option(help="With --indexed: a SentencePiece model, or a tokenizer's folder."),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="How many rows.")] = 5,
+    row: Annotated[
+        int | None, typer.Option(min=1, help="This row alone, of all the data; from 1.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE.HTML", help="Write a page instead.")
+    ] = None,
+    environment: Environment = None,
+) -> None:
+    """Show rows as text, tokens and ids, and what of them is trained."""
+    from post_training.core.errors import UsageError
+    from post_training.images.edf_command import enter_image
 
-    Indexed = Annotated[
+    _check_source(config, indexed)
+    if (indexed is None) != (tokenizer is None):
+        raise UsageError("give --tokenizer with --indexed, and only with it")
+    enter_image(environment, {"--html": html})
+    from post_training.cli import inspect
+
+    if indexed is not None:
+        inspect.inspect_indexed(indexed, tokenizer, num_samples, row, html)
+    else:
+        inspect.inspect_config(config, overrides or [], num_samples, row, html)
+
+
+@data_app.command("count")
+def data_count(
+    config: Config = None,
+    overrides: Overrides = None,
+    indexed: Indexed = None,
+    as_json: Json = False,
+    per_sample: Annotated[
         Path | None,
-        typer.Option(metavar="PREFIX", help="Instead: of PREFIX_text_document.bin and .idx."),
-    ]
+        typer.Option(metavar="FILE", help="Also write the tokens of each sample (TSV)."),
+    ] = None,
+    environment: Environment = None,
+) -> None:
+    """Tokens per source, and how long the sequences are."""
+    from post_training.images.edf_command import enter_image
 
-    @data.command("inspect")
-    def data_inspect(
-        config: Config = None,
-        overrides: Overrides = None,
-        indexed: Indexed = None,
-        tokenizer: Annotated[
-            Path | None,
-            typer.Option(help="With --indexed: a SentencePiece model, or a tokenizer's folder."),
-        ] = None,
-        num_samples: Annotated[int, typer.Option(min=1, help="How many rows.")] = 5,
-        row: Annotated[
-            int | None, typer.Option(min=1, help="This row alone, of all the data; from 1.")
-        ] = None,
-        html: Annotated[
-            Path | None, typer.Option(metavar="PAGE.HTML", help="Write a page instead.")
-        ] = None,
-        environment: Environment = None,
-    ) -> None:
-        """Show rows as text, tokens and ids, and what of them is trained."""
-        from post_training.core.errors import UsageError
-        from post_training.images.edf_command import enter_image
+    _check_source(config, indexed)
+    enter_image(environment, {"--per-sample": per_sample})
+    from post_training.cli import inspect
 
-        _check_source(config, indexed)
-        if (indexed is None) != (tokenizer is None):
-            raise UsageError("give --tokenizer with --indexed, and only with it")
-        enter_image(environment, {"--html": html})
-        from post_training.cli import inspect as data_commands
+    if indexed is not None:
+        inspect.count_indexed(indexed, as_json=as_json, per_sample=per_sample)
+    else:
+        inspect.count_config(config, overrides or [], as_json=as_json, per_sample=per_sample)
 
-        if indexed is not None:
-            data_commands.inspect_indexed(indexed, tokenizer, num_samples, row, html)
-        else:
-            data_commands.inspect_config(config, overrides or [], num_samples, row, html)
 
-    @data.command("count")
-    def data_count(
-        config: Config = None,
-        overrides: Overrides = None,
-        indexed: Indexed = None,
-        as_json: Json = False,
-        per_sample: Annotated[
-            Path | None,
-            typer.Option(metavar="FILE", help="Also write the tokens of each sample (TSV)."),
-        ] = None,
-        environment: Environment = None,
-    ) -> None:
-        """Tokens per source, and how long the sequences are."""
-        from post_training.images.edf_command import enter_image
+@data_app.command("fetch")
+def data_fetch(
+    hub: Annotated[str, typer.Argument(help="OWNER/NAME of a dataset.")],
+    hub_dir: Annotated[Path, typer.Option(help="data.hub_dir of the configurations.")],
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit; else the main branch.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="One of the dataset's subsets.")] = None,
+    split: Annotated[str, typer.Option(help="One of its splits.")] = "train",
+    environment: Environment = None,
+) -> None:
+    """Download a dataset of the Hugging Face hub, and print how to name it."""
+    from post_training.images.edf_command import enter_image
 
-        _check_source(config, indexed)
-        enter_image(environment, {"--per-sample": per_sample})
-        from post_training.cli import inspect as data_commands
+    enter_image(environment, {"--hub-dir": hub_dir})
+    from post_training.cli import inspect
 
-        if indexed is not None:
-            data_commands.count_indexed(indexed, as_json=as_json, per_sample=per_sample)
-        else:
-            data_commands.count_config(
-                config, overrides or [], as_json=as_json, per_sample=per_sample
-            )
-
-    @data.command("fetch")
-    def data_fetch(
-        hub: Annotated[str, typer.Argument(help="OWNER/NAME of a dataset.")],
-        hub_dir: Annotated[Path, typer.Option(help="data.hub_dir of the configurations.")],
-        revision: Annotated[
-            str | None, typer.Option(help="A branch, tag or commit; else the main branch.")
-        ] = None,
-        subset: Annotated[str | None, typer.Option(help="One of the dataset's subsets.")] = None,
-        split: Annotated[str, typer.Option(help="One of its splits.")] = "train",
-        environment: Environment = None,
-    ) -> None:
-        """Download a dataset of the Hugging Face hub, and print how to name it."""
-        from post_training.images.edf_command import enter_image
-
-        enter_image(environment, {"--hub-dir": hub_dir})
-        from post_training.cli import inspect as data_commands
-
-        data_commands.fetch_dataset(hub, revision, subset, split, hub_dir)
+    inspect.fetch_dataset(hub, revision, subset, split, hub_dir)
 
 
 def _check_source(config: Path | None, indexed: Path | None) -> None:

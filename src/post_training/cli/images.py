@@ -9,203 +9,209 @@ import typer
 
 from post_training.cli.options import GROUP, Json, Repository, Store
 
+image_app = typer.Typer(help="Build images and keep the image store.", **GROUP)
+edf_app = typer.Typer(help="Render, check and run EDF files.", **GROUP)
 
-def add_commands(app: typer.Typer) -> None:
-    image = typer.Typer(help="Build images and keep the image store.", **GROUP)
-    app.add_typer(image, name="image")
-    edf = typer.Typer(help="Render, check and run EDF files.", **GROUP)
-    app.add_typer(edf, name="edf")
+Reference = Annotated[
+    str,
+    typer.Argument(help="OCI digest, sha256 of the squashfs or SIF (8 digits are enough) or NAME."),
+]
 
-    Reference = Annotated[
-        str,
-        typer.Argument(
-            help="OCI digest, sha256 of the squashfs or SIF (8 digits are enough) or NAME."
+
+@image_app.command("build")
+def image_build(
+    name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+    store: Store = None,
+    repository: Repository = Path("."),
+    force: Annotated[bool, typer.Option(help="Build even if the store has it.")] = False,
+) -> None:
+    """Build containers/NAME into an OCI image, unless its input hash is built already."""
+    from post_training.images import commands
+
+    commands.build(name, store, repository, force=force)
+
+
+@image_app.command("push-sqsh")
+def image_push_sqsh(
+    name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+    site: Annotated[str, typer.Option(help="The site file of edf/ to render from.")] = "laptop",
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Put the built image into the store as a squashfs, and render edf/post-training.toml."""
+    from post_training.images import commands
+
+    commands.push(name, site, store, repository)
+
+
+@image_app.command("push-sif")
+def image_push_sif(
+    name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+    site: Annotated[
+        str | None,
+        typer.Option(help="Render edf/post-training.toml for this site.", show_default=False),
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
+    from post_training.images import commands
+    from post_training.slurm import environment
+
+    commands.push_sif(name, store, repository)
+    if site is not None:
+        path = environment.install(name, site, store, repository)
+        print(f"EDF: {path}", file=sys.stderr)
+
+
+@image_app.command("lock")
+def image_lock(
+    name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to read a registry's base instead: docker://MIRROR/NAME:TAG or "
+            "oci:FOLDER:TAG.",
+            show_default=False,
         ),
-    ]
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Resolve what containers/NAME asks for into locks; exit 1 where something stays open."""
+    from post_training.images import commands
 
-    @image.command("build")
-    def image_build(
-        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
-        store: Store = None,
-        repository: Repository = Path("."),
-        force: Annotated[bool, typer.Option(help="Build even if the store has it.")] = False,
-    ) -> None:
-        """Build containers/NAME into an OCI image, unless its input hash is built already."""
-        from post_training.images import commands
+    sys.exit(commands.lock(name, base, store, repository))
 
-        commands.build(name, store, repository, force=force)
 
-    @image.command("push-sqsh")
-    def image_push_sqsh(
-        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
-        site: Annotated[str, typer.Option(help="The site file of edf/ to render from.")] = "laptop",
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Put the built image into the store as a squashfs, and render edf/post-training.toml."""
-        from post_training.images import commands
+@image_app.command("lock-tools")
+def image_lock_tools(repository: Repository = Path(".")) -> None:
+    """Resolve what pyproject.toml asks for into requirements-dev.lock, for `make setup`."""
+    from post_training.images.lock import lock_tools
 
-        commands.push(name, site, store, repository)
+    print(lock_tools(repository.resolve()))
 
-    @image.command("push-sif")
-    def image_push_sif(
-        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
-        site: Annotated[
-            str | None,
-            typer.Option(help="Render edf/post-training.toml for this site.", show_default=False),
-        ] = None,
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
-        from post_training.images import commands
-        from post_training.slurm import environment as render_command
 
-        commands.push_sif(name, store, repository)
-        if site is not None:
-            path = render_command.install(name, site, store, repository)
-            print(f"EDF: {path}", file=sys.stderr)
+@image_app.command("context")
+def image_context(
+    name: Annotated[str, typer.Argument(help="A folder of containers/.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Put all that a build reads into one folder, for builders other than ours."""
+    from post_training.images import commands
 
-    @image.command("lock")
-    def image_lock(
-        name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
-        base: Annotated[
-            str | None,
-            typer.Option(
-                help="Where to read a registry's base instead: docker://MIRROR/NAME:TAG or "
-                "oci:FOLDER:TAG.",
-                show_default=False,
-            ),
-        ] = None,
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Resolve what containers/NAME asks for into locks; exit 1 where something stays open."""
-        from post_training.images import commands
+    commands.context(name, folder, store, repository)
 
-        sys.exit(commands.lock(name, base, store, repository))
 
-    @image.command("lock-tools")
-    def image_lock_tools(repository: Repository = Path(".")) -> None:
-        """Resolve what pyproject.toml asks for into requirements-dev.lock, for `make setup`."""
-        from post_training.images.lock import lock_tools
+@image_app.command("list")
+def image_list(store: Store = None, as_json: Json = False) -> None:
+    """The images in the store, the last pushed first."""
+    from post_training.images import commands
 
-        print(lock_tools(repository.resolve()))
+    commands.show_list(store, as_json=as_json)
 
-    @image.command("context")
-    def image_context(
-        name: Annotated[str, typer.Argument(help="A folder of containers/.")],
-        folder: Annotated[Path, typer.Argument(help="A new folder.")],
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Put all that a build reads into one folder, for builders other than ours."""
-        from post_training.images import commands
 
-        commands.context(name, folder, store, repository)
+@image_app.command("show")
+def image_show(reference: Reference, store: Store = None) -> None:
+    """The whole record of an image, as JSON."""
+    from post_training.images import commands
 
-    @image.command("list")
-    def image_list(store: Store = None, as_json: Json = False) -> None:
-        """The images in the store, the last pushed first."""
-        from post_training.images import commands
+    print(json.dumps(commands.open_store(store).find(reference), indent=2))
 
-        commands.show_list(store, as_json=as_json)
 
-    @image.command("show")
-    def image_show(reference: Reference, store: Store = None) -> None:
-        """The whole record of an image, as JSON."""
-        from post_training.images import commands
+@image_app.command("verify")
+def image_verify(reference: Reference, store: Store = None) -> None:
+    """Hash an image again: ok, missing or corrupt."""
+    from post_training.images import commands
 
-        print(json.dumps(commands.open_store(store).find(reference), indent=2))
+    sys.exit(commands.verify(reference, store))
 
-    @image.command("verify")
-    def image_verify(reference: Reference, store: Store = None) -> None:
-        """Hash an image again: ok, missing or corrupt."""
-        from post_training.images import commands
 
-        sys.exit(commands.verify(reference, store))
+@image_app.command("rebuild")
+def image_rebuild(
+    reference: Reference,
+    store: Store = None,
+    repository: Repository = Path("."),
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Take the layers that buildah has.")
+    ] = False,
+) -> None:
+    """Build an image again from its commit: exit 0 identical, 4 differs (which paths)."""
+    from post_training.images import commands
 
-    @image.command("rebuild")
-    def image_rebuild(
-        reference: Reference,
-        store: Store = None,
-        repository: Repository = Path("."),
-        cached: Annotated[
-            bool, typer.Option("--cached", help="Take the layers that buildah has.")
-        ] = False,
-    ) -> None:
-        """Build an image again from its commit: exit 0 identical, 4 differs (which paths)."""
-        from post_training.images import commands
+    sys.exit(commands.rebuild(reference, store, repository, cached=cached))
 
-        sys.exit(commands.rebuild(reference, store, repository, cached=cached))
 
-    @image.command("release")
-    def image_release(
-        reference: Reference,
-        tests: Annotated[
-            list[str] | None,
-            typer.Argument(
-                help="Instead of its whole tests: arguments of pytest.", metavar="TESTS"
-            ),
-        ] = None,
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Test an image with the tests of its commit, then write containers/images.lock."""
-        from post_training.images import commands
+@image_app.command("release")
+def image_release(
+    reference: Reference,
+    tests: Annotated[
+        list[str] | None,
+        typer.Argument(help="Instead of its whole tests: arguments of pytest.", metavar="TESTS"),
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Test an image with the tests of its commit, then write containers/images.lock."""
+    from post_training.images import commands
 
-        commands.release(reference, tests or [], store, repository)
+    commands.release(reference, tests or [], store, repository)
 
-    @image.command("gc")
-    def image_gc(
-        runs: Annotated[
-            list[Path] | None,
-            typer.Argument(help="Folders with runs, remembered.", show_default=False),
-        ] = None,
-        delete: Annotated[bool, typer.Option("--delete", help="Remove them.")] = False,
-        forget: Annotated[
-            Path | None, typer.Option(help="A folder of runs that is gone.", show_default=False)
-        ] = None,
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Which images no run names, no EDF pins and no release has; --delete removes them."""
-        from post_training.images import commands
 
-        commands.gc(runs or [], forget, store, repository, delete=delete)
+@image_app.command("gc")
+def image_gc(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders with runs, remembered.", show_default=False),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them.")] = False,
+    forget: Annotated[
+        Path | None, typer.Option(help="A folder of runs that is gone.", show_default=False)
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Which images no run names, no EDF pins and no release has; --delete removes them."""
+    from post_training.images import commands
 
-    @edf.command("render")
-    def edf_render(
-        image: Annotated[
-            str, typer.Option(help="Digest or name of an image in the store.")
-        ] = "cpu",
-        site: Annotated[str, typer.Option(help="A site file of edf/.")] = "laptop",
-        form: Annotated[
-            str | None,
-            typer.Option("--as", help="edf or singularity; else the site's own.", metavar="FORM"),
-        ] = None,
-        store: Store = None,
-        repository: Repository = Path("."),
-    ) -> None:
-        """Print an image's EDF for a site, or the script that runs Singularity there."""
-        from post_training.slurm import environment as render_command
+    commands.gc(runs or [], forget, store, repository, delete=delete)
 
-        print(render_command.render(image, site, form, store, repository), end="")
 
-    @edf.command("check")
-    def edf_check(
-        environment: Annotated[str, typer.Argument(help="NAME, NAME.toml or a path, as for srun.")],
-        repository: Repository = Path("."),
-    ) -> None:
-        """Tell every fault of an EDF at once, without running it; exit 2 where there is one."""
-        from post_training.images import commands
+@edf_app.command("render")
+def edf_render(
+    image: Annotated[str, typer.Option(help="Digest or name of an image in the store.")] = "cpu",
+    site: Annotated[str, typer.Option(help="A site file of edf/.")] = "laptop",
+    form: Annotated[
+        str | None,
+        typer.Option("--as", help="edf or singularity; else the site's own.", metavar="FORM"),
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Print an image's EDF for a site, or the script that runs Singularity there."""
+    from post_training.slurm import environment
 
-        commands.check(environment, repository)
+    print(environment.render(image, site, form, store, repository), end="")
 
-    @edf.command("run")
-    def edf_run() -> None:
-        """Run a command in an EDF's image: `edf run NAME -- COMMAND …`."""
 
-    @edf.command("resolve")
-    def edf_resolve() -> None:
-        """Check an EDF and print its path: `edf resolve NAME`."""
+@edf_app.command("check")
+def edf_check(
+    environment: Annotated[str, typer.Argument(help="NAME, NAME.toml or a path, as for srun.")],
+    repository: Repository = Path("."),
+) -> None:
+    """Tell every fault of an EDF at once, without running it; exit 2 where there is one."""
+    from post_training.images import commands
+
+    commands.check(environment, repository)
+
+
+@edf_app.command("run")
+def edf_run() -> None:
+    """Run a command in an EDF's image: `edf run NAME -- COMMAND …`."""
+
+
+@edf_app.command("resolve")
+def edf_resolve() -> None:
+    """Check an EDF and print its path: `edf resolve NAME`."""

@@ -18,153 +18,152 @@ from post_training.cli.options import (
     SchedulerSetting,
 )
 
+pipeline_app = typer.Typer(help="Run, submit and watch stages that build on each other.", **GROUP)
+experiment_app = typer.Typer(help="Folders of experiments.", **GROUP)
 
-def add_commands(app: typer.Typer) -> None:
-    pipeline = typer.Typer(help="Run, submit and watch stages that build on each other.", **GROUP)
-    app.add_typer(pipeline, name="pipeline")
-    experiment = typer.Typer(help="Folders of experiments.", **GROUP)
-    app.add_typer(experiment, name="experiment")
+PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", show_default=False)]
+PipelineOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="stages.NAME.config.KEY=VALUE, run_dir=…",
+        show_default=False,
+    ),
+]
+Checkout = Annotated[
+    Path | None,
+    typer.Option("--dev", metavar="CHECKOUT", help="Run this checkout's sources."),
+]
 
-    @app.command("submit")
-    def submit_stage(
-        stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
-        config: Annotated[Path, typer.Argument(metavar="CFG.YAML", show_default=False)],
-        overrides: Overrides = None,
-        site: JobSite = "laptop",
-        environment: JobEnvironment = "post-training",
-        nodes: Annotated[int | None, typer.Option(show_default=False)] = None,
-        time: Annotated[
-            str | None, typer.Option(help="Wall time of one attempt.", show_default=False)
-        ] = None,
-        partition: SchedulerSetting = None,
-        account: SchedulerSetting = None,
-        reservation: SchedulerSetting = None,
-        max_failures: MaxFailures = 3,
-        dev: Annotated[
-            Path | None,
-            typer.Option(metavar="CHECKOUT", help="Run a copy of this checkout's sources."),
-        ] = None,
-        chain: Annotated[
-            int,
-            typer.Option(min=1, help="Jobs that go on from each other, where none is requeued."),
-        ] = 1,
-        dry_run: DryRun = False,
-    ) -> None:
-        """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
-        from post_training.slurm import submit as submit_command
 
-        changes = {
-            "nodes": nodes,
-            "time": time,
-            "partition": partition,
-            "account": account,
-            "reservation": reservation,
-        }
-        submit_command.submit_stage(
-            stage,
-            config,
-            overrides or [],
-            (site, changes),
-            environment,
-            max_failures=max_failures,
-            dev=dev,
-            num_chained=chain,
-            dry_run=dry_run,
-        )
-
-    PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", show_default=False)]
-
-    PipelineOverrides = Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="stages.NAME.config.KEY=VALUE, run_dir=…",
-            show_default=False,
-        ),
-    ]
-
-    Checkout = Annotated[
+def submit_stage(
+    stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
+    config: Annotated[Path, typer.Argument(metavar="CFG.YAML", show_default=False)],
+    overrides: Overrides = None,
+    site: JobSite = "laptop",
+    environment: JobEnvironment = "post-training",
+    nodes: Annotated[int | None, typer.Option(show_default=False)] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Wall time of one attempt.", show_default=False)
+    ] = None,
+    partition: SchedulerSetting = None,
+    account: SchedulerSetting = None,
+    reservation: SchedulerSetting = None,
+    max_failures: MaxFailures = 3,
+    dev: Annotated[
         Path | None,
-        typer.Option("--dev", metavar="CHECKOUT", help="Run this checkout's sources."),
-    ]
+        typer.Option(metavar="CHECKOUT", help="Run a copy of this checkout's sources."),
+    ] = None,
+    chain: Annotated[
+        int,
+        typer.Option(min=1, help="Jobs that go on from each other, where none is requeued."),
+    ] = 1,
+    dry_run: DryRun = False,
+) -> None:
+    """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
+    from post_training.slurm import submit
 
-    @pipeline.command("run")
-    def pipeline_run(
-        file: PipelineFile,
-        overrides: PipelineOverrides = None,
-        environment: Environment = None,
-        dev: Checkout = None,
-        unpinned: Annotated[
-            bool, typer.Option("--unpinned", help="Without an image; the records say so.")
-        ] = False,
-    ) -> None:
-        """Run on this machine what is not finished, one stage after another."""
-        from post_training.slurm import pipeline_commands
+    changes = {
+        "nodes": nodes,
+        "time": time,
+        "partition": partition,
+        "account": account,
+        "reservation": reservation,
+    }
+    submit.submit_stage(
+        stage,
+        config,
+        overrides or [],
+        (site, changes),
+        environment,
+        max_failures=max_failures,
+        dev=dev,
+        num_chained=chain,
+        dry_run=dry_run,
+    )
 
-        where = pipeline_commands.Where(environment, dev)
-        pipeline_commands.run_pipeline(file, overrides or [], where, unpinned=unpinned)
 
-    @pipeline.command("submit")
-    def pipeline_submit(
-        file: PipelineFile,
-        overrides: PipelineOverrides = None,
-        site: JobSite = "laptop",
-        environment: JobEnvironment = "post-training",
-        partition: SchedulerSetting = None,
-        account: SchedulerSetting = None,
-        reservation: SchedulerSetting = None,
-        max_failures: MaxFailures = 3,
-        dev: Checkout = None,
-        dry_run: DryRun = False,
-    ) -> None:
-        """Queue in Slurm what is not finished, each stage after those it needs."""
-        from post_training.slurm import pipeline_commands
+@pipeline_app.command("run")
+def pipeline_run(
+    file: PipelineFile,
+    overrides: PipelineOverrides = None,
+    environment: Environment = None,
+    dev: Checkout = None,
+    unpinned: Annotated[
+        bool, typer.Option("--unpinned", help="Without an image; the records say so.")
+    ] = False,
+) -> None:
+    """Run on this machine what is not finished, one stage after another."""
+    from post_training.slurm import pipeline_commands
 
-        changes = {"partition": partition, "account": account, "reservation": reservation}
-        where = pipeline_commands.Where(environment, dev, (site, changes))
-        pipeline_commands.submit_pipeline(
-            file, overrides or [], where, max_failures=max_failures, dry_run=dry_run
-        )
+    where = pipeline_commands.Where(environment, dev)
+    pipeline_commands.run_pipeline(file, overrides or [], where, unpinned=unpinned)
 
-    @pipeline.command("status")
-    def pipeline_status(
-        file_or_folder: Annotated[Path, typer.Argument(metavar="PIPELINE.YAML|FOLDER")],
-        as_json: Json = False,
-    ) -> None:
-        """Each stage: its state, how far it is, and why it failed."""
-        from post_training.slurm import pipeline_commands
 
-        pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
+@pipeline_app.command("submit")
+def pipeline_submit(
+    file: PipelineFile,
+    overrides: PipelineOverrides = None,
+    site: JobSite = "laptop",
+    environment: JobEnvironment = "post-training",
+    partition: SchedulerSetting = None,
+    account: SchedulerSetting = None,
+    reservation: SchedulerSetting = None,
+    max_failures: MaxFailures = 3,
+    dev: Checkout = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Queue in Slurm what is not finished, each stage after those it needs."""
+    from post_training.slurm import pipeline_commands
 
-    @experiment.command("check")
-    def experiment_check(
-        folder: Annotated[
-            Path, typer.Argument(metavar="FOLDER", help="With pipeline.yaml and expected.json.")
-        ],
-        environment: Environment = None,
-        dev: Checkout = None,
-        run_dir: Annotated[
-            Path | None, typer.Option(help="Where; one that was begun is gone on with.")
-        ] = None,
-        write: Annotated[
-            bool, typer.Option("--write", help="Make what comes out the expected.")
-        ] = False,
-    ) -> None:
-        """Run an experiment again: exit 0 identical, 3 equivalent figures, 4 differs."""
-        from post_training.reproduce.experiment import check_experiment
-        from post_training.slurm.pipeline_commands import Where
+    changes = {"partition": partition, "account": account, "reservation": reservation}
+    where = pipeline_commands.Where(environment, dev, (site, changes))
+    pipeline_commands.submit_pipeline(
+        file, overrides or [], where, max_failures=max_failures, dry_run=dry_run
+    )
 
-        where = Where(environment, dev)
-        sys.exit(check_experiment(folder, run_dir, where, write=write))
 
-    @experiment.command("new")
-    def experiment_new(
-        name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens.")],
-        parent: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(
-            "reproducibility"
-        ),
-    ) -> None:
-        """Make a folder with a pipeline that runs, and a page to be filled in."""
-        from post_training.slurm.pipeline_commands import new_experiment
+@pipeline_app.command("status")
+def pipeline_status(
+    file_or_folder: Annotated[Path, typer.Argument(metavar="PIPELINE.YAML|FOLDER")],
+    as_json: Json = False,
+) -> None:
+    """Each stage: its state, how far it is, and why it failed."""
+    from post_training.slurm import pipeline_commands
 
-        print(new_experiment(name, parent))
+    pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
+
+
+@experiment_app.command("check")
+def experiment_check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="With pipeline.yaml and expected.json.")
+    ],
+    environment: Environment = None,
+    dev: Checkout = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where; one that was begun is gone on with.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Make what comes out the expected.")
+    ] = False,
+) -> None:
+    """Run an experiment again: exit 0 identical, 3 equivalent figures, 4 differs."""
+    from post_training.reproduce.experiment import check_experiment
+    from post_training.slurm.pipeline_commands import Where
+
+    where = Where(environment, dev)
+    sys.exit(check_experiment(folder, run_dir, where, write=write))
+
+
+@experiment_app.command("new")
+def experiment_new(
+    name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens.")],
+    parent: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(
+        "reproducibility"
+    ),
+) -> None:
+    """Make a folder with a pipeline that runs, and a page to be filled in."""
+    from post_training.slurm.pipeline_commands import new_experiment
+
+    print(new_experiment(name, parent))

@@ -9,182 +9,184 @@ import typer
 
 from post_training.cli.options import GROUP, Artifact, Json, Repository, Run, Store
 
+runs_app = typer.Typer(help="Look at runs.", **GROUP)
+artifact_app = typer.Typer(help="Look at what runs made, and check it.", **GROUP)
 
-def add_commands(app: typer.Typer) -> None:
-    runs = typer.Typer(help="Look at runs.", **GROUP)
-    app.add_typer(runs, name="runs")
-    artifact = typer.Typer(help="Look at what runs made, and check it.", **GROUP)
-    app.add_typer(artifact, name="artifact")
 
-    @runs.command("show")
-    def runs_show(
-        run: Run,
-        as_json: Json = False,
-        verify: Annotated[
-            bool, typer.Option("--verify", help="Read every file; exit 1 if one was changed.")
-        ] = False,
-    ) -> None:
-        """What a run was, in which image, from what, and what came out."""
-        from post_training.records import show
-        from post_training.slurm.run_index import find_run
-        from post_training.slurm.runs import run_states
+@runs_app.command("show")
+def runs_show(
+    run: Run,
+    as_json: Json = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file; exit 1 if one was changed.")
+    ] = False,
+) -> None:
+    """What a run was, in which image, from what, and what came out."""
+    from post_training.records import show
+    from post_training.slurm.run_index import find_run
+    from post_training.slurm.runs import run_states
 
-        run_dir = find_run(run)
-        [state] = run_states([run_dir])
-        sys.exit(show.show_run(run_dir, state.state, as_json=as_json, verify=verify))
+    run_dir = find_run(run)
+    [state] = run_states([run_dir])
+    sys.exit(show.show_run(run_dir, state.state, as_json=as_json, verify=verify))
 
-    @runs.command("diff")
-    def runs_diff(
-        run: Run,
-        others: Annotated[
-            list[Path], typer.Argument(metavar="OTHER…", help="Others, each beside the first.")
-        ],
-    ) -> None:
-        """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
-        from post_training.records import compare as diff
-        from post_training.slurm.run_index import find_run
 
-        sys.exit(diff.print_diffs([find_run(each) for each in (run, *others)]))
+@runs_app.command("diff")
+def runs_diff(
+    run: Run,
+    others: Annotated[
+        list[Path], typer.Argument(metavar="OTHER…", help="Others, each beside the first.")
+    ],
+) -> None:
+    """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
+    from post_training.records import compare
+    from post_training.slurm.run_index import find_run
 
-    @runs.command("list")
-    def runs_list(
-        folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
-        stage: Annotated[str | None, typer.Option(help="sft, dpo, …", show_default=False)] = None,
-        state: Annotated[
-            str | None, typer.Option(help="finished, running, failed, …", show_default=False)
-        ] = None,
-        image: Annotated[
-            str | None, typer.Option(metavar="DIGEST", help="How it begins.", show_default=False)
-        ] = None,
-        since: Annotated[
-            datetime | None,
-            typer.Option(formats=["%Y-%m-%d"], help="Started on this day or later, in UTC."),
-        ] = None,
-        where: Annotated[
-            list[str] | None,
-            typer.Option(metavar="KEY=VALUE", help="A setting of the recipe.", show_default=False),
-        ] = None,
-        as_json: Json = False,
-    ) -> None:
-        """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
-        from post_training.config.load import parse_override
-        from post_training.core.errors import dotted
-        from post_training.slurm import run_commands, run_index
-        from post_training.stages.registry import find_stage
+    sys.exit(compare.print_diffs([find_run(each) for each in (run, *others)]))
 
-        if stage is not None:
-            find_stage(stage)
-        overrides = map(parse_override, where or [])
-        settings = {dotted(override.path): override.value for override in overrides}
-        filters = run_index.Filters(stage, state, image, since and since.date(), settings)
-        run_commands.list_runs(folder, filters, as_json=as_json)
 
-    @runs.command("logs")
-    def runs_logs(
-        run: Run,
-        worker: Annotated[
-            int | None, typer.Option(help="Of this worker of an array.", show_default=False)
-        ] = None,
-        lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The last ones.")] = 50,
-        follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
-    ) -> None:
-        """What a run's job printed, with all its attempts."""
-        from post_training.slurm import run_commands, run_index
+@runs_app.command("list")
+def runs_list(
+    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+    stage: Annotated[str | None, typer.Option(help="sft, dpo, …", show_default=False)] = None,
+    state: Annotated[
+        str | None, typer.Option(help="finished, running, failed, …", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="DIGEST", help="How it begins.", show_default=False)
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Started on this day or later, in UTC."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of the recipe.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
+    from post_training.config.load import parse_override
+    from post_training.core.errors import dotted
+    from post_training.slurm import run_commands, run_index
+    from post_training.stages.registry import find_stage
 
-        run_commands.show_log(
-            run_index.find_run(run), worker=worker, num_lines=lines, follow=follow
-        )
+    if stage is not None:
+        find_stage(stage)
+    overrides = map(parse_override, where or [])
+    settings = {dotted(override.path): override.value for override in overrides}
+    filters = run_index.Filters(stage, state, image, since and since.date(), settings)
+    run_commands.list_runs(folder, filters, as_json=as_json)
 
-    @runs.command("cancel")
-    def runs_cancel(
-        folders: Annotated[
-            list[Path], typer.Argument(metavar="FOLDER…", help="Runs, or folders of runs.")
-        ],
-    ) -> None:
-        """Stop the jobs of runs for good; a pipeline's folder stops all of it."""
-        from post_training.slurm import run_commands
 
-        run_commands.cancel_runs(folders)
+@runs_app.command("logs")
+def runs_logs(
+    run: Run,
+    worker: Annotated[
+        int | None, typer.Option(help="Of this worker of an array.", show_default=False)
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The last ones.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+) -> None:
+    """What a run's job printed, with all its attempts."""
+    from post_training.slurm import run_commands, run_index
 
-    @runs.command("export")
-    def runs_export(
-        run: Run,
-        output: Annotated[
-            Path | None, typer.Option("--output", "-o", help="RUN_ID.zip", show_default=False)
-        ] = None,
-        with_data: Annotated[
-            bool,
-            typer.Option("--with-data", help="Recorded files up to 1 MiB too: rows, samples."),
-        ] = False,
-    ) -> None:
-        """Pack the record and its figures into an archive, an RO-Crate, with in-toto provenance."""
-        from post_training.records import export
-        from post_training.slurm.run_index import find_run
+    run_commands.show_log(run_index.find_run(run), worker=worker, num_lines=lines, follow=follow)
 
-        print(export.export_run(find_run(run), output, with_data=with_data))
 
-    @artifact.command("show")
-    def artifact_show(folder: Artifact, as_json: Json = False) -> None:
-        """What it is, and which run made it."""
-        from post_training.records import show as lineage
+@runs_app.command("cancel")
+def runs_cancel(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="Runs, or folders of runs.")
+    ],
+) -> None:
+    """Stop the jobs of runs for good; a pipeline's folder stops all of it."""
+    from post_training.slurm import run_commands
 
-        lineage.show_artifact(folder, as_json=as_json)
+    run_commands.cancel_runs(folders)
 
-    @artifact.command("lineage")
-    def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
-        """All it came from: runs, models, data, as a tree."""
-        from post_training.records import show as lineage
 
-        lineage.show_lineage(folder, as_json=as_json)
+@runs_app.command("export")
+def runs_export(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="RUN_ID.zip", show_default=False)
+    ] = None,
+    with_data: Annotated[
+        bool,
+        typer.Option("--with-data", help="Recorded files up to 1 MiB too: rows, samples."),
+    ] = False,
+) -> None:
+    """Pack the record and its figures into an archive, an RO-Crate, with in-toto provenance."""
+    from post_training.records import export
+    from post_training.slurm.run_index import find_run
 
-    @artifact.command("verify")
-    def artifact_verify(folder: Artifact) -> None:
-        """Hash its files again: ok, or the files that are not what they were."""
-        from post_training.records import show as lineage
+    print(export.export_run(find_run(run), output, with_data=with_data))
 
-        lineage.verify_artifact(folder)
 
-    @app.command("reproduce")
-    def reproduce_run(
-        run: Annotated[
-            Path,
-            typer.Argument(metavar="RUN", help="A run's folder or id, or an artifact it made."),
-        ],
-        run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
-        store: Store = None,
-        repository: Repository = Path("."),
-        upstream: Annotated[
-            bool, typer.Option("--upstream", help="Everything its inputs came from, too.")
-        ] = False,
-        stale: Annotated[
-            bool, typer.Option("--stale", help="What made inputs that are gone or changed, too.")
-        ] = False,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Say what is missing, and run nothing.")
-        ] = False,
-        tolerance: Annotated[
-            float, typer.Option(min=0, help="Relative, of the figures, on another machine.")
-        ] = 0.01,
-        site: Annotated[
-            str | None, typer.Option(help="Run it as a job there.", show_default=False)
-        ] = None,
-        nodes: Annotated[
-            int | None, typer.Option(min=1, help="Of the job.", show_default="what its ranks fill")
-        ] = None,
-        time: Annotated[str | None, typer.Option(help="Of the job.", show_default=False)] = None,
-    ) -> None:
-        """Run again from the recorded image digest and compare.
+@artifact_app.command("show")
+def artifact_show(folder: Artifact, as_json: Json = False) -> None:
+    """What it is, and which run made it."""
+    from post_training.records import show
 
-        Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
-        from post_training.core.errors import UsageError
-        from post_training.reproduce import plan
-        from post_training.reproduce import run_again as command
-        from post_training.slurm.run_index import find_run
-        from post_training.slurm.site import load_site
+    show.show_artifact(folder, as_json=as_json)
 
-        if site is None and (nodes, time) != (None, None):
-            raise UsageError("--nodes and --time: of a job, so only with --site")
-        where = site and (site, load_site(site, {"time": time}))
-        runs = "all" if upstream else "stale" if stale else "none"
-        options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, nodes, repository)
-        sys.exit(command.reproduce(find_run(run), options))
+
+@artifact_app.command("lineage")
+def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
+    """All it came from: runs, models, data, as a tree."""
+    from post_training.records import show
+
+    show.show_lineage(folder, as_json=as_json)
+
+
+@artifact_app.command("verify")
+def artifact_verify(folder: Artifact) -> None:
+    """Hash its files again: ok, or the files that are not what they were."""
+    from post_training.records import show
+
+    show.verify_artifact(folder)
+
+
+def reproduce_run(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder or id, or an artifact it made."),
+    ],
+    run_dir: Annotated[Path | None, typer.Option(help="Where to run again.")] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+    upstream: Annotated[
+        bool, typer.Option("--upstream", help="Everything its inputs came from, too.")
+    ] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="What made inputs that are gone or changed, too.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is missing, and run nothing.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Relative, of the figures, on another machine.")
+    ] = 0.01,
+    site: Annotated[
+        str | None, typer.Option(help="Run it as a job there.", show_default=False)
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Of the job.", show_default="what its ranks fill")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Of the job.", show_default=False)] = None,
+) -> None:
+    """Run again from the recorded image digest and compare.
+
+    Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
+    from post_training.core.errors import UsageError
+    from post_training.reproduce import plan, run_again
+    from post_training.slurm.run_index import find_run
+    from post_training.slurm.site import load_site
+
+    if site is None and (nodes, time) != (None, None):
+        raise UsageError("--nodes and --time: of a job, so only with --site")
+    where = site and (site, load_site(site, {"time": time}))
+    runs = "all" if upstream else "stale" if stale else "none"
+    options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, nodes, repository)
+    sys.exit(run_again.reproduce(find_run(run), options))
