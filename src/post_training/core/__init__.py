@@ -1,1 +1,4 @@
-"""Errors, hashing, atomic files and YAML with line numbers. Standard library and PyYAML only."""
+"""What every other package uses: errors, files, hashes, locks, processes, secrets and YAML.
+
+The standard library and PyYAML only.
+"""

@@ -1,7 +1,8 @@
 """One tree of errors, and the one way they are shown.
 
 Everything a user can cause is a PostTrainingError: it says what is wrong, where, and what to do.
-Any other exception is a bug of ours and keeps its traceback.
+Any other exception is a bug of ours and keeps its traceback. `dotted` and `shown` spell the keys
+and the values in messages.
 """
 
 import errno
@@ -31,7 +32,7 @@ class PostTrainingError(Exception):
 
 
 class NoAnswerError(PostTrainingError):
-    """A program was given up: what it was asked for may have been done."""
+    """A program gave no answer in time and was killed. It may have done what it was asked for."""
 
 
 class UsageError(PostTrainingError):
@@ -51,9 +52,9 @@ class ConfigError(UsageError):
 class Interrupted(BaseException):
     """A signal ended the work; exit code 128 + the signal's number, as a shell reports it.
 
-    Like KeyboardInterrupt it is no Exception: a handler raises it at any line, also within a `try`
-    whose `except Exception` expects a fault of a row, of a file or of a library. Taken for such a
-    fault, a preempted job would end for good instead of being requeued.
+    Like KeyboardInterrupt it is not an Exception. A signal handler raises it at any line, also
+    inside a `try` whose `except Exception` is there for a bad row, a bad file or a library's error.
+    Caught there, a preempted job would fail for good instead of being requeued.
     """
 
     def __init__(self, signal_name: str, signal_number: int):
@@ -63,7 +64,10 @@ class Interrupted(BaseException):
 
 
 def report(error: BaseException, stream: TextIO | None = None) -> int:
-    """Print `error` for a person and return the exit code. A bug of ours is re-raised."""
+    """Print `error` for a person and return the exit code. A bug of ours is raised again.
+
+    stream: where to print; stderr unless given.
+    """
     stream = stream or sys.stderr
     if isinstance(error, KeyboardInterrupt):
         print("error: interrupted", file=stream)
@@ -94,9 +98,6 @@ def _from_os_error(error: OSError) -> PostTrainingError:
         )
     problem = (error.strerror or str(error)).lower()
     return PostTrainingError(problem, where=error.filename and str(error.filename), hint=hint)
-
-
-# How keys and values are spelled in messages.
 
 
 KeyPath = tuple[str | int, ...]

@@ -1,4 +1,7 @@
-"""Files that are either complete or absent: written beside their place, then renamed into it."""
+"""Files that are either complete or absent: written beside their place, then renamed into it.
+
+Also: JSON records, permissions of new files, and flushing to the disk.
+"""
 
 import json
 import os
@@ -11,6 +14,13 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` in one step; on any failure the old file stays as it was."""
@@ -21,9 +31,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it is synced and becomes `path`.
+    """Yield a temporary path in the same folder; on success it is flushed and becomes `path`.
 
-    Its permissions are those of any new file there.
+    Its permissions are those of any new file there: as the umask or the folder's ACL says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -31,7 +41,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         mode = stat.S_IMODE(os.fstat(file).st_mode)
     try:
         yield temporary
-        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # A library put a file of its own there.
+        # A library may have renamed a private file of its own (0600) to this path.
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
         sync(temporary)
         temporary.replace(path)
@@ -59,68 +70,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush all of it to the disk, with the permissions that new files get there.
-
-    Libraries write a file beside its place first, which then stays private (0600).
-    """
-    mode = new_file_mode(folder)
-    for path in (*folder.rglob("*"), folder):
-        if path.is_symlink():
-            continue
-        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
-            path.chmod(mode)
-        if path.is_file() or path.is_dir():
-            sync(path)
-
-
-def new_file_mode(folder: Path) -> int:
-    """Of a file that is made there: as the umask says, or the folder's default ACL, which alone the
-    file system knows."""
-    probe = _beside(folder / "mode")
-    with _new_file(probe) as file:
-        probe.unlink()
-        return stat.S_IMODE(os.fstat(file).st_mode)
-
-
-def copy_folder(source: Path, target: Path, *, without: Iterable[str] = ()) -> None:
-    """The content of its files, into an existing folder, without their permissions and times.
-
-    without: names to leave out.
-    """
-    for path in sorted(source.iterdir()):
-        if path.name in without:
-            continue
-        if path.is_dir():
-            (target / path.name).mkdir()
-            copy_folder(path, target / path.name, without=without)
-        else:
-            shutil.copyfile(path, target / path.name)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[int]:
-    """Open for writing; with all the permissions that there may be, unlike tempfile's."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Atomic, indented, keys in the order given: a person reads these files too."""
+    """Write indented JSON in one step; keys in the order given, since people read these files."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, schema: str) -> dict[str, Any]:
-    """A record written by `write_json` with this `schema`.
+    """Read a record that `write_json` wrote.
 
-    Errors: UsageError for what is no such record; FileNotFoundError.
+    schema: what its key "schema" must be.
+    Errors: UsageError for any other file; FileNotFoundError.
     """
     try:
         record = json.loads(path.read_text())
@@ -138,16 +97,58 @@ def check_keys(record: Mapping[str, Any], keys: Iterable[str], path: Path) -> No
         raise UsageError(f"no record any more: {', '.join(missing)} is gone", where=str(path))
 
 
-_SPECIAL_FILES = {
-    stat.S_IFIFO: "a pipe (FIFO)",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+def copy_folder(source: Path, target: Path, *, without: Iterable[str] = ()) -> None:
+    """Copy the content of all files into an existing folder; not their permissions and times.
+
+    without: names of files and folders to leave out, at every level.
+    """
+    for path in sorted(source.iterdir()):
+        if path.name in without:
+            continue
+        if path.is_dir():
+            (target / path.name).mkdir()
+            copy_folder(path, target / path.name, without=without)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush every file and folder in it to the disk; all files get the permissions of new ones.
+
+    Libraries also write beside and rename, and leave such files private (0600).
+    """
+    mode = new_file_mode(folder)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_symlink():
+            continue
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+        if path.is_file() or path.is_dir():
+            sync(path)
+
+
+def new_file_mode(folder: Path) -> int:
+    """The permissions of a file that is made in `folder`, by its umask or its default ACL.
+
+    A file is made to find out: only the file system knows what a default ACL comes to.
+    """
+    probe = _beside(folder / "mode")
+    with _new_file(probe) as file:
+        probe.unlink()
+        return stat.S_IMODE(os.fstat(file).st_mode)
 
 
 def refuse_special_file(path: Path) -> None:
-    """Errors: UsageError for a pipe, a socket or a device, which may be read without an end."""
+    """Errors: UsageError for a pipe, a socket or a device: reading one may never end."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError:
@@ -157,15 +158,22 @@ def refuse_special_file(path: Path) -> None:
 
 
 def user_cache() -> Path:
-    """post-training in the user's cache folder: what is there may be deleted at any time."""
+    """`post-training` in the user's cache folder; what is there may be deleted at any time."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "post-training")
 
 
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _beside(path: Path) -> Path:
+    """A hidden name in the same folder that nobody else uses."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """Make a file and open it for writing. Unlike tempfile's it is not private: its permissions are
+    those that the umask or the folder's ACL leaves."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -1,4 +1,15 @@
-"""sha256 of texts, values, files and folders: the only identity used anywhere."""
+"""sha256 of texts, values, files and folders: the only identity used anywhere.
+
+    sha256_*         of a text, of bytes, of a JSON value, of a file
+    fingerprint      of an input: a file, a folder, an indexed dataset
+    known_sha256     of a large file, read once and then known by device, inode, size, mtime, ctime
+    WatchedInputs    the inputs of a run, which must not change while it goes on
+
+A file is not remembered where its next change might not show in those five: when it was changed
+less than two seconds before it was read (file systems count time in ticks, and two writes within
+one tick have the same time), or while it was read. What they cannot show at all: a write to the
+disk past the file system, or a clock of the machine that was set back.
+"""
 
 import glob
 import hashlib
@@ -15,9 +26,18 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.files import refuse_special_file, user_cache, write_atomic
 
 ARTIFACT_RECORD = "artifact.json"
+# Reading a smaller file is as fast as reading its entry in the cache.
+_SMALL_BYTES = 1 << 20
+# The coarsest tick of a file system's clock, with room to spare.
+_YOUNG_S = 2
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Sha256 = Callable[[Path], str]
+Identity = tuple[int, ...]
 
 
 def sha256_text(text: str) -> str:
+    """Of the text's UTF-8, as hexadecimal digits; so are all hashes here."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -26,7 +46,10 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_value(value: Any) -> str:
-    """Hash of a JSON value; key order and whitespace don't count."""
+    """Of a JSON value; the order of keys does not count.
+
+    Errors: ValueError for NaN and infinity.
+    """
     return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
@@ -35,40 +58,39 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-Sha256 = Callable[[Path], str]
+def sha256_of_any(path: Path) -> str:
+    """sha256 of a file: as `known_sha256` where it is large, read where it is small.
+
+    Errors: FileNotFoundError.
+    """
+    return sha256_file(path) if path.stat().st_size < _SMALL_BYTES else known_sha256(path)
 
 
-def file_names(folder: Path) -> list[str]:
-    """Relative paths of every file below `folder` but its artifact record, sorted."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name != ARTIFACT_RECORD)
+def known_sha256(path: Path, on_read: Callable[[int], None] = lambda size_bytes: None) -> str:
+    """sha256 of the file, from the cache where it is known.
 
-
-def hash_named(folder: Path, names: Sequence[str], sha256: Sha256 = sha256_file) -> dict[str, str]:
-    """{name: sha256} of these files of the folder."""
-    from concurrent.futures import ThreadPoolExecutor  # 4 ms that the runner's start can spare
-
-    # hashlib releases the GIL, so threads hash at the speed of the disk.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: sha256(folder / name), names), strict=True))
-
-
-def hash_files(folder: Path, sha256: Sha256 = sha256_file) -> dict[str, str]:
-    """{relative path: sha256} of every file below `folder` but its artifact record, sorted."""
-    return hash_named(folder, file_names(folder), sha256)
-
-
-def fingerprint_files(hashes: dict[str, str]) -> str:
-    """Fingerprint of a folder from `hash_files`: sha256 over its sorted (path, sha256) pairs."""
-    return sha256_value(sorted(hashes.items()))
+    Where the cache cannot be written, the file is read each time.
+    path: may be /proc/self/fd/N, for a file that is open already.
+    on_read: called with the file's size before it is read; not where the cache knows it.
+    Errors: FileNotFoundError.
+    """
+    with open(path, "rb") as file:
+        if digest := _remembered(_entry(file_identity(os.fstat(file.fileno())))):
+            return digest
+        digest, identity = read_sha256(file, on_read)
+    if identity is not None:
+        # On a read-only home: correct all the same, only slower.
+        with suppress(OSError):
+            write_atomic(_entry(identity), digest)
+    return digest
 
 
 def fingerprint(path: Path, sha256: Sha256 = sha256_file) -> str:
-    """Fingerprint of an input: a file's sha256; that of a folder's files (hidden ones too); or that
-    of the indexed datasets PATH_*_document.{bin,idx} (Megatron's names), whose prefix it is.
+    """Of an input: a file's sha256; of a folder, `fingerprint_files` (hidden files count); of an
+    indexed dataset, the same over PATH_*_document.{bin,idx} (Megatron's names).
 
-    sha256: of one file; one that knows large files already is in core/hashing.py.
-    Errors: FileNotFoundError; UsageError for what is no file and no folder.
+    sha256: hashes one file; `sha256_of_any` where the cache may answer.
+    Errors: FileNotFoundError; UsageError for a pipe, a socket or a device.
     """
     refuse_special_file(path)
     if path.is_dir():
@@ -80,140 +102,69 @@ def fingerprint(path: Path, sha256: Sha256 = sha256_file) -> str:
     return sha256(path)
 
 
-# The sha256 of a large file, read once: the answer is cached by the file's identity.
-#
-# The cache key is device, inode, size, mtime and ctime. A file is not remembered where these may
-# not show its next change: when it was changed less than two seconds before it was read (file
-# systems count time in ticks, and two writes within one have one time), or while it was read. What
-# the key cannot notice: whoever may write to the disk beside the file system, or set the machine's
-# clock.
+def fingerprint_files(hashes: dict[str, str]) -> str:
+    """Of a folder, from its `hash_files`: sha256 over the sorted (path, sha256) pairs."""
+    return sha256_value(sorted(hashes.items()))
 
 
-# A smaller file is read as fast as its entry in the cache.
-_SMALL_BYTES = 1 << 20
-_YOUNG_S = 2
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-Identity = tuple[int, ...]
+def hash_files(folder: Path, sha256: Sha256 = sha256_file) -> dict[str, str]:
+    """{relative path: sha256} of every file below `folder` but its artifact record, sorted."""
+    return hash_named(folder, file_names(folder), sha256)
 
 
-def file_identity(status: os.stat_result) -> Identity:
-    """What changes when the file's bytes do."""
-    return (
-        *(status.st_dev, status.st_ino, status.st_size),
-        *(status.st_mtime_ns, status.st_ctime_ns),
-    )
+def hash_named(folder: Path, names: Sequence[str], sha256: Sha256 = sha256_file) -> dict[str, str]:
+    """{name: sha256} of these files of the folder."""
+    # Here and not above: the start of every container imports this file, and it takes 4 ms.
+    from concurrent.futures import ThreadPoolExecutor
+
+    # hashlib releases the GIL, so threads hash at the speed of the disk.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: sha256(folder / name), names), strict=True))
 
 
-def known_sha256(path: Path, on_read: Callable[[int], None] = lambda size_bytes: None) -> str:
-    """sha256 of the file. Where the cache cannot be written the file is simply read each time.
-
-    path: may be /proc/self/fd/N, for the file that is open already. on_read: called before the
-    file is read, where its digest is not known.
-    Errors: FileNotFoundError.
-    """
-    with open(path, "rb") as file:
-        if digest := _remembered(_entry(file_identity(os.fstat(file.fileno())))):
-            return digest
-        digest, identity = read_sha256(file, on_read)
-    if identity is not None:
-        # A read-only home: correct all the same, only slower.
-        with suppress(OSError):
-            write_atomic(_entry(identity), digest)
-    return digest
-
-
-def read_sha256(
-    file: BinaryIO, on_read: Callable[[int], None] = lambda size_bytes: None
-) -> tuple[str, Identity | None]:
-    """sha256 of a file that was just opened, and the identity by which it is known from now on;
-    None where its next change might not show."""
-    identity, started = flushed_identity(file), time.time()
-    on_read(os.fstat(file.fileno()).st_size)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    is_same = identity == file_identity(os.fstat(file.fileno()))
-    return digest, identity if is_same and not _is_young(identity, started) else None
-
-
-def flushed_identity(file: BinaryIO) -> Identity:
-    """The file's identity once what programs wrote through memory maps is on the disk.
-
-    A mapped page changes the file's times when it is written first, and not again before it is
-    flushed: without this, the second write would not show.
-    """
-    with suppress(OSError):  # Of a read-only file system: nothing is waiting there.
-        os.fsync(file.fileno())
-    return file_identity(os.fstat(file.fileno()))
-
-
-def sha256_of_any(path: Path) -> str:
-    """sha256 of a file of any size, from the cache where it is a large one.
-
-    Errors: FileNotFoundError.
-    """
-    return sha256_file(path) if path.stat().st_size < _SMALL_BYTES else known_sha256(path)
-
-
-def _entry(identity: Identity) -> Path:
-    return user_cache() / "verified" / "-".join(str(number) for number in identity)
-
-
-def _remembered(entry: Path) -> str | None:
-    """None for an entry that is no digest too: a disk that was full, or a machine that went down,
-    may leave one."""
-    try:
-        text = entry.read_text()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return text if _DIGEST.fullmatch(text) else None
-
-
-def _is_young(identity: Identity, now: float) -> bool:
-    """Whether a file that is read from `now` on was changed so shortly before that its next change
-    might not show."""
-    *_, mtime, ctime = (number / 1e9 for number in identity)
-    # Anybody may set mtime, to next year as well; ctime is the kernel's own, or a server's.
-    return abs(now - mtime) < _YOUNG_S or ctime > now - _YOUNG_S
-
-
-# The inputs of a run, which must stay what they were when their fingerprints were taken.
-#
-#     fingerprints taken -> the stage reads -> check -> what was made of them is kept
-#
-# A file is hashed again where its identity is another, or could not be trusted (known_digests.py);
-# so a file that was only touched is no change.
+def file_names(folder: Path) -> list[str]:
+    """Relative paths of every file below `folder` but its artifact record, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != ARTIFACT_RECORD)
 
 
 class WatchedInputs:
-    """By their keys, as they stand in the configuration. Every process of a run has its own."""
+    """The inputs of a run, by their keys in the configuration; every process has its own.
+
+        add (fingerprints taken) -> the stage reads them -> check -> what was made of them is kept
+
+    `check` hashes a file again only where its identity changed, or could not be trusted; so a file
+    that was only touched counts as unchanged.
+    """
 
     def __init__(self) -> None:
         self._inputs: dict[str, tuple[Path, str]] = {}
-        self._files: dict[Path, tuple[Identity | None, str]] = {}  # None: not to be trusted
+        # None: an identity in which the file's next change might not show.
+        self._files: dict[Path, tuple[Identity | None, str]] = {}
 
     def add(self, key: str, path: Path) -> str:
-        """The fingerprint. Errors: as of `fingerprint`."""
+        """Take the input's fingerprint, keep and return it. Errors: as of `fingerprint`."""
         found = fingerprint(path, self._sha256)
         self._inputs[key] = path.absolute(), found
         return found
 
     def release(self, *prefixes: str) -> None:
-        """Inputs whose keys begin so were read to their end: they may change from now on."""
+        """Stop watching the inputs whose keys begin so: they were read to their end."""
         self._inputs = {
             key: value for key, value in self._inputs.items() if not key.startswith(prefixes)
         }
 
     def check(self) -> None:
-        """Errors: PostTrainingError that names the file that is not what was hashed."""
+        """Errors: PostTrainingError that names the file that changed since it was hashed."""
         for path, known in self._inputs.values():
             try:
                 if fingerprint(path, self._same_sha256) != known:
-                    raise _changed(self._gone(path))
+                    raise _changed(self._missing_file(path))
             except FileNotFoundError:
                 raise _changed(path) from None
 
-    def _gone(self, folder: Path) -> Path:
-        """The first file of the folder that is not there any more."""
+    def _missing_file(self, folder: Path) -> Path:
+        """The first known file of the folder that is gone; the folder where all are there."""
         return next((p for p in self._files if folder in p.parents and not p.exists()), folder)
 
     def _sha256(self, path: Path) -> str:
@@ -223,7 +174,7 @@ class WatchedInputs:
         return digest
 
     def _same_sha256(self, path: Path) -> str:
-        """The digest of a file that is known. Errors: PostTrainingError when it is another."""
+        """The known digest of the file. Errors: PostTrainingError when it has another now."""
         path = path.absolute()
         identity, known = self._files.get(path, (None, ""))
         if identity is not None and identity == file_identity(path.stat()):
@@ -231,6 +182,59 @@ class WatchedInputs:
         if self._sha256(path) != known:
             raise _changed(path)
         return known
+
+
+def read_sha256(
+    file: BinaryIO, on_read: Callable[[int], None] = lambda size_bytes: None
+) -> tuple[str, Identity | None]:
+    """sha256 of a file that was just opened, and its identity; None instead of the identity where
+    the file's next change might not show in it.
+
+    on_read: called with the file's size before it is read.
+    """
+    identity, started = flushed_identity(file), time.time()
+    on_read(os.fstat(file.fileno()).st_size)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    is_same = identity == file_identity(os.fstat(file.fileno()))
+    return digest, identity if is_same and not _is_young(identity, started) else None
+
+
+def file_identity(status: os.stat_result) -> Identity:
+    """(device, inode, size, mtime, ctime): what changes when the file's bytes do."""
+    times_ns = status.st_mtime_ns, status.st_ctime_ns
+    return (status.st_dev, status.st_ino, status.st_size, *times_ns)
+
+
+def flushed_identity(file: BinaryIO) -> Identity:
+    """The file's identity, once everything written to it through memory maps is on the disk.
+
+    The first write to a mapped page changes the file's times; later ones do not until the page is
+    flushed. Without the flush here, such a later write would not show.
+    """
+    with suppress(OSError):  # A read-only file system: nothing is waiting to be written.
+        os.fsync(file.fileno())
+    return file_identity(os.fstat(file.fileno()))
+
+
+def _is_young(identity: Identity, now: float) -> bool:
+    """Whether the file was changed so shortly before `now` that its next change might not show."""
+    *_, mtime, ctime = (number / 1e9 for number in identity)
+    # Anybody may set mtime, also to next year; ctime only the kernel or a file server sets.
+    return abs(now - mtime) < _YOUNG_S or ctime > now - _YOUNG_S
+
+
+def _entry(identity: Identity) -> Path:
+    return user_cache() / "verified" / "-".join(str(number) for number in identity)
+
+
+def _remembered(entry: Path) -> str | None:
+    """The digest in this entry of the cache. None where there is none, or what is no digest: a full
+    disk or a machine that went down may leave that."""
+    try:
+        text = entry.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if _DIGEST.fullmatch(text) else None
 
 
 def _changed(path: Path) -> PostTrainingError:

@@ -1,10 +1,13 @@
-"""Locks of files: who works in a folder, among processes of one node or of many.
+"""File locks: which process works in a folder, on one node or on many.
 
-All are of one kind, open file description locks (fcntl(2), F_OFD_SETLK). They belong to the open
-file, and end with the process however it ends. The plain locks of fcntl (lockf) end when a process
-closes any descriptor of the file: a run that only looked at its own lock would give it up. Those of
-flock(2) stay on one node where NFS or Lustre is mounted so. On the network these and lockf's are
-the same, so programs that use the one and the other keep each other out.
+All are of one kind, open file description locks (fcntl(2), F_OFD_SETLK). Such a lock belongs to the
+open file and ends with the process, however that ends. Two other kinds are not used:
+
+    lockf      (fcntl's plain locks) ends when the process closes any descriptor of the file: a run
+               that only looks at its own lock would lose it
+    flock(2)   may hold on one node only, as NFS or Lustre is mounted
+
+Ours and lockf's exclude each other, so a program that uses lockf is kept out too.
 """
 
 import errno
@@ -20,17 +23,18 @@ from typing import BinaryIO
 
 from post_training.core.errors import UsageError
 
-# struct flock of 64-bit Linux, whose length 0 is the whole file: l_type, l_whence, l_start, l_len,
-# l_pid, which has to be 0.
+# struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len (0: the whole file), l_pid (must be
+# 0 for this kind of lock).
 _FLOCK = "hhqqi"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+# Every lock that this process holds, for a forked child to close.
 _held: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
 
 
 def hold(path: Path) -> BinaryIO | None:
-    """Lock the file, which is made where it is missing; None when somebody else holds it.
+    """Lock the file, which is made where it is missing; None when somebody else holds the lock.
 
-    The lock is held until what is returned is closed, or garbage, or the process ends.
+    The lock ends when the returned file is closed or collected as garbage, or the process ends.
     Errors: UsageError where the file system has no locks; OSError with the path, as of a full disk.
     """
     file = _open(path)
@@ -47,9 +51,11 @@ def hold(path: Path) -> BinaryIO | None:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of the file, once nobody else does. on_wait: called when that takes its time.
+    """Hold the lock of the file; wait while somebody else does.
 
-    The file is left there: a removed one would not keep the next out. Errors: as of `hold`.
+    on_wait: called once, before waiting.
+    The file is not removed at the end: who waits for a removed file and who makes a new one would
+    both hold a lock. Errors: as of `hold`.
     """
     with _open(path) as file:
         if not _lock(file, path, fcntl.F_OFD_SETLK):
@@ -59,14 +65,14 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
 
 
 def is_held(path: Path) -> bool:
-    """Whether anybody holds it, this process too; False where there is no file.
+    """Whether any process holds the lock, this one included; False where there is no file.
 
-    Who asks takes no lock, in the way of a process that starts this moment, and need not be allowed
-    to write there. Errors: as of `hold`.
+    Asking takes no lock, which could stop a process that starts at this moment, and needs no
+    permission to write. Errors: as of `hold`.
     """
     try:
         with open(path, "rb") as file:
-            return _ask(file, path, fcntl.F_OFD_GETLK) != fcntl.F_UNLCK
+            return _call_fcntl(file, path, fcntl.F_OFD_GETLK) != fcntl.F_UNLCK
     except FileNotFoundError:
         return False
 
@@ -76,22 +82,23 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lock(file: BinaryIO, path: Path, command: int) -> bool:
+    """Whether the lock is ours now."""
     try:
-        _ask(file, path, command)
+        _call_fcntl(file, path, command)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):  # POSIX allows either.
             return False
         raise
-    _let_children_go()
+    _close_in_children()
     _held.add(file)
     return True
 
 
-def _ask(file: BinaryIO, path: Path, command: int) -> int:
-    """The type of lock that the kernel answers with."""
-    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+def _call_fcntl(file: BinaryIO, path: Path, command: int) -> int:
+    """Ask for a write lock on the whole file; the type of lock that the kernel answers with."""
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        return struct.unpack_from(_FLOCK, fcntl.fcntl(file, command, asked))[0]
+        return struct.unpack_from(_FLOCK, fcntl.fcntl(file, command, request))[0]
     except OSError as error:
         if error.errno in _NO_LOCKS:
             kind, mounted = _file_system(path)
@@ -105,8 +112,9 @@ def _ask(file: BinaryIO, path: Path, command: int) -> int:
 
 
 @functools.cache
-def _let_children_go() -> None:
-    """A child that is forked shares the open files: it would hold the lock on after our end."""
+def _close_in_children() -> None:
+    """Have forked children close the files: they share them, and would hold the locks after our
+    end. Once a process."""
 
     def close_all() -> None:
         for file in _held:
@@ -116,13 +124,13 @@ def _let_children_go() -> None:
 
 
 def _file_system(path: Path) -> tuple[str, str]:
-    """Its type, and where it is mounted: `lustre`, `/scratch`."""
+    """The type of the path's file system and where it is mounted: `lustre`, `/scratch`."""
     real = Path(os.path.realpath(path))
     found = ("unknown", "/")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mounted, kind = line.split()[4], line.partition(" - ")[2].split()[0]
         place = Path(mounted.encode().decode("unicode_escape"))  # A space is \040.
-        # The last one covers those before it.
+        # A later mount covers an earlier one at the same place.
         if real.is_relative_to(place) and len(place.parts) >= len(Path(found[1]).parts):
             found = (kind, str(place))
     return found

@@ -1,4 +1,4 @@
-"""External programs: run one for its output, or tie one's life to ours."""
+"""Run external programs, and end them when this process ends."""
 
 import ctypes
 import os
@@ -15,16 +15,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def dies_with(parent: int, sent: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-    """A `preexec_fn` that has the child killed when process `parent` ends, however it ends.
+    """A `preexec_fn` for subprocess: the kernel kills the child when process `parent` ends.
 
-    sent: another signal, for a child that has to tidy up.
-    Linux only (prctl(2)); the child survives an exec of the parent, which keeps its pid.
+    sent: the signal; another than SIGKILL for a child that has to clean up first.
+    Linux only (PR_SET_PDEATHSIG of prctl(2)). An exec of the parent does not count as its end.
     """
     libc = ctypes.CDLL(None)
 
     def arrange() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, sent)
-        if os.getppid() != parent:  # It ended before we asked.
+        # The parent may have ended before prctl was called; then no signal will come.
+        if os.getppid() != parent:
             os._exit(1)
 
     return arrange
@@ -42,13 +43,15 @@ def run_tool(
 ) -> str:
     """Run `argv` and return its stdout, stripped.
 
-    show: pass the program's own words through to stderr while it runs, and return nothing.
-    ends_with_us: what it is sent when this process is killed; else it runs on.
-    timeout_s: after which it is killed.
+    hint: of the error, where it fails.
+    env, cwd: its whole environment and its working folder; ours unless given.
+    show: pass its output through to stderr while it runs, and return an empty text.
+    ends_with_us: the signal that it gets when this process is killed; unless given, it runs on.
+    timeout_s: it is killed after this time.
     Errors: PostTrainingError when the program is missing or fails, with the end of its output;
     NoAnswerError after timeout_s.
     """
-    said = tool_bytes(
+    output = run_tool_bytes(
         argv,
         hint=hint,
         env=env,
@@ -57,10 +60,10 @@ def run_tool(
         ends_with_us=ends_with_us,
         timeout_s=timeout_s,
     )
-    return said.decode(errors="replace").strip()
+    return output.decode(errors="replace").strip()
 
 
-def tool_bytes(
+def run_tool_bytes(
     argv: Sequence[str | Path],
     *,
     hint: str | None = None,
@@ -70,7 +73,7 @@ def tool_bytes(
     ends_with_us: signal.Signals | None = None,
     timeout_s: float | None = None,
 ) -> bytes:
-    """As run_tool, with stdout as it is."""
+    """As run_tool; stdout as the bytes that it is."""
     program = str(argv[0])
     if shutil.which(program) is None:
         raise PostTrainingError(f"{program}: not installed", hint=hint or "see installation/laptop")
@@ -88,8 +91,8 @@ def tool_bytes(
     except subprocess.TimeoutExpired:
         raise NoAnswerError(f"{program}: no answer in {timeout_s:g} s", hint=hint) from None
     if done.returncode != 0:
-        said = b"\n".join([done.stdout or b"", done.stderr or b""]).decode(errors="replace")
-        lines = said.strip().splitlines()[-12:]
+        output = b"\n".join([done.stdout or b"", done.stderr or b""]).decode(errors="replace")
+        lines = output.strip().splitlines()[-12:]
         problem = f"{program} failed with exit code {done.returncode}"
         raise PostTrainingError("\n".join([problem, *(f"  {line}" for line in lines)]), hint=hint)
     return done.stdout or b""

@@ -1,12 +1,19 @@
-"""What looks like a secret: by its form, never by a name alone.
+"""Secrets: finding them in texts, taking them out, and the user's token files.
 
-    find_secret(text)      what kind of secret stands in the text, or None
-    redact(text)           the text with `[redacted: KIND]` for each, and the kinds
-    variable_secret(n, v)  of an environment variable, where a name says what a value cannot
+    find_secret(text)            the kind of secret that stands in the text, or None
+    redact(text)                 the text with `[redacted: KIND]` for each secret, and the kinds
+    variable_secret(name, value) the kind of secret in an environment variable, or None
 
-A form is known by its beginning and its length, and it does not begin in the middle of a word: a
-path such as math-task-of-many-words-and-2025 holds none. What has no form of its own (a key of 40
-hexadecimal digits is also a commit) is found only under a variable's name that says what it is.
+A secret is known by its form: how it begins, and how long it is. It does not begin in the middle of
+a word: a path such as math-task-of-many-words-and-2025 holds none. What has no form of its own (a
+key of 40 hexadecimal digits looks like a commit) is found only in a variable whose name says so.
+
+    ~/.config/post-training/credentials/hf-token       ->  HF_TOKEN_PATH
+    ~/.config/post-training/credentials/wandb-api-key  ->  WANDB_API_KEY_FILE
+
+Token files are mounted read-only into the container and found by their path. Their content is never
+in an environment, on a command line or in a file of ours. A missing one is no error. One that
+others can read, or in a folder that others can write to, is refused.
 """
 
 import functools
@@ -20,23 +27,14 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 
-# Token files: where a user keeps them, where a container has them, and what is refused.
-#
-#     ~/.config/post-training/credentials/hf-token       ->  HF_TOKEN_PATH
-#     ~/.config/post-training/credentials/wandb-api-key  ->  WANDB_API_KEY_FILE
-#
-# Each is mounted read-only and found by its path; its content is never in an environment, on a
-# command line or in a file of ours. A missing one is nobody's error; one that others can read is,
-# or one in a folder that others can write.
-
-
+# Where the container has them.
 INSIDE = Path("/run/post-training/credentials")
 
 
 @dataclass(frozen=True)
 class Credential:
-    """path_variable: says where the file is. value_variable: holds the secret itself, where it is
-    used the other way; ours never set it."""
+    """name: of the file. path_variable: names the file inside. value_variable: what other programs
+    hold the secret itself in; we never set it."""
 
     name: str
     path_variable: str
@@ -49,67 +47,7 @@ CREDENTIALS = (
 )
 
 
-@dataclass(frozen=True)
-class FoundCredentials:
-    """mounts: for an EDF. variables: where the files are inside."""
-
-    mounts: tuple[str, ...] = ()
-    variables: tuple[tuple[str, str], ...] = ()
-
-
-def credentials_folder(environment: Mapping[str, str]) -> Path:
-    home = environment.get("HOME") or os.path.expanduser("~")
-    config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
-    return Path(config) / "post-training/credentials"
-
-
-def find_credentials(environment: Mapping[str, str]) -> FoundCredentials:
-    """The user's token files on this host. Errors: UsageError for one that others can read."""
-    folder = credentials_folder(environment)
-    mounts, variables = [], []
-    for credential in CREDENTIALS:
-        path = folder / credential.name
-        if path.exists():
-            check_token_file(path)
-            mounts.append(f"{path}:{INSIDE / credential.name}:ro")
-            variables.append((credential.path_variable, str(INSIDE / credential.name)))
-    return FoundCredentials(tuple(mounts), tuple(variables))
-
-
-def check_named_files(environment: Mapping[str, str]) -> None:
-    """Of the files that the environment names, those that are here. Errors: UsageError."""
-    for credential in CREDENTIALS:
-        path = environment.get(credential.path_variable)
-        if path and Path(path).exists():
-            check_token_file(Path(path))
-
-
-def check_token_file(path: Path) -> None:
-    """Errors: UsageError when it is no file of its owner's alone, or others may put another in its
-    place."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise UsageError("not a regular file", where=str(path))
-    if mode & 0o077:
-        raise UsageError(
-            f"others can read this token (mode {stat.S_IMODE(mode):04o})",
-            where=str(path),
-            hint=f"chmod 600 {path}; if others may have read it, make a new one",
-        )
-    for folder in {path.parent, path.resolve().parent}:
-        folder_mode = folder.stat().st_mode
-        if folder_mode & 0o022 and not folder_mode & stat.S_ISVTX:
-            raise UsageError(
-                f"others can replace the tokens in it (mode {stat.S_IMODE(folder_mode):04o})",
-                where=str(folder),
-                hint=f"chmod 700 {folder}",
-            )
-
-
-# What looks like a secret: by its form, never by a name alone.
-
-
-# What they are called, how they begin, and how they go on. README.md has the same list.
+# (kind, how it begins, a pattern of how it goes on). README.md has the same list of kinds.
 _FORMS = (
     ("OpenAI key", ["sk-"], r"(?:(?:proj|svcacct|admin|None)-[\w-]{20,}|[A-Za-z0-9]{32,})"),
     ("Anthropic key", ["sk-ant-"], r"[a-z]+[0-9]{2}-[\w-]{20,}"),
@@ -134,7 +72,7 @@ _FORMS = (
     ("bearer token", ["Bearer", "bearer"], r"\s+(?=\S{0,200}[0-9])[\w.~+/-]{20,}=*"),
     ("basic authorization", ["Authorization", "authorization"],
      r"[\"']?:\s*[\"']?[Bb]asic\s+[A-Za-z0-9+/]{12,}=*"),
-    # A variable or a placeholder in its place is none.
+    # `$NAME`, `{name}` or `<name>` in the place of the password is no secret.
     ("password in an address", ["://"],
      r"(?P<secret>[^/\s:@\"'<>{}$*]{0,200}:[^/\s@\"'<>{}$*]{1,500}@)"),
     ("private key", ["-----BEGIN "],
@@ -142,6 +80,7 @@ _FORMS = (
      r"(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)"),
 )  # fmt: skip
 _BEGINNINGS = [(kind, start, rest) for kind, starts, rest in _FORMS for start in starts]
+# Variables that hold a secret whatever their value looks like.
 _ALWAYS = {credential.value_variable for credential in CREDENTIALS}
 _SECRET_WORDS = re.compile(
     r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:_|$)",
@@ -151,30 +90,90 @@ _TOKEN_NAME = re.compile(r"(?:^|_)TOKEN$", re.IGNORECASE)
 _PLACE_NAME = re.compile(r"_(?:PATH|FILE|DIR|URL|ID|NAME)$", re.IGNORECASE)
 # Numbers, switches, paths, variables, and markers such as <pad> and [PAD].
 _PLAIN_VALUE = re.compile(r"[-+0-9.,:eE]*|true|false|yes|no|on|off|none|null|[/~.$<\[{].*", re.I)
-# Letters and digits, as nobody writes a word.
+# Letters mixed with digits, as in no word.
 _OPAQUE_VALUE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w+/=.~-]{12,}")
 
 
+@dataclass(frozen=True)
+class FoundCredentials:
+    """mounts: lines for an EDF. variables: (name, path inside) of each."""
+
+    mounts: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+
+
 def find_secret(text: str) -> str | None:
-    """The kind of a secret in the text."""
-    return next((kind for kind, _, _ in _found(text)), None)
+    """The kind of a secret in the text, or None."""
+    return next((kind for kind, _, _ in _find_all(text)), None)
 
 
 def redact(text: str) -> tuple[str, list[str]]:
     """The text without its secrets, and the kinds that stood there, sorted."""
     kinds, parts, done = set(), [], 0
-    for kind, begin, end in sorted(_found(text), key=lambda each: (each[1], -each[2])):
-        if begin >= done:  # Not within the one before.
+    for kind, begin, end in sorted(_find_all(text), key=lambda each: (each[1], -each[2])):
+        if begin >= done:  # Else it lies within the one before.
             parts += [text[done:begin], redacted(kind)]
             done = end
             kinds.add(kind)
     return "".join([*parts, text[done:]]), sorted(kinds)
 
 
-def _found(text: str) -> Iterator[tuple[str, int, int]]:
-    """The kind of each secret, where it begins and ends.
+def redact_all(value: Any, place: str = "") -> tuple[Any, list[str]]:
+    """As `redact`, for every text in a JSON value, keys included; and `place: KIND` for each.
 
-    A beginning is found as text, which is fast; what follows it, there alone.
+    place: where the value stands, as `data.datasets[0]`.
+    """
+    if isinstance(value, str):
+        text, kinds = redact(value)
+        return text, [f"{place}: {kind}" for kind in kinds]
+    found_at: list[str] = []
+    if isinstance(value, dict):
+        kept = {}
+        for key, below in value.items():
+            name, kinds = redact(key)
+            inside, found = redact_all(below, f"{place}.{name}" if place else name)
+            kept[name] = inside
+            found_at += [f"{place}.{name}: {kind}" for kind in kinds] + found
+        return kept, found_at
+    if isinstance(value, list | tuple):
+        items = []
+        for index, below in enumerate(value):
+            inside, found = redact_all(below, f"{place}[{index}]")
+            items.append(inside)
+            found_at += found
+        return items, found_at
+    return value, found_at
+
+
+def variable_secret(name: str, value: str) -> str | None:
+    """The kind of secret in an environment variable, or None.
+
+    By the value's form; else by the variable's name, unless the value can be no secret.
+    """
+    if kind := find_secret(value):
+        return kind
+    if name in _ALWAYS and value and not value.startswith("$"):
+        return f"value of {name}"
+    if _PLACE_NAME.search(name) or _PLAIN_VALUE.fullmatch(value):
+        return None
+    if _SECRET_WORDS.search(name) or (_TOKEN_NAME.search(name) and _OPAQUE_VALUE.fullmatch(value)):
+        return f"value of {name}"
+    return None
+
+
+def is_redacted(value: str) -> bool:
+    return "[redacted: " in value
+
+
+def redacted(kind: str) -> str:
+    """The text that replaces a secret."""
+    return f"[redacted: {kind}]"
+
+
+def _find_all(text: str) -> Iterator[tuple[str, int, int]]:
+    """(kind, begin, end) of each secret in the text; they may overlap.
+
+    Patterns run only where a beginning was found by a plain search, which is fast.
     """
     for kind, start, rest in _BEGINNINGS:
         place = text.find(start)
@@ -188,53 +187,57 @@ def _found(text: str) -> Iterator[tuple[str, int, int]]:
 
 @functools.cache
 def _pattern(start: str, rest: str) -> re.Pattern[str]:
-    """Compiled where it is asked for: all of them would be a good part of a command's start."""
+    """Compiled when it is first needed: compiling all would slow the start of every command."""
     before = "" if start == "://" else "(?<![A-Za-z0-9_-])"
     return re.compile(f"{before}{re.escape(start)}{rest}", re.DOTALL)
 
 
-def redacted(kind: str) -> str:
-    """What stands in the place of a secret."""
-    return f"[redacted: {kind}]"
+def find_credentials(environment: Mapping[str, str]) -> FoundCredentials:
+    """The user's token files on this host. Errors: UsageError as of `check_token_file`."""
+    folder = credentials_folder(environment)
+    mounts, variables = [], []
+    for credential in CREDENTIALS:
+        path = folder / credential.name
+        if path.exists():
+            check_token_file(path)
+            mounts.append(f"{path}:{INSIDE / credential.name}:ro")
+            variables.append((credential.path_variable, str(INSIDE / credential.name)))
+    return FoundCredentials(tuple(mounts), tuple(variables))
 
 
-def is_redacted(value: str) -> bool:
-    return "[redacted: " in value
+def check_named_files(environment: Mapping[str, str]) -> None:
+    """Check the token files that the environment names; one that is not here is left out.
+
+    Errors: UsageError as of `check_token_file`.
+    """
+    for credential in CREDENTIALS:
+        path = environment.get(credential.path_variable)
+        if path and Path(path).exists():
+            check_token_file(Path(path))
 
 
-def variable_secret(name: str, value: str) -> str | None:
-    """The kind of the secret that an environment variable holds, by its form, or by the name of a
-    value that could be one."""
-    if kind := find_secret(value):
-        return kind
-    if name in _ALWAYS and value and not value.startswith("$"):
-        return f"value of {name}"
-    if _PLACE_NAME.search(name) or _PLAIN_VALUE.fullmatch(value):
-        return None
-    if _SECRET_WORDS.search(name) or (_TOKEN_NAME.search(name) and _OPAQUE_VALUE.fullmatch(value)):
-        return f"value of {name}"
-    return None
+def check_token_file(path: Path) -> None:
+    """Errors: UsageError unless it is a regular file that only its owner can read or replace."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UsageError("not a regular file", where=str(path))
+    if mode & 0o077:
+        raise UsageError(
+            f"others can read this token (mode {stat.S_IMODE(mode):04o})",
+            where=str(path),
+            hint=f"chmod 600 {path}; if others may have read it, make a new one",
+        )
+    for folder in {path.parent, path.resolve().parent}:
+        folder_mode = folder.stat().st_mode
+        if folder_mode & 0o022 and not folder_mode & stat.S_ISVTX:
+            raise UsageError(
+                f"others can replace the tokens in it (mode {stat.S_IMODE(folder_mode):04o})",
+                where=str(folder),
+                hint=f"chmod 700 {folder}",
+            )
 
 
-def redact_all(value: Any, place: str = "") -> tuple[Any, list[str]]:
-    """The same for every text in a JSON value, keys included; and `place: KIND` for each."""
-    if isinstance(value, str):
-        text, kinds = redact(value)
-        return text, [f"{place}: {kind}" for kind in kinds]
-    told: list[str] = []
-    if isinstance(value, dict):
-        kept = {}
-        for key, below in value.items():
-            name, kinds = redact(key)
-            inside, found = redact_all(below, f"{place}.{name}" if place else name)
-            kept[name] = inside
-            told += [f"{place}.{name}: {kind}" for kind in kinds] + found
-        return kept, told
-    if isinstance(value, list | tuple):
-        items = []
-        for index, below in enumerate(value):
-            inside, found = redact_all(below, f"{place}[{index}]")
-            items.append(inside)
-            told += found
-        return items, told
-    return value, told
+def credentials_folder(environment: Mapping[str, str]) -> Path:
+    home = environment.get("HOME") or os.path.expanduser("~")
+    config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    return Path(config) / "post-training/credentials"

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_file
-from post_training.core.process import run_tool, tool_bytes
+from post_training.core.process import run_tool, run_tool_bytes
 from post_training.images.builder import run_in
 
 UNRESOLVED = "unresolved"
@@ -106,7 +106,7 @@ def _manifest(source: str, expected: str | None = None) -> tuple[dict[str, Any],
         place = f"docker://{_name_of(source[9:])}@{expected}" if expected else source
         # A digest is of the very bytes: nothing is decoded before it is taken.
         # By itself it waits for ever for a registry that says nothing.
-        data = tool_bytes(["skopeo", "--command-timeout=2m", "inspect", "--raw", place])
+        data = run_tool_bytes(["skopeo", "--command-timeout=2m", "inspect", "--raw", place])
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if expected and digest != expected:
         raise PostTrainingError(f"its bytes hash to {digest}, not {expected}", where=source)
