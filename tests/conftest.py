@@ -18,9 +18,6 @@ from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore, default_store
 from post_training.records.run import identity_of, read_record, seal
 
-# For kept_bytes.py, beside this one.
-sys.path.insert(0, str(Path(__file__).parent))
-
 REPOSITORY = Path(__file__).parents[1]
 # What a run's record says at its end alone.
 END = ("status", "reason", "attempts", "outputs", "metrics")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kept_bytes import kept_bytes
+from helpers.kept_bytes import kept_bytes
 from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.run import is_live, read_record
 

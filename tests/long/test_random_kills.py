@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from kept_bytes import kept_bytes
+from helpers.kept_bytes import kept_bytes
 from post_training.records.run import read_record
 
 pytestmark = [pytest.mark.long, pytest.mark.image]

@@ -1,17 +1,13 @@
 """A real Slurm cluster on this machine for the session, whose tasks run through a stand-in."""
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-# The module beside this one.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from slurm_cluster import STAND_IN, Cluster, run_script
+from helpers.slurm_cluster import STAND_IN, Cluster, run_script
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from accounting import accounting, missing
-from slurm_cluster import Cluster, run_script, wait_until
-from submitted_jobs import TIMEOUT_S, SubmittedJobs
 
-from kept_bytes import kept_bytes
+from helpers.accounting import accounting, missing
+from helpers.kept_bytes import kept_bytes
+from helpers.slurm_cluster import Cluster, run_script, wait_until
+from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
 from post_training.records.run import read_record
 from post_training.slurm.queue import read_ended_jobs
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, run_script, wait_until
+
+from helpers.slurm_cluster import Cluster, run_script, wait_until
 
 pytestmark = pytest.mark.slurm
 

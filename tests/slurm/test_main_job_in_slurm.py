@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kept_bytes import kept_bytes
+from helpers.kept_bytes import kept_bytes
 from post_training.records.run import is_live, read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]

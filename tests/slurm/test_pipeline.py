@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from slurm_cluster import wait_until
-from submitted_jobs import TIMEOUT_S, SubmittedJobs
 
+from helpers.slurm_cluster import wait_until
+from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
 from post_training.records.run import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_cluster import TIMEOUT_S, Cluster, wait_until
+
+from helpers.slurm_cluster import TIMEOUT_S, Cluster, wait_until
 
 pytestmark = pytest.mark.slurm
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from slurm_cluster import wait_until
-from submitted_jobs import SubmittedJobs
 
-from kept_bytes import kept_bytes
+from helpers.kept_bytes import kept_bytes
+from helpers.slurm_cluster import wait_until
+from helpers.submitted_jobs import SubmittedJobs
 from post_training.records.run import is_live, read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]

@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from slurm_cluster import wait_until
-from submitted_jobs import TIMEOUT_S, SubmittedJobs
 
-from kept_bytes import kept_bytes
+from helpers.kept_bytes import kept_bytes
+from helpers.slurm_cluster import wait_until
+from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
 from post_training.records.run import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image, pytest.mark.long]

@@ -20,7 +20,7 @@ _KEY = "model.attn_implementation"
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 # Without dropout of attention weights: transformers stops at the first step, or leaves it out.
 _WITHOUT_DROPOUT = ("flash_attention_3", "flex_attention")
-# tests/stages/test_training_requirements.py tries each of them.
+# tests/stack/train/test_requirements.py tries each of them.
 KEEP_PACKED_APART = (
     "apertus",
     "gemma2",

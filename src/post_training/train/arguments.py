@@ -187,7 +187,7 @@ def training_arguments(
 # The optimizer that a configuration names, as the Trainer wants it: a class and its arguments.
 #
 # The Trainer gives it two groups of parameters, with and without weight decay. Each optimizer's
-# state survives a checkpoint bit for bit (tests/stages/test_training_optimizers.py).
+# state survives a checkpoint bit for bit (tests/stack/train/test_optimizers.py).
 
 
 def optimizer_class_and_arguments(

@@ -5,7 +5,7 @@
     _get_grad_norm       after the last micro-batch, before the update: figures, or a stop
     _maybe_log_save_…    after the update: evaluation, checkpoint, an end that was asked for
 
-Overridden are methods the pinned transformers calls at known places; tests/stages compares what
+Overridden are methods the pinned transformers calls at known places; tests/stack compares what
 comes out with a reference.
 """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_functions import ReadingState, read_one_row, read_rows
 
+from helpers.worker_functions import ReadingState, read_one_row, read_rows
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import SourcesConfig
 from post_training.data.formats.columns import ColumnReport, described_columns

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from worker_functions import twice
 
+from helpers.worker_functions import twice
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.config import FunctionLimits
 from post_training.data.rows import BadRow

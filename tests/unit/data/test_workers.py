@@ -1,8 +1,8 @@
 import os
 
 import pytest
-from worker_functions import die_at, fail_at, leave, power
 
+from helpers.worker_functions import die_at, fail_at, leave, power
 from post_training.core.errors import PostTrainingError
 from post_training.data.workers import ordered_map
 

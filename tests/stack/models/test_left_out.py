@@ -1,0 +1,171 @@
+"""A folder of more than a language model: the rest is told, kept, and found again."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.sft_runs import changed, sft
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.stack
+
+TEXT = {
+    "vocab_size": 328,  # the class of Qwen adds tokens of its own
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen3_5": (
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            **{f"linear_num_{kind}_heads": 2 for kind in ("key", "value")},
+            **{f"linear_{kind}_head_dim": 8 for kind in ("key", "value")},
+        },
+        {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+         "out_hidden_size": 32, "patch_size": 4},
+    ),
+    "llama4": (
+        {"num_local_experts": 2, "intermediate_size_mlp": 64, "num_experts_per_tok": 1},
+        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
+         "num_attention_heads": 2, "patch_size": 4, "vision_output_dim": 16,
+         "projector_input_dim": 16, "projector_output_dim": 16},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def multimodal(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder as the hub has it, in bfloat16, with a layer of `mtp` beside a language model."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family) / "model"
+        shutil.copytree(model, folder)
+        text, vision = FAMILIES[family]
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, text_config={**TEXT, **text}, vision_config=vision)
+        made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        made.save_pretrained(folder)
+        # By the class that transformers takes for the family, whatever the folder says.
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        if family == "qwen3_5":
+            weights = load_file(folder / "model.safetensors")
+            weights["mtp.fc.weight"] = torch.rand(3, 3, dtype=torch.bfloat16)
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
+        return folder
+
+    return make
+
+
+def all_weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for file in folder.glob("*.safetensors"):
+        own = load_file(file)
+        assert not found.keys() & own.keys()
+        found |= own
+    return found
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "target_modules": ["o_proj"]}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vision_tower_is_kept_byte_for_byte_and_the_folder_is_of_its_architecture(
+    family: str,
+    lora: dict[str, Any] | None,
+    multimodal: Any,
+    config: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    from transformers import AutoModelForImageTextToText
+
+    from post_training.models.load import load_model
+
+    folder = multimodal(family)
+    settings = {"model.path": str(folder), "training.max_steps": 2, "lora": lora}
+    sft(changed(config, **settings), tmp_path / "run")
+    said = "".join(capsys.readouterr())
+    assert f"{folder}: " in said
+    assert "weights are in the folder and not in the model" in said
+    made = tmp_path / "run/model"
+    before, after = all_weights(folder), all_weights(made)
+    assert before.keys() == after.keys()
+    trained = 0
+    for name in before:
+        if "language_model" in name or "lm_head" in name:
+            trained += not torch.equal(before[name].float(), after[name].float())
+        else:
+            assert after[name].dtype == torch.bfloat16
+            assert torch.equal(before[name], after[name]), name
+    assert trained > 0
+    assert (made / "preprocessor_config.json").read_text() == '{"image_mean": [0.5]}'
+    one, other = (json.loads((each / "config.json").read_text()) for each in (folder, made))
+    assert one["architectures"] == other["architectures"]
+    assert one["vision_config"].keys() == other["vision_config"].keys()
+    whole, info = AutoModelForImageTextToText.from_pretrained(
+        made, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert type(whole).__name__ == one["architectures"][0]
+    # Its own stages read it as they read the first, and keep it again.
+    again = load_model(made, dtype="float32", attn_implementation="sdpa")
+    assert (
+        again.left_out == load_model(folder, dtype="float32", attn_implementation="sdpa").left_out
+    )
+    name = "model.embed_tokens.weight"
+    embedded = next(after[each] for each in after if each.endswith("embed_tokens.weight"))
+    assert torch.equal(again.state_dict()[name], embedded)
+
+
+def test_what_cannot_be_kept_is_told_with_the_folder_that_lacks_it(model: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    from post_training.models.load import load_model, load_tokenizer
+    from post_training.models.save import save_model_folder
+
+    loaded = load_model(model, dtype="float32", attn_implementation="sdpa")
+    loaded.left_out = ["vision.weight"]
+    base = Path(shutil.copytree(model, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "whole"}))
+    weights = load_file(base / "model.safetensors")
+    others = {f"decoder.{name}": tensor for name, tensor in weights.items()}
+    others["vision.weight"] = torch.zeros(2, 3)
+    save_file(others, base / "model.safetensors", metadata={"format": "pt"})
+    said = save_model_folder(tmp_path / "saved", loaded, load_tokenizer(model), base=base)
+    assert said == (
+        f"{tmp_path}/saved: only the language model is saved, llama: its weights have other names "
+        "than those of whole"
+    )
+    assert all_weights(tmp_path / "saved").keys() == weights.keys()
+
+
+def test_weights_without_a_place_in_a_plain_model_are_kept(
+    model: Path, config: dict[str, Any], tmp_path: Path
+):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["extra.head.weight"] = torch.arange(6.0).view(2, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sft(changed(config, **{"model.path": str(folder), "training.max_steps": 1}), tmp_path / "run")
+    after = all_weights(tmp_path / "run/model")
+    assert after.keys() == weights.keys()
+    assert torch.equal(after["extra.head.weight"], weights["extra.head.weight"])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
+    assert torch.equal(plain.lm_head.weight, after["lm_head.weight"])

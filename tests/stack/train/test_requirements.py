@@ -1,0 +1,305 @@
+"""What can't be had on a machine without a GPU is refused at once, in one line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from helpers.sft_runs import changed, metrics, sft
+from helpers.stage_process import run_sft
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.models.attention import KEEP_PACKED_APART
+from post_training.train.config import SftConfig
+
+pytestmark = pytest.mark.stack
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"model.attn_implementation": "flash_attention_2"},
+            "model.attn_implementation: flash_attention_2 trains on GPUs only, and there is none",
+        ),
+        (
+            {"model.attn_implementation": "flash_attention_3"},
+            "model.attn_implementation: flash_attention_3 trains on GPUs only, and there is none",
+        ),
+        (
+            {"model.attn_implementation": "flex_attention"},
+            "model.attn_implementation: flex_attention trains on GPUs only, and there is none",
+        ),
+        (
+            {"training.use_liger_kernel": True},
+            "training.use_liger_kernel: Liger's kernels run on GPUs only, and there is none here",
+        ),
+        (
+            {"distributed": {"strategy": "fsdp2"}},
+            "distributed.strategy: fsdp2 needs GPUs, and there is none here",
+        ),
+    ],
+)
+def test_setting_that_needs_a_gpu_is_refused_before_the_data(
+    settings: dict[str, Any], line: str, config: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(UsageError) as refusal:
+        sft(changed(config, **settings), tmp_path / "run")
+    assert str(refusal.value).startswith(line)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_compiling_on_a_cpu_without_compiler_is_refused(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from post_training.train.policy import check_requirements
+
+    settings = SftConfig.model_validate(changed(config, **{"training.torch_compile": True}))
+    (tmp_path / "g++").write_text("#!/bin/sh\n")
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_requirements(settings)
+    (tmp_path / "g++").unlink()
+    with pytest.raises(UsageError, match=r"training.torch_compile: .* the compiler g\+\+"):
+        check_requirements(settings)
+
+
+@pytest.mark.parametrize("offload", ["none", "parameters"])
+def test_fsdp2_is_what_accelerate_is_told_and_what_is_recorded(
+    offload: str, config: dict[str, Any], tmp_path: Path
+):
+    """No machine of these tests can run it; what would be run is looked at."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    from post_training.train.arguments import strategy_settings, training_arguments
+
+    settings = {"distributed": {"strategy": "fsdp2", "offload": offload}}
+    settings["training.gradient_checkpointing"] = True
+    model = SftConfig.model_validate(changed(config, **settings))
+    arguments = training_arguments(model, tmp_path, 12, 1)
+    assert arguments.gradient_checkpointing is False  # FSDP does it, for whole units
+    [(name, told)] = strategy_settings(arguments).items()
+    assert name == "fsdp.json"
+    plugin = FullyShardedDataParallelPlugin(**json.loads(json.dumps(told)))
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.activation_checkpointing is True
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) == (offload == "parameters")
+
+
+def test_activation_checkpoints_and_their_absence_train_alike(
+    config: dict[str, Any], model: Path, tmp_path: Path
+):
+    plain = changed(config, **{"model.path": str(model), "training.max_steps": 3})
+    checkpointed = changed(plain, **{"training.gradient_checkpointing": True})
+    sft(plain, tmp_path / "plain")
+    sft(checkpointed, tmp_path / "checkpointed")
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "checkpointed")
+
+
+def test_schedule_longer_than_the_run_is_refused(config: dict[str, Any], tmp_path: Path):
+    settings = {
+        "training.lr_scheduler_type": "warmup_stable_decay",
+        "training.lr_scheduler_kwargs": {"num_decay_steps": 11},
+    }
+    with pytest.raises(UsageError, match="training: lr_scheduler_kwargs: 2 steps of warmup and 11"):
+        sft(changed(config, **settings), tmp_path / "run")
+
+
+def test_metrics_have_the_rates_of_the_schedule(config: dict[str, Any], tmp_path: Path):
+    settings = {
+        "training.lr_scheduler_type": "warmup_stable_decay",
+        "training.lr_scheduler_kwargs": {"num_decay_steps": 4, "decay_type": "linear"},
+        "logging.logging_steps": 1,
+    }
+    sft(changed(config, **settings), tmp_path / "run")
+    shares = [0, 0.5, *[1] * 7, 0.75, 0.5, 0.25]
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "run")]
+    assert rates == pytest.approx([0.01 * share for share in shares])
+
+
+@pytest.mark.parametrize(
+    ("duration", "num_steps"),
+    [
+        ({"num_training_samples": 25}, 4),  # of 50 rows, in eights
+        ({"num_train_epochs": 0.5}, 4),
+        ({"num_train_epochs": 1}, 7),
+    ],
+)
+def test_run_is_as_long_as_asked(
+    duration: dict[str, Any], num_steps: int, config: dict[str, Any], tmp_path: Path
+):
+    of_training = {f"training.{key}": value for key, value in duration.items()}
+    settings = {"training.max_steps": None, "training.warmup": 0, **of_training}
+    assert sft(changed(config, **settings), tmp_path / "run").metrics["num_steps"] == num_steps
+
+
+def test_run_of_tokens_ends_with_the_first_batch_that_reaches_them(
+    config: dict[str, Any], tmp_path: Path
+):
+    settings = {
+        "training.max_steps": None,
+        "training.num_training_tokens": 1877,  # those of the 50 rows: one epoch of the packed ones
+        "training.effective_batch_size": 4,
+        "sft.packing": "bfd",
+    }
+    result = sft(changed(config, **settings), tmp_path / "run")
+    assert result.metrics["num_steps"] == -(-result.metrics["num_rows"] // 4)
+
+
+# Attention
+
+
+def tiny(model_type: str, **settings: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 64}
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **ids}
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **{**shape, **settings}), attn_implementation="eager"
+    )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", KEEP_PACKED_APART)
+def test_packed_sequences_are_kept_apart_in_the_models_we_say(model_type: str, implementation: str):
+    from post_training.models.attention import seen_across
+
+    model = tiny(model_type, intermediate_size=32, num_key_value_heads=1).train()
+    model.set_attn_implementation(implementation)
+    assert seen_across(model) == 0
+    assert model.training
+
+
+def test_packing_in_a_model_we_know_nothing_of_is_tried():
+    from post_training.models.attention import check_packing
+
+    model = tiny("gpt_neox", intermediate_size=32)
+    assert model.config.model_type not in KEEP_PACKED_APART
+    check_packing(model)
+    next(model.parameters()).ds_id = 0  # as ZeRO-3 marks what it has divided
+    with pytest.raises(PostTrainingError, match="gpt_neox aren't known to keep packed sequences"):
+        check_packing(model)
+
+
+def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused():
+    from post_training.models.attention import check_packing
+
+    told = r"see each other in models .* opt: they change each other by \d+\.\d%"
+    with pytest.raises(PostTrainingError, match=told):
+        check_packing(tiny("opt", ffn_dim=32, word_embed_proj_dim=16))
+
+
+SMALL_EXPERTS = {
+    "index_topk": 8,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 8,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+}
+
+
+def test_packing_of_experts_is_not_refused_for_rounding():
+    from post_training.models.attention import check_packing, seen_across
+
+    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8}
+    model = tiny("qwen3_moe", intermediate_size=32, num_key_value_heads=1, **shape)
+    assert seen_across(model) < 1e-4
+    check_packing(model)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "kind"),
+    [
+        ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2}, "chunked_attention"),
+        ("deepseek_v32", SMALL_EXPERTS, "indexed_attention"),
+        ("mamba", {}, "linear_attention"),
+    ],
+)
+def test_packing_in_a_model_whose_chunks_are_of_the_row_is_refused(
+    model_type: str, settings: dict[str, Any], kind: str
+):
+    """A trial of few tokens lies within one chunk, and sees nothing."""
+    from post_training.models.attention import check_packing
+
+    small = settings and {"intermediate_size": 32, "num_key_value_heads": 2, **settings}
+    with pytest.raises(PostTrainingError, match=f"type {model_type} have layers .*{kind}"):
+        check_packing(tiny(model_type, **small))
+
+
+def folder_of(model_type: str, beside: Path, folder: Path, **settings: Any) -> Path:
+    """A tiny model, with the tokenizer that is in another folder."""
+    shutil.copytree(beside, folder)
+    tiny(model_type, vocab_size=320, **settings).save_pretrained(folder)
+    return folder
+
+
+def test_model_whose_own_code_fails_in_training_is_told_in_one_line(
+    model: Path, config: dict[str, Any], tmp_path: Path
+):
+    folder = folder_of("mamba", model, tmp_path / "mamba", state_size=4)
+    settings = {"model.path": str(folder), "model.attn_implementation": "eager"}
+    with pytest.raises(PostTrainingError) as refusal:
+        sft(changed(config, **settings), tmp_path / "run")
+    assert str(refusal.value).startswith(f"{folder}: models of the type mamba can't be used so: ")
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, tmp_path: Path):
+    from post_training.models.score import LogprobScorer
+
+    made = tiny("llama4_text", intermediate_size=32, num_local_experts=2, num_key_value_heads=2)
+    with pytest.raises(UsageError, match="llama4_text can't be computed without their output"):
+        LogprobScorer(made, max_batch_tokens=64, prompts_per_batch=1)
+
+
+@pytest.mark.parametrize(("implementation", "refused"), [("flash_attention_3", True),
+                                                         ("flex_attention", True),
+                                                         ("flash_attention_2", False),
+                                                         ("sdpa", False)])  # fmt: skip
+def test_dropout_that_an_implementation_would_leave_out_is_refused(
+    implementation: str, refused: bool
+):
+    from post_training.models.attention import check_dropout
+
+    check_dropout(tiny("llama"), implementation)
+    model = tiny("llama", attention_dropout=0.1)
+    if not refused:
+        check_dropout(model, implementation)
+        return
+    with pytest.raises(UsageError, match=f"{implementation} has no attention_dropout.* is 0.1"):
+        check_dropout(model, implementation)
+
+
+def test_packed_rows_are_trained_under_zero3_as_under_ddp(
+    config: dict[str, Any], model: Path, tmp_path: Path
+):
+    losses = []
+    for strategy in ("zero3", "ddp"):
+        settings = {
+            "model.path": str(model),
+            "distributed": {"strategy": strategy},
+            "sft.packing": "bfd",
+        }
+        packed = changed(config, **settings)
+        assert run_sft(packed, tmp_path / strategy, world_size=2) == [0, 0]
+        losses.append([line["loss"] for line in metrics(tmp_path / strategy)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

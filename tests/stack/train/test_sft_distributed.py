@@ -1,0 +1,118 @@
+"""ZeRO on two ranks: the model of one rank, the same bytes again, and killed and resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.sft_runs import changed, metrics, sft
+from helpers.stage_process import rank_file, run_sft
+from post_training.core.hashing import hash_files
+
+pytestmark = pytest.mark.stack
+
+STRATEGIES = [
+    {"strategy": "zero1"},
+    {"strategy": "zero2"},
+    {"strategy": "zero3"},
+    {"strategy": "zero2", "offload": "optimizer"},
+    {"strategy": "zero3", "offload": "parameters"},
+]
+NAMES = ["-".join(strategy.values()) for strategy in STRATEGIES]
+
+
+@pytest.fixture(scope="module")
+def config(config: dict[str, Any], model: Path) -> dict[str, Any]:
+    return changed(config, **{"model.path": str(model)})
+
+
+@pytest.fixture(scope="module")
+def one_rank(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    sft(config, run_dir)
+    return run_dir
+
+
+def error(run_dir: Path, rank: int = 0) -> str:
+    file = rank_file(run_dir, rank, "error")
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=NAMES)
+def test_zero_trains_what_one_rank_trains(
+    strategy: dict[str, str], config: dict[str, Any], one_rank: Path, tmp_path: Path
+):
+    from transformers import AutoModelForCausalLM
+
+    divided = changed(config, distributed=strategy)
+    codes = run_sft(divided, tmp_path / "run", world_size=2)
+    assert codes == [0, 0], error(tmp_path / "run")
+    for one, two in zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True):
+        assert one["num_tokens"] == two["num_tokens"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+    expected = AutoModelForCausalLM.from_pretrained(one_rank / "model").state_dict()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()
+    assert found.keys() == expected.keys()
+    for name, weights in expected.items():
+        assert weights.sub(found[name]).abs().max() < 2e-3, name
+    said = json.loads((tmp_path / "run" / "deepspeed.json").read_text())
+    assert said["zero_optimization"]["stage"] == int(strategy["strategy"][-1])
+
+
+@pytest.mark.parametrize("strategy", ["zero1", pytest.param("zero3", marks=pytest.mark.long)])
+def test_zero_on_one_process_without_a_launcher_trains_what_ddp_trains(
+    strategy: str, config: dict[str, Any], one_rank: Path, tmp_path: Path
+):
+    alone = changed(config, distributed={"strategy": strategy})
+    assert run_sft(alone, tmp_path / "run") == [0], error(tmp_path / "run")
+    for plain, divided in zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True):
+        assert plain["loss"] == pytest.approx(divided["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"), [("zero1", "bf16"), ("zero2", "no"), ("zero3", "bf16")]
+)
+def test_zero_killed_while_saving_and_resumed_ends_in_the_same_bytes(
+    strategy: str, precision: str, config: dict[str, Any], tmp_path: Path
+):
+    settings = {"distributed": {"strategy": strategy}, "training.mixed_precision": precision}
+    divided = changed(config, **settings)
+    run_sft(divided, tmp_path / "whole", world_size=2)
+    point = "before the random state is saved"
+    assert -9 in run_sft(divided, tmp_path / "killed", world_size=2, kill_at=point)
+    assert run_sft(divided, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
+    assert hash_files(tmp_path / "killed" / "model") == hash_files(tmp_path / "whole" / "model")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_zero3_inference_checkpoint_is_a_whole_model(config: dict[str, Any], tmp_path: Path):
+    """Written by the first rank alone, it would hold the first rank's share."""
+    from transformers import AutoModelForCausalLM
+
+    settings = {"checkpointing.inference_checkpoint_steps": 6, "distributed": {"strategy": "zero3"}}
+    assert run_sft(changed(config, **settings), tmp_path / "run", world_size=2) == [0, 0]
+    folder = tmp_path / "run" / "inference_checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-12", "step-6"]
+    assert hash_files(folder / "step-12") == hash_files(tmp_path / "run" / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "step-6")
+    assert all(weights.numel() for weights in model.parameters())
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_in_mixed_precision_with_lora_saves_the_adapter_of_all_ranks(
+    strategy: str, config: dict[str, Any], tmp_path: Path
+):
+    from safetensors.torch import load_file
+
+    settings = {
+        "distributed": {"strategy": strategy},
+        "lora": {"rank": 4},
+        "training.mixed_precision": "bf16",
+    }
+    codes = run_sft(changed(config, **settings), tmp_path / "run", world_size=2)
+    assert codes == [0, 0], error(tmp_path / "run")
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert adapter
+    assert all(weights.numel() and float(weights.abs().max()) > 0 for weights in adapter.values())
