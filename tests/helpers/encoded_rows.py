@@ -1,4 +1,4 @@
-"""Rows in a few words, encoded. Import it after `importorskip`: it needs the stack."""
+"""Rows in a few words, encoded."""
 
 from typing import Any
 

@@ -57,14 +57,15 @@ def test_reproduce_of_a_run_whose_image_is_gone_builds_the_image_again(
 
 def test_release_tests_the_image_and_writes_the_lock(committed_image, post_training):
     store, record, checkout = committed_image
-    done = post_training("image", "release", "cpu", "tests/stack/stages/test_init_model.py", "--store",
-                         store.folder, "--repository", checkout)  # fmt: skip
+    test = "tests/stack/stages/test_init_model.py"
+    done = post_training("image", "release", "cpu", test, "--store", store.folder,
+                         "--repository", checkout)  # fmt: skip
     assert done.returncode == 0, done.stderr
     [entry] = json.loads((checkout / "containers/images.lock").read_text())["images"]
     for key in ("oci_digest", "sqsh_sha256", "input_hash", "base_sha256"):
         assert entry[key] == record[key]
     assert entry["commit"] == record["checkout"]["commit"]
-    assert entry["tested"].startswith("selfcheck; pytest tests/stack/stages/test_init_model.py: ")
+    assert entry["tested"].startswith(f"selfcheck; pytest {test}: ")
 
 
 def test_release_of_an_image_whose_tests_fail_writes_nothing(committed_image, post_training):

@@ -1,7 +1,12 @@
-"""A tiny model, a small dataset, and a configuration that trains the one on the other."""
+"""Tests that need torch, transformers and the rest: they run inside the image, by
+tests/inside-image, and are not collected elsewhere. Each is marked `stack` here.
+
+A tiny model, a small dataset, and a configuration that trains the one on the other.
+"""
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,16 @@ import pytest
 from helpers.sft_runs import TINY
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import StageContext
+
+if find_spec("torch") is None:
+    collect_ignore_glob = ["*"]
+
+    def pytest_report_header() -> str:
+        return "tests/stack: left out here, without torch; tests/inside-image runs it"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker("stack")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,8 +12,6 @@ from helpers.annotation_stages import rows_of
 from helpers.stage_process import start_entrypoint
 from post_training.records.run import read_record
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture
 def config_file(model: Path, dataset: Path, tmp_path: Path) -> Path:

@@ -9,8 +9,6 @@ import pytest
 from helpers.annotation_stages import rows_of, run_stage
 from post_training.core.errors import PostTrainingError
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture
 def conversations(tmp_path: Path) -> Path:

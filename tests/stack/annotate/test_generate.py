@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.annotation_stages import rows_of, run_stage
 from helpers.tiny_models import make_model
-
-pytestmark = pytest.mark.stack
-torch = pytest.importorskip("torch")
-
 from post_training.annotate.config import SamplingConfig
 from post_training.annotate.generate import prompt_seed, random_numbers
 

@@ -4,15 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
 from post_training.core.errors import PostTrainingError
 from post_training.models.reference import Reference
-
-pytestmark = pytest.mark.stack
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")

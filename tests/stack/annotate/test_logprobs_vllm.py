@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
 from helpers.vllm_runs import run_with_vllm
 from post_training.models.reference import Reference
 
-pytestmark = [pytest.mark.stack]
-torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
 NATS_A_TOKEN = 2e-6  # that float32 may be off

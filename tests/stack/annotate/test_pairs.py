@@ -2,10 +2,6 @@
 
 import pytest
 
-pytestmark = pytest.mark.stack
-
-pytest.importorskip("numpy")
-
 from post_training.annotate.config import STRATEGIES, StrategyConfig
 from post_training.annotate.pairs import Candidate, choose_pairs, quantile_reward
 

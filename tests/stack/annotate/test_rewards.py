@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
 from helpers.stage_process import start_entrypoint
 from post_training.core.errors import PostTrainingError, UsageError
-
-pytestmark = pytest.mark.stack
-
-torch = pytest.importorskip("torch")
 
 REPOSITORY = Path(__file__).parents[3]
 FINAL_NUMBER = REPOSITORY / "reproducibility/gsm8k-alignment/final_number.py"

@@ -12,10 +12,6 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
 from post_training.models.reference import Reference
 
-pytestmark = pytest.mark.stack
-
-pytest.importorskip("numpy")
-
 PROMPT_IDS = [5, 6, 7]
 
 

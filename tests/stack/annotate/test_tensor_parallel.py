@@ -9,10 +9,6 @@ import pytest
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.stage_process import start_entrypoint
 
-pytestmark = pytest.mark.stack
-
-pytest.importorskip("torch")
-
 
 @pytest.fixture
 def entrypoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

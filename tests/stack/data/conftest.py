@@ -26,7 +26,6 @@ MERGES = [
 
 @pytest.fixture
 def tokenizer() -> Any:
-    pytest.importorskip("tokenizers")
     from post_training.models.save import train_tokenizer
 
     markers = ("<|im_start|>", "<|im_end|>")
@@ -41,7 +40,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, Any]:
-    pytest.importorskip("tokenizers")
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processors, trainers
     from tokenizers import pre_tokenizers as pre
     from transformers import PreTrainedTokenizerFast

@@ -10,8 +10,6 @@ from helpers.sft_runs import changed
 from helpers.tokenize_runs import document, tokenize, train_model, write_lines
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture
 def settings(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -6,11 +6,10 @@ import sys
 from itertools import chain, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-np = pytest.importorskip("numpy")
 
 from post_training.data.indexed import (
     IndexedDataset,
@@ -20,8 +19,6 @@ from post_training.data.indexed import (
     index_path,
     open_kinds,
 )
-
-pytestmark = pytest.mark.stack
 
 # Documents of one and of several sequences, with ids that only fit 16 bits unsigned.
 DOCUMENTS = [[[1, 2, 3]], [[65_499], [4, 5]], [[6, 7, 8, 9]], [[10], [11], [12, 13]]]

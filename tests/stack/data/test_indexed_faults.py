@@ -3,14 +3,12 @@
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
-
-np = pytest.importorskip("numpy")
-
 from post_training.data.indexed import (
     IndexedDataset,
     IndexedWriter,
@@ -18,8 +16,6 @@ from post_training.data.indexed import (
     index_path,
     open_kinds,
 )
-
-pytestmark = pytest.mark.stack
 
 HEADER = 34
 SEQUENCES = [[1, 2, 3], [65_499], [4, 5], [6, 7, 8, 9], [10], [11], [12, 13]]

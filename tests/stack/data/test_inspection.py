@@ -5,11 +5,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
-pytest.importorskip("tokenizers")
-
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -25,8 +22,6 @@ from post_training.data.inspection.tokens import (
 )
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
-
-pytestmark = pytest.mark.stack
 
 TEXT = "Some merges,  an é, 🙂 and 日本\n\tend "
 KINDS_OF_TOKENIZER = (

@@ -5,10 +5,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +29,6 @@ from post_training.data.prepared.sequences import batch, cut
 from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 from post_training.data.tokenize import TokenSequence
-
-pytestmark = pytest.mark.stack
 
 KINDS = (PROMPT, COMPLETION, EXCLUDED)
 NAMES = ["a", "b"]

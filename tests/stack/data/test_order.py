@@ -1,10 +1,5 @@
 from itertools import islice
 
-import pytest
-
-pytest.importorskip("numpy")
-pytestmark = pytest.mark.stack
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,14 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-pytest.importorskip("jinja2")
-pytest.importorskip("tokenizers")
-
 from post_training.data.inspection.samples import Part, Run, Sample, page
 from post_training.data.inspection.tokens import Spelled
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
-
-pytestmark = pytest.mark.stack
 
 EVIL = b"</div></span><script>alert('x')</script>&amp;"
 

@@ -1,14 +1,10 @@
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.order import choose_evaluation_rows
-
-pytestmark = pytest.mark.stack
 
 
 @given(

@@ -3,16 +3,11 @@
 import json
 from typing import Any
 
-import pytest
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-np = pytest.importorskip("numpy")
-pytest.importorskip("tokenizers")
-
 from post_training.data.tokenize import byte_lengths, spans_by_bytes, spans_by_offsets
-
-pytestmark = pytest.mark.stack
 
 characters = st.sampled_from([*"ab \n.", "é", "🙂", "e\u0301", "日本", "<|im_end|>", "user"])
 texts = st.lists(characters, max_size=12).map("".join)

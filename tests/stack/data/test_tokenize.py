@@ -3,8 +3,10 @@
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
+from helpers.encoded_rows import assistant, encode, encoder, of_kind, reason, user
 from post_training.core.errors import PostTrainingError
 from post_training.data.rows import (
     COMPLETION,
@@ -16,14 +18,6 @@ from post_training.data.rows import (
     Text,
     ToolCall,
 )
-
-np = pytest.importorskip("numpy")
-pytest.importorskip("tokenizers")
-
-from helpers.encoded_rows import assistant, encode, encoder, of_kind, reason, user
-
-pytestmark = pytest.mark.stack
-
 
 SHORT = (user("ab"), assistant("cd"))
 

@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("tokenizers")
-
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from post_training.core.errors import PostTrainingError
 from post_training.data import word_tokenizer
 from post_training.data.word_tokenizer import PATTERNS, WordTokenizer, ascii_pattern
-
-pytestmark = pytest.mark.stack
 
 CORPUS = [
     "It's the 1st of 12,345 days; they'll say: don't!\n\n  - \"yes\"\r\n\tWE'VE paid $3.50 (50%).",

@@ -6,8 +6,6 @@ import pytest
 
 from post_training.core.errors import UsageError
 
-pytestmark = pytest.mark.stack
-
 VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
 
 

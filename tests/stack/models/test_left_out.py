@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.sft_runs import changed, sft
-
-torch = pytest.importorskip("torch")
-
-pytestmark = pytest.mark.stack
 
 TEXT = {
     "vocab_size": 328,  # the class of Qwen adds tokens of its own

@@ -10,8 +10,6 @@ import pytest
 
 from post_training.core.errors import PostTrainingError
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture
 def copy(model: Path, tmp_path: Path) -> Path:

@@ -10,12 +10,7 @@ from helpers.annotation_stages import rows_of, run_stage
 from helpers.dpo_runs import preference_rows, write_rows
 from helpers.sft_runs import changed, sft
 from helpers.tiny_models import make_model
-
-torch = pytest.importorskip("torch")
-
 from post_training.core.errors import PostTrainingError
-
-pytestmark = pytest.mark.stack
 
 ORIGINAL = 64
 LINE = rf"must be ≤ {ORIGINAL}, the model's original_max_position_embeddings \(got \d+\): beyond it"

@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.sft_runs import changed, metrics, sft
 from helpers.tiny_models import make_model
-
-torch = pytest.importorskip("torch")
-
 from post_training.data.order import row_stream
 from post_training.data.prepared.dataset import PreparedDataset
 from post_training.data.rows import COMPLETION
-
-pytestmark = pytest.mark.stack
 
 COEFFICIENT = 0.5
 FAMILIES = {

@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from post_training.core.errors import PostTrainingError
 from post_training.models.save import explained
-
-pytestmark = pytest.mark.stack
 
 
 @pytest.mark.parametrize("path", [Path("/dev/full"), Path("/dev/shm/no-such-folder/x")])

@@ -3,10 +3,7 @@
 from typing import Any
 
 import pytest
-
-pytestmark = pytest.mark.stack
-
-torch = pytest.importorskip("torch")
+import torch
 
 VOCABULARY = 60
 

@@ -12,10 +12,6 @@ from helpers.sft_runs import metrics
 from post_training.core.errors import PostTrainingError
 from post_training.models.reference import Reference
 
-pytestmark = pytest.mark.stack
-
-pytest.importorskip("torch")
-
 EXPERIMENT = Path(__file__).parents[3] / "reproducibility/gsm8k-alignment"
 TRAINING = {"effective_batch_size": 4, "per_device_train_batch_size": 2, "learning_rate": 0.001}
 

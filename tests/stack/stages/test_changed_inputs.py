@@ -13,8 +13,6 @@ from helpers.stage_process import start_entrypoint
 from post_training.core.errors import PostTrainingError
 from post_training.models.reference import REFERENCE, Reference
 
-pytestmark = pytest.mark.stack
-
 ROWS = [{"question": f"What is {n}?", "answer": f"{n}."} for n in range(20)]
 
 

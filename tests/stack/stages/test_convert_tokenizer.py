@@ -12,8 +12,6 @@ from post_training.core.hashing import hash_files
 from post_training.stages.config import ConvertTokenizerConfig
 from post_training.stages.context import StageContext
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture
 def folder(tmp_path: Path, dataset: Path) -> Path:

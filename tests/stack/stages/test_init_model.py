@@ -9,7 +9,6 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.stages.config import InitModelConfig
 
-pytestmark = pytest.mark.stack
 InitModel = Callable[..., Path]
 
 

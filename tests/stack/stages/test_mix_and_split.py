@@ -12,8 +12,6 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.stages.context import StageContext
 
-pytestmark = pytest.mark.stack
-
 
 def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

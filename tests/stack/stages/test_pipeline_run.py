@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 from post_training.records.run import read_record
 
 PIPELINE = """
@@ -24,8 +22,6 @@ stages:
     config:
       data: {datasets: [{path: "${stages.parts.dataset}/train.jsonl", duplication_factor: 2}]}
 """
-
-pytestmark = pytest.mark.stack
 
 
 class Pipeline:

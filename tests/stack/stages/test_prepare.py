@@ -12,8 +12,6 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
 from post_training.stages.context import StageContext
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:

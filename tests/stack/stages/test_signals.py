@@ -19,8 +19,6 @@ from post_training.slurm.outcome import Step, Tally, judge
 from post_training.stages.context import StageContext
 from post_training.stages.processes import raise_on_signals
 
-pytestmark = pytest.mark.stack
-
 SIGNAL_ITSELF = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)\n"
 # As vLLM does, which starts its parts within a `try` and has an exception of its own for them.
 VLLM = """

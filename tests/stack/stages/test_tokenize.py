@@ -22,7 +22,6 @@ from helpers.tokenize_runs import (
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 
-pytestmark = pytest.mark.stack
 GSM8K = Path(__file__).parents[4] / "shared/data/gsm8k/test.jsonl"
 
 

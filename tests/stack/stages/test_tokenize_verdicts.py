@@ -9,8 +9,6 @@ from helpers.tokenize_runs import GOOD, OTHER, document, tokenize, train_model, 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -10,7 +10,6 @@ from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import run_sft
 
 pytestmark = [
-    pytest.mark.stack,
     pytest.mark.long,  # more than a minute of compiling
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, as the setting does"),
 ]

@@ -11,8 +11,6 @@ from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import run_stage
 from post_training.core.errors import PostTrainingError
 
-pytestmark = pytest.mark.stack
-
 BETA = 0.3
 
 

@@ -4,12 +4,9 @@ against numerical integrals."""
 import math
 from functools import cache
 
-import pytest
-
-pytest.importorskip("torch")
-mpmath = pytest.importorskip("mpmath")
-
+import mpmath
 import numpy as np
+import pytest
 import torch
 
 from post_training.train.config import PreferenceLossConfig
@@ -20,8 +17,6 @@ from post_training.train.dpo_loss import (
     pair_losses,
     transformed,
 )
-
-pytestmark = pytest.mark.stack
 
 LOSSES = {
     "dpo": {"name": "dpo", "beta": 0.1},

@@ -10,8 +10,6 @@ from helpers.dpo_runs import dpo, preference_rows, write_rows
 from helpers.sft_runs import changed, metrics
 from post_training.core.errors import PostTrainingError, UsageError
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

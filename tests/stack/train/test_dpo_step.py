@@ -17,8 +17,6 @@ from helpers.sft_runs import changed, metrics
 from helpers.stage_process import rank_file, run_stage
 from post_training.data.order import row_stream
 
-pytestmark = pytest.mark.stack
-
 LOSSES = {
     "dpo": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.1},
     "dpo-norm": {"name": "dpo-norm", "beta": 5.0},

@@ -9,8 +9,6 @@ from helpers.sft_runs import changed, sft
 from post_training.core.errors import UsageError
 from post_training.core.hashing import hash_files
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def config(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,6 @@ from helpers.alignment_runs import data, read_rows, write_rows
 from helpers.annotation_stages import run_stage
 from helpers.sft_runs import metrics
 
-pytestmark = pytest.mark.stack
-
-pytest.importorskip("torch")
-
 FINAL_NUMBER = Path(__file__).parents[3] / "reproducibility/gsm8k-alignment/final_number.py"
 NAMES = ("Aisha", "Bruno", "Chen", "Dara", "Elif", "Fritz")
 LOSSES = {"dpo": {"name": "dpo", "beta": 0.1}, "qrpo": {"name": "qrpo", "beta": 0.1}}

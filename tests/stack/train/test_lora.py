@@ -10,8 +10,6 @@ from helpers.stage_process import rank_file, run_sft
 from helpers.tiny_models import MIXTURES, make_model
 from post_training.core.errors import UsageError
 
-pytestmark = pytest.mark.stack
-
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
 
 

@@ -5,12 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
 from post_training.core.errors import PostTrainingError
 from post_training.train.metrics import Metrics, Step, Totals
-
-pytestmark = pytest.mark.stack
 
 LAST, SAVED, EVALUATED = 12, 6, (3, 6, 8, 12)
 

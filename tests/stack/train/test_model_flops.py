@@ -1,15 +1,11 @@
 """The count of FLOPs, against what torch counts while a model is differentiated."""
 
 import pytest
-
-torch = pytest.importorskip("torch")
-
+import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig
 from transformers import Qwen2Config as WindowedConfig
 
 from post_training.train.throughput import half_precision_peak, model_flops, peak_flops_per_s
-
-pytestmark = pytest.mark.stack
 
 SIZES = {
     "hidden_size": 64,

@@ -6,16 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft
 from post_training.train.config import TrainingConfig
 from post_training.train.optim import _OTHER_NAMES, NOT_HERE, OPTIMIZERS
-
-pytestmark = pytest.mark.stack
 
 RATE, DECAY, STEPS = 0.01, 0.1, 12
 

@@ -9,8 +9,8 @@ import struct
 import threading
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 pytest.importorskip("wandb")
 
@@ -25,8 +25,6 @@ from post_training.stages.context import Ranks, StageContext
 from post_training.train.config import LoggingConfig
 from post_training.train.reporters import Reporters, open_reporters, scalars
 from post_training.train.tensorboard import TensorBoard
-
-pytestmark = pytest.mark.stack
 
 RUN_ID = "sft-20261121-100000-abcdef"
 SETTINGS = {"seed": 7, "training": {"learning_rate": 0.001}}

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from helpers.sft_runs import changed, metrics, sft
 from helpers.stage_process import run_sft
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.attention import KEEP_PACKED_APART
 from post_training.train.config import SftConfig
-
-pytestmark = pytest.mark.stack
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 

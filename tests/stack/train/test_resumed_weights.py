@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
 from helpers.fsdp_ranks import resume
 from helpers.gloo_ranks import on_ranks
 from helpers.sft_runs import changed, metrics, sft, stable_files
@@ -19,8 +17,6 @@ from helpers.tiny_models import MIXTURES, make_model
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.records.run import RunDescription
 from post_training.stages.context import StageContext
-
-pytestmark = pytest.mark.stack
 
 # All but the first are `long`.
 FAMILIES = [

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows
 from helpers.annotation_stages import run_stage as run_here
 from helpers.dpo_runs import preference_rows, write_rows
 from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import rank_file, run_stage
-
-pytestmark = pytest.mark.stack
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")

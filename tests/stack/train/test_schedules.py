@@ -9,8 +9,6 @@ import pytest
 from post_training.train.config import TrainingConfig
 from post_training.train.optim import SCHEDULES, transformers_arguments
 
-pytestmark = pytest.mark.stack
-
 RATE, STEPS, WARMUP = 0.02, 40, 8
 
 

@@ -10,8 +10,6 @@ from helpers.sft_runs import changed, metrics, sft
 from helpers.stage_process import rank_file, run_sft
 from post_training.core.hashing import hash_files
 
-pytestmark = pytest.mark.stack
-
 STRATEGIES = [
     {"strategy": "zero1"},
     {"strategy": "zero2"},

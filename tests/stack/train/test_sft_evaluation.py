@@ -10,8 +10,6 @@ from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft
 from post_training.train.config import SftConfig
 
-pytestmark = pytest.mark.stack
-
 
 def evaluated(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """With an evaluation in each fifth step; its last batch is smaller than the others."""

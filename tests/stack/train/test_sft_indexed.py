@@ -12,8 +12,6 @@ from helpers.tokenize_runs import document, tokenize, write_lines
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import fingerprint
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def prefix(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

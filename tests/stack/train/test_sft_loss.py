@@ -14,8 +14,6 @@ import pytest
 from helpers.sft_runs import changed, metrics, sft
 from helpers.stage_process import run_sft
 
-pytestmark = pytest.mark.stack
-
 LOSSES = {
     "sft": {"name": "sft"},
     "plw": {"name": "plw", "prompt_loss_weight": 0.3},

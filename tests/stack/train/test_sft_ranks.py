@@ -8,8 +8,6 @@ import pytest
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import rank_file, run_sft
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def two_ranks(

@@ -10,8 +10,6 @@ from helpers.stage_process import KILL_POINTS, rank_file, run_sft
 from post_training.core.errors import UsageError
 from post_training.core.hashing import hash_files
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def config(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from post_training.core.hashing import hash_files
 from post_training.train.config import SftConfig
 from post_training.train.metrics import rows_checksum
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def run_dir(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -9,8 +9,6 @@ import pytest
 
 from helpers.sft_runs import changed, metrics, sft
 
-pytestmark = pytest.mark.stack
-
 
 def reference(run_dir: Path, model_path: Path, seed: int, num_rows: int) -> tuple[float, float]:
     """(loss, gradient norm) of the first step in float64, from the definition.

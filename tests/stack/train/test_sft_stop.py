@@ -9,8 +9,6 @@ import pytest
 from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import rank_file, run_sft
 
-pytestmark = pytest.mark.stack
-
 
 @pytest.fixture(scope="module")
 def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:

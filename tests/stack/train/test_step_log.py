@@ -2,13 +2,7 @@
 
 import json
 
-import pytest
-
-pytest.importorskip("torch")
-
 from post_training.train.metrics import StepLog, rows_checksum
-
-pytestmark = pytest.mark.stack
 
 
 def write(folder, first, last):

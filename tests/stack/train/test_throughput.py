@@ -1,12 +1,9 @@
 """Speeds by a clock that a test turns."""
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from post_training.train.throughput import WARMUP_STEPS, ModelFlops, Throughput, peak_memory_bytes
-
-pytestmark = pytest.mark.stack
 
 FLOPS = ModelFlops(body=60.0, head=6.0, attention=2.0)
 

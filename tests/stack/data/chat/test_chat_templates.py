@@ -7,17 +7,12 @@ from typing import Any
 import pytest
 
 from post_training.core.errors import PostTrainingError
-
-pytest.importorskip("jinja2")
-
 from post_training.data.chat.templates import (
     MARKERS,
     choose_template,
     difference_from_own,
     template_text,
 )
-
-pytestmark = pytest.mark.stack
 
 ENDS_OF_TURNS = {
     "chatml": "<|im_end|>",

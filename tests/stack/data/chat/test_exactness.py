@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Conversation, Message, ToolCall
-
-pytest.importorskip("numpy")
-pytest.importorskip("tokenizers")
-
 from helpers.encoded_rows import assistant, encode, encoder, of_kind, user
 from post_training.data.chat.rendering import message_dicts, render
 from post_training.data.chat.templates import MARKERS
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Conversation, Message, ToolCall
 from post_training.data.tokenize import Encoder
-
-pytestmark = pytest.mark.stack
 
 GSM8K = Path(__file__).parents[5] / "shared/data/gsm8k/train.jsonl"
 

@@ -5,16 +5,9 @@ from typing import Any
 
 import pytest
 
-from post_training.data.rows import COMPLETION, EXCLUDED, Conversation, Message, Text, ToolCall
-
-pytest.importorskip("numpy")
-pytest.importorskip("tokenizers")
-
 from helpers.encoded_rows import assistant, encode, encoder, of_kind, reason, user
+from post_training.data.rows import COMPLETION, EXCLUDED, Conversation, Message, Text, ToolCall
 from post_training.data.tokenize import TokenSequence
-
-pytestmark = pytest.mark.stack
-
 
 SHORT = (user("ab"), assistant("cd"))
 

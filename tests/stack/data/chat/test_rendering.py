@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from post_training.core.errors import PostTrainingError
-from post_training.data.config import DatasetConfig
-from post_training.data.formats.recognise import parse, recognise
-from post_training.data.rows import Conversation, Message, ToolCall
-
-pytest.importorskip("jinja2")
-
 from jinja2 import TemplateError
 
+from post_training.core.errors import PostTrainingError
 from post_training.data.chat import rendering
 from post_training.data.chat.rendering import message_dicts, render
 from post_training.data.chat.templates import MARKERS, choose_template, template_text
+from post_training.data.config import DatasetConfig
+from post_training.data.formats.recognise import parse, recognise
+from post_training.data.rows import Conversation, Message, ToolCall
 from post_training.data.tokenize import Encoder
-
-pytestmark = pytest.mark.stack
 
 DIALOGUE = (
     Message("user", "1 + 1?"),

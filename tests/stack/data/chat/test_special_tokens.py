@@ -3,13 +3,8 @@ from typing import Any
 import pytest
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.config import SpecialTokens
-
-pytest.importorskip("jinja2")
-
 from post_training.data.chat.templates import with_special_tokens
-
-pytestmark = pytest.mark.stack
+from post_training.data.config import SpecialTokens
 
 
 def test_with_special_tokens_names_others_and_leaves_the_original(tokenizer: Any):

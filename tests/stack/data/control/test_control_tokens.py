@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.rows import BadRow
 
-np = pytest.importorskip("numpy")
 sentencepiece = pytest.importorskip("sentencepiece")
 
 from post_training.data.control.documents import (
@@ -21,8 +21,6 @@ from post_training.data.control.documents import (
     spans_between_markers,
     turns_of,
 )
-
-pytestmark = pytest.mark.stack
 
 U, A = "<<<|user|>>>", "<<<|assistant|>>>"
 EOD, USER, ASSISTANT = 3, 7, 8

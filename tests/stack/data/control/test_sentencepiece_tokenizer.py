@@ -12,7 +12,6 @@ import pytest
 from post_training.core.errors import PostTrainingError
 from post_training.data.rows import Place, Record
 
-pytest.importorskip("numpy")
 sentencepiece = pytest.importorskip("sentencepiece")
 
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -23,8 +22,6 @@ from post_training.data.control.conversion import (
     to_fast_tokenizer,
 )
 from post_training.data.control.documents import SentencePieceSpans
-
-pytestmark = pytest.mark.stack
 
 GSM8K = Path(__file__).parents[5] / "shared/data/gsm8k"
 CONTROL, BREAK = "<|user|>", "\n"

@@ -8,15 +8,12 @@ import pytest
 from post_training.core.errors import PostTrainingError
 from post_training.data.rows import BadRow, Place, Record
 
-pytest.importorskip("numpy")
 sentencepiece = pytest.importorskip("sentencepiece")
 
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from post_training.data.control.conversion import Compared, require_same_ids, to_fast_tokenizer
 from post_training.data.control.documents import SentencePieceSpans
-
-pytestmark = pytest.mark.stack
 
 CONTROL = 3
 CORPUS = [f"Natalia sold {a} clips in April, and then {a + 7} more in May." for a in range(300)]

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
-pytest.importorskip("tokenizers")
 
 from helpers.encoded_rows import encoder as make_encoder
 from post_training.core.errors import PostTrainingError
@@ -17,8 +15,6 @@ from post_training.data.pairs.dataset import Pair, PairDataset, prepare_pairs
 from post_training.data.pairs.encode import PairEncoder, length_in_row
 from post_training.data.reading import Reader, open_sources
 from post_training.data.rows import COMPLETION
-
-pytestmark = pytest.mark.stack
 
 ROW = {"prompt": "1 + 1?", "chosen": "two", "rejected": "three"}
 PROMPT_TEXT = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"

@@ -1,18 +1,14 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DatasetConfig
 from post_training.data.prepared.mixture import choose_rows
-
-pytestmark = pytest.mark.stack
 
 
 def datasets(*settings: dict[str, Any]) -> list[DatasetConfig]:

@@ -2,17 +2,14 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
-
-np = pytest.importorskip("numpy")
-
 from post_training.data.prepared.packing import plan_rows, reordered, shuffle_rows, utilisation
 
-pytestmark = pytest.mark.stack
 METHODS = ["none", "bfd", "k_bin_packed", "next_fit"]
 
 capacities = st.integers(1, 40)

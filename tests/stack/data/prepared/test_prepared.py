@@ -1,9 +1,7 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-np = pytest.importorskip("numpy")
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +15,6 @@ from post_training.data.prepared.sequences import batch, cut
 from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, PROMPT
 from post_training.data.tokenize import TokenSequence
-
-pytestmark = pytest.mark.stack
 
 DATA = DataConfig(chat_template="chatml", datasets=[{"path": "x.jsonl"}])
 

@@ -18,8 +18,6 @@ import pytest
 from post_training.data.config import DatasetConfig
 from post_training.data.sources.open import open_source
 
-pytestmark = pytest.mark.stack
-
 COMMIT = "abcdef0123" * 4
 ROWS = [{"question": f"{number} + 1?", "answer": str(number + 1)} for number in range(50)]
 README = """---
