@@ -9,7 +9,7 @@ from post_training.config.model import Role, settings_by_role
 from post_training.core.hashing import WatchedInputs
 from post_training.records.run import RunDescription
 from post_training.stages.context import Result, StageContext
-from post_training.stages.execute import _fingerprint_inputs
+from post_training.stages.execute import fingerprint_inputs
 from post_training.stages.registry import find_stage
 
 
@@ -29,7 +29,7 @@ def run_stage(
         stage=name,
         recipe=roles[Role.RECIPE],
         topology=roles[Role.TOPOLOGY],
-        inputs=_fingerprint_inputs(roles[Role.INPUT], watched),
+        inputs=fingerprint_inputs(roles[Role.INPUT], watched),
         image=None,
         facts={},
     )

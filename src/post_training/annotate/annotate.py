@@ -194,7 +194,7 @@ def _tell(context: StageContext, what: Any) -> Any:
     import torch.distributed as dist
 
     said = [what]
-    dist.broadcast_object_list(said, src=0, group=context.group)
+    dist.broadcast_object_list(said, src=0, group=context.ranks.group)
     return said[0]
 
 

@@ -66,6 +66,17 @@ def settings_by_role(config: Config) -> dict[Role, dict[str, Any]]:
     return settings
 
 
+def input_paths(settings: dict[str, Any]) -> dict[str, str]:
+    """{key: path} of the input settings that are set; a list of paths is `key[0]`, `key[1]`, …"""
+    paths: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, list):
+            paths |= {f"{key}[{index}]": item for index, item in enumerate(value)}
+        elif value is not None:
+            paths[key] = value
+    return paths
+
+
 def _walk(config: Config, prefix: str, inherited: Role | None) -> Iterator[tuple[str, Any, Role]]:
     dumped = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():

@@ -39,11 +39,16 @@ from post_training.config.load import (
     parse_override,
     read_layer,
 )
-from post_training.config.model import Config, Role, changed_settings, settings_by_role
+from post_training.config.model import (
+    Config,
+    Role,
+    changed_settings,
+    input_paths,
+    settings_by_role,
+)
 from post_training.core.errors import ConfigError, KeyPath, UsageError, dotted, shown
 from post_training.core.hashing import fingerprint, sha256_of_any, sha256_value
 from post_training.stages.config import StageConfig
-from post_training.stages.execute import input_paths
 from post_training.stages.registry import find_stage
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]

@@ -14,6 +14,7 @@ from post_training.stages.registry import STAGES
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run what `arguments` ask for; the exit code. An error is told in one line."""
     if list(arguments) == ["doctor"]:
         from post_training.stages import doctor
 
@@ -54,13 +55,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     request = Request(
-        options.stage,
-        options.config,
-        options.overrides,
-        options.unpinned,
-        options.allow_topology_change,
-        options.skip_finished,
-        tuple(arguments),
+        stage=options.stage,
+        config_path=options.config,
+        overrides=options.overrides,
+        unpinned=options.unpinned,
+        allow_topology_change=options.allow_topology_change,
+        skip_finished=options.skip_finished,
+        command=tuple(arguments),
     )
     try:
         return execute(request)

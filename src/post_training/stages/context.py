@@ -1,7 +1,7 @@
 """What a stage is given, and what it gives back.
 
-Every rank calls the stage's `run(config, context)`. Rank 0 is the only writer; it does its share
-in `on_writer` while the others wait, and its error is everybody's error.
+Every rank calls the stage's `run(config, context)`, which returns a Result. Rank 0 is the only
+writer; it does its share in `on_writer` while the others wait, and its error is everybody's error.
 """
 
 import shutil
@@ -20,56 +20,42 @@ from post_training.records.run import RunDescription
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Where this process stands among the processes of the run."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
-
-    @property
-    def is_writer(self) -> bool:
-        return self.rank == 0
-
-
 class PeerFailed(PostTrainingError):
     """Rank 0 failed; it reports the reason, the other ranks only end."""
 
 
 @dataclass(frozen=True)
-class StageContext:
-    """run_dir: the run folder, which exists. resuming: an earlier attempt of this run left its
-    files there (same recipe and topology). group: the torch.distributed group in which the other
-    ranks wait for rank 0; None is the default group. input_fingerprints: of each INPUT setting, by
-    its dotted key. description: what the run is, as its record says it; None where there is no
-    record. allow_topology_change: as it was asked for on the command line. inputs: to be checked
-    before anything is kept that was made of them; `execute` does it at the end."""
+class Ranks:
+    """This process among the processes of the run.
 
-    run_dir: Path
-    ranks: Ranks = field(default_factory=Ranks)
-    resuming: bool = False
+    group: the torch.distributed group in which the other ranks wait for rank 0; None is the
+    default group."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
     group: Any = None
-    input_fingerprints: dict[str, str] = field(default_factory=dict)
-    description: RunDescription | None = None
-    allow_topology_change: bool = False
-    inputs: WatchedInputs = field(default_factory=WatchedInputs)
+
+    @property
+    def is_writer(self) -> bool:
+        return self.rank == 0
 
     def on_writer(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 while the others wait; every rank gets its (picklable) result.
 
         Errors: what `function` raises on rank 0; PeerFailed on the other ranks.
         """
-        if self.ranks.world_size == 1:
+        if self.world_size == 1:
             return function()
         import torch.distributed as dist
 
         outcome: list[Any] = [None, None]
         error: BaseException | None = None
-        if self.ranks.is_writer:
+        if self.is_writer:
             try:
                 outcome[1] = function()
+            # Every kind, signals too: a rank that is not told waits for hours.
             except BaseException as raised:
                 error = raised
                 outcome[0] = str(raised) or type(raised).__name__
@@ -82,13 +68,43 @@ class StageContext:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's (picklable) value, in the order of the ranks. All ranks call it."""
-        if self.ranks.world_size == 1:
+        if self.world_size == 1:
             return [value]
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.ranks.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What `execute` tells a stage.
+
+    run_dir: the run folder, which exists.
+    ranks: this process among those of the run.
+    resuming: an earlier attempt of this run left its files there (same recipe and topology).
+    input_fingerprints: of each INPUT setting, by its dotted key.
+    description: what the run is, as its record says it; None where there is no record.
+    allow_topology_change: as it was asked for on the command line.
+    inputs: to be checked before anything is kept that was made of them; `execute` does it at the
+    end."""
+
+    run_dir: Path
+    ranks: Ranks = field(default_factory=Ranks)
+    resuming: bool = False
+    input_fingerprints: dict[str, str] = field(default_factory=dict)
+    description: RunDescription | None = None
+    allow_topology_change: bool = False
+    inputs: WatchedInputs = field(default_factory=WatchedInputs)
+
+    def on_writer(self, function: Callable[[], T]) -> T:
+        """As Ranks.on_writer."""
+        return self.ranks.on_writer(function)
+
+    def gather(self, value: T) -> list[T]:
+        """As Ranks.gather."""
+        return self.ranks.gather(value)
 
     def log(self, text: str) -> None:
         """One line to stderr, from rank 0 only."""
@@ -112,7 +128,15 @@ class Result:
     unstable_files: list[str] = field(default_factory=list)
 
 
-# How far a piece of work is: a bar on a terminal, elsewhere a line now and then.
+def remove_leftovers(run_dir: Path, *names: str) -> None:
+    """Remove what a killed attempt was writing beside `names`, and had not yet renamed to them
+    (core/files.py)."""
+    for name in names:
+        for leftover in run_dir.glob(f".{name}.*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 _FIRST_LINE_S = 2.0
@@ -120,7 +144,10 @@ _LINE_INTERVAL_S = 30.0
 
 
 class Progress:
-    """`total` pieces of `what`; None where their number isn't known. Silent unless `shown`."""
+    """How far a piece of work is: a bar on a terminal; in a log a line after 2 s, then every 30 s.
+
+    what: a row, a prompt, … total: their number, None where it isn't known. Silent unless `shown`.
+    """
 
     def __init__(self, what: str, total: int | None, *, shown: bool):
         self.what = what
@@ -170,16 +197,3 @@ def _bar(what: str, total: int | None):
     )
     bar.add_task(what, total=total, figures="")
     return bar
-
-
-# What a killed attempt was writing beside its place (core/files.py).
-
-
-def remove_leftovers(run_dir: Path, *names: str) -> None:
-    """Remove the unfinished files and folders of `run_dir` that were to become these."""
-    for name in names:
-        for leftover in run_dir.glob(f".{name}.*.tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()

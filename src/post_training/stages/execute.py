@@ -16,10 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from post_training.config.load import load_config, resolved_yaml
-from post_training.config.model import Role, changed_settings, recipe_hash, settings_by_role
+from post_training.config.model import (
+    Role,
+    changed_settings,
+    input_paths,
+    recipe_hash,
+    settings_by_role,
+)
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.core.hashing import WatchedInputs, sha256_file, sha256_value
@@ -54,7 +60,13 @@ _WRITER_TIMEOUT = timedelta(hours=12)
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked on the command line."""
+    """What was asked on the command line.
+
+    stage, config_path, overrides: which stage, with which settings. command: the arguments as they
+    were given. unpinned: run although no image digest is pinned. allow_topology_change: continue
+    a run with another world size or micro-batch. skip_finished: succeed where the same run is
+    finished already.
+    """
 
     stage: str
     config_path: Path
@@ -68,22 +80,10 @@ class Request:
 def execute(request: Request) -> int:
     """Run the stage in this process, or in one process per device; the exit code."""
     stage = find_stage(request.stage)
-    if not request.config_path.exists():
-        raise UsageError(
-            "no such file",
-            where=str(request.config_path),
-            hint=missing_path_hint(request.config_path),
-        )
-    config = load_config(stage.load_config_class(), request.config_path, request.overrides).config
+    config = _read_config(stage, request)
     check_named_files(os.environ)
     launch = detect_launch(os.environ)
-    removed = machine.remove_overruling(os.environ)
-    if removed and (launch is None or launch.rank == 0):
-        print(
-            f"warning: not used: {', '.join(removed)}: the configuration alone says what is "
-            "computed",
-            file=sys.stderr,
-        )
+    _remove_overruling_variables(launch)
     if launch is None:
         num_processes = config.num_processes or _num_local_devices()
         if num_processes > 1:
@@ -101,35 +101,147 @@ def execute(request: Request) -> int:
     num_threads = config.num_threads or _share_of_cores(launch.local_world_size)
     # Read by torch when it is imported; the recorded number, not the machine's.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    ranks = Ranks(launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
     config = config.model_copy(update={"num_threads": num_threads})
-    config.check_ranks(ranks.world_size)
-    group = None
-    if ranks.world_size > 1:
-        group = _join_ranks(launch)
-        _check_ranks_agree(config, ranks, group)
-    _run_recorded(request, stage, config, ranks, group)
-    if ranks.world_size > 1:
-        _leave_ranks()
+    config.check_ranks(launch.world_size)
+    ranks = _join_ranks(launch)
+    _check_ranks_agree(config, ranks)
+    _run_recorded(request, stage, config, ranks)
+    _leave_ranks(ranks)
     return 0
 
 
-def _run_recorded(
-    request: Request, stage: Stage, config: StageConfig, ranks: Ranks, group: Any
-) -> None:
-    folder: RunFolder | None = None
+def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ranks) -> None:
+    """Open the record, run the stage, close the record. Every rank calls it."""
+    record = _Record(request, stage, config, ranks)
+    try:
+        opened = ranks.on_writer(record.open)
+        if opened is None:
+            return
+        context = StageContext(
+            opened.run_dir.absolute(),
+            ranks,
+            resuming=opened.resuming,
+            input_fingerprints=opened.description.input_fingerprints,
+            description=opened.description,
+            allow_topology_change=request.allow_topology_change,
+            inputs=opened.inputs,
+        )
+        with exits_are_failures():
+            result = stage.load_run()(config, context)
+        ignore_signals()  # It is done: from here on nothing but the record is missing.
+        ranks.on_writer(lambda: record.close_finished(result))
+    except BaseException as error:
+        record.close_unfinished(error)
+        raise
+    context.log(f"finished: {opened.run_dir}")
 
-    def open_run() -> tuple[Path, bool, RunDescription, WatchedInputs] | None:
-        nonlocal folder
-        watched = WatchedInputs()
-        description = _describe(request, stage, config, ranks, watched)
+
+def _read_config(stage: Stage, request: Request) -> StageConfig:
+    """Errors: UsageError where there is no such file; ConfigError with every fault of it."""
+    path = request.config_path
+    if not path.exists():
+        raise UsageError("no such file", where=str(path), hint=missing_path_hint(path))
+    return load_config(stage.load_config_class(), path, request.overrides).config
+
+
+def _remove_overruling_variables(launch: Launch | None) -> None:
+    """Unset the variables that would overrule settings; one rank of the job says which."""
+    removed = machine.remove_overruling(os.environ)
+    if removed and (launch is None or launch.rank == 0):
+        print(
+            f"warning: not used: {', '.join(removed)}: the configuration alone says what is "
+            "computed",
+            file=sys.stderr,
+        )
+
+
+def _num_local_devices() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _share_of_cores(num_processes: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)
+
+
+def _join_ranks(launch: Launch) -> Ranks:
+    """This process among those of the run; with several, torch.distributed is initialised."""
+    group = None
+    if launch.world_size > 1:
+        os.environ |= launch.variables()
+        import torch
+        import torch.distributed as dist
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Apart from the training's group, whose own timeout has to notice a hung rank.
+        group = dist.new_group(backend="gloo", timeout=_WRITER_TIMEOUT)
+    return Ranks(launch.rank, launch.local_rank, launch.world_size, launch.local_world_size, group)
+
+
+def _check_ranks_agree(config: StageConfig, ranks: Ranks) -> None:
+    """Every rank read the configuration itself: one that read another would train another model.
+
+    Errors: UsageError, on every rank, that names the first one and the setting.
+    """
+    settings = settings_by_role(config)
+    own = {key: value for part in settings.values() for key, value in part.items()}
+    own["world_size"] = ranks.world_size
+    read = ranks.gather(own)
+    for rank, other in enumerate(read):
+        if changed := changed_settings(read[0], other):
+            raise UsageError(
+                f"rank {rank} was started with other settings than rank 0: {changed[0]}",
+                hint="give every process the same file and overrides",
+            )
+
+
+def _leave_ranks(ranks: Ranks) -> None:
+    if ranks.world_size == 1:
+        return
+    import torch.distributed as dist
+
+    dist.barrier()  # Nobody closes a connection that another still reads.
+    dist.destroy_process_group()
+
+
+class _Opened(NamedTuple):
+    """What every rank has to know of the run that rank 0 opened."""
+
+    run_dir: Path
+    resuming: bool
+    description: RunDescription
+    inputs: WatchedInputs
+
+
+class _Record:
+    """The record of this run. Rank 0 alone opens it: on the others, `folder` stays None."""
+
+    def __init__(self, request: Request, stage: Stage, config: StageConfig, ranks: Ranks):
+        self.request = request
+        self.stage = stage
+        self.config = config
+        self.ranks = ranks
+        self.inputs = WatchedInputs()
+        self.folder: RunFolder | None = None  # once the record in it says running
+
+    def open(self) -> _Opened | None:
+        """Claim the run folder and write run.json; None when the run is finished already, and that
+        is fine with who asked.
+
+        Errors: those of the image, the inputs and the folder.
+        """
+        request, config = self.request, self.config
+        description = _describe(request, self.stage, config, self.ranks, self.inputs)
         run_dir = config.run_dir or _default_run_dir(description)
-        opening = RunFolder(config.record_dir(run_dir))
-        opening.claim()
+        folder = RunFolder(config.record_dir(run_dir))
+        folder.claim()
         if config.debug.override_existing:
-            opening.remove_trial()
+            folder.remove_trial()
         try:
-            resuming = opening.start(
+            resuming = folder.start(
                 description,
                 allow_topology=request.allow_topology_change,
                 reopen=config.is_worker,
@@ -137,42 +249,60 @@ def _run_recorded(
         except AlreadyFinished:
             if not request.skip_finished:
                 raise
-            print(f"finished already: {opening.path}", file=sys.stderr)
+            print(f"finished already: {folder.path}", file=sys.stderr)
             return None
-        folder = opening
+        self.folder = folder
         if folder.replaced:
             print(f"replaced {folder.replaced}", file=sys.stderr)
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
-        return folder.path, resuming, description, watched
+        print(_headline(folder.record, resuming, folder.path), file=sys.stderr, flush=True)
+        return _Opened(folder.path, resuming, description, self.inputs)
 
-    try:
-        # Nothing is known of the folder yet; `on_writer` is all that is used of this context.
-        opened = StageContext(Path(), ranks, group=group).on_writer(open_run)
-        if opened is None:
+    def close_finished(self, result: Result) -> None:
+        """Fingerprint what was made and close the record as finished.
+
+        Errors: PostTrainingError when an input changed meanwhile; what was made of it is removed.
+        """
+        folder = self.folder
+        assert folder is not None
+        try:
+            self.inputs.check()
+        except PostTrainingError:
+            for name in result.artifacts.values():
+                shutil.rmtree(folder.path / name, ignore_errors=True)
+            raise
+        unstable = sorted(set(result.unstable_files))
+        artifacts: dict[str, Any] = {}
+        files: dict[str, str] = {}
+        for kind, name in result.artifacts.items():
+            artifact = seal_artifact(folder.path / name, kind, folder.record)
+            artifacts[kind] = {"path": name, "fingerprint": artifact["fingerprint"]}
+            files |= {f"{name}/{file}": digest for file, digest in artifact["files"].items()}
+        files |= {name: sha256_file(folder.path / name) for name in result.state_files}
+        outputs = {"artifacts": artifacts, "files": files, "unstable_files": unstable}
+        folder.close("finished", outputs=outputs, metrics=result.metrics)
+
+    def close_unfinished(self, error: BaseException) -> None:
+        """Write why the run ended; nothing on a rank, or at a time, that has no record."""
+        folder = self.folder
+        if folder is None:
             return
-        run_dir, resuming, description, watched = opened
-        context = StageContext(
-            run_dir.absolute(),
-            ranks,
-            resuming,
-            group,
-            description.input_fingerprints,
-            description,
-            request.allow_topology_change,
-            watched,
-        )
-        if folder:
-            context.log(_headline(folder.record, resuming, run_dir))
-        with exits_are_failures():
-            result = stage.load_run()(config, context)
-        ignore_signals()  # It is done: from here on nothing but the record is missing.
-        context.on_writer(lambda: _close_finished(folder, result, watched))
-    except BaseException as error:
-        if folder:
-            _close_unfinished(folder, error)
-        raise
-    context.log(f"finished: {run_dir}")
+        ignore_signals()
+        if isinstance(error, KeyboardInterrupt):  # A library took the handler of Ctrl-C away.
+            error = Interrupted("SIGINT", signal.SIGINT)
+        if isinstance(error, Interrupted | PostTrainingError | OSError):
+            reason = str(error)
+        else:
+            reason = f"{type(error).__name__}: {error}"
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        try:
+            folder.close(status, reason)
+        except OSError as failed:
+            # A full disk: the record still says running; the lock is released with this process.
+            print(
+                f"warning: cannot close {folder.path}/run.json: {failed.strerror}", file=sys.stderr
+            )
 
 
 def _describe(
@@ -191,7 +321,7 @@ def _describe(
             **({"world_size": ranks.world_size} if config.ranks_count else {}),
             **topology,
         },
-        inputs=_fingerprint_inputs(settings[Role.INPUT], watched),
+        inputs=fingerprint_inputs(settings[Role.INPUT], watched),
         image=image,
         facts={
             "command": ["entrypoint", *request.command],
@@ -216,18 +346,7 @@ def _describe(
     )
 
 
-def input_paths(settings: dict[str, Any]) -> dict[str, str]:
-    """{key: path} of the input settings that are set; a list of paths is `key[0]`, `key[1]`, …"""
-    paths: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, list):
-            paths |= {f"{key}[{index}]": item for index, item in enumerate(value)}
-        elif value is not None:
-            paths[key] = value
-    return paths
-
-
-def _fingerprint_inputs(
+def fingerprint_inputs(
     settings: dict[str, Any], watched: WatchedInputs
 ) -> dict[str, dict[str, str]]:
     """{key: {"path", "fingerprint", "made_by" of an artifact}}."""
@@ -259,39 +378,6 @@ def _default_run_dir(description: RunDescription) -> Path:
     return runs / f"{description.stage}-{sha256_value(content)[:12]}"
 
 
-def _close_finished(folder: RunFolder, result: Result, watched: WatchedInputs) -> None:
-    try:
-        watched.check()
-    except PostTrainingError:
-        for name in result.artifacts.values():
-            shutil.rmtree(folder.path / name, ignore_errors=True)
-        raise
-    unstable = set(result.unstable_files)
-    outputs: dict[str, Any] = {"artifacts": {}, "files": {}, "unstable_files": sorted(unstable)}
-    for kind, name in result.artifacts.items():
-        artifact = seal_artifact(folder.path / name, kind, folder.record)
-        outputs["artifacts"][kind] = {"path": name, "fingerprint": artifact["fingerprint"]}
-        outputs["files"] |= {f"{name}/{file}": digest for file, digest in artifact["files"].items()}
-    outputs["files"] |= {name: sha256_file(folder.path / name) for name in result.state_files}
-    folder.close("finished", outputs=outputs, metrics=result.metrics)
-
-
-def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
-    ignore_signals()
-    if isinstance(error, KeyboardInterrupt):  # A library took the handler of Ctrl-C away.
-        error = Interrupted("SIGINT", signal.SIGINT)
-    is_interrupted = isinstance(error, Interrupted)
-    if isinstance(error, Interrupted | PostTrainingError | OSError):
-        reason = str(error)
-    else:
-        reason = f"{type(error).__name__}: {error}"
-    try:
-        folder.close("interrupted" if is_interrupted else "failed", reason)
-    except OSError as failed:
-        # A full disk: the record still says running, and the lock is released with this process.
-        print(f"warning: cannot close {folder.path}/run.json: {failed.strerror}", file=sys.stderr)
-
-
 def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:
     image = record["image"]
     where = (
@@ -302,53 +388,3 @@ def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:
     )
     verb = "continuing" if resuming else "starting"
     return f"{verb} {record['run_id']} in {run_dir} ({where})"
-
-
-def _join_ranks(launch: Launch) -> Any:
-    """Initialise torch.distributed; the group in which the others wait for rank 0."""
-    os.environ |= launch.variables()
-    import torch
-    import torch.distributed as dist
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    # Apart from the training's group, whose own timeout has to notice a hung rank.
-    return dist.new_group(backend="gloo", timeout=_WRITER_TIMEOUT)
-
-
-def _check_ranks_agree(config: StageConfig, ranks: Ranks, group: Any) -> None:
-    """Every rank read the configuration itself: one that read another would train another model.
-
-    Errors: UsageError, on every rank, that names the first one and the setting.
-    """
-    import torch.distributed as dist
-
-    settings = settings_by_role(config)
-    own = {key: value for part in settings.values() for key, value in part.items()}
-    own["world_size"] = ranks.world_size
-    read: list[dict[str, Any]] = [{}] * ranks.world_size
-    dist.all_gather_object(read, own, group=group)
-    for rank, other in enumerate(read):
-        if changed := changed_settings(read[0], other):
-            raise UsageError(
-                f"rank {rank} was started with other settings than rank 0: {changed[0]}",
-                hint="give every process the same file and overrides",
-            )
-
-
-def _leave_ranks() -> None:
-    import torch.distributed as dist
-
-    dist.barrier()  # Nobody closes a connection that another still reads.
-    dist.destroy_process_group()
-
-
-def _num_local_devices() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def _share_of_cores(num_processes: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // num_processes)

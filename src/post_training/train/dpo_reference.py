@@ -164,7 +164,7 @@ def _compute(
         import torch.distributed as dist
 
         # Each number is of one rank alone, and 0 on the others: the sum is exact.
-        dist.all_reduce(torch.from_numpy(values), group=context.group)
+        dist.all_reduce(torch.from_numpy(values), group=context.ranks.group)
     values[~np.isin(np.arange(len(values)), used)] = np.nan
     return values
 
