@@ -33,7 +33,7 @@ from post_training.reproduce.plan import (
 )
 from post_training.slurm.queue import wait_for
 from post_training.slurm.site import Site
-from post_training.slurm.submit import Request, say_where, submit
+from post_training.slurm.submit import Request, print_job_and_log, submit
 from post_training.stages.registry import find_stage
 
 _MAX_FAILURES = 3
@@ -68,7 +68,7 @@ def run_again(
             return
         request = _request(record, run_dir, new_dir, settings, edf, site)
         job_id = submit(request)
-    say_where(request, job_id)
+    print_job_and_log(request, job_id)
     wait_for(job_id)
     if not (new_dir / RECORD_NAME).exists() or read_record(new_dir)["status"] != "finished":
         raise PostTrainingError(
@@ -105,13 +105,13 @@ def _request(
     overrides = _overrides(settings)
     config = load_config(stage.load_config_class(), run_dir / CONFIG_NAME, overrides).config
     return Request(
-        stage.name,
-        config,
-        new_dir,
-        site_name,
-        site,
-        str(edf),
-        _MAX_FAILURES,
+        stage=stage.name,
+        config=config,
+        run_dir=new_dir,
+        site_name=site_name,
+        site=site,
+        environment=str(edf),
+        max_failures=_MAX_FAILURES,
         command=sys.argv[1:],
     )
 

@@ -18,6 +18,12 @@ A reference, `${stages.NAME.ARTIFACT}`, is the path of what another stage leaves
 wait for it; `needs` names stages to wait for besides. `$${` stands for `${`. `array: N` divides a
 stage's chunks among N jobs. Further files (`extends`), and overrides from the command line, work as
 in any configuration. A sweep makes a variant for each combination of its values.
+
+The plan of a pipeline is a run for each stage of each variant, in a folder named for what it
+computes: PIPELINE/NAME-xxxxxxxx. The hash is of the stage, its version, its recipe and the content
+of its inputs; for what another stage of the pipeline makes, that stage's own hash stands. So a run
+that is finished in its folder needs no second one, a changed setting leads to another folder for
+that stage and for those behind it, and variants of a sweep share what is the same.
 """
 
 import re
@@ -53,6 +59,7 @@ from post_training.stages.registry import find_stage
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 _REFERENCE = re.compile(r"\$(\$?)\{([^}]*)\}?")
+_HASH_CHARACTERS = 8
 
 
 class StageEntry(Config):
@@ -77,9 +84,13 @@ class PipelineConfig(Config):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One variant. settings: the swept ones, by the last part of their keys. order: the stages'
-    names, each after those it needs. needs: of each stage, in the file's order. layers: the stages'
-    settings, with what they extend, unchecked."""
+    """One variant.
+
+    settings: the swept ones, by the last part of their keys.
+    order: the stages' names, each after those it needs.
+    needs: of each stage, in the file's order.
+    layers: the stages' settings, with what they extend, unchecked.
+    """
 
     config: PipelineConfig
     settings: dict[str, Any]
@@ -111,6 +122,62 @@ class Pipeline:
         if faults:
             raise ConfigError(faults)
         return resolved
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A stage to be run.
+
+    name: of the stage in the pipeline, with the swept settings that are its own.
+    stage: as for entrypoint.
+    config: whole, with its run_dir.
+    needs: run folders that must be finished before.
+    num_workers: tasks that share its chunks; scheduler: settings for this stage alone.
+    """
+
+    name: str
+    stage: str
+    config: StageConfig
+    run_dir: Path
+    needs: tuple[Path, ...]
+    num_workers: int | None
+    scheduler: dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """runs: each after those it needs. folder: of the pipeline."""
+
+    folder: Path
+    runs: tuple[PlannedRun, ...]
+
+
+def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """The runs of all variants. Errors: ConfigError; UsageError for an unknown stage, and for
+    variants that differ in topology or placement alone."""
+    variants = load_pipeline(path, overrides)
+    folder = variants[0].config.run_dir.resolve()
+    fingerprints: dict[str, str] = {}
+    runs: dict[Path, PlannedRun] = {}
+    settings: dict[Path, list[dict[str, Any]]] = {}
+    for variant in variants:
+        for run in _runs(variant, folder, fingerprints):
+            other = runs.setdefault(run.run_dir, run)
+            if changed := changed_settings(_settings(other), _settings(run)):
+                raise UsageError(
+                    f"sweep: variants of {run.name} have one recipe, so one folder would have "
+                    f"both ({'; '.join(changed)})",
+                    where=str(path),
+                    hint="sweep settings of the recipe, or run each with a run_dir= of its own",
+                )
+            settings.setdefault(run.run_dir, []).append(variant.settings)
+    return Plan(
+        folder,
+        tuple(
+            replace(run, name=_name(run.name, settings[run.run_dir], variants))
+            for run in runs.values()
+        ),
+    )
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> list[Pipeline]:
@@ -198,86 +265,6 @@ def _reference(match: re.Match[str], text: str) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
-# What a pipeline comes to: a run for each stage, in a folder that is named for what it computes.
-#
-#     PIPELINE/NAME-xxxxxxxx/   the hash is of the stage, its version, recipe and inputs' content; for
-#                               what another stage of the pipeline makes, that stage's own hash
-#
-# So a run that is finished in its folder needs no second one, a changed setting leads to another
-# folder for that stage and for those behind it, and variants of a sweep share what is the same.
-
-
-_HASH_CHARACTERS = 8
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """name: of the stage in the pipeline, with the swept settings that are its own. stage: the
-    verb. config: whole, with its run_dir. needs: run folders that must be finished before.
-    num_workers, scheduler: as the pipeline has them."""
-
-    name: str
-    stage: str
-    config: StageConfig
-    run_dir: Path
-    needs: tuple[Path, ...]
-    num_workers: int | None
-    scheduler: dict[str, str | int]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """runs: each after those it needs. folder: of the pipeline."""
-
-    folder: Path
-    runs: tuple[PlannedRun, ...]
-
-
-def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """The runs of all variants. Errors: ConfigError; UsageError for an unknown stage, and for
-    variants that differ in topology or placement alone."""
-    variants = load_pipeline(path, overrides)
-    folder = variants[0].config.run_dir.resolve()
-    fingerprints: dict[str, str] = {}
-    runs: dict[Path, PlannedRun] = {}
-    settings: dict[Path, list[dict[str, Any]]] = {}
-    for variant in variants:
-        for run in _runs(variant, folder, fingerprints):
-            other = runs.setdefault(run.run_dir, run)
-            if changed := changed_settings(_settings(other), _settings(run)):
-                raise UsageError(
-                    f"sweep: variants of {run.name} have one recipe, so one folder would have "
-                    f"both ({'; '.join(changed)})",
-                    where=str(path),
-                    hint="sweep settings of the recipe, or run each with a run_dir= of its own",
-                )
-            settings.setdefault(run.run_dir, []).append(variant.settings)
-    return Plan(
-        folder,
-        tuple(
-            replace(run, name=_name(run.name, settings[run.run_dir], variants))
-            for run in runs.values()
-        ),
-    )
-
-
-def _settings(run: PlannedRun) -> dict[str, Any]:
-    """Those that the run folder is not named for."""
-    roles = settings_by_role(run.config)
-    return roles[Role.TOPOLOGY] | roles[Role.PLACEMENT]
-
-
-def _name(name: str, of_its_variants: list[dict[str, Any]], variants: list[Pipeline]) -> str:
-    """`train[seed=1]`: what the run's variants have in common, and not all variants have."""
-    own = [
-        f"{key}={shown(value)}"
-        for key, value in of_its_variants[0].items()
-        if all(other[key] == value for other in of_its_variants)
-        and not all(variant.settings[key] == value for variant in variants)
-    ]
-    return f"{name}[{','.join(own)}]" if own else name
-
-
 def _runs(variant: Pipeline, folder: Path, fingerprints: dict[str, str]) -> list[PlannedRun]:
     runs: dict[str, PlannedRun] = {}
 
@@ -347,3 +334,20 @@ def _input_content(
     if missing:
         raise ConfigError(missing)
     return content
+
+
+def _settings(run: PlannedRun) -> dict[str, Any]:
+    """The settings that the run folder is not named for."""
+    roles = settings_by_role(run.config)
+    return roles[Role.TOPOLOGY] | roles[Role.PLACEMENT]
+
+
+def _name(name: str, of_its_variants: list[dict[str, Any]], variants: list[Pipeline]) -> str:
+    """`train[seed=1]`: what the run's variants have in common, and not all variants have."""
+    own = [
+        f"{key}={shown(value)}"
+        for key, value in of_its_variants[0].items()
+        if all(other[key] == value for other in of_its_variants)
+        and not all(variant.settings[key] == value for variant in variants)
+    ]
+    return f"{name}[{','.join(own)}]" if own else name

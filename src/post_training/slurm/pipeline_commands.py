@@ -1,8 +1,8 @@
-"""`post-training pipeline run | submit | status`.
+"""`post-training pipeline run | submit | status`, and `experiment new`.
 
 PIPELINE/plans/DATE-TIME/plan.json         what was asked for, and the runs that came of it
                          NAME-xxxx.yaml    with `run`: the stages' configurations, whole
-PIPELINE/NAME-xxxxxxxx/                    the run folders (pipeline_plan.py)
+PIPELINE/NAME-xxxxxxxx/                    the run folders (slurm/pipeline.py)
 """
 
 import json
@@ -28,7 +28,7 @@ from post_training.images.edf_command import can_run_here
 from post_training.records.run import RECORD_NAME, image_identity, read_record
 from post_training.slurm.environment import check_is_mounted, read_environment
 from post_training.slurm.pipeline import Plan, PlannedRun, load_pipeline, plan_pipeline
-from post_training.slurm.queue import cancel
+from post_training.slurm.queue import cancel_on_error
 from post_training.slurm.run_commands import HEADER, cells, table
 from post_training.slurm.runs import RunState, queue_of, run_states
 from post_training.slurm.site import load_site
@@ -39,12 +39,18 @@ _PLANS = "plans"
 _PINNED_IMAGE = "POST_TRAINING_IMAGE_OCI_DIGEST"
 _ENVIRONMENT = "post-training"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+TEMPLATE = Path(__file__).with_name("experiment_template")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
 class Where:
-    """environment: the EDF, or None for post-training's. dev: a checkout to take the sources from.
-    site: of the scheduler; and what of it is to be otherwise for every stage."""
+    """Where a pipeline's stages run.
+
+    environment: the EDF; None for post-training's.
+    dev: a checkout to take the sources from.
+    site: its name, and what of its scheduler is to be otherwise for every stage.
+    """
 
     environment: str | None
     dev: Path | None = None
@@ -66,7 +72,7 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
                 hint=f"wait for it, or `scancel {' '.join(queued)}`",
             )
     edf = None if can_run_here(where.environment) else _edf(where)
-    prefix = _prefix(plan, where, edf)
+    prefix = _words_before_stage(plan, where, edf)
     image = None if unpinned else (os.environ if edf is None else edf.env).get(_PINNED_IMAGE)
     folder = _write_plan(plan, path)
     for number, run in enumerate(plan.runs, 1):
@@ -78,7 +84,7 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
         config = folder / f"{run.run_dir.name}.yaml"
         write_atomic(config, resolved_yaml(run.config))
         words = [*prefix, run.stage, str(config), "--skip-finished"]
-        code = _run(words + (["--unpinned"] if unpinned else []))
+        code = _run_stage(words + (["--unpinned"] if unpinned else []))
         if code != 0:
             raise PostTrainingError(
                 f"stage {run.name} ended with exit code {code}",
@@ -93,48 +99,6 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
                 hint="the same command goes on from there",
             )
     return plan
-
-
-def _edf(where: Where, *, sources_are_here: bool = True) -> Edf:
-    variables = {**os.environ, "PWD": str(Path.cwd())}
-    name = where.environment or _ENVIRONMENT
-    return read_environment(name, variables, Path.cwd(), sources_are_here=sources_are_here)
-
-
-def _prefix(plan: Plan, where: Where, edf: Edf | None) -> list[str]:
-    """The words in front of a stage. edf: None where it runs as this process does."""
-    if edf is None:
-        return [sys.executable, "-m", "post_training.stages"]
-    check_is_mounted(plan.folder, "pipeline's folder", edf)
-    development = ["--dev", str(where.dev)] if where.dev else []
-    return [
-        *(sys.executable, "-m", "post_training.cli", "edf", "run", *development),
-        where.environment or _ENVIRONMENT,
-        *("--", "entrypoint"),
-    ]
-
-
-def _run(words: Sequence[str]) -> int:
-    """The exit code. A signal goes to the stage, which may take its time to end."""
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=dies_with(os.getpid()))
-    received: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # The terminal sent it to the stage too.
-        process.wait()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received and code != 0:
-        raise Interrupted(signal.Signals(received[0]).name, received[0])
-    return 128 - code if code < 0 else code
 
 
 def submit_pipeline(
@@ -161,7 +125,7 @@ def submit_pipeline(
     jobs: dict[Path, str] = {}
     queued_now: list[str] = []
     _write_plan(plan, path)
-    try:
+    with cancel_on_error(queued_now):
         for run in plan.runs:
             job_ids = submitted_jobs(run.run_dir)
             if finished := _finished(run, image):
@@ -176,11 +140,93 @@ def submit_pipeline(
                 queued_now += submitted_jobs(run.run_dir)
                 told = f"job {job_id}" + (f", after {', '.join(after)}" if after else "")
             print(f"{run.name}: {told}: {run.run_dir}", file=sys.stderr)
-    except BaseException:
-        if queued_now:
-            cancel(queued_now)
-        raise
     print(plan.folder)
+
+
+def show_pipeline(file_or_folder: Path, *, as_json: bool) -> None:
+    """The runs of the newest plan, and how each is doing. Errors: UsageError when there is none."""
+    folder = file_or_folder
+    if not folder.is_dir():
+        folder = load_pipeline(file_or_folder)[0].config.run_dir
+    plans = sorted((folder / _PLANS).glob("*/plan.json"))
+    if not plans:
+        raise UsageError(
+            "no pipeline was run or submitted here",
+            where=str(folder),
+            hint="`post-training pipeline run FILE` or `pipeline submit FILE` does it",
+        )
+    plan = read_json(plans[-1], SCHEMA)
+    found = run_states([Path(run["run_dir"]) for run in plan["runs"]])
+    states = {str(state.run_dir): state for state in found}
+    names = {run["run_dir"]: run["name"] for run in plan["runs"]}
+    told = [
+        (run, _with_what_is_missing(states[run["run_dir"]], run["needs"], states, names))
+        for run in plan["runs"]
+    ]
+    if as_json:
+        print(json.dumps([{**run, **state.as_json()} for run, state in told], indent=2))
+        return
+    print(f"{folder}  (planned {plan['time']} from {plan['file']})")
+    rows = [[run["name"], run["stage"], *cells(state)] for run, state in told]
+    print(table(["name", "stage", *HEADER], rows))
+
+
+def new_experiment(name: str, parent: Path) -> Path:
+    """A folder in `parent` with a pipeline that runs, to be made one's own; its path.
+
+    Errors: UsageError for a name that cannot be, or is taken.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"must be small letters, digits and hyphens (got {name!r})", where="NAME")
+    folder = parent / name
+    if folder.exists():
+        raise UsageError("there already", where=str(folder), hint="choose another name")
+    with atomic_directory(folder) as made:
+        for file in sorted(TEMPLATE.iterdir()):
+            (made / file.name).write_text(file.read_text().replace("NAME", name))
+    return folder
+
+
+def _edf(where: Where, *, sources_are_here: bool = True) -> Edf:
+    variables = {**os.environ, "PWD": str(Path.cwd())}
+    name = where.environment or _ENVIRONMENT
+    return read_environment(name, variables, Path.cwd(), sources_are_here=sources_are_here)
+
+
+def _words_before_stage(plan: Plan, where: Where, edf: Edf | None) -> list[str]:
+    """edf: None where the stage runs as this process does."""
+    if edf is None:
+        return [sys.executable, "-m", "post_training.stages"]
+    check_is_mounted(plan.folder, "pipeline's folder", edf)
+    development = ["--dev", str(where.dev)] if where.dev else []
+    return [
+        *(sys.executable, "-m", "post_training.cli", "edf", "run", *development),
+        where.environment or _ENVIRONMENT,
+        *("--", "entrypoint"),
+    ]
+
+
+def _run_stage(words: Sequence[str]) -> int:
+    """The exit code. A signal goes to the stage, which may take its time to end."""
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=dies_with(os.getpid()))
+    received: list[int] = []
+
+    def forward(number: int, _frame: object) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # The terminal sent it to the stage too.
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received and code != 0:
+        raise Interrupted(signal.Signals(received[0]).name, received[0])
+    return 128 - code if code < 0 else code
 
 
 def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Request:
@@ -189,26 +235,26 @@ def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Re
     if site.scheduler.num_tasks > 1:
         run.config.check_ranks(site.scheduler.num_tasks)
     return Request(
-        run.stage,
-        run.config,
-        run.run_dir,
-        name,
-        site,
-        where.environment or _ENVIRONMENT,
-        max_failures,
-        where.dev and where.dev.absolute(),
-        sys.argv[1:],
-        f"{run.name}-{plan.folder.name}",
-        (),
-        run.num_workers,
+        stage=run.stage,
+        config=run.config,
+        run_dir=run.run_dir,
+        site_name=name,
+        site=site,
+        environment=where.environment or _ENVIRONMENT,
+        max_failures=max_failures,
+        dev=where.dev and where.dev.absolute(),
+        command=sys.argv[1:],
+        name=f"{run.name}-{plan.folder.name}",
+        num_workers=run.num_workers,
     )
 
 
 def _finished(run: PlannedRun, image: str | None) -> str | None:
-    """What is said of a run that need not run again; None where it must. Its folder is named for
-    recipe and inputs: a topology or image that is another now is told. image: OCI digest of the one
-    that it would run in, where it is known.
+    """What is said of a run that need not run again; None where it must.
 
+    Its folder is named for recipe and inputs, so a topology or an image that is another now is no
+    reason to run it, and is told.
+    image: OCI digest of the one that it would run in, where it is known.
     Errors: UsageError where an artifact of a finished run is gone.
     """
     if not _is_finished(run.run_dir):
@@ -266,34 +312,6 @@ def _write_plan(plan: Plan, path: Path) -> Path:
     return folder
 
 
-def show_pipeline(file_or_folder: Path, *, as_json: bool) -> None:
-    """The runs of the newest plan, and how each is doing. Errors: UsageError when there is none."""
-    folder = file_or_folder
-    if not folder.is_dir():
-        folder = load_pipeline(file_or_folder)[0].config.run_dir
-    plans = sorted((folder / _PLANS).glob("*/plan.json"))
-    if not plans:
-        raise UsageError(
-            "no pipeline was run or submitted here",
-            where=str(folder),
-            hint="`post-training pipeline run FILE` or `pipeline submit FILE` does it",
-        )
-    plan = read_json(plans[-1], SCHEMA)
-    found = run_states([Path(run["run_dir"]) for run in plan["runs"]])
-    states = {str(state.run_dir): state for state in found}
-    names = {run["run_dir"]: run["name"] for run in plan["runs"]}
-    told = [
-        (run, _with_what_is_missing(states[run["run_dir"]], run["needs"], states, names))
-        for run in plan["runs"]
-    ]
-    if as_json:
-        print(json.dumps([{**run, **state.as_json()} for run, state in told], indent=2))
-        return
-    print(f"{folder}  (planned {plan['time']} from {plan['file']})")
-    rows = [[run["name"], run["stage"], *cells(state)] for run, state in told]
-    print(table(["name", "stage", *HEADER], rows))
-
-
 def _with_what_is_missing(
     state: RunState, needs: Sequence[str], states: dict[str, RunState], names: dict[str, str]
 ) -> RunState:
@@ -305,23 +323,3 @@ def _with_what_is_missing(
             changes["state"] = "not started"
         return RunState(**{**vars(state), **changes})
     return state
-
-
-# `post-training experiment new NAME`: a folder with a pipeline that runs, to be made one's own.
-
-
-TEMPLATE = Path(__file__).with_name("experiment_template")
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-
-
-def new_experiment(name: str, parent: Path) -> Path:
-    """Its folder. Errors: UsageError for a name that cannot be, or is taken."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"must be small letters, digits and hyphens (got {name!r})", where="NAME")
-    folder = parent / name
-    if folder.exists():
-        raise UsageError("there already", where=str(folder), hint="choose another name")
-    with atomic_directory(folder) as made:
-        for file in sorted(TEMPLATE.iterdir()):
-            (made / file.name).write_text(file.read_text().replace("NAME", name))
-    return folder

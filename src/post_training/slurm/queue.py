@@ -9,21 +9,30 @@ SLURM_CLUSTERS set squeue begins with `CLUSTER: name`.
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.process import run_tool
 
 _TIMEOUT_S = 60
-# Somebody waits at a terminal; a job's script (script.py) and `wait_for` have more patience.
+# Somebody waits at a terminal; a job's script (job.sh) and `wait_for` have more patience.
 _PAUSES_S = (0.5, 3)
 _POLL_S = 5
 _MOST_SILENT_POLLS = 120
 _NO_ACCOUNTING = "accounting storage is disabled"  # sacct, at a site without
 _PREFIXES = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_")
 _JOB = re.compile(r"(\d+) ([A-Z_]+)(?: ([^|]*))?(?:\|(.*))?")
+# `77`, `77_2` and `77_[3-5]` of an array. Any other line is no answer of theirs.
+_ENDED_JOB = re.compile(r"(\d+)(?:_\S+)?\|(\S.*)")
+_SUCCEEDED = "completed"
+_OVER = (
+    *(_SUCCEEDED, "failed", "cancelled", "timeout", "out_of_memory", "node_fail", "preempted"),
+    *("boot_fail", "deadline", "revoked"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,28 +98,34 @@ def wait_for(job_id: str) -> None:
 
 
 def cancel(job_ids: Sequence[str]) -> None:
+    """Errors: PostTrainingError when Slurm does not answer."""
     ask_slurm(["scancel", *job_ids])
 
 
-# How Slurm says that jobs ended: `out_of_memory`, `cancelled by 1000`, `node_fail`, `preempted`, …
-#
-# Its accounting knows of all jobs (sacct). A site without one has what the controller remembers,
-# some minutes (MinJobAge). A run's record says more, unless the run had no time left to write it.
-
-
-# `77`, `77_2` and `77_[3-5]` of an array. Any other line is no answer of theirs.
-_ENDED_JOB = re.compile(r"(\d+)(?:_\S+)?\|(\S.*)")
-_SUCCEEDED = "completed"
-_OVER = (
-    *(_SUCCEEDED, "failed", "cancelled", "timeout", "out_of_memory", "node_fail", "preempted"),
-    *("boot_fail", "deadline", "revoked"),
-)
+@contextmanager
+def cancel_on_error(job_ids: list[str]) -> Iterator[None]:
+    """While jobs are queued, one after another, `job_ids` holds those that are. An error ends them
+    all, since nobody would know of them; what Slurm does not end is named on the screen."""
+    try:
+        yield
+    except BaseException:
+        if job_ids:
+            try:
+                cancel(job_ids)
+            except PostTrainingError as error:
+                stop = f"scancel {' '.join(job_ids)}"
+                print(
+                    f"warning: still queued, stop it by `{stop}`: {error.problem}", file=sys.stderr
+                )
+        raise
 
 
 def read_ended_jobs(job_ids: Collection[str]) -> dict[str, str]:
-    """{job id: state, in lower case} of those that Slurm knows of and that are over.
+    """{job id: how it ended} of those that are over and that Slurm knows of: `out_of_memory`,
+    `cancelled by 1000`, `node_fail`, `preempted`, …
 
-    Of an array the first of its tasks that did not succeed counts.
+    Of an array the first of its tasks that did not succeed counts. Slurm's accounting (sacct) knows
+    of all jobs. A site without one has what the controller remembers, some minutes (MinJobAge).
     Errors: PostTrainingError when Slurm does not answer.
     """
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]

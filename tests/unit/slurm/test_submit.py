@@ -12,6 +12,7 @@ from helpers.slurm_programs import EDF as EDF_OF_AN_IMAGE
 from post_training.core.files import write_json
 from post_training.images.edf import load_edf
 from post_training.records.run import SCHEMA, RunFolder
+from post_training.slurm.queue import cancel_on_error
 
 SFT = """
 model: {path: model}
@@ -162,6 +163,15 @@ def test_submit_whose_record_cannot_be_written_cancels_the_job(submit, tmp_path)
     assert done.returncode == 1
     assert "is a directory" in done.stderr
     assert (tmp_path / "bin/cancelled").read_text() == "77\n"
+
+
+def test_cancel_on_error_names_what_slurm_did_not_end_and_keeps_the_error(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="disk is full"), cancel_on_error(["77", "78"]):
+        raise OSError("the disk is full")
+    assert "still queued, stop it by `scancel 77 78`" in capsys.readouterr().err
 
 
 FAILS_TWICE = """\
