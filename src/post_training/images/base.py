@@ -1,10 +1,14 @@
-"""What an image is made of besides our files: the bootstrapped base and the locked packages.
+"""What an image is made of besides our files: a base, and the packages that its locks name.
 
-Both are kept in the store and counted by content, so a build needs the network once.
+Both are kept in the store and named by their content, so a build needs the network once.
 
-    bases/sha256-<hex>.tar           every base that an image was made of
-    bases/instead-of-<hex>.json      which one was made when the locked base could not be had
+    bases/sha256-<hex>.tar           every bootstrapped base that an image was made of
+    bases/instead-of-<hex>.json      which base was made when the locked one could not be had
     wheels/NAME/<hex>/               what the locks of recipe NAME name
+
+A bootstrapped base is a Debian root file system, made by mmdebstrap: equal package versions give
+equal bytes. mmdebstrap leaves this machine's name, resolver and mirrors in it; those files get one
+content, whatever machine and mirror it was made with.
 """
 
 import json
@@ -35,18 +39,17 @@ from post_training.images.recipe import (
     read_base_lock,
     write_base_lock,
 )
-from post_training.images.registry import download_sources, package_names, read_registry_base
+from post_training.images.registry import (
+    TORCH_INDEX,
+    download_sources,
+    read_package_names,
+    read_registry_base,
+)
 from post_training.images.store import ImageStore
-
-# A Debian root file system as a tar, with mmdebstrap: equal package versions give equal bytes.
-#
-# mmdebstrap leaves this machine's name and resolver in it, and the addresses it asked; those files
-# are given one content, whatever machine and mirror it was made with.
-
 
 SUITE = "bookworm"
 _COMPONENT = "main"
-# (suite, archive); the archive's folder has the same name at a mirror and at the snapshot service.
+# (suite, archive); an archive's folder has the same name at a mirror and at the snapshot service.
 _ARCHIVES = (
     (SUITE, "debian"),
     (f"{SUITE}-updates", "debian"),
@@ -56,21 +59,118 @@ _MIRRORS = {
     "debian": "http://deb.debian.org/debian",
     "debian-security": "http://security.debian.org/debian-security",
 }
-# Every state that Debian's archive ever had, by time: snapshot.debian.org or a copy of it.
+# Serves every past state of Debian's archive, by time: snapshot.debian.org or a copy of it.
 SNAPSHOT_VARIABLE = "POST_TRAINING_DEBIAN_SNAPSHOT"
 _SNAPSHOT_SERVICE = "http://snapshot.debian.org/archive"
 _SNAPSHOT_TIMEOUT_S = 15
-# Old states were signed for a time that has passed, by keys that may have.
+# The signatures of a past state have expired by now, and maybe the keys that made them.
 _SNAPSHOT_OPTIONS = (
     '--aptopt=Acquire::Check-Valid-Until "false"',
     '--aptopt=Apt::Key::gpgvcommand "/usr/libexec/mmdebstrap/gpgvnoexpkeysig"',
 )
+# Packages that are published as source only; the Dockerfile builds them.
+_SOURCE_LOCK = "source.lock"
+_PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                 "--require-hashes", "--disable-pip-version-check"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Base:
+    """A bootstrapped base in the store, or an image in a registry.
+
+    file: the tar of a bootstrapped one; None for a registry's.
+    packages: {name: version} of a bootstrapped one.
+    moved: a line for each package of a bootstrapped one that is not as locked.
+    reference: `NAME@sha256:…` of a registry's.
+    """
+
+    sha256: str
+    file: Path | None
+    packages: dict[str, str]
+    moved: list[str]
+    reference: str | None = None
+
+    @property
+    def is_locked(self) -> bool:
+        return not self.moved
+
+
+def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
+    """The base that the recipe's base.lock names, wherever that can still be had.
+
+    From the store; else made from the mirrors as they are; else from a snapshot service. Where
+    Debian has moved on and no snapshot can be reached, the newer base is used, and the image's
+    record says `unlocked`. Its other bytes give another input hash, so no image changes silently.
+    """
+    if image := recipe.settings.base:
+        reference = read_registry_base(recipe.folder / LOCK_NAME, image, recipe.settings.platform)
+        return Base(reference.rpartition(":")[2], None, {}, [], reference)
+    include = read_package_names(recipe.folder / "base.packages")
+    lock = read_base_lock(
+        recipe.folder / LOCK_NAME, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
+    )
+    locked = Base(lock.sha256, _base_path(store, lock.sha256), lock.packages, [])
+    if locked.file.exists():
+        _check_file(locked)
+        return locked
+    remembered = store.folder / f"bases/instead-of-{lock.sha256}.json"
+    if remembered.exists():
+        kept = json.loads(remembered.read_text())
+        base = Base(file=_base_path(store, kept["sha256"]), **kept)
+        if base.file.exists():
+            _say(f"base: unlocked ({len(base.moved)} packages are not those of {LOCK_NAME})")
+            _check_file(base)
+            return base
+    base = _make_base(lock, store)
+    if not base.is_locked:
+        kept = {"sha256": base.sha256, "packages": base.packages, "moved": base.moved}
+        write_json(remembered, kept)
+    return base
+
+
+def lock_base(recipe: Recipe, store: ImageStore) -> Path:
+    """Bootstrap a base from the mirrors as they are now, keep it in the store and write base.lock.
+
+    Returns the lock's path. The base of the old lock stays in the store.
+    """
+    include = read_package_names(recipe.folder / "base.packages")
+    # Taken before the mirrors are read: the snapshot of this time must not be newer than they are.
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    sha256, packages = _bootstrap(include, store)
+    path = recipe.folder / LOCK_NAME
+    write_base_lock(
+        path,
+        BaseLock(sha256, SUITE, SOURCE_DATE_EPOCH, include, now, mmdebstrap_version(), packages),
+    )
+    return path
+
+
+def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
+    """A folder with exactly the wheels and source archives that the recipe's locks name, downloaded
+    where it is missing and checked by their hashes."""
+    key = sha256_text("".join(path.read_text() for path in recipe.package_locks.values()))
+    folder = store.folder / "wheels" / recipe.name / key
+    if folder.exists():
+        return folder
+    for old in sorted(folder.parent.glob("*/")):
+        shutil.rmtree(old)
+    with atomic_directory(folder) as temporary:
+        locks = dict(recipe.package_locks)
+        source_lock = locks.pop(_SOURCE_LOCK, None)
+        for name, lock in locks.items():
+            _say(f"downloading the wheels of {name} …")
+            _download_wheels(lock, temporary, recipe.settings)
+        if source_lock:
+            _say(f"downloading the sources of {_SOURCE_LOCK} …")
+            download_sources(source_lock, temporary)
+    return folder
 
 
 def bootstrap(packages: Sequence[str], target: Path, *, snapshot: str | None = None) -> None:
-    """Write the tar of minbase and `packages`, in the versions that the archive has.
+    """Write the tar of Debian's minbase and `packages`, in the versions that the archive has.
 
-    snapshot: the archive's state then, as 20260101T000000Z; else the mirrors' present one.
+    snapshot: the time of the archive's state to take, as 20260101T000000Z; unless given, the
+    mirrors' present state.
     Errors: PostTrainingError where Debian cannot be reached.
     """
     roots = _MIRRORS
@@ -88,7 +188,7 @@ def bootstrap(packages: Sequence[str], target: Path, *, snapshot: str | None = N
 
 
 def snapshot_is_reachable(snapshot: str) -> bool:
-    """Asked before the bootstrap, which would try for minutes."""
+    """Whether the snapshot service answers; a bootstrap would try for minutes."""
     address = f"{_snapshot_service()}/debian/{snapshot}/dists/{SUITE}/InRelease"
     try:
         with urllib.request.urlopen(address, timeout=_SNAPSHOT_TIMEOUT_S):
@@ -97,11 +197,11 @@ def snapshot_is_reachable(snapshot: str) -> bool:
         return False
 
 
-def bootstrap_version() -> str:
+def mmdebstrap_version() -> str:
     return run_tool(["mmdebstrap", "--version"])
 
 
-def installed_packages(base_tar: Path) -> dict[str, str]:
+def read_installed_packages(base_tar: Path) -> dict[str, str]:
     """{package: version} of a bootstrapped tar."""
     with tarfile.open(base_tar) as archive:
         status = archive.extractfile("./var/lib/dpkg/status")
@@ -122,6 +222,59 @@ def parse_dpkg_status(status: str) -> dict[str, str]:
     return packages
 
 
+def _make_base(lock: BaseLock, store: ImageStore) -> Base:
+    """Bootstrap the locked base, from the mirrors or a snapshot; else the mirrors' newer one."""
+    sha256, packages = _bootstrap(lock.include, store)
+    if sha256 == lock.sha256:
+        return Base(sha256, _base_path(store, sha256), packages, [])
+    moved = moved_packages(lock.packages, packages)
+    _say(f"Debian's mirrors no longer have the base that {LOCK_NAME} names:")
+    for line in moved or [f"the same packages, other bytes ({lock.mmdebstrap} made the lock's)"]:
+        _say(f"  {line}")
+    if moved and snapshot_is_reachable(lock.snapshot):
+        _say(f"making it from the snapshot of {lock.snapshot}")
+        try:
+            then_sha256, then_packages = _bootstrap(lock.include, store, snapshot=lock.snapshot)
+        except PostTrainingError as error:
+            # The service limits how much one machine may fetch; a build goes on without it.
+            _say(str(error))
+        else:
+            if then_sha256 == lock.sha256:
+                return Base(then_sha256, _base_path(store, then_sha256), then_packages, [])
+            _say(f"the snapshot's base is {then_sha256}, not the locked {lock.sha256}")
+    _say("going on with the moved base; the image's record says `base: unlocked`")
+    return Base(sha256, _base_path(store, sha256), packages, moved or ["other bytes"])
+
+
+def _bootstrap(
+    include: list[str], store: ImageStore, *, snapshot: str | None = None
+) -> tuple[str, dict[str, str]]:
+    """Make a base and keep it in the store; (its sha256, {package: version})."""
+    _say(f"bootstrapping the base from Debian {SUITE} …")
+    for leftover in store.abandoned_work():
+        shutil.rmtree(leftover)
+    with store.work_folder("bases") as temporary:
+        tar = temporary / "base.tar"
+        bootstrap(include, tar, snapshot=snapshot)
+        sha256, packages = sha256_file(tar), read_installed_packages(tar)
+        sync(tar)
+        tar.replace(_base_path(store, sha256))
+    return sha256, packages
+
+
+def _check_file(base: Base) -> None:
+    if (found := image_digest(base.file).sha256) != base.sha256:
+        raise PostTrainingError(
+            f"sha256 is {found}, not what its name says",
+            where=str(base.file),
+            hint="the file is damaged: remove it, and the base is made again",
+        )
+
+
+def _base_path(store: ImageStore, sha256: str) -> Path:
+    return store.folder / f"bases/sha256-{sha256}.tar"
+
+
 def _snapshot_service() -> str:
     return os.environ.get(SNAPSHOT_VARIABLE, _SNAPSHOT_SERVICE).rstrip("/")
 
@@ -140,161 +293,6 @@ def _fix_files() -> str:
     )
 
 
-# What an image is made of besides our files: the bootstrapped base and the locked packages.
-
-
-# What is published as source only; the Dockerfile builds it.
-_SOURCE_LOCK = "source.lock"
-# Where the CPU build of torch is published, asked when the configured index doesn't have it.
-_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-_PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                 "--require-hashes", "--disable-pip-version-check"]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Base:
-    """A bootstrapped base in the store, or an image in a registry.
-
-    moved: how a bootstrapped one differs from the locked one, if it does.
-    reference: `NAME@sha256:…` of a registry's, which has no file here.
-    """
-
-    sha256: str
-    file: Path | None
-    packages: dict[str, str]
-    moved: list[str]
-    reference: str | None = None
-
-    @property
-    def is_locked(self) -> bool:
-        return not self.moved
-
-
-def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
-    """The base of `recipe`: the one its base.lock names, wherever that can still be had.
-
-    From the store, else made from the mirrors as they are, else from a snapshot service. Where
-    Debian has moved on and no snapshot can be reached, the moved base is used, and said to be
-    unlocked: other bytes have another input hash, so no image changes under its name.
-    """
-    if image := recipe.settings.base:
-        reference = read_registry_base(recipe.folder / LOCK_NAME, image, recipe.settings.platform)
-        return Base(reference.rpartition(":")[2], None, {}, [], reference)
-    include = package_names(recipe.folder / "base.packages")
-    lock = read_base_lock(
-        recipe.folder / LOCK_NAME, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
-    )
-    locked = Base(lock.sha256, _base_path(store, lock.sha256), lock.packages, [])
-    if locked.file.exists():
-        _check_kept(locked)
-        return locked
-    remembered = store.folder / f"bases/instead-of-{lock.sha256}.json"
-    if remembered.exists():
-        kept = json.loads(remembered.read_text())
-        base = Base(file=_base_path(store, kept["sha256"]), **kept)
-        if base.file.exists():
-            _say(f"base: unlocked ({len(base.moved)} packages are not those of {LOCK_NAME})")
-            _check_kept(base)
-            return base
-    base = _make_base(lock, store)
-    if not base.is_locked:
-        kept = {"sha256": base.sha256, "packages": base.packages, "moved": base.moved}
-        write_json(remembered, kept)
-    return base
-
-
-def lock_base(recipe: Recipe, store: ImageStore) -> Path:
-    """Bootstrap the base from the mirrors as they are now, keep it and write base.lock; its path.
-
-    The old lock's base stays in the store.
-    """
-    include = package_names(recipe.folder / "base.packages")
-    # Before the mirrors are read: the snapshot service may have a state that is newer than ours.
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    sha256, packages = _bootstrap(include, store)
-    path = recipe.folder / LOCK_NAME
-    write_base_lock(
-        path,
-        BaseLock(sha256, SUITE, SOURCE_DATE_EPOCH, include, now, bootstrap_version(), packages),
-    )
-    return path
-
-
-def _make_base(lock: BaseLock, store: ImageStore) -> Base:
-    sha256, packages = _bootstrap(lock.include, store)
-    if sha256 == lock.sha256:
-        return Base(sha256, _base_path(store, sha256), packages, [])
-    moved = moved_packages(lock.packages, packages)
-    _say(f"Debian's mirrors no longer have the base that {LOCK_NAME} names:")
-    for line in moved or [f"the same packages, other bytes ({lock.mmdebstrap} made the lock's)"]:
-        _say(f"  {line}")
-    if moved and snapshot_is_reachable(lock.snapshot):
-        _say(f"making it from the snapshot of {lock.snapshot}")
-        try:
-            then_sha256, then_packages = _bootstrap(lock.include, store, snapshot=lock.snapshot)
-        except PostTrainingError as error:
-            # The service limits how much one machine may fetch; that must not end a build.
-            _say(str(error))
-        else:
-            if then_sha256 == lock.sha256:
-                return Base(then_sha256, _base_path(store, then_sha256), then_packages, [])
-            _say(f"the snapshot's base is {then_sha256}, not the locked {lock.sha256}")
-    _say("going on with the moved base; the image's record says `base: unlocked`")
-    return Base(sha256, _base_path(store, sha256), packages, moved or ["other bytes"])
-
-
-def _bootstrap(
-    include: list[str], store: ImageStore, *, snapshot: str | None = None
-) -> tuple[str, dict[str, str]]:
-    """Make a base and keep it in the store; its sha256 and {package: version}."""
-    _say(f"bootstrapping the base from Debian {SUITE} …")
-    for leftover in store.abandoned_work():
-        shutil.rmtree(leftover)
-    with store.work_folder("bases") as temporary:
-        tar = temporary / "base.tar"
-        bootstrap(include, tar, snapshot=snapshot)
-        sha256, packages = sha256_file(tar), installed_packages(tar)
-        sync(tar)
-        tar.replace(_base_path(store, sha256))
-    return sha256, packages
-
-
-def _check_kept(base: Base) -> None:
-    if (found := image_digest(base.file).sha256) != base.sha256:
-        raise PostTrainingError(
-            f"sha256 is {found}, not what its name says",
-            where=str(base.file),
-            hint="the file is damaged: remove it, and the base is made again",
-        )
-
-
-def _base_path(store: ImageStore, sha256: str) -> Path:
-    return store.folder / f"bases/sha256-{sha256}.tar"
-
-
-def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
-    """A folder with exactly what the recipe's locks name, checked against their hashes.
-
-    Wheels, and the source archives of what source.lock names.
-    """
-    key = sha256_text("".join(path.read_text() for path in recipe.package_locks.values()))
-    folder = store.folder / "wheels" / recipe.name / key
-    if folder.exists():
-        return folder
-    for old in sorted(folder.parent.glob("*/")):
-        shutil.rmtree(old)
-    with atomic_directory(folder) as temporary:
-        locks = dict(recipe.package_locks)
-        source_lock = locks.pop(_SOURCE_LOCK, None)
-        for name, lock in locks.items():
-            print(f"downloading the wheels of {name} …", file=sys.stderr)
-            _download_wheels(lock, temporary, recipe.settings)
-        if source_lock:
-            print(f"downloading the sources of {_SOURCE_LOCK} …", file=sys.stderr)
-            download_sources(source_lock, temporary)
-    return folder
-
-
 def _download_wheels(lock: Path, folder: Path, settings: RecipeSettings) -> None:
     tag = f"cp{settings.python.replace('.', '')}"
     platforms = settings.wheel_platforms
@@ -307,8 +305,8 @@ def _download_wheels(lock: Path, folder: Path, settings: RecipeSettings) -> None
     except PostTrainingError as error:
         if "torch==" not in error.problem:
             raise
-        print(f"torch is not in the configured index; asking {_TORCH_INDEX}", file=sys.stderr)
-        run_tool([*command, "--extra-index-url", _TORCH_INDEX])
+        _say(f"torch is not in the configured index; asking {TORCH_INDEX}")
+        run_tool([*command, "--extra-index-url", TORCH_INDEX])
 
 
 def _say(text: str) -> None:

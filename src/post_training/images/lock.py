@@ -1,17 +1,17 @@
-"""`post-training image lock NAME`: from what a recipe asks for to what exactly it gets.
+"""`post-training image lock NAME`: pin everything that a recipe asks for, by version and hash.
 
     recipe.toml's base   ->  base.lock            digest (or the Debian packages of base.packages)
-    system.in            ->  system.lock          files of the base's distribution
-    source.in            ->  source.lock          source archives, with hashes
-    requirements.in      ->  requirements.lock    wheels for the recipe's platform, with hashes
-    dev.in               ->  dev.lock
+    system.in            ->  system.lock          packages of the base's distribution
+    source.in            ->  source.lock          source archives
+    requirements.in      ->  requirements.lock    wheels for the recipe's platform
+    dev.in               ->  dev.lock             wheels that only tests need
 
-The same for what `make setup` installs on the host, for every platform at once:
+And what `make setup` installs on the host, for every platform at once:
 
     pyproject.toml       ->  requirements-dev.lock
 
-What is asked for is exact already; resolving only adds what it needs. Versions that a lock has are
-kept where they still fit, so that locking again moves nothing by itself.
+The .in files name exact versions; resolving only adds their dependencies. Versions that stand in a
+lock are kept where they still fit, so locking again changes nothing by itself.
 """
 
 import re
@@ -26,30 +26,29 @@ from post_training.images.checkout import not_a_checkout
 from post_training.images.recipe import Recipe, RecipeSettings
 from post_training.images.registry import (
     ASKED,
-    index_settings,
+    TORCH_INDEX,
     leave_unresolved,
     lock_registry_base,
     lock_system_packages,
+    read_index_settings,
     read_registry_base,
     run_uv,
 )
+from post_training.images.selfcheck import locked_versions
 from post_training.images.store import ImageStore
 
 TOOLS_LOCK = "requirements-dev.lock"
-# The oldest that pyproject.toml allows; what newer ones need instead is in the lock as well.
+# The oldest that pyproject.toml allows; the lock also holds what newer ones need instead.
 _TOOLS_PYTHON = "3.11"
 _ORDER = ("source", "requirements", "dev")
 _EXACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[\w,-]+\])?==[^\s*,;]+(\s*;.*)?")
-_LOCKED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
-# Where the CPU build of torch is published, asked when pip is told no other place to look.
-_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> list[str]:
-    """Write every lock of the recipe; what stays unresolved and why, empty when all is locked.
+    """Write every lock of the recipe; a line for all that stays unresolved, with the reason.
 
-    base_source: see `lock_registry_base`.
-    Errors: ConfigError for loose requirements, before anything is written.
+    base_source: where to read the base instead of its registry; see `lock_registry_base`.
+    Errors: ConfigError for requirements without an exact version, before anything is written.
     """
     asked = [recipe.folder / f"{name}.in" for name in _ORDER]
     asked = [path for path in asked if path.exists()]
@@ -63,16 +62,16 @@ def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> l
 
 
 def lock_tools(repository: Path) -> Path:
-    """Write the lock of the command line and of what developers need beside it; its path.
+    """Write the lock of the command line and of the developers' tools; its path.
 
-    Wheels only: installing them runs no code of theirs.
+    Wheels only: installing a source archive would run code of its author.
     Errors: UsageError outside a checkout.
     """
     if not (repository / "pyproject.toml").exists():
         raise not_a_checkout(repository)
     target = repository / TOOLS_LOCK
     with atomic_file(target) as lock:
-        # uv prefers the versions that its output file has.
+        # uv prefers the versions that stand in its output file.
         lock.write_text(target.read_text() if target.exists() else "")
         run_uv(
             ["--generate-hashes", "--no-annotate", "--no-header", "--only-binary", ":all:",
@@ -84,7 +83,7 @@ def lock_tools(repository: Path) -> Path:
 
 
 def loose_requirements(path: Path) -> list[str]:
-    """A line for each requirement that more than one version would meet."""
+    """A line for each requirement of an .in file that is not pinned to one version."""
     faults = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         text = line.split(" #")[0].strip()
@@ -110,6 +109,7 @@ def unlocked_requirements(path: Path) -> list[str]:
 
 
 def _lock_base(recipe: Recipe, store: ImageStore, source: str | None) -> list[str]:
+    """Write base.lock and system.lock; a line for each that stays unresolved."""
     settings = recipe.settings
     if settings.base is None:
         with store.lock():
@@ -131,16 +131,18 @@ def _lock_base(recipe: Recipe, store: ImageStore, source: str | None) -> list[st
 
 
 def _resolve(asked: Path, recipe: Recipe) -> None:
+    """Write the lock of one .in file, with uv."""
     settings = recipe.settings
+    platform = f"{settings.architecture}-manylinux_{settings.glibc.replace('.', '_')}"
     target = asked.with_suffix(".lock")
     if asked.stem == "source":
         options = ["--no-deps", "--no-binary", ":all:"]
     else:
         options = _wheels_only(asked, settings)
-    if "+cpu" in asked.read_text() and "UV_FIND_LINKS" not in index_settings():
-        options += ["--extra-index-url", _TORCH_INDEX, "--index-strategy", "unsafe-best-match"]
+    if "+cpu" in asked.read_text() and "UV_FIND_LINKS" not in read_index_settings():
+        options += ["--extra-index-url", TORCH_INDEX, "--index-strategy", "unsafe-best-match"]
     with tempfile.TemporaryDirectory() as temporary, atomic_file(target) as lock:
-        # uv prefers the versions that its output file has.
+        # uv prefers the versions that stand in its output file.
         lock.write_text(_preferred_versions(target, settings, recipe.folder.parent))
         if settings.without:
             excluded = Path(temporary) / "without.txt"
@@ -149,30 +151,29 @@ def _resolve(asked: Path, recipe: Recipe) -> None:
         run_uv(
             ["--generate-hashes", "--no-annotate", "--no-header",
              "--python-version", settings.python,
-             "--python-platform", f"{settings.architecture}-manylinux_{_tag(settings)}",
+             "--python-platform", platform,
              *options, "--output-file", lock, asked.name],
             cwd=recipe.folder,
         )  # fmt: skip
 
 
 def _wheels_only(asked: Path, settings: RecipeSettings) -> list[str | Path]:
-    """What is built from source is resolved with the rest, and locked apart."""
+    """uv's options. Packages of source.in are resolved with the rest and left out of this lock."""
     options: list[str | Path] = ["--only-binary", ":all:"]
     source = asked.with_name("source.in")
-    for name, _ in _LOCKED.findall(source.read_text() if source.exists() else ""):
+    for name in locked_versions(source.read_text()) if source.exists() else ():
         options += ["--no-binary", name, "--no-emit-package", name]
     return options
 
 
 def _preferred_versions(lock: Path, settings: RecipeSettings, recipes: Path) -> str:
-    """`name==version` lines: this lock's own, over which go those of the recipe it follows."""
-    versions = dict(_LOCKED.findall(lock.read_text())) if lock.exists() else {}
+    """`name==version` lines: those of this lock, replaced by those of the recipe that it follows.
+
+    recipes: the folder of all recipes.
+    """
+    versions = locked_versions(lock.read_text()) if lock.exists() else {}
     if settings.versions_from:
         for other in sorted((recipes / settings.versions_from).glob("*.lock")):
             if other.name != "base.lock":
-                versions |= dict(_LOCKED.findall(other.read_text()))
+                versions |= locked_versions(other.read_text())
     return "".join(f"{name}=={v.split('+')[0]}\n" for name, v in sorted(versions.items()))
-
-
-def _tag(settings: RecipeSettings) -> str:
-    return settings.glibc.replace(".", "_")

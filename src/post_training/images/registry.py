@@ -1,8 +1,19 @@
-"""containers/NAME/base.lock of a recipe whose base is an image in a registry.
+"""What an image takes from servers: a base from a registry, the base's missing packages, wheels.
 
-The tag of recipe.toml is looked up once, by `image lock`, and pinned by the digest of the manifest
-for the recipe's platform. A digest is the sha256 of the manifest's bytes, so what was read is
-proved by hashing it. What could not be read stays `unresolved`, with the reason, and is not built.
+    recipe.toml's base   ->  base.lock      digest of the manifest in the registry, for the platform
+    system.in            ->  system.lock    address and sha256 of each package of the distribution
+
+`image lock` asks once and pins what it got; a build checks it and asks nobody. A digest is the
+sha256 of the manifest's bytes, so what was read is proved by hashing it. What could not be read is
+`unresolved` in the lock, with the reason, and is not built.
+
+apt in the base itself says which files an installation takes, from where, and the sha256 that the
+signed index gives them. It is apt that checks the signatures, with the base's own keys and sources:
+an index that is unsigned, signed by another key, out of date or missing is an error. A mirror keeps
+only the newest versions: where a locked file is gone, the lock must be made again.
+
+Wheels and source archives come from the index that pip is configured for. uv is given the same
+settings, so there is one place to set them, for locks and for builds.
 """
 
 import hashlib
@@ -25,21 +36,45 @@ from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool, run_tool_bytes
 from post_training.images.builder import run_in
 
+# The lists of what a registry base lacks of its distribution.
+ASKED, LOCKED = "system.in", "system.lock"
+# Where the CPU build of torch is published, for where pip is not told where to look.
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 UNRESOLVED = "unresolved"
 _SCHEMA = "post-training/registry-base-lock/1"
+_PACKAGES_SCHEMA = "post-training/system-lock/1"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
+# A line of `apt-get install --print-uris`: 'ADDRESS' FILE SIZE HASH.
+_PRINTED_FILE = re.compile(r"'(\S+)' (\S+\.deb) \d+ ?(\S*)")
+# Without these, apt may print MD5, goes on when an index is missing, and may be told by the base's
+# own settings to take unsigned ones.
+_APT_OPTIONS = (
+    "-qq -o Acquire::ForceHash=SHA256 -o APT::Update::Error-Mode=any "
+    "-o Acquire::AllowInsecureRepositories=false -o Acquire::AllowWeakRepositories=false "
+    "-o Acquire::AllowDowngradeToInsecureRepositories=false"
+)
+_TIMEOUT_S = 60.0
+# A line of `pip config list`.
+_SETTING = re.compile(r"\S+\.(index-url|find-links|no-index|cert)='(.*)'")
+# pip's setting: (uv's variable, what separates several values in it).
+_VARIABLES = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "cert": ("SSL_CERT_FILE", " "),
+}
 
 
 def lock_registry_base(path: Path, image: str, platform: str, source: str | None) -> str | None:
-    """Resolve `image` and write its lock; None, or why it stays unresolved.
+    """Find the digest of `image` and write its lock; None, or why it stays unresolved.
 
+    A base that was resolved before keeps its digest when it can't be read now.
+    path: of the lock. image: REGISTRY/NAME:TAG. platform: as linux/arm64.
     source: where to read it instead of its registry, as skopeo names places: a mirror
     (`docker://MIRROR/NAME:TAG`) or a local OCI folder (`oci:/FOLDER:TAG`).
-    A base that was resolved before keeps its digest when it can't be read now.
     """
     source = source or f"docker://{image}"
     try:
@@ -50,16 +85,16 @@ def lock_registry_base(path: Path, image: str, platform: str, source: str | None
         kept = _read(path) if path.exists() else {}
         if (kept.get("image"), kept.get("platform")) == (image, platform) and _is_digest(kept):
             return f"{reason}\nthe digest of an earlier time is kept"
-        # In the file without this machine's addresses and places.
+        # The lock is committed: this machine's addresses and paths stay out of it.
         found = {"digest": UNRESOLVED, "reason": f"skopeo could not read {image}"}
     write_json(path, {"schema": _SCHEMA, "image": image, "platform": platform, **found})
     return reason
 
 
 def read_registry_base(path: Path, image: str, platform: str) -> str:
-    """`NAME@sha256:…`, which a build starts from.
+    """The locked base as `NAME@sha256:…`, which a build starts from.
 
-    Errors: UsageError when the lock is missing, unresolved, or of another base.
+    Errors: UsageError when the lock is missing, unresolved, or of another base or platform.
     """
     hint = f"`post-training image lock {path.parent.name}` where its registry can be reached"
     if not path.exists():
@@ -89,7 +124,7 @@ def _resolve(source: str, platform: str) -> dict[str, Any]:
         ]
         if len(digests) != 1:
             raise PostTrainingError(f"{len(digests)} images for {platform} in it", where=source)
-        # Read too, and hashed: an index may name what its registry no longer has.
+        # Read and hashed too: an index may name an image that its registry no longer has.
         manifest, digest = _manifest(source, expected=digests[0])
     if not _DIGEST.fullmatch(manifest.get("config", {}).get("digest", "")):
         raise PostTrainingError("not an image: its manifest names no config", where=source)
@@ -99,13 +134,13 @@ def _resolve(source: str, platform: str) -> dict[str, Any]:
 def _manifest(source: str, expected: str | None = None) -> tuple[dict[str, Any], str]:
     """The manifest at `source`, or the one of digest `expected` beside it, and its digest."""
     if expected and source.startswith("oci:"):
-        # skopeo cannot name a digest in a folder; a blob's file is named by it.
+        # skopeo has no name for a digest in a folder; a blob's file is named by its digest.
         folder = source.split(":")[1]
         data = (Path(folder) / "blobs" / expected.replace(":", "/")).read_bytes()
     else:
         place = f"docker://{_name_of(source[9:])}@{expected}" if expected else source
-        # A digest is of the very bytes: nothing is decoded before it is taken.
-        # By itself it waits for ever for a registry that says nothing.
+        # The digest is of the very bytes: they are hashed before they are decoded.
+        # Without a limit skopeo waits for ever for a registry that does not answer.
         data = run_tool_bytes(["skopeo", "--command-timeout=2m", "inspect", "--raw", place])
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if expected and digest != expected:
@@ -130,29 +165,17 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path, _SCHEMA)
 
 
-# uv asks the index that pip is configured for: one place to set it, for locks and for builds.
-#
-# pip config list  ->  UV_DEFAULT_INDEX, UV_FIND_LINKS, SSL_CERT_FILE, --no-index
-
-
-_TIMEOUT_S = 60.0
-_SETTING = re.compile(r"\S+\.(index-url|find-links|no-index|cert)='(.*)'")
-# pip's name: (uv's, how uv separates several).
-_VARIABLES = {
-    "index-url": ("UV_DEFAULT_INDEX", " "),
-    "find-links": ("UV_FIND_LINKS", ","),
-    "cert": ("SSL_CERT_FILE", " "),
-}
-
-
 def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
-    """`uv pip compile ARGUMENTS` with pip's index settings; its stdout."""
+    """Run `uv pip compile ARGUMENTS` with pip's index settings; its stdout.
+
+    keywords: of `run_tool`.
+    """
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
     return run_tool(
-        # pip trusts what the system trusts; so does uv, if it is told to.
+        # The system's certificates, as pip takes them; uv has its own unless told.
         [uv, "pip", "compile", "--quiet", "--system-certs", *_no_index(), *arguments],
-        env={**os.environ, **index_settings()},
+        env={**os.environ, **read_index_settings()},
         hint="`make setup` installs uv" if uv == "uv" else None,
         **keywords,
     )
@@ -161,7 +184,7 @@ def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
 def download_sources(lock: Path, folder: Path) -> None:
     """Fetch the source archives that `lock` names into `folder`, each checked by its hash.
 
-    Not by pip: it runs every archive's setup.py for its metadata, and some import torch there.
+    Not with `pip download`: it runs the archives' setup.py for metadata, and some import torch.
     """
     resolved = run_uv(["--no-deps", "--no-binary", ":all:", "--format", "pylock.toml", lock])
     allowed = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text()))
@@ -175,9 +198,10 @@ def download_sources(lock: Path, folder: Path) -> None:
 def download(
     address: str, target: Path, allowed: set[str], *, timeout_s: float = _TIMEOUT_S
 ) -> None:
-    """allowed: the sha256 it may have. timeout_s: how long the other side may say nothing.
+    """Fetch a file and check it.
 
-    Errors: PostTrainingError when it cannot be had, or is another.
+    allowed: every sha256 that it may have. timeout_s: how long the server may be silent.
+    Errors: PostTrainingError when it cannot be downloaded, or has another sha256.
     """
     with atomic_file(target) as temporary:
         try:
@@ -193,61 +217,45 @@ def download(
             raise PostTrainingError(f"sha256 is {found}, which is not locked", where=address)
 
 
-def index_settings() -> Mapping[str, str]:
-    """pip's settings as variables of uv."""
+def read_index_settings() -> Mapping[str, str]:
+    """pip's index settings as uv's variables: UV_DEFAULT_INDEX, UV_FIND_LINKS, SSL_CERT_FILE."""
     return {
         variable: separator.join(text.split())
         for name, (variable, separator) in _VARIABLES.items()
-        if (text := _pip_settings().get(name))
+        if (text := _read_pip_settings().get(name))
     }
 
 
 def _no_index() -> list[str]:
-    # uv has no variable for it.
-    return ["--no-index"] if _pip_settings().get("no-index") in ("1", "true", "yes", "on") else []
+    """pip's no-index as an option: uv has no variable for it."""
+    is_set = _read_pip_settings().get("no-index") in ("1", "true", "yes", "on")
+    return ["--no-index"] if is_set else []
 
 
-def _pip_settings() -> dict[str, str]:
+def _read_pip_settings() -> dict[str, str]:
     listed = run_tool([sys.executable, "-m", "pip", "config", "list"])
-    # Sorted, so that a variable (`:env:`) is read first; the first one counts, as for pip.
+    # pip sorts the lines: a variable (`:env:`) comes before a file, and the first one counts.
     settings: dict[str, str] = {}
     for name, text in _SETTING.findall(listed):
         settings.setdefault(name, text.replace("\\n", " "))
     return settings
 
 
-# containers/NAME/system.in and system.lock: what a registry base lacks of its distribution.
-#
-# apt in the base itself says which files an installation would take, from where, and which sha256
-# the signed index gives them. By that they are fetched before the build, and installed in it
-# without a network. What is signed is for apt to say, by the base's own keys and sources: an index
-# that is unsigned, signed by another key, past its time or not to be had is an error. A
-# distribution's mirror keeps only the newest versions: one that has gone is said, and the lock must
-# be made again.
-
-
-ASKED, LOCKED = "system.in", "system.lock"
-_PACKAGES_SCHEMA = "post-training/system-lock/1"
-_FILE = re.compile(r"'(\S+)' (\S+\.deb) \d+ ?(\S*)")
-# By itself apt prints MD5, goes on when an index cannot be had, and may be told by the base's own
-# settings to take unsigned ones.
-_OPTIONS = (
-    "-qq -o Acquire::ForceHash=SHA256 -o APT::Update::Error-Mode=any "
-    "-o Acquire::AllowInsecureRepositories=false -o Acquire::AllowWeakRepositories=false "
-    "-o Acquire::AllowDowngradeToInsecureRepositories=false"
-)
-
-
 def lock_system_packages(folder: Path, base: str, platform: str, working: Path) -> None:
-    """Ask apt in `base` and write system.lock. working: where the packages are fetched to.
+    """Ask apt in `base` for what system.in names, and write system.lock.
 
+    base: NAME@sha256:…. working: a temporary folder, to which the packages are fetched once.
     Errors: PostTrainingError where the base cannot be pulled, run, or reach its mirror.
     """
-    names = package_names(folder / ASKED)
-    install = f"apt-get {_OPTIONS} install --no-install-recommends --print-uris {' '.join(names)}"
-    files = parse_files(run_in(base, platform, f"apt-get {_OPTIONS} update >&2 && {install}"))
+    names = read_package_names(folder / ASKED)
+    install = (
+        f"apt-get {_APT_OPTIONS} install --no-install-recommends --print-uris {' '.join(names)}"
+    )
+    files = parse_printed_files(
+        run_in(base, platform, f"apt-get {_APT_OPTIONS} update >&2 && {install}")
+    )
     for file in files:
-        # Not kept: a lock names only what its mirror has.
+        # Fetched and not kept: a lock names only what its mirror really has.
         download(file["address"], working / file["file"], {file["sha256"]})
     write_json(
         folder / LOCKED, {"schema": _PACKAGES_SCHEMA, "base": base, "asked": names, "files": files}
@@ -255,19 +263,21 @@ def lock_system_packages(folder: Path, base: str, platform: str, working: Path) 
 
 
 def leave_unresolved(folder: Path, reason: str) -> None:
-    """A lock that says why there is none; one that was made before is kept."""
+    """Write a system.lock that says why nothing is locked; an earlier lock is kept instead."""
     if not (folder / LOCKED).exists():
         lock = {
             "schema": _PACKAGES_SCHEMA,
             "base": UNRESOLVED,
-            "asked": package_names(folder / ASKED),
+            "asked": read_package_names(folder / ASKED),
         }
         write_json(folder / LOCKED, {**lock, "reason": reason, "files": []})
 
 
 def read_system_lock(folder: Path, base: str) -> list[dict[str, str]]:
-    """The locked files. Errors: UsageError for a lock that is missing, unresolved or of another
-    base or list."""
+    """The locked files, as [{"file", "address", "sha256"}].
+
+    Errors: UsageError for a lock that is missing, unresolved, or of another base or list.
+    """
     path = folder / LOCKED
     hint = f"`post-training image lock {folder.name}` where its base can be pulled and run"
     try:
@@ -276,7 +286,7 @@ def read_system_lock(folder: Path, base: str) -> list[dict[str, str]]:
         raise UsageError("no such lock", where=str(path), hint=hint) from None
     if lock["base"] == UNRESOLVED:
         raise UsageError(f"{UNRESOLVED}: {lock['reason']}", where=str(path), hint=hint)
-    for key, wanted in {"base": base, "asked": package_names(folder / ASKED)}.items():
+    for key, wanted in {"base": base, "asked": read_package_names(folder / ASKED)}.items():
         if lock[key] != wanted:
             problem = f"made for {key} {lock[key]}, wanted is {wanted}"
             raise UsageError(problem, where=str(path), hint=hint)
@@ -284,8 +294,10 @@ def read_system_lock(folder: Path, base: str) -> list[dict[str, str]]:
 
 
 def ensure_system_packages(files: list[dict[str, str]], lock: Path, store_folder: Path) -> Path:
-    """A folder with exactly the locked files, each checked by its hash. It is named for the lock's
-    own sha256, by which the records of images name it."""
+    """A folder with exactly the locked files, downloaded where it is missing, checked by hash.
+
+    It is named for the sha256 of the lock itself, which the records of images hold.
+    """
     folder = store_folder / "system" / sha256_file(lock)
     if not folder.exists():
         with atomic_directory(folder) as temporary:
@@ -298,23 +310,23 @@ def ensure_system_packages(files: list[dict[str, str]], lock: Path, store_folder
     return folder
 
 
-def parse_files(said: str) -> list[dict[str, str]]:
-    """[{"file", "address", "sha256"}] from `apt-get install --print-uris`, sorted by file.
+def parse_printed_files(output: str) -> list[dict[str, str]]:
+    """[{"file", "address", "sha256"}] from what `apt-get install --print-uris` printed, sorted.
 
     Errors: PostTrainingError for a file whose index has no sha256.
     """
     found = []
-    for address, name, said_hash in _FILE.findall(said):
-        kind, _, digest = said_hash.partition(":")
+    for address, name, printed_hash in _PRINTED_FILE.findall(output):
+        kind, _, digest = printed_hash.partition(":")
         if kind != "SHA256" or not re.fullmatch("[0-9a-f]{64}", digest):
             raise PostTrainingError(
-                f"apt's index has no sha256 of it (got {said_hash!r})", where=name
+                f"apt's index has no sha256 of it (got {printed_hash!r})", where=name
             )
         found.append({"file": unquote(name), "address": address, "sha256": digest})
     return sorted(found, key=lambda file: file["file"])
 
 
-def package_names(path: Path) -> list[str]:
-    """The names in a list of packages, sorted; `#` begins a comment."""
+def read_package_names(path: Path) -> list[str]:
+    """The names in a list of packages, one a line, sorted; `#` begins a comment."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
     return sorted(line for line in lines if line)

@@ -1,5 +1,7 @@
-"""Run inside the image as the last build step: versions equal the locks, everything that
-imports.txt names imports, and what recipe.toml leaves to the base was not installed over it.
+"""`python -m post_training.images.selfcheck`: the last step of a build, run inside the image.
+
+Versions must equal the locks, everything in imports.txt must import, and what recipe.toml leaves to
+the base must not be installed over it.
 """
 
 import importlib
@@ -16,13 +18,15 @@ ENVIRONMENT = Path("/opt/post-training/venv")
 
 
 def locked_versions(lock: str) -> dict[str, str]:
-    """{name: version} of the `name==version` lines of a requirements file."""
-    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock, flags=re.MULTILINE))
+    """{name: version} of the `name==version` lines in the text of a lock."""
+    return dict(re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", lock, re.MULTILINE))
 
 
 def named_modules(text: str) -> list[str]:
-    """The modules of imports.txt. `post_training.stages.*`: all in that package. `module:name` stays
-    as it is: a name that the module must have."""
+    """The entries of imports.txt: `module`, or `module:name` for a name that it must have.
+
+    `post_training.PACKAGE.*` becomes all public modules of that package.
+    """
     modules = []
     for name in (line.strip() for line in text.splitlines()):
         if "*" in name:
@@ -35,7 +39,7 @@ def named_modules(text: str) -> list[str]:
 
 
 def load_named(entry: str) -> None:
-    """Import a module; of `module:name`, look the (dotted) name up in it."""
+    """Import `module`; of `module:name`, also look up the name, which may be dotted."""
     module, _, name = entry.partition(":")
     found = importlib.import_module(module)
     for part in filter(None, name.split(".")):
@@ -43,14 +47,14 @@ def load_named(entry: str) -> None:
 
 
 def replaced_packages(without: list[str], environment: Path) -> list[str]:
-    """Those of `without` that lie in our own environment."""
+    """Those of `without` that are installed in `environment`, over the base's own."""
     folders = [str(folder) for folder in environment.glob("lib/python3.*/site-packages")]
     installed = {d.name.lower().replace("_", "-") for d in metadata.distributions(path=folders)}
     return sorted(installed & set(without))
 
 
 def version_faults(configuration: Path) -> list[str]:
-    """A line for each package that is not the one its lock names."""
+    """A line for each package whose installed version is not that of the locks in this folder."""
     faults = []
     for lock in sorted(configuration.glob("*.lock")):
         for name, version in locked_versions(lock.read_text()).items():
@@ -64,6 +68,7 @@ def version_faults(configuration: Path) -> list[str]:
 
 
 def main() -> int:
+    """Print every fault; the exit code."""
     wrong = version_faults(CONFIGURATION)
     settings = tomllib.loads((CONFIGURATION / "recipe.toml").read_text())
     for name in replaced_packages(settings.get("without", []), ENVIRONMENT):

@@ -16,7 +16,7 @@ from post_training.images.registry import (
     ensure_system_packages,
     leave_unresolved,
     lock_system_packages,
-    parse_files,
+    parse_printed_files,
     read_system_lock,
 )
 
@@ -101,7 +101,7 @@ def test_system_packages_of_an_index_that_is_not_the_signed_one_are_not_locked(f
 @pytest.mark.parametrize("said", ["MD5Sum:" + "0" * 32, "SHA256:12", ""])
 def test_system_package_without_a_sha256_in_the_index_is_refused(said):
     with pytest.raises(PostTrainingError, match=r"patch\.deb: apt's index has no sha256 of it"):
-        parse_files(f"'http://mirror.example/patch.deb' patch.deb 12 {said}\n")
+        parse_printed_files(f"'http://mirror.example/patch.deb' patch.deb 12 {said}\n")
 
 
 def test_system_package_that_changed_or_went_is_refused_and_nothing_kept(folder, tmp_path):
