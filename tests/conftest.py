@@ -16,7 +16,7 @@ from post_training.images.base import ensure_base
 from post_training.images.edf import load_edf
 from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore, default_store
-from post_training.records.run import identity_of, read_record, seal
+from post_training.records.run_record import identity_of, read_record, seal
 
 REPOSITORY = Path(__file__).parents[1]
 # What a run's record says at its end alone.

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from helpers.slurm_cluster import wait_until
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 
 TIMEOUT_S = 180
 

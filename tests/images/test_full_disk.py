@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 
 pytestmark = pytest.mark.image
 

@@ -10,7 +10,8 @@ import pytest
 
 from helpers.kept_bytes import kept_bytes
 from post_training.core.hashing import fingerprint, sha256_file
-from post_training.records.run import is_live, read_record
+from post_training.records.run import is_live
+from post_training.records.run_record import read_record
 
 pytestmark = pytest.mark.image
 

@@ -13,7 +13,7 @@ from in_toto_attestation.v1.statement import Statement
 from jsonschema import Draft202012Validator
 
 from post_training.core.hashing import sha256_file
-from post_training.records import run as run_record
+from post_training.records import run_record
 
 pytestmark = pytest.mark.image
 

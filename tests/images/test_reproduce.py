@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from post_training.core.hashing import sha256_file, sha256_value
-from post_training.records.run import RunDescription, read_record
+from post_training.records.run import RunDescription
+from post_training.records.run_record import read_record
 
 pytestmark = pytest.mark.image
 

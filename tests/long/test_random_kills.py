@@ -9,7 +9,7 @@ import time
 import pytest
 
 from helpers.kept_bytes import kept_bytes
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.long, pytest.mark.image]
 NUM_KILLS, NUM_STEPS = 7, 200

@@ -12,7 +12,7 @@ from helpers.accounting import accounting, missing
 from helpers.kept_bytes import kept_bytes
 from helpers.slurm_cluster import Cluster, run_script, wait_until
 from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 from post_training.slurm.queue import read_ended_jobs
 
 pytestmark = [

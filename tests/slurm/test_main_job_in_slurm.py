@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers.kept_bytes import kept_bytes
-from post_training.records.run import is_live, read_record
+from post_training.records.run import is_live
+from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
 

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.slurm_cluster import wait_until
 from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
 

@@ -9,7 +9,8 @@ import pytest
 from helpers.kept_bytes import kept_bytes
 from helpers.slurm_cluster import wait_until
 from helpers.submitted_jobs import SubmittedJobs
-from post_training.records.run import is_live, read_record
+from post_training.records.run import is_live
+from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
 

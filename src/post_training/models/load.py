@@ -29,7 +29,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError
 from post_training.models.attention import check_dropout
 from post_training.models.left_out import INDEX, note_left_out
-from post_training.records.run import RECORD_NAME
+from post_training.records.run_record import RECORD_NAME
 
 # Whether a tokenizer gives the ids of its tokenizer.json.
 #

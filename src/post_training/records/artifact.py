@@ -14,7 +14,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import ARTIFACT_RECORD, fingerprint_files, hash_files, sha256_value
-from post_training.records.run import record_faults
+from post_training.records.run_record import record_faults
 
 SCHEMA = "post-training/artifact/1"
 _KEYS = ("kind", "fingerprint", "files", "made_by")

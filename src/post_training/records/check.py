@@ -17,7 +17,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import ARTIFACT_RECORD, file_names, fingerprint_files, hash_named
 from post_training.records.artifact import artifact_record_faults, read_artifact
-from post_training.records.run import (
+from post_training.records.run_record import (
     RECORD_NAME,
     is_of_first_version,
     read_record,

@@ -28,7 +28,7 @@ from post_training.records.first_difference import (
     natural_order,
 )
 from post_training.records.machine import portable_environment
-from post_training.records.run import (
+from post_training.records.run_record import (
     METRICS_NAME,
     STEPS_NAME,
     fingerprints,

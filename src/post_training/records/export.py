@@ -33,12 +33,12 @@ from post_training.core.secrets import redact
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
 from post_training.records.provenance import CRATE_NAME, STATEMENT_NAME, crate, statement
-from post_training.records.run import (
+from post_training.records.run import is_live
+from post_training.records.run_record import (
     CONFIG_NAME,
     METRICS_NAME,
     RECORD_NAME,
     STEPS_NAME,
-    is_live,
     is_of_first_version,
     read_whole_record,
     record_faults,

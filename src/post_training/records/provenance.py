@@ -7,7 +7,7 @@ https://www.researchobject.org/ro-crate/specification/1.1/
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from post_training.records.run import CONFIG_NAME, RECORD_NAME
+from post_training.records.run_record import CONFIG_NAME, RECORD_NAME
 
 CRATE_NAME = "ro-crate-metadata.json"
 _SPECIFICATION = "https://w3id.org/ro/crate/1.1"

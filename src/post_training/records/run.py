@@ -1,4 +1,5 @@
-"""run.json: what a run is, opened before it starts and closed at its end, whatever the end.
+"""A run folder and the life of the run in it: run.json is opened before the run starts, and closed
+at its end, whatever the end.
 
 Rank 0 is the one writer. It holds a lock on the run folder for as long as it lives, so a folder
 is live exactly while somebody works in it, even when that somebody was killed without a word.
@@ -16,7 +17,6 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,34 +24,29 @@ from typing import Any, BinaryIO
 
 from post_training.config.model import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import check_keys, read_json, write_json
-from post_training.core.hashing import sha256_file, sha256_value
+from post_training.core.files import check_keys, write_json
+from post_training.core.hashing import sha256_file
 from post_training.core.locks import hold, is_held
 from post_training.core.secrets import find_secret, is_redacted, redact, redact_all
+from post_training.records.run_record import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    RECORD_NAME,
+    SCHEMA,
+    fingerprints,
+    identity_of,
+    image_identity,
+    read_record,
+    record_faults,
+    seal,
+)
 
-SCHEMA = "post-training/run-record/1"
-RECORD_NAME = "run.json"
-CONFIG_NAME = "config.yaml"
-# Of training stages: a line now and then, for people; a line a step, for comparison.
-METRICS_NAME = "metrics.jsonl"
-STEPS_NAME = "steps.jsonl"
 # Written by `post-training submit` before the run, and by its job.
 LAUNCH_FOLDER = "slurm"
 # Of stages that work in chunks: the chunks, and the records of those who made them. They may be
 # there before the run itself, which puts the chunks together.
 SHARED_FOLDERS = ("chunks", "workers")
-# What every record has, from the first version on.
-_KEYS = {
-    *("run_id", "status", "reason", "stage", "identity", "recipe", "topology", "inputs", "image"),
-    *("command", "working_dir", "recipe_hash", "placement", "code", "reproducible_by_digest"),
-    *("mounts", "environment", "machine", "scheduler_job", "packages", "attempts", "outputs"),
-    "metrics",
-}
-_MAPPINGS = ("recipe", "topology", "placement", "code", "environment", "machine", "metrics")
 _KEYS_TO_GO_ON = ("run_id", "status", "stage", "recipe", "topology", "inputs", "image", "attempts")
-_KEYS_OF_ATTEMPT = {"status", "reason", "started", "ended", "scheduler_job"}
-# Neither these nor a seal did the first version write.
-_SINCE_THE_FIRST = ("debug", "mounted_over")
 _LOCK_NAME = ".lock"
 
 
@@ -59,9 +54,10 @@ _LOCK_NAME = ".lock"
 class RunDescription:
     """What a run is, before it starts.
 
-    recipe, topology, inputs: {dotted key: JSON value}; inputs: {key: {"path", "fingerprint", and
-    "made_by" where an artifact says it}}.
-    image: its identity, or None in an unpinned run. facts: what else the record says.
+    recipe, topology: {dotted key: JSON value}.
+    inputs: {dotted key: {"path", "fingerprint", and "made_by" where an artifact says it}}.
+    image: its identity; None in an unpinned run.
+    facts: what else the record says.
     """
 
     stage: str
@@ -142,10 +138,10 @@ class RunFolder:
     ) -> bool:
         """Write the record with status running; True when an earlier attempt is continued.
 
-        allow_topology: continue although the topology changed; the attempt says so.
-        reopen: continue a finished run too: a worker's, which ended when nothing was left to claim.
         Another run that failed before it made anything is replaced, and `replaced` says so.
         A secret in what the record says is redacted, with a word in `redacted` and on the screen.
+        allow_topology: continue although the topology changed; the attempt says so.
+        reopen: continue a finished run too: a worker's, which ended when nothing was left to claim.
         Errors: AlreadyFinished; UsageError when the folder holds another run, or something else, or
         an input's path a secret.
         """
@@ -154,57 +150,17 @@ class RunFolder:
                 raise UsageError(f"the path of the input holds a secret ({kind})", where=key)
         facts = _without_secrets(description.facts)
         earlier = earlier_record(self.path)
-        changed: list[str] = []
         if earlier is not None:
             check_keys(earlier, _KEYS_TO_GO_ON, self.path / RECORD_NAME)
         # A worker's folder never holds what it made: that is the run's.
         if earlier is not None and not reopen and _made_nothing(self.path, earlier):
-            try:
-                check_same_run(self.path, earlier, description, allow_topology=allow_topology)
-            except UsageError as error:
-                differs = error.problem.removeprefix("the folder holds another run: ")
-                ended = f"{earlier['status']} before it made anything"
-                self.replaced = f"run {earlier['run_id']} ({ended}): {differs}"
-                _remove_first_try(self.path)
-                earlier = None
+            earlier = self._replace_if_another(earlier, description, allow_topology=allow_topology)
+        changed: list[str] = []
         if earlier is None:
-            self.record = {
-                "schema": SCHEMA,
-                "run_id": _new_run_id(description.stage),
-                "status": "running",
-                "reason": None,
-                "stage": description.stage,
-                "identity": description.identity,
-                "recipe": description.recipe,
-                "topology": description.topology,
-                "inputs": description.inputs,
-                "image": description.image,
-                **facts,
-                "attempts": [],
-                "outputs": None,
-                "metrics": {},
-            }
+            self.record = _new_record(description, facts)
         else:
             changed = check_same_run(self.path, earlier, description, allow_topology=allow_topology)
-            if earlier["status"] == "finished" and not reopen:
-                raise AlreadyFinished(
-                    f"this run is finished (run {earlier['run_id']})",
-                    where=str(self.path),
-                    hint="choose another run_dir to run it again; "
-                    "`post-training reproduce` compares the two",
-                )
-            if faults := record_faults(earlier):
-                # Going on would put a seal on it.
-                raise UsageError(
-                    faults[0],
-                    where=str(self.path / RECORD_NAME),
-                    hint="put the original back, or choose another run_dir",
-                )
-            earlier.pop("redacted", None)  # Of an earlier attempt's environment.
-            self.record = {**earlier, "status": "running", "reason": None, **facts}
-            for attempt in self.record["attempts"]:
-                if attempt["status"] == "running":  # It holds the lock no more.
-                    attempt["status"] = "killed"
+            self.record = self._continued(earlier, facts, reopen=reopen)
         self.record["attempts"].append(
             {
                 "process": os.getpid(),
@@ -218,6 +174,46 @@ class RunFolder:
         )
         self._write()
         return earlier is not None
+
+    def _replace_if_another(
+        self, earlier: dict[str, Any], now: RunDescription, *, allow_topology: bool
+    ) -> dict[str, Any] | None:
+        """The earlier record, of a run that made nothing; None where it is of another run, whose
+        files are removed."""
+        try:
+            check_same_run(self.path, earlier, now, allow_topology=allow_topology)
+        except UsageError as error:
+            differs = error.problem.removeprefix("the folder holds another run: ")
+            ended = f"{earlier['status']} before it made anything"
+            self.replaced = f"run {earlier['run_id']} ({ended}): {differs}"
+            _remove_first_try(self.path)
+            return None
+        return earlier
+
+    def _continued(
+        self, earlier: dict[str, Any], facts: dict[str, Any], *, reopen: bool
+    ) -> dict[str, Any]:
+        """The record of the same run, for one attempt more."""
+        if earlier["status"] == "finished" and not reopen:
+            raise AlreadyFinished(
+                f"this run is finished (run {earlier['run_id']})",
+                where=str(self.path),
+                hint="choose another run_dir to run it again; "
+                "`post-training reproduce` compares the two",
+            )
+        if faults := record_faults(earlier):
+            # Going on would put a seal on it.
+            raise UsageError(
+                faults[0],
+                where=str(self.path / RECORD_NAME),
+                hint="put the original back, or choose another run_dir",
+            )
+        earlier.pop("redacted", None)  # Of an earlier attempt's environment.
+        record = {**earlier, "status": "running", "reason": None, **facts}
+        for attempt in record["attempts"]:
+            if attempt["status"] == "running":  # It holds the lock no more.
+                attempt["status"] = "killed"
+        return record
 
     def close(
         self,
@@ -236,8 +232,8 @@ class RunFolder:
         self._write()
 
     def _run_files(self, outputs: dict[str, Any]) -> dict[str, str]:
-        """{name: sha256} of what holds times or paths: no two runs have the same, and what this one
-        left is known all the same."""
+        """{name: sha256} of the files that hold times or paths. No two runs have the same, so they
+        are not compared; but an edit of them is noticed."""
         names = {CONFIG_NAME, METRICS_NAME, *outputs.get("unstable_files", [])}
         # Reporters may write until the process ends.
         names = {name for name in names if not name.startswith(("tensorboard/", "wandb/"))}
@@ -253,6 +249,25 @@ class RunFolder:
             raise FileNotFoundError(errno.ENOENT, "the run's folder was removed", str(self.path))
         self.record["seal"] = seal(self.record)
         write_json(self.path / RECORD_NAME, self.record)
+
+
+def _new_record(description: RunDescription, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "run_id": _new_run_id(description.stage),
+        "status": "running",
+        "reason": None,
+        "stage": description.stage,
+        "identity": description.identity,
+        "recipe": description.recipe,
+        "topology": description.topology,
+        "inputs": description.inputs,
+        "image": description.image,
+        **facts,
+        "attempts": [],
+        "outputs": None,
+        "metrics": {},
+    }
 
 
 def _made_nothing(run_dir: Path, record: dict[str, Any]) -> bool:
@@ -272,7 +287,7 @@ def _made_nothing(run_dir: Path, record: dict[str, Any]) -> bool:
 
 
 def _remove_first_try(run_dir: Path) -> None:
-    """All but the lock, the record, which is replaced in one step, and what `submit` wrote."""
+    """Remove all but the lock, what `submit` wrote, and the record, which is replaced in one step."""
     for path in run_dir.iterdir():
         if path.name in (_LOCK_NAME, RECORD_NAME, LAUNCH_FOLDER):
             continue
@@ -313,49 +328,6 @@ def check_same_run(
     return changed["topology"]
 
 
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """The record of a run folder; what it should hold may be gone. Errors: UsageError."""
-    path = run_dir / RECORD_NAME
-    try:
-        record = read_json(path, SCHEMA)
-    except FileNotFoundError:
-        raise UsageError("no run here: there is no run.json", where=str(run_dir)) from None
-    except NotADirectoryError:
-        raise UsageError("a file, and not the folder of a run", where=str(run_dir)) from None
-    return record
-
-
-def read_whole_record(run_dir: Path) -> dict[str, Any]:
-    """The same with all that every record has. Errors: UsageError that names what is not there."""
-    record, path = read_record(run_dir), run_dir / RECORD_NAME
-    check_keys(record, sorted(_KEYS), path)
-    outputs, inputs, attempts = record["outputs"], record["inputs"], record["attempts"]
-    kinds = {
-        **{key: isinstance(record[key], dict) for key in _MAPPINGS},
-        **{key: isinstance(record[key], str) for key in ("run_id", "status", "stage")},
-        "inputs": isinstance(inputs, dict) and _are_all(inputs.values(), {"path", "fingerprint"}),
-        "image": record["image"] is None or _are_all([record["image"]], {"oci_digest"}),
-        "attempts": isinstance(attempts, list) and _are_all(attempts, _KEYS_OF_ATTEMPT, 1),
-        "outputs": outputs is None
-        or (
-            _are_all([outputs], {"artifacts", "files"})
-            and isinstance(outputs["files"], dict)
-            and isinstance(outputs["artifacts"], dict)
-            and _are_all(outputs["artifacts"].values(), {"path", "fingerprint"})
-        ),
-    }
-    if wrong := [key for key, is_right in kinds.items() if not is_right]:
-        raise UsageError(f"no record any more: {', '.join(wrong)} is damaged", where=str(path))
-    return record
-
-
-def _are_all(values: Collection[Any], keys: set[str], least: int = 0) -> bool:
-    """Whether all, and at least so many, are mappings with these keys."""
-    return len(values) >= least and all(
-        isinstance(value, dict) and value.keys() >= keys for value in values
-    )
-
-
 def earlier_record(run_dir: Path) -> dict[str, Any] | None:
     """The record in an existing run folder, or None where a new run may begin.
 
@@ -376,56 +348,6 @@ def earlier_record(run_dir: Path) -> dict[str, Any] | None:
 def is_live(run_dir: Path) -> bool:
     """Whether a process holds the folder. A record that says running and is not live was killed."""
     return is_held(run_dir / _LOCK_NAME)
-
-
-def record_faults(record: dict[str, Any]) -> list[str]:
-    """How somebody changed the record since it was written, a line each: a slip of the hand is
-    noticed, and no more than that."""
-    faults = []
-    if "seal" not in record:
-        if not is_of_first_version(record):
-            faults.append("was changed by hand (its seal is gone)")
-    elif record["seal"] != seal(record):
-        faults.append("was changed by hand (its seal is of something else)")
-    if "identity" in record:
-        try:
-            fits = record["identity"] == identity_of(record)
-        except (LookupError, TypeError, AttributeError):
-            fits = False
-        if not fits:
-            faults.append("identity is not that of its recipe, topology, inputs and image")
-    return faults
-
-
-def is_of_first_version(record: dict[str, Any]) -> bool:
-    """Whether it never had a seal."""
-    return "seal" not in record and not any(key in record for key in _SINCE_THE_FIRST)
-
-
-def seal(record: dict[str, Any]) -> str:
-    """Over all the rest: whoever computes it again may write it, so it is no signature."""
-    return sha256_value({key: value for key, value in record.items() if key != "seal"})
-
-
-def identity_of(record: dict[str, Any]) -> str:
-    """Of a record, or of what one is made from."""
-    return sha256_value(
-        {
-            **{key: record[key] for key in ("stage", "recipe", "topology")},
-            "inputs": fingerprints(record["inputs"]),
-            "image": record["image"] and record["image"]["oci_digest"],
-        }
-    )
-
-
-def fingerprints(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """{key: fingerprint} of a record's inputs."""
-    return {key: value["fingerprint"] for key, value in inputs.items()}
-
-
-def image_identity(image: dict[str, Any] | None) -> dict[str, str]:
-    """Of a record's image, what decides the bits."""
-    return {"oci_digest": image["oci_digest"] if image else "unpinned"}
 
 
 def _without_secrets(facts: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.records.artifact import origin_of, read_artifact
 from post_training.records.check import GLANCE_BYTES, Check, check_artifact, check_run
-from post_training.records.run import read_whole_record
+from post_training.records.run_record import read_whole_record
 
 
 def show_run(run_dir: Path, state: str, *, as_json: bool, verify: bool = False) -> int:

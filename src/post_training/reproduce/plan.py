@@ -18,7 +18,8 @@ from post_training.images.store import ImageStore
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
 from post_training.records.machine import machine, portable_environment, recorded_environment
-from post_training.records.run import LAUNCH_FOLDER, RECORD_NAME, read_record, read_whole_record
+from post_training.records.run import LAUNCH_FOLDER
+from post_training.records.run_record import RECORD_NAME, read_record, read_whole_record
 from post_training.slurm.run_index import find_run
 from post_training.slurm.site import Site
 from post_training.slurm.storage import promoted_copy

@@ -27,7 +27,8 @@ from typing import Any
 
 from post_training.core.errors import Interrupted, UsageError, report
 from post_training.core.files import read_json, write_json
-from post_training.records.run import LAUNCH_FOLDER, is_live, read_record
+from post_training.records.run import LAUNCH_FOLDER, is_live
+from post_training.records.run_record import read_record
 
 # Which node may have made an attempt fail, from what srun and slurmstepd wrote into the job's log.
 #

@@ -25,7 +25,7 @@ from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.core.process import dies_with
 from post_training.images.edf import Edf
 from post_training.images.edf_command import can_run_here
-from post_training.records.run import RECORD_NAME, image_identity, read_record
+from post_training.records.run_record import RECORD_NAME, image_identity, read_record
 from post_training.slurm.environment import check_is_mounted, read_environment
 from post_training.slurm.pipeline import Plan, PlannedRun, load_pipeline, plan_pipeline
 from post_training.slurm.queue import cancel_on_error

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from post_training.config.faults import nearest
 from post_training.core.errors import UsageError
 from post_training.core.files import user_cache
-from post_training.records.run import LAUNCH_FOLDER, RECORD_NAME, read_record
+from post_training.records.run import LAUNCH_FOLDER
+from post_training.records.run_record import RECORD_NAME, read_record
 from post_training.slurm.runs import STATES, RunState, explained, queue_if_it_answers, run_state
 
 _T = TypeVar("_T")

@@ -19,13 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.records.run import (
-    LAUNCH_FOLDER,
-    RECORD_NAME,
-    is_live,
-    read_record,
-    record_faults,
-)
+from post_training.records.run import LAUNCH_FOLDER, is_live
+from post_training.records.run_record import RECORD_NAME, read_record, record_faults
 from post_training.slurm.outcome import read_tally
 from post_training.slurm.queue import QueuedJob, read_ended_jobs, read_queue
 from post_training.slurm.submit import submitted_jobs

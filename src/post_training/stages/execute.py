@@ -41,7 +41,8 @@ from post_training.images.inside import (
 from post_training.models.reference import REFERENCE
 from post_training.records import machine
 from post_training.records.artifact import origin_of, seal_artifact
-from post_training.records.run import CONFIG_NAME, AlreadyFinished, RunDescription, RunFolder
+from post_training.records.run import AlreadyFinished, RunDescription, RunFolder
+from post_training.records.run_record import CONFIG_NAME
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.processes import (

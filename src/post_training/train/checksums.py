@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
 from post_training.core.hashing import hash_named
-from post_training.records.run import identity_of
+from post_training.records.run_record import identity_of
 from post_training.stages.context import StageContext
 
 FOLDER = "checksums"

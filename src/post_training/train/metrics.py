@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import sync, write_atomic
-from post_training.records.run import STEPS_NAME
+from post_training.records.run_record import STEPS_NAME
 from post_training.stages.context import StageContext
 from post_training.train.reporters import Reporters
 from post_training.train.throughput import Throughput

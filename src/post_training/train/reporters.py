@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 from post_training.stages.context import StageContext
 from post_training.train.config import LoggingConfig
 

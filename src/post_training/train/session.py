@@ -22,7 +22,7 @@ from post_training.models.device import explained_forward
 from post_training.models.head import ChunkedHead
 from post_training.models.left_out import told
 from post_training.models.save import save_model_folder, stop_at
-from post_training.records.run import METRICS_NAME, STEPS_NAME
+from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
 from post_training.train.arguments import (
     join_ranks,

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.annotation_stages import rows_of
 from helpers.stage_process import start_entrypoint
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 
 PIPELINE = """
 run_dir: runs

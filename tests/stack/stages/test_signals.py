@@ -14,7 +14,7 @@ import pytest
 from helpers.gloo_ranks import on_ranks
 from post_training.annotate.annotate import do_in_step
 from post_training.annotate.work import Annotator
-from post_training.records.run import read_record
+from post_training.records.run_record import read_record
 from post_training.slurm.outcome import Step, Tally, judge
 from post_training.stages.context import StageContext
 from post_training.stages.processes import raise_on_signals

@@ -20,7 +20,7 @@ from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft
 from post_training.core.errors import Interrupted
 from post_training.core.files import write_json
-from post_training.records.run import SCHEMA
+from post_training.records.run_record import SCHEMA
 from post_training.stages.context import Ranks, StageContext
 from post_training.train.config import LoggingConfig
 from post_training.train.reporters import Reporters, open_reporters, scalars

@@ -12,7 +12,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.records.check import check_artifact, check_run
 from post_training.records.compare import print_diffs
 from post_training.records.export import export_run
-from post_training.records.run import read_record, record_faults, seal
+from post_training.records.run_record import read_record, record_faults, seal
 from post_training.records.show import show_lineage, show_run, verify_artifact
 from post_training.reproduce.plan import Options, make_plans
 

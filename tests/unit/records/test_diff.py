@@ -4,7 +4,7 @@ import pytest
 
 from post_training.core.hashing import fingerprint
 from post_training.records.compare import print_diffs
-from post_training.records.run import identity_of
+from post_training.records.run_record import identity_of
 
 RECORD = {
     "schema": "post-training/run-record/1",

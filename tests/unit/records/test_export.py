@@ -9,7 +9,7 @@ from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_file
 from post_training.records.check import check_run
 from post_training.records.export import Redaction, export_run
-from post_training.records.run import read_record, seal
+from post_training.records.run_record import read_record, seal
 
 MADE = {"ro-crate-metadata.json", "provenance.intoto.json"}
 RECORDS = {"run.json", "config.yaml", "metrics.jsonl", "steps.jsonl", "model/artifact.json"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from post_training.records import run as run_record
+from post_training.records import run_record
 
 RECORD = Path(__file__).with_name("record_of_the_first_version.json")
 SCHEMA = Path(run_record.__file__).with_name("schemas") / "run-record-1.schema.json"

@@ -12,15 +12,8 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text
-from post_training.records.run import (
-    RunDescription,
-    RunFolder,
-    is_live,
-    read_record,
-    read_whole_record,
-    record_faults,
-    seal,
-)
+from post_training.records.run import RunDescription, RunFolder, is_live
+from post_training.records.run_record import read_record, read_whole_record, record_faults, seal
 
 DESCRIPTION = RunDescription(
     stage="sft",

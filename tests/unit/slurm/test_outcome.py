@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run import SCHEMA, RunFolder
+from post_training.records.run import RunFolder
+from post_training.records.run_record import SCHEMA
 from post_training.slurm.outcome import (
     MARK,
     Step,

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run import SCHEMA, RunFolder
+from post_training.records.run import RunFolder
+from post_training.records.run_record import SCHEMA
 
 PIPELINE = """
 run_dir: runs/exp

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run import RunFolder, identity_of
+from post_training.records.run import RunFolder
+from post_training.records.run_record import identity_of
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
 MIX = "{data: {datasets: [{path: rows.jsonl}]}, run_dir: runs/one}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.files import write_json
-from post_training.records.run import identity_of
+from post_training.records.run_record import identity_of
 from post_training.slurm.run_index import Filters, list_states
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"

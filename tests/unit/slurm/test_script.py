@@ -13,7 +13,7 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.core.files import write_json
-from post_training.records.run import SCHEMA
+from post_training.records.run_record import SCHEMA
 from post_training.slurm.script import Container, Job, sbatch_script
 from post_training.slurm.site import load_site
 

@@ -11,7 +11,8 @@ import pytest
 from helpers.slurm_programs import EDF as EDF_OF_AN_IMAGE
 from post_training.core.files import write_json
 from post_training.images.edf import load_edf
-from post_training.records.run import SCHEMA, RunFolder
+from post_training.records.run import RunFolder
+from post_training.records.run_record import SCHEMA
 from post_training.slurm.queue import cancel_on_error
 
 SFT = """
