@@ -17,12 +17,11 @@ from post_training.annotate.engine import VllmEngine
 from post_training.annotate.work import Annotator, Row
 from post_training.data.branches import (
     BRANCHES,
-    SIDES,
     conversations_of,
     prompt_of,
 )
 from post_training.data.preference_rows import read_written_pair
-from post_training.data.rows import COMPLETION, BadRow, Conversation
+from post_training.data.rows import COMPLETION, SIDES, BadRow, Conversation
 from post_training.data.tokenize import Encoder
 from post_training.models.quiet import quiet_libraries
 from post_training.models.score import Asked, CompletionLogprob

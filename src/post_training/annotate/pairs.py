@@ -9,7 +9,6 @@ from post_training.annotate.config import STRATEGIES, SelectConfig, StrategyConf
 from post_training.data.branches import (
     BRANCHES,
     ID,
-    SIDES,
     conversations_of,
     is_truncated,
     prompt_of,
@@ -17,7 +16,7 @@ from post_training.data.branches import (
 from post_training.data.formats.values import is_number
 from post_training.data.order import permutation
 from post_training.data.preference_rows import written_pair
-from post_training.data.rows import BadRow
+from post_training.data.rows import SIDES, BadRow
 
 
 @dataclass(frozen=True)

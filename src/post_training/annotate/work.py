@@ -22,9 +22,9 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_atomic, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.locks import hold, locked
-from post_training.data.branches import BRANCHES, ID, SIDES, row_line
+from post_training.data.branches import BRANCHES, ID, row_line
 from post_training.data.reading import MEANT
-from post_training.data.rows import BadRow
+from post_training.data.rows import SIDES, BadRow
 from post_training.stages.context import Progress, StageContext
 
 # What a stage does to rows: the one thing that it brings itself.

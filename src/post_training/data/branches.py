@@ -36,12 +36,10 @@ from post_training.data.formats.preference import read_preference
 from post_training.data.formats.swissai import EARLIER, read_branch, read_opening
 from post_training.data.formats.tools import Tools, bare_function
 from post_training.data.formats.values import filled_text, list_of, required
-from post_training.data.rows import BadRow, Conversation, Message
+from post_training.data.rows import SIDES, BadRow, Conversation, Message
 from post_training.data.sources.json_rows import json_line
 
 ID, PROMPT, BRANCHES = "conversation_id", "initial_prompt", "conversation_branches"
-# Of a preference row, which has these in place of branches (preference_rows.py).
-SIDES = ("chosen", "rejected")
 _BEGINNING = f'{{"{ID}": "'.encode()  # as branch_row has it
 # Columns that hold a prompt and nothing else; what else a row has goes into original_metadata.
 _OF_THE_PROMPT = ("messages", "prompt", "instruction", "input", "system", "tools")

@@ -11,7 +11,8 @@
     34 + 12 N  8 M    i64 first sequence of each document; then N
 
 A pair is checked as a whole when it is opened. Memory: 12 bytes a sequence and 8 a document,
-whatever the number of tokens. writer.py writes pairs.
+whatever the number of tokens. When a pair is written, both files are written beside their places
+and renamed when they are complete: .bin, then .idx.
 
 Ours come in twos: NAME_text_document holds the tokens and NAME_kinds_document, sequence by
 sequence, what the loss makes of each (rows.py); so no mask is ever inferred from the tokens.
@@ -23,8 +24,7 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -202,11 +202,6 @@ def _parse_header(header: bytes, path: Path) -> tuple[np.dtype, int, int]:
     return np.dtype(DTYPES[code]), num_sequences, num_marks
 
 
-# Writing Megatron's indexed datasets, whose layout dataset.py describes.
-#
-# Both files are written beside their places and renamed when complete: .bin, then .idx.
-
-
 def best_dtype(vocab_size: int) -> np.dtype:
     """Of ids below `vocab_size`, as Megatron chooses it."""
     return np.dtype("<u2" if vocab_size < 65500 else "<i4")
@@ -234,20 +229,12 @@ class IndexedWriter:
             self._new_index = stack.enter_context(atomic_file(index_path(self.prefix)))
             self._new_data = stack.enter_context(atomic_file(data_path(self.prefix)))
             self._data: IO[bytes] = stack.enter_context(open(self._new_data, "wb"))
+            stack.push(self._finish)
             self._files = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._files.__exit__(kind, error, trace)
-            return
-        with self._files:
-            self._finish()
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
     def append(
         self,
@@ -279,7 +266,9 @@ class IndexedWriter:
         ends = first + np.cumsum(sequences_per_document, dtype=np.int64)
         self._documents.frombytes(ends.tobytes())
 
-    def _finish(self) -> None:
+    def _finish(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:
+            return
         if not self._lengths:
             raise PostTrainingError("no sequence to write", where=str(self.prefix))
         lengths = np.frombuffer(self._lengths, np.int32)

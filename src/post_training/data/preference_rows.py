@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from post_training.core.hashing import sha256_value
-from post_training.data.branches import ID, SIDES
+from post_training.data.branches import ID
 from post_training.data.chat.rendering import message_dicts
 from post_training.data.formats.columns import Format, names_looked_for
 from post_training.data.formats.preference import read_preference
 from post_training.data.formats.tools import bare_function
 from post_training.data.formats.values import filled_text
-from post_training.data.rows import Conversation, Message, Preference
+from post_training.data.rows import SIDES, Conversation, Message, Preference
 
 _COLUMNS = {name: name for name in ("prompt", *SIDES)}
 FORMAT = Format("preference", _COLUMNS, optional=names_looked_for("preference", _COLUMNS))

@@ -1,9 +1,12 @@
-"""Every row of every dataset, in order: opened, recognised, transformed, looked over and parsed.
+"""Every row of every dataset, in order: opened, recognised, transformed, checked and parsed.
 
-record -> transform -> values (JSON objects) -> parse -> rows of its format
+    open_sources   a source and a format for each dataset
+    read_chunks    what a function of the caller's makes of every chunk, in several processes
+    Reader         in such a process: record -> transform -> values (JSON objects) -> parse -> rows
+    Verdicts       in ours: what becomes of a bad row, and how many there were
 
-Each value is looked over before it is parsed: what it fills is counted, and what would be left out
-though it changes the row's meaning is refused (formats/unread.py).
+Each value is checked before it is parsed: what it fills is counted, and what would be left out
+though it changes the row's meaning is refused (formats/values.py).
 """
 
 import base64
@@ -12,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal, Protocol, TypeVar
 
 from post_training.core.errors import PostTrainingError
@@ -26,21 +28,161 @@ from post_training.data.transforms import find_transform
 from post_training.data.user_functions import end_functions
 from post_training.data.workers import ordered_map
 
-# What becomes of a bad row, and how many there were.
-#
-#     fail: the first one ends the work · skip: it is left out · quarantine: and kept in a file
-#
-# The rejects file has a JSON object a line: file, line, byte, reason, problem, a hint where a
-# setting decides, and the row itself as `raw` (`raw_base64` where it is not UTF-8), so that it can
-# be mended and read again.
-
-
-# Asked for by a setting: overlong: drop, a transform that returns None, …
+# Rows that a setting asks to leave out (overlong: drop, a transform that returns None, …): these
+# never end the work.
 MEANT = ("too-long", "filtered", "truncated")
 
 
+def open_sources(
+    config: SourcesConfig, *, for_training: bool = True
+) -> tuple[list[Source], tuple[Format, ...]]:
+    """Every dataset's source, and what its first good row is recognised as.
+
+    for_training: see Reader.
+    Errors: UsageError where a source is not there, or its format is unknown or ambiguous.
+    """
+    sources = [open_source(dataset, config.hub_dir) for dataset in config.datasets]
+    formats = tuple(
+        _recognised(source, config, dataset, for_training)
+        for source, dataset in zip(sources, config.datasets, strict=True)
+    )
+    return sources, formats
+
+
+def name_of(dataset: DatasetConfig) -> str:
+    """As it is called in records and on the screen."""
+    if dataset.name is not None:
+        return dataset.name
+    if dataset.path is not None:
+        return dataset.path.name
+    return "/".join(filter(None, (dataset.hub, dataset.subset, dataset.split)))
+
+
+@dataclass(frozen=True)
+class Rejected:
+    place: Place
+    bad: BadRow
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the rows of all datasets, by their index, in any process.
+
+    formats: what each dataset was recognised as. train_on, train_on_thoughts: as in DataConfig.
+    for_training: if not, what goes with an answer (a label, a weight) is metadata, and kept.
+    counts: of this process's rows, since the last `take`.
+    """
+
+    config: SourcesConfig
+    formats: tuple[Format, ...]
+    train_on: Literal["all_turns", "last_turn"] = "all_turns"
+    train_on_thoughts: bool = True
+    for_training: bool = True
+    counts: ColumnCounts = field(default_factory=ColumnCounts, compare=False)
+
+    def rows(
+        self, chunk: Chunk, dataset: int, rejected: list[Rejected]
+    ) -> Iterator[tuple[Record, Row]]:
+        """Every row of the chunk with the record it comes from. rejected: gets the bad records."""
+        for record in self.records(chunk, dataset):
+            try:
+                for value in self.values(record, dataset):
+                    for row in self.parse(value, dataset):
+                        yield record, row
+            except BadRow as bad:
+                rejected.append(Rejected(record.place, bad, record.raw))
+
+    def records(self, chunk: Chunk, dataset: int) -> Iterator[Record]:
+        """The chunk's records, through the dataset's transform where it has one."""
+        name = self.config.datasets[dataset].transform
+        if name is None:
+            return chunk.records()
+        return _transformed(list(chunk.records()), name, self.config)
+
+    def values(self, record: Record, dataset: int) -> list[dict[str, Any]]:
+        """The objects that a record is after its dataset's transform. Errors: BadRow."""
+        self.counts.num_rows += 1
+        settings, found = self.config.datasets[dataset], self.formats[dataset]
+        values = _values(record, self.config, settings)
+        for value in values:
+            check_same(value, found, settings)
+            found.look_over(value, self.counts.filled, for_training=self.for_training)
+        return values
+
+    def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
+        """Errors: BadRow."""
+        return parse(
+            value,
+            self.formats[dataset],
+            train_on=self.train_on,
+            train_on_thoughts=self.train_on_thoughts,
+        )
+
+
+class ReadChunk(Protocol):
+    """What a worker made of a chunk of dataset number `dataset`."""
+
+    dataset: int
+    rejected: list[Rejected]
+
+
+class HasReader(Protocol):
+    """What a worker needs to read a chunk."""
+
+    @property
+    def reader(self) -> Reader: ...
+
+
+State = TypeVar("State", bound=HasReader)
+Output = TypeVar("Output", bound=ReadChunk)
+
+
+def read_chunks(
+    function: Callable[[State, tuple[int, Chunk]], Output],
+    state: State,
+    sources: Sequence[Source],
+    config: SourcesConfig,
+    num_rows_read: Callable[[int], int],
+    report: ColumnReport,
+) -> Iterator[Output]:
+    """`function(state, (dataset, chunk))` of every chunk, in order, by `config.num_workers`.
+
+    num_rows_read: of a dataset, so far; under debug_subsample its chunks end once they suffice.
+    report: to which the columns of each chunk are added.
+    """
+    enough = config.debug_subsample
+
+    def suffices(dataset: int) -> bool:
+        return enough is not None and num_rows_read(dataset) >= enough
+
+    def chunks() -> Iterator[tuple[int, Chunk]]:
+        for dataset, source in enumerate(sources):
+            for chunk in source.chunks():
+                if suffices(dataset):
+                    break
+                yield dataset, chunk
+
+    counted = (function, state)
+    outputs = ordered_map(_counted, counted, chunks(), num_workers=config.num_workers)
+    try:
+        for output, counts in outputs:
+            # Workers are ahead of what was counted; what they did too much must not show.
+            if not suffices(output.dataset):
+                report.add(output.dataset, counts)
+                yield output
+    finally:
+        end_functions()  # That of a transform would stay for all of a training run.
+
+
 class Verdicts:
-    """A context manager that counts bad rows by reason; rejects_path: for quarantine only."""
+    """What becomes of bad rows, and how many there were of each reason; a context manager.
+
+    on_error: fail: the first one ends the work. skip: it is left out. quarantine: and is kept in
+    the file `rejects_path`, a JSON object a line: file, line, byte, reason, problem, a hint where a
+    setting decides, and the row itself as `raw` (`raw_base64` where it is not UTF-8), so that it
+    can be mended and read again.
+    """
 
     def __init__(self, on_error: Literal["fail", "skip", "quarantine"], rejects_path: Path):
         self.on_error = on_error
@@ -53,12 +195,7 @@ class Verdicts:
             self._file = open(self._path, "w", encoding="utf-8")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -72,7 +209,8 @@ class Verdicts:
 
     def count(self, reason: str, number: int = 1) -> None:
         assert reason in REASONS
-        self.counts[reason] = self.counts.get(reason, 0) + number
+        if number:
+            self.counts[reason] = self.counts.get(reason, 0) + number
 
     def summary(self) -> str:
         """`3 rows left out: 2 malformed, 1 empty`, or nothing."""
@@ -119,136 +257,12 @@ def _entry(place: Place, bad: BadRow, raw: bytes) -> dict[str, Any]:
         return entry | {"raw_base64": base64.b64encode(raw).decode()}
 
 
-# Every row of every dataset, in order: opened, recognised, transformed, looked over and parsed.
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads the rows of all datasets, by their index, in any process.
-
-    formats: what each dataset was recognised as. for_training: else what goes with an answer (a
-    label, a weight) is metadata, and kept. counts: of this process's rows, since the last `take`.
-    """
-
-    config: SourcesConfig
-    formats: tuple[Format, ...]
-    train_on: Literal["all_turns", "last_turn"] = "all_turns"
-    train_on_thoughts: bool = True
-    for_training: bool = True
-    counts: ColumnCounts = field(default_factory=ColumnCounts, compare=False)
-
-    def records(self, chunk: Chunk, dataset: int) -> Iterator[Record]:
-        """Those of the chunk, through the dataset's transform where it has one."""
-        name = self.config.datasets[dataset].transform
-        if name is None:
-            return chunk.records()
-        return _transformed(list(chunk.records()), name, self.config)
-
-    def values(self, record: Record, dataset: int) -> list[dict[str, Any]]:
-        """The objects that a record is after its dataset's transform. Errors: BadRow."""
-        self.counts.num_rows += 1
-        settings, found = self.config.datasets[dataset], self.formats[dataset]
-        values = _values(record, self.config, settings)
-        for value in values:
-            check_same(value, found, settings)
-            found.look_over(value, self.counts.filled, for_training=self.for_training)
-        return values
-
-    def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
-        """Errors: BadRow."""
-        return parse(
-            value,
-            self.formats[dataset],
-            train_on=self.train_on,
-            train_on_thoughts=self.train_on_thoughts,
-        )
-
-
-@dataclass(frozen=True)
-class Rejected:
-    place: Place
-    bad: BadRow
-    raw: bytes
-
-
-class ReadChunk(Protocol):
-    """What a worker made of a chunk of dataset number `dataset`."""
-
-    dataset: int
-    rejected: list[Rejected]
-
-
-class HasReader(Protocol):
-    """What a worker needs to read a chunk."""
-
-    @property
-    def reader(self) -> Reader: ...
-
-
-State = TypeVar("State", bound=HasReader)
-Output = TypeVar("Output", bound=ReadChunk)
-
-
-def open_sources(
-    config: SourcesConfig, *, for_training: bool = True
-) -> tuple[list[Source], tuple[Format, ...]]:
-    """Every dataset's source, and what its first good row is recognised as.
-
-    for_training: see Reader.
-    Errors: UsageError where a source is not there, or its format is unknown or ambiguous.
-    """
-    sources = [open_source(dataset, config.hub_dir) for dataset in config.datasets]
-    formats = tuple(
-        _recognised(source, config, dataset, for_training)
-        for source, dataset in zip(sources, config.datasets, strict=True)
-    )
-    return sources, formats
-
-
-def name_of(dataset: DatasetConfig) -> str:
-    """As it is called in records and on the screen."""
-    if dataset.name is not None:
-        return dataset.name
-    if dataset.path is not None:
-        return dataset.path.name
-    return "/".join(filter(None, (dataset.hub, dataset.subset, dataset.split)))
-
-
-def read_chunks(
-    function: Callable[[State, tuple[int, Chunk]], Output],
-    state: State,
-    sources: Sequence[Source],
-    config: SourcesConfig,
-    num_rows_read: Callable[[int], int],
-    report: ColumnReport,
-) -> Iterator[Output]:
-    """`function(state, (dataset, chunk))` of every chunk, in order, by `config.num_workers`.
-
-    num_rows_read: of a dataset, so far; under debug_subsample its chunks end once they suffice.
-    report: to which the columns of each chunk are added.
-    """
-    enough = config.debug_subsample
-
-    def suffices(dataset: int) -> bool:
-        return enough is not None and num_rows_read(dataset) >= enough
-
-    def chunks() -> Iterator[tuple[int, Chunk]]:
-        for dataset, source in enumerate(sources):
-            for chunk in source.chunks():
-                if suffices(dataset):
-                    break
-                yield dataset, chunk
-
-    counted = (function, state)
-    outputs = ordered_map(_counted, counted, chunks(), num_workers=config.num_workers)
-    try:
-        for output, counts in outputs:
-            # Workers are ahead of what was counted; what they did too much must not show.
-            if not suffices(output.dataset):
-                report.add(output.dataset, counts)
-                yield output
-    finally:
-        end_functions()  # That of a transform would stay for all of a training run.
+def _counted(
+    work: tuple[Callable[[Any, tuple[int, Chunk]], Output], HasReader], item: tuple[int, Chunk]
+) -> tuple[Output, ColumnCounts]:
+    function, state = work
+    output = function(state, item)
+    return output, state.reader.counts.take()
 
 
 def _transformed(records: list[Record], name: str, config: SourcesConfig) -> Iterator[Record]:
@@ -260,14 +274,6 @@ def _transformed(records: list[Record], name: str, config: SourcesConfig) -> Ite
             yield record
         else:
             yield replace(record, transformed=next(made))
-
-
-def _counted(
-    work: tuple[Callable[[Any, tuple[int, Chunk]], Output], HasReader], item: tuple[int, Chunk]
-) -> tuple[Output, ColumnCounts]:
-    function, state = work
-    output = function(state, item)
-    return output, state.reader.counts.take()
 
 
 def _values(record: Record, config: SourcesConfig, dataset: DatasetConfig) -> list[dict[str, Any]]:
@@ -288,8 +294,11 @@ def _values(record: Record, config: SourcesConfig, dataset: DatasetConfig) -> li
 def _recognised(
     source: Source, config: SourcesConfig, dataset: DatasetConfig, for_training: bool
 ) -> Format:
-    """By the first good row; bad ones before it get their verdicts when they are read. What would
-    end the work then ends it now, before a large file is read to its end for a good row."""
+    """By the first good row; bad ones before it get their verdicts when they are read.
+
+    What would end the work then ends it now, before a large file is read to its end in search of
+    a good row.
+    """
     first: tuple[Place, BadRow] | None = None
     for chunk in source.chunks():
         for record in chunk.records():

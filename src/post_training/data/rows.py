@@ -2,8 +2,8 @@
 
     file -> Record (a place, and a JSON object or a fault) -> Row -> tokens
 
-A row that can't be used is raised as BadRow, with one of the REASONS; verdicts.py decides what
-becomes of it. Rows travel between processes: everything here is small and picklable.
+A row that can't be used is raised as BadRow, with one of the REASONS; Verdicts (reading.py) decide
+what becomes of it. Rows travel between processes: everything here is small and picklable.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 # What the loss makes of a token. Only a loss that weighs prompts looks at PROMPT tokens; EXCLUDED
 # ones (a thought that is not to be learned, a message of weight 0) are never more than context.
 PROMPT, COMPLETION, EXCLUDED = 0, 1, 2
+# The two answers of a preference row, by the columns that hold them.
+SIDES = ("chosen", "rejected")
 
 REASONS = {
     "malformed": "not one JSON object in UTF-8, with each key once",

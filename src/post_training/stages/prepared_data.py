@@ -22,14 +22,8 @@ from post_training.core.hashing import sha256_text, sha256_value
 from post_training.core.locks import locked
 from post_training.data.chat.templates import ChatTemplate, choose_template, difference_from_own
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
-from post_training.data.pairs.dataset import (
-    PAIRS_SCHEMA,
-    PAIRS_VERSION,
-    PairDataset,
-    described_pairs,
-    prepare_pairs,
-)
-from post_training.data.pairs.encode import PairEncoder
+from post_training.data.pairs.dataset import PAIRS_SCHEMA, PairDataset, described_pairs
+from post_training.data.pairs.prepare import PAIRS_VERSION, PairEncoder, prepare_pairs
 from post_training.data.prepared.dataset import SCHEMA, PreparedDataset, check_files, described
 from post_training.data.prepared.prepare import (
     VERSION,

@@ -19,9 +19,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DataConfig, PairConfig
-from post_training.data.pairs.dataset import PairDataset
-from post_training.data.pairs.encode import ANSWERS, NUM_REF_REWARDS, QUANTILE
+from post_training.data.pairs.dataset import NUM_REF_REWARDS, QUANTILE, PairDataset
 from post_training.data.prepared.dataset import figures
+from post_training.data.rows import SIDES
 from post_training.models.attention import check_shared_prompt
 from post_training.models.device import be_deterministic
 from post_training.models.head import IGNORED, ChunkedHead
@@ -335,7 +335,7 @@ def _check_known(values: np.ndarray, what: str) -> None:
         pair, side = np.argwhere(missing)[0]
         raise PostTrainingError(
             f"{int(missing.any(1).sum()):,} of {len(values):,} pairs lack {what} (the first: pair "
-            f"{pair}, {ANSWERS[side]})",
+            f"{pair}, {SIDES[side]})",
             where="loss.name: qrpo",
             hint="run `entrypoint rewards` and `entrypoint select`",
         )

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from post_training.data.pairs.dataset import Pair, PairDataset
-from post_training.data.pairs.encode import NUM_REF_REWARDS, QUANTILE
+from post_training.data.pairs.dataset import NUM_REF_REWARDS, QUANTILE, Pair, PairDataset
 from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION
 from post_training.models.head import IGNORED

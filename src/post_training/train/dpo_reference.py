@@ -22,8 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory
 from post_training.core.hashing import sha256_text
-from post_training.data.pairs.dataset import Pair, PairDataset
-from post_training.data.pairs.encode import REF_LOGPROB
+from post_training.data.pairs.dataset import REF_LOGPROB, Pair, PairDataset
 from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION
 from post_training.models.device import explained_forward

@@ -25,7 +25,7 @@ from post_training.data.formats.values import (
     text,
     unread_below,
 )
-from post_training.data.rows import BadRow, Message
+from post_training.data.rows import SIDES, BadRow, Message
 
 # The names that an optional column has in files. An input only goes with an instruction.
 OPTIONAL = {
@@ -46,7 +46,7 @@ FIGURE_LISTS = frozenset(
 )
 FIGURE_NUMBERS = frozenset(
     column.format(side)
-    for side in ("chosen", "rejected")
+    for side in SIDES
     for column in ("ref_{}_logprob", "{}_reward", "{}_quantile_reward")
 )
 _READ_FIGURES = FIGURE_FLAGS | FIGURE_LISTS | FIGURE_NUMBERS

@@ -30,7 +30,7 @@ from post_training.data.formats.messages import (
 )
 from post_training.data.formats.tools import Tools
 from post_training.data.formats.values import is_number, says_something
-from post_training.data.rows import BadRow, Message, Preference
+from post_training.data.rows import SIDES, BadRow, Message, Preference
 
 _FLAG = "_is_truncated"
 
@@ -78,7 +78,7 @@ def _read_answer(
 def _refuse_equal(chosen: list[Entry], rejected: list[Entry], figures: dict[str, Any]) -> None:
     """Two answers that are the same train nothing. What was sampled may differ where the texts
     don't: then the token ids say so."""
-    ids = [figures.get(f"{side}_token_ids") for side in ("chosen", "rejected")]
+    ids = [figures.get(f"{side}_token_ids") for side in SIDES]
     if None not in ids and "prompt_token_ids" in figures and ids[0] != ids[1]:
         return
     if [entry.messages for entry in chosen] == [entry.messages for entry in rejected]:

@@ -3,8 +3,9 @@
     tokens.{bin,idx}   a document for each pair: what both answers begin with, then what each goes
                        on with, chosen first
     kinds.{bin,idx}    PROMPT, COMPLETION or EXCLUDED for each id
-    pairs.npy          int64 [S, 5]: the lengths of those three parts, and more (encode.py)
-    figures.npy        float64 [S, 2, 3]: of chosen and rejected (encode.py)
+    pairs.npy          int64 [S, 5]: the columns PREFIX to SOURCE
+    figures.npy        float64 [S, 2, 3]: of chosen and rejected, the columns REF_LOGPROB to
+                       NUM_REF_REWARDS
     row_offsets.npy    int64 [R + 1]: row r is row_pieces[row_offsets[r] : row_offsets[r + 1]]
     row_pieces.npy     int64 [N, 3]: the pair, 0, and its tokens as it lies in the row
     prepared.json      what it was made from, the chat template, the counts, and `references`:
@@ -13,34 +14,16 @@
 As a dataset of sequences (data/prepared/dataset.py) it holds no times and no paths.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from post_training.core.errors import UsageError
-from post_training.core.files import atomic_directory, read_json
-from post_training.data.config import PairConfig, SequenceConfig
-from post_training.data.formats.columns import (
-    ColumnReport,
-    described_columns,
-    described_source_rows,
-)
-from post_training.data.indexed import best_dtype
-from post_training.data.pairs.encode import (
-    CHOSEN,
-    CUT,
-    CUT_COMPLETION,
-    CUT_PROMPT,
-    PREFIX,
-    REF_LOGPROB,
-    REJECTED,
-    SOURCE,
-    PairEncoder,
-    encode_pairs,
-)
+from post_training.core.files import read_json
+from post_training.data.formats.columns import described_columns, described_source_rows
 from post_training.data.prepared.dataset import (
     OFFSETS,
     PIECES,
@@ -49,16 +32,18 @@ from post_training.data.prepared.dataset import (
     SequenceStore,
     UsedTemplate,
     own_store,
-    write_record,
 )
-from post_training.data.prepared.mixture import RowPlan, TableBuilder, plan
-from post_training.data.prepared.prepare import SequenceWriter
-from post_training.data.prepared.sequences import LENGTH, NUM_TRAINED
-from post_training.data.reading import Verdicts, counted, name_of, read_chunks
-from post_training.data.sources import Source
+from post_training.data.reading import counted
 
 PAIRS_SCHEMA = "post-training/pairs/1"
 PAIRS, FIGURES = "pairs.npy", "figures.npy"
+# Columns of pairs.npy: how many tokens both answers begin with, how many each goes on with, what
+# the limits cut off (bits), and the number of the dataset.
+PREFIX, CHOSEN, REJECTED, CUT, SOURCE = range(5)
+CUT_PROMPT, CUT_COMPLETION = 1, 2
+# Columns of an answer in figures.npy; NaN where a figure isn't known. REF_LOGPROB: in nats, of the
+# whole answer. QUANTILE: the share of the reference's rewards that are at most this answer's.
+REF_LOGPROB, QUANTILE, NUM_REF_REWARDS = range(3)
 
 
 @dataclass(frozen=True)
@@ -142,117 +127,13 @@ def _split(sequence: PreparedRow, lengths: np.ndarray) -> Iterator[PreparedRow]:
         yield PreparedRow(ids, kinds, None, (len(ids),))
 
 
-# From the sources to a prepared dataset of pairs; as data/prepared/prepare.py does for sequences.
-#
-# sources -> encode (workers) -> pairs on disk -> row_plan, a pair being one sequence -> rows
+def length_in_row(pair: np.ndarray, *, share_prompt: bool) -> int:
+    """Tokens of a pair as it is laid out in a row (train/dpo_loss.py). pair: int64 [5].
 
-
-# Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
-PAIRS_VERSION = 2
-
-
-def prepare_pairs(
-    folder: Path,
-    encoder: PairEncoder,
-    sources: Sequence[Source],
-    *,
-    seed: int,
-    identity: dict[str, Any],
-    rejects_path: Path,
-    on_progress: Callable[[int, int], None],
-    check_inputs: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Write the dataset to `folder`, as a whole or not at all; its record.
-
-    identity: what decides the bytes; kept in the record. Its `references` say what made the
-    logprobs of each dataset, or null. check_inputs: as in data/prepared/prepare.py.
-    Errors: PostTrainingError for a bad row under on_error: fail, and where no pair is left.
+    With a shared prompt its last token is there once more for each answer, to predict its first.
     """
-    data, template = encoder.reader.config, encoder.encoder.template
-    builder = TableBuilder()
-    report = ColumnReport(encoder.reader.formats)
-    pairs, figures = [], []
-    with (
-        atomic_directory(folder) as temporary,
-        Verdicts(data.on_error, rejects_path) as verdicts,
-    ):
-        with SequenceWriter(temporary, best_dtype(encoder.num_ids)) as writer:
-            for chunk in read_chunks(
-                encode_pairs,
-                encoder,
-                sources,
-                data,
-                lambda dataset: builder.num_rows[dataset],
-                report,
-            ):
-                for row in chunk.rejected:
-                    verdicts.reject(row.place, row.bad, row.raw)
-                writer.append(chunk.sequences)
-                builder.add(chunk.dataset, chunk.sequences)
-                pairs.append(chunk.pairs)
-                figures.append(chunk.figures)
-                on_progress(builder.num_sequences, writer.num_tokens)
-            if not builder.num_pieces:
-                raise verdicts.nothing_left("pair")
-        check_inputs()
-        table = builder.table()
-        all_pairs, all_figures = np.concatenate(pairs), np.concatenate(figures)
-        longest = encoder.limits.max_seq_length or int(table.pieces[:, LENGTH].max())
-        limits = SequenceConfig(max_seq_length=longest, packing=encoder.limits.packing)
-        rows = plan(table, data, limits, seed)
-        if rows.num_duplicates:
-            verdicts.count("duplicate", rows.num_duplicates)
-        used, times = np.unique(rows.sequences, return_counts=True)
-        record = {
-            "schema": PAIRS_SCHEMA,
-            "identity": identity,
-            "template": asdict(UsedTemplate(template.name, template.text, template.end_of_turn)),
-            "references": identity["references"],
-            "rejected": verdicts.counts,
-            "sources": [
-                {
-                    "name": name_of(dataset),
-                    "read_as": found.describe(),
-                    **report.record(index),
-                    "num_pairs": int((all_pairs[:, SOURCE] == index).sum()),
-                    "num_used": int(times[all_pairs[used, SOURCE] == index].sum()),
-                }
-                for index, (dataset, found) in enumerate(
-                    zip(data.datasets, encoder.reader.formats, strict=True)
-                )
-            ],
-            "counts": _counts(rows, all_pairs, all_figures, encoder.limits),
-        }
-        np.save(temporary / PAIRS, all_pairs)
-        np.save(temporary / FIGURES, all_figures)
-        np.save(temporary / OFFSETS, rows.offsets)
-        np.save(temporary / PIECES, np.ascontiguousarray(rows.pieces[:, :3]))
-        return write_record(temporary, record)
-
-
-def _counts(
-    rows: RowPlan, pairs: np.ndarray, figures: np.ndarray, limits: PairConfig
-) -> dict[str, Any]:
-    """Of the rows as they are trained on; a pair that is used twice counts twice. num_sequences:
-    pairs. num_tokens: as they lie in the rows. longest_sequence: a prompt with its answer."""
-    used = pairs[rows.sequences]
-    lengths = rows.pieces[:, LENGTH]
-    answers = used[:, [PREFIX]] + used[:, [CHOSEN, REJECTED]]
-    known = ~np.isnan(figures[rows.sequences, :, REF_LOGPROB]).any(1)
-    totals = np.add.reduceat(lengths, rows.offsets[:-1])
-    capacity = limits.max_seq_length or int(totals.max())
-    return {
-        "num_rows": len(rows.offsets) - 1,
-        "num_sequences": len(used),
-        "num_tokens": int(lengths.sum()),
-        "num_trained_tokens": int(rows.pieces[:, NUM_TRAINED].sum()),
-        "num_truncated_prompts": int(((used[:, CUT] & CUT_PROMPT) != 0).sum()),
-        "num_truncated_completions": int(((used[:, CUT] & CUT_COMPLETION) != 0).sum()),
-        "num_with_reference": int(known.sum()),
-        "longest_row": int(totals.max()),
-        "longest_sequence": int(answers.max()),
-        "utilisation": round(float(lengths.sum() / (len(totals) * capacity)), 6),
-    }
+    prefix, answers = int(pair[PREFIX]), int(pair[CHOSEN] + pair[REJECTED])
+    return answers + (prefix + 1 if share_prompt and prefix else 2 * prefix)
 
 
 def described_pairs(record: dict[str, Any]) -> Iterator[str]:

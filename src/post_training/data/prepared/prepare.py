@@ -1,22 +1,26 @@
 """From the sources to a prepared dataset. Every row is read once, in order, in several processes;
 then lengths alone decide which are used, and which share a row.
 
-    sources -> encode (workers) -> sequences on disk -> row_plan -> rows, prepared.json
+    sources -> encode_chunk (workers) -> sequences on disk -> plan -> rows, prepared.json
+
+Indexed datasets (.bin/.idx) are sequences already and stay where they are: of these only the rows
+and prepared.json are written.
 
 Memory holds some numbers for each row of the sources, never its tokens. The result depends on the
 sources, the settings and the tokenizer; not on the number of workers.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory
+from post_training.data.chat.templates import ChatTemplate
 from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.formats.columns import ColumnReport
 from post_training.data.indexed import INDEXED_KINDS, TEXT, IndexedWriter, best_dtype, data_path
@@ -41,23 +45,118 @@ from post_training.data.prepared.sequences import (
     batch,
     cut,
 )
-from post_training.data.reading import Reader, Rejected, Verdicts, name_of, read_chunks
+from post_training.data.reading import (
+    HasReader,
+    Reader,
+    Rejected,
+    Verdicts,
+    name_of,
+    read_chunks,
+)
 from post_training.data.rows import BadRow, Conversation, Place, Record, Text
 from post_training.data.sources import Chunk, Source
 from post_training.data.tokenize import Encoder, TokenSequence
 
-# From a chunk of a source to token sequences: the work of one process, on one chunk.
-#
-# record -> rows of its format -> tokens and kinds -> pieces within the limit
+# Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
+VERSION = 2
+_SEQUENCES_AT_ONCE = 1000  # of an indexed dataset, in memory
 
 
-@dataclass(frozen=True)
-class EncodedChunk:
-    """dataset: its index. rejected: in the order of the file."""
+def prepare(
+    folder: Path,
+    encoder: "ChunkEncoder",
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    vocab_size: int,
+    identity: dict[str, Any],
+    rejects_path: Path,
+    on_progress: Callable[[int, int], None],
+    check_inputs: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the dataset to `folder`, as a whole or not at all; its record.
 
-    dataset: int
-    sequences: SequenceBatch
-    rejected: list[Rejected]
+    identity: what decides its bytes. rejects_path: for on_error: quarantine. on_progress: is told
+    the numbers of rows and tokens so far. check_inputs: called once all is read; where it raises,
+    no dataset is left.
+    Errors: PostTrainingError for the first bad row under on_error: fail, and when none is left.
+    """
+    data = encoder.reader.config
+    with (
+        atomic_directory(folder) as temporary,
+        Verdicts(data.on_error, rejects_path) as verdicts,
+    ):
+        builder, described = write_sequences(
+            temporary,
+            encode_chunk,
+            encoder,
+            sources,
+            verdicts,
+            num_ids=vocab_size,
+            what="row",
+            on_progress=on_progress,
+        )
+        check_inputs()
+        return write_rows(
+            temporary,
+            builder,
+            verdicts,
+            data,
+            encoder.limits,
+            seed,
+            sources=described,
+            template=used_template(encoder.encoder.template),
+            identity=identity,
+        )
+
+
+def prepare_indexed(
+    folder: Path,
+    data: DataConfig,
+    limits: SequenceConfig,
+    *,
+    seed: int,
+    vocab_size: int,
+    identity: dict[str, Any],
+    rejects_path: Path,
+    check_inputs: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the rows over `data.indexed` and their record to `folder`; the record.
+
+    The others as in `prepare`.
+    Errors: PostTrainingError for an id that is not below vocab_size, and for the first sequence
+    that is bad under on_error: fail.
+    """
+    builder = TableBuilder()
+    with (
+        atomic_directory(folder) as temporary,
+        Verdicts(data.on_error, rejects_path) as verdicts,
+    ):
+        for index, (prefix, store) in enumerate(zip(data.indexed, open_stores(data), strict=True)):
+            for start in range(0, len(store), _SEQUENCES_AT_ONCE):
+                end = min(start + _SEQUENCES_AT_ONCE, len(store))
+                made = _batch(store, prefix, range(start, end), limits, verdicts, data.deduplicate)
+                if made.ids.max(initial=0) >= vocab_size:
+                    raise PostTrainingError(
+                        f"has id {made.ids.max()}, the model's tokenizer only {vocab_size} tokens",
+                        where=str(prefix),
+                        hint="it was tokenized with another tokenizer",
+                    )
+                builder.add(index, made)
+        if not builder.num_pieces:
+            raise verdicts.nothing_left("row")
+        check_inputs()
+        return write_rows(
+            temporary,
+            builder,
+            verdicts,
+            data,
+            limits,
+            seed,
+            sources=[{"name": prefix.name, "read_as": "indexed"} for prefix in data.indexed],
+            template=None,
+            identity=identity,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,28 +168,35 @@ class ChunkEncoder:
     limits: SequenceConfig
 
 
+@dataclass(frozen=True)
+class EncodedChunk:
+    """dataset: its index. rejected: in the order of the file."""
+
+    dataset: int
+    sequences: SequenceBatch
+    rejected: list[Rejected]
+
+
 def encode_chunk(state: ChunkEncoder, item: tuple[int, Chunk]) -> EncodedChunk:
-    """Errors: PostTrainingError for a preference, and for overlong: fail."""
+    """The work of one process, on one chunk: rows -> tokens and kinds -> pieces within the limit.
+
+    Errors: PostTrainingError for a preference, and for overlong: fail.
+    """
     dataset, chunk = item
-    rows: list[Conversation | Text] = []
-    records: list[Record] = []
     rejected: list[Rejected] = []
-    for record in state.reader.records(chunk, dataset):
-        try:
-            for value in state.reader.values(record, dataset):
-                for row in state.reader.parse(value, dataset):
-                    rows.append(_conversation_or_text(row, record))
-                    records.append(record)
-        except BadRow as bad:
-            rejected.append(Rejected(record.place, bad, record.raw))
+    read = [
+        (record, _conversation_or_text(row, record))
+        for record, row in state.reader.rows(chunk, dataset, rejected)
+    ]
     sequences: list[TokenSequence] = []
     pieces: list[list[tuple[int, int, int]]] = []
-    for record, encoded in zip(records, state.encoder.encode(rows), strict=True):
+    encoded = state.encoder.encode([row for _, row in read])
+    for (record, _), sequence in zip(read, encoded, strict=True):
         try:
-            if isinstance(encoded, BadRow):
-                raise encoded
-            pieces.append(cut(encoded.kinds, state.limits, str(record.place)))
-            sequences.append(encoded)
+            if isinstance(sequence, BadRow):
+                raise sequence
+            pieces.append(cut(sequence.kinds, state.limits, str(record.place)))
+            sequences.append(sequence)
         except BadRow as bad:
             rejected.append(Rejected(record.place, bad, record.raw))
     rejected.sort(key=lambda row: row.place.number)
@@ -109,7 +215,46 @@ def _conversation_or_text(row: object, record: Record) -> Conversation | Text:
     )
 
 
-# Writing a prepared dataset: its sequences as they come, then the rows and the record.
+State = TypeVar("State", bound=HasReader)
+Encoded = TypeVar("Encoded", bound=EncodedChunk)
+
+
+def write_sequences(
+    folder: Path,
+    encode: Callable[[State, tuple[int, Chunk]], Encoded],
+    encoder: State,
+    sources: Sequence[Source],
+    verdicts: Verdicts,
+    *,
+    num_ids: int,
+    what: str,
+    on_progress: Callable[[int, int], None],
+    on_chunk: Callable[[Encoded], None] = lambda chunk: None,
+) -> tuple[TableBuilder, list[dict[str, Any]]]:
+    """Write what `encode` makes of every chunk; the table of sequences, and each source's record.
+
+    num_ids: every id is below it. what: a sequence is called, in the error where none is left.
+    on_progress: as in `prepare`. on_chunk: gets each chunk too, in order.
+    """
+    data, formats = encoder.reader.config, encoder.reader.formats
+    builder, report = TableBuilder(), ColumnReport(formats)
+    with SequenceWriter(folder, best_dtype(num_ids)) as writer:
+        for chunk in read_chunks(
+            encode, encoder, sources, data, lambda dataset: builder.num_rows[dataset], report
+        ):
+            for row in chunk.rejected:
+                verdicts.reject(row.place, row.bad, row.raw)
+            writer.append(chunk.sequences)
+            builder.add(chunk.dataset, chunk.sequences)
+            on_chunk(chunk)
+            on_progress(builder.num_sequences, writer.num_tokens)
+        if not builder.num_pieces:
+            raise verdicts.nothing_left(what)
+    described = [
+        {"name": name_of(dataset), "read_as": found.describe(), **report.record(index)}
+        for index, (dataset, found) in enumerate(zip(data.datasets, formats, strict=True))
+    ]
+    return builder, described
 
 
 class SequenceWriter:
@@ -117,25 +262,19 @@ class SequenceWriter:
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self._tokens = IndexedWriter(folder / TOKENS, dtype)
-        self._kinds = IndexedWriter(folder / KINDS, np.dtype(np.uint8))
+        self._kinds = IndexedWriter(folder / KINDS, np.uint8)
         self._weights_path = folder / WEIGHTS
         self.num_tokens = 0
 
     def __enter__(self) -> "SequenceWriter":
-        self._tokens.__enter__()
-        self._kinds.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(self._kinds)
+            stack.enter_context(self._tokens)
+            self._files = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._tokens.__exit__(kind, error, trace)
-        finally:
-            self._kinds.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
     def append(self, batch: SequenceBatch) -> None:
         if batch.weights is not None or self._weights_path.exists():
@@ -171,28 +310,35 @@ def write_rows(
 ) -> dict[str, Any]:
     """Decide the rows, write them and prepared.json, which is returned.
 
-    sources: what to say of each, beside its figures. identity: what decides the bytes.
-    Errors: PostTrainingError when no sequence is left, or too few for the mixture.
+    sources: what to say of each, beside its counts. identity: what decides the bytes.
+    Errors: PostTrainingError where a dataset has too few rows for its settings.
     """
-    if not builder.num_pieces:
-        raise verdicts.nothing_left("row")
     table = builder.table()
     rows = plan(table, data, limits, seed)
-    if rows.num_duplicates:
-        verdicts.count("duplicate", rows.num_duplicates)
+    verdicts.count("duplicate", rows.num_duplicates)
     record = {
         "schema": SCHEMA,
         "identity": identity,
         "template": template and asdict(template),
         "rejected": verdicts.counts,
         "sources": [
-            {**source, **_figures(table, rows, dataset)} for dataset, source in enumerate(sources)
+            {**source, **_counts_of_source(table, rows, dataset)}
+            for dataset, source in enumerate(sources)
         ],
         "counts": _counts(table, rows, limits),
     }
+    return save_rows(folder, rows, record)
+
+
+def save_rows(folder: Path, rows: RowPlan, record: dict[str, Any]) -> dict[str, Any]:
+    """Write the rows and, last, prepared.json, which is returned."""
     np.save(folder / OFFSETS, rows.offsets)
     np.save(folder / PIECES, np.ascontiguousarray(rows.pieces[:, :3]))
     return write_record(folder, record)
+
+
+def used_template(template: ChatTemplate) -> UsedTemplate:
+    return UsedTemplate(template.name, template.text, template.end_of_turn)
 
 
 def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict[str, Any]:
@@ -211,7 +357,7 @@ def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict
     }
 
 
-def _figures(table: SequenceTable, rows: RowPlan, dataset: int) -> dict[str, Any]:
+def _counts_of_source(table: SequenceTable, rows: RowPlan, dataset: int) -> dict[str, Any]:
     """Of one source. generation_ratio: completion tokens over prompt tokens (R_g in 2401.13586),
     null without any prompt."""
     own = table.dataset == dataset
@@ -225,81 +371,6 @@ def _figures(table: SequenceTable, rows: RowPlan, dataset: int) -> dict[str, Any
         "num_prompt_tokens": num_prompt,
         "generation_ratio": round(num_tokens / num_prompt - 1, 4) if num_prompt else None,
     }
-
-
-# From the sources to a prepared dataset. Every row is read once, in order, in several processes;
-
-
-# Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
-VERSION = 2
-
-
-def prepare(
-    folder: Path,
-    encoder: ChunkEncoder,
-    sources: Sequence[Source],
-    *,
-    seed: int,
-    vocab_size: int,
-    identity: dict[str, Any],
-    rejects_path: Path,
-    on_progress: Callable[[int, int], None],
-    check_inputs: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Write the dataset to `folder`, as a whole or not at all; its record.
-
-    identity: what decides its bytes. rejects_path: for on_error: quarantine. on_progress: is told
-    the numbers of rows and tokens so far. check_inputs: called once all is read; where it raises,
-    no dataset is left.
-    Errors: PostTrainingError for the first bad row under on_error: fail, and when none is left.
-    """
-    data, template = encoder.reader.config, encoder.encoder.template
-    builder = TableBuilder()
-    report = ColumnReport(encoder.reader.formats)
-    with (
-        atomic_directory(folder) as temporary,
-        Verdicts(data.on_error, rejects_path) as verdicts,
-    ):
-        with SequenceWriter(temporary, best_dtype(vocab_size)) as writer:
-            for chunk in read_chunks(
-                encode_chunk,
-                encoder,
-                sources,
-                data,
-                lambda dataset: builder.num_rows[dataset],
-                report,
-            ):
-                for row in chunk.rejected:
-                    verdicts.reject(row.place, row.bad, row.raw)
-                writer.append(chunk.sequences)
-                builder.add(chunk.dataset, chunk.sequences)
-                on_progress(builder.num_sequences, writer.num_tokens)
-            if not builder.num_pieces:
-                raise verdicts.nothing_left("row")
-        check_inputs()
-        return write_rows(
-            temporary,
-            builder,
-            verdicts,
-            data,
-            encoder.limits,
-            seed,
-            sources=[
-                {"name": name_of(dataset), "read_as": found.describe(), **report.record(index)}
-                for index, (dataset, found) in enumerate(
-                    zip(data.datasets, encoder.reader.formats, strict=True)
-                )
-            ],
-            template=UsedTemplate(template.name, template.text, template.end_of_turn),
-            identity=identity,
-        )
-
-
-# Rows over indexed datasets (.bin/.idx) that stay where they are: what prepare.py makes of text,
-# made of tokens. Only the rows and their record are written.
-
-
-_SEQUENCES_AT_ONCE = 1000
 
 
 def open_stores(data: DataConfig) -> list[SequenceStore]:
@@ -322,53 +393,6 @@ def _open(prefix: Path, train_all: bool) -> SequenceStore:
             "data.without_kinds: train_all",
         )
     return SequenceStore(text, None)
-
-
-def prepare_indexed(
-    folder: Path,
-    data: DataConfig,
-    limits: SequenceConfig,
-    *,
-    seed: int,
-    vocab_size: int,
-    identity: dict[str, Any],
-    rejects_path: Path,
-    check_inputs: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Write the rows and their record to `folder`; the record.
-
-    check_inputs: as in data/prepared/prepare.py.
-    Errors: PostTrainingError for an id that is not below vocab_size, and for the first sequence
-    that is bad under on_error: fail.
-    """
-    builder = TableBuilder()
-    with (
-        atomic_directory(folder) as temporary,
-        Verdicts(data.on_error, rejects_path) as verdicts,
-    ):
-        for index, (prefix, store) in enumerate(zip(data.indexed, open_stores(data), strict=True)):
-            for start in range(0, len(store), _SEQUENCES_AT_ONCE):
-                end = min(start + _SEQUENCES_AT_ONCE, len(store))
-                made = _batch(store, prefix, range(start, end), limits, verdicts, data.deduplicate)
-                if made.ids.max(initial=0) >= vocab_size:
-                    raise PostTrainingError(
-                        f"has id {made.ids.max()}, the model's tokenizer only {vocab_size} tokens",
-                        where=str(prefix),
-                        hint="it was tokenized with another tokenizer",
-                    )
-                builder.add(index, made)
-        check_inputs()
-        return write_rows(
-            temporary,
-            builder,
-            verdicts,
-            data,
-            limits,
-            seed,
-            sources=[{"name": prefix.name, "read_as": "indexed"} for prefix in data.indexed],
-            template=None,
-            identity=identity,
-        )
 
 
 def _batch(

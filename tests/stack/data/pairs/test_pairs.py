@@ -11,8 +11,8 @@ from helpers.encoded_rows import encoder as make_encoder
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.data.config import DataConfig, PairConfig
-from post_training.data.pairs.dataset import Pair, PairDataset, prepare_pairs
-from post_training.data.pairs.encode import PairEncoder, length_in_row
+from post_training.data.pairs.dataset import Pair, PairDataset, length_in_row
+from post_training.data.pairs.prepare import PairEncoder, prepare_pairs
 from post_training.data.reading import Reader, open_sources
 from post_training.data.rows import COMPLETION
 

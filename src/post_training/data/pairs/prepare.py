@@ -1,4 +1,8 @@
-"""From a chunk of preference rows to pairs of token sequences: the work of one process.
+"""From the sources to a prepared dataset of pairs; as data/prepared/prepare.py does for sequences.
+
+    sources -> encode_pairs (workers) -> pairs on disk -> plan, a pair being one sequence -> rows
+
+A row becomes a pair so:
 
     Preference -> tokens of prompt + chosen and of prompt + rejected -> what both begin with, once,
     and what each goes on with -> cut to the limits -> figures of each answer
@@ -8,26 +12,116 @@ what it sampled) are used as they are where they are there. Else an answer is re
 with its prompt, as for supervised fine-tuning; a token may then straddle the end of the prompt.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.config import PairConfig
-from post_training.data.prepared.sequences import SequenceBatch, batch
-from post_training.data.reading import Reader, Rejected
-from post_training.data.rows import COMPLETION, PROMPT, BadRow, Conversation, Preference, Record
-from post_training.data.sources import Chunk
+from post_training.core.files import atomic_directory
+from post_training.data.config import PairConfig, SequenceConfig
+from post_training.data.pairs.dataset import (
+    CHOSEN,
+    CUT,
+    CUT_COMPLETION,
+    CUT_PROMPT,
+    FIGURES,
+    PAIRS,
+    PAIRS_SCHEMA,
+    PREFIX,
+    REF_LOGPROB,
+    REJECTED,
+    SOURCE,
+    length_in_row,
+)
+from post_training.data.prepared.mixture import RowPlan, plan
+from post_training.data.prepared.prepare import (
+    EncodedChunk,
+    save_rows,
+    used_template,
+    write_sequences,
+)
+from post_training.data.prepared.sequences import LENGTH, NUM_TRAINED, batch
+from post_training.data.reading import Reader, Rejected, Verdicts
+from post_training.data.rows import (
+    COMPLETION,
+    PROMPT,
+    SIDES,
+    BadRow,
+    Conversation,
+    Preference,
+    Record,
+)
+from post_training.data.sources import Chunk, Source
 from post_training.data.tokenize import Encoder, TokenSequence
 
-ANSWERS = ("chosen", "rejected")
-# Columns of the table of pairs, int64 [S, 5]: tokens that both begin with, tokens that each goes on
-# with, what was cut off, and the number of the dataset.
-PREFIX, CHOSEN, REJECTED, CUT, SOURCE = range(5)
-CUT_PROMPT, CUT_COMPLETION = 1, 2
-# Columns of an answer's figures, float64 [S, 2, 3]; NaN where a figure isn't known.
-REF_LOGPROB, QUANTILE, NUM_REF_REWARDS = range(3)
+# Part of a prepared dataset's identity: to be raised when the same settings give other bytes.
+PAIRS_VERSION = 2
+
+
+def prepare_pairs(
+    folder: Path,
+    encoder: "PairEncoder",
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    identity: dict[str, Any],
+    rejects_path: Path,
+    on_progress: Callable[[int, int], None],
+    check_inputs: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the dataset to `folder`, as a whole or not at all; its record.
+
+    identity: what decides the bytes; kept in the record. Its `references` say what made the
+    logprobs of each dataset, or null. The others as in data/prepared/prepare.py.
+    Errors: PostTrainingError for a bad row under on_error: fail, and where no pair is left.
+    """
+    data = encoder.reader.config
+    chunks: list[tuple[np.ndarray, np.ndarray]] = []
+    with (
+        atomic_directory(folder) as temporary,
+        Verdicts(data.on_error, rejects_path) as verdicts,
+    ):
+        builder, described = write_sequences(
+            temporary,
+            encode_pairs,
+            encoder,
+            sources,
+            verdicts,
+            num_ids=encoder.num_ids,
+            what="pair",
+            on_progress=on_progress,
+            on_chunk=lambda chunk: chunks.append((chunk.pairs, chunk.figures)),
+        )
+        check_inputs()
+        table = builder.table()
+        pairs, figures = map(np.concatenate, zip(*chunks, strict=True))
+        longest = encoder.limits.max_seq_length or int(table.pieces[:, LENGTH].max())
+        limits = SequenceConfig(max_seq_length=longest, packing=encoder.limits.packing)
+        rows = plan(table, data, limits, seed)
+        verdicts.count("duplicate", rows.num_duplicates)
+        used, times = np.unique(rows.sequences, return_counts=True)
+        record = {
+            "schema": PAIRS_SCHEMA,
+            "identity": identity,
+            "template": asdict(used_template(encoder.encoder.template)),
+            "references": identity["references"],
+            "rejected": verdicts.counts,
+            "sources": [
+                {
+                    **source,
+                    "num_pairs": int((pairs[:, SOURCE] == index).sum()),
+                    "num_used": int(times[pairs[used, SOURCE] == index].sum()),
+                }
+                for index, source in enumerate(described)
+            ],
+            "counts": _counts(rows, pairs, figures, encoder.limits),
+        }
+        np.save(temporary / PAIRS, pairs)
+        np.save(temporary / FIGURES, figures)
+        return save_rows(temporary, rows, record)
 
 
 @dataclass(frozen=True)
@@ -41,39 +135,23 @@ class PairEncoder:
 
 
 @dataclass(frozen=True)
-class EncodedPairs:
-    """sequences: of each pair, what both begin with, then what each goes on with; a piece's length
-    is that of the pair as it lies in a row. pairs, figures: see the columns. rejected: in the order
-    of the file."""
+class EncodedPairs(EncodedChunk):
+    """A sequence is what both answers of a pair begin with, then what each goes on with; the length
+    of its piece is that of the pair as it lies in a row. pairs: int64 [S, 5]. figures: float64
+    [S, 2, 3]; for their columns see dataset.py."""
 
-    dataset: int
-    sequences: SequenceBatch
     pairs: np.ndarray
     figures: np.ndarray
-    rejected: list[Rejected]
-
-
-def length_in_row(pair: np.ndarray, *, share_prompt: bool) -> int:
-    """Tokens of a pair as it is laid out in a row (train/dpo_loss.py). pair: int64 [5].
-
-    With a shared prompt its last token is there once more for each answer, to predict its first.
-    """
-    prefix, answers = int(pair[PREFIX]), int(pair[CHOSEN] + pair[REJECTED])
-    return answers + (prefix + 1 if share_prompt and prefix else 2 * prefix)
 
 
 def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
     """Errors: PostTrainingError for a row without two answers."""
     dataset, chunk = item
-    rows: list[tuple[Record, Preference]] = []
     rejected: list[Rejected] = []
-    for record in state.reader.records(chunk, dataset):
-        try:
-            for value in state.reader.values(record, dataset):
-                for row in state.reader.parse(value, dataset):
-                    rows.append((record, _preference(row, record)))
-        except BadRow as bad:
-            rejected.append(Rejected(record.place, bad, record.raw))
+    rows = [
+        (record, _preference(row, record))
+        for record, row in state.reader.rows(chunk, dataset, rejected)
+    ]
     sequences: list[TokenSequence] = []
     pairs: list[list[int]] = []
     figures: list[list[list[float]]] = []
@@ -81,7 +159,7 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
     for (record, row), answers in zip(rows, tokens, strict=True):
         try:
             sequence, pair = _pair(answers, row.figures, state.limits)
-            own = [_answer_figures(row.figures, side, state.limits) for side in ANSWERS]
+            own = [_answer_figures(row.figures, side, state.limits) for side in SIDES]
         except BadRow as bad:
             rejected.append(Rejected(record.place, bad, record.raw))
             continue
@@ -102,9 +180,9 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
     return EncodedPairs(
         dataset,
         batch(sequences, pieces, with_digests=with_digests),
+        rejected,
         table,
         np.array(figures, np.float64).reshape(-1, 2, 3),
-        rejected,
     )
 
 
@@ -122,11 +200,11 @@ def _both_sequences(
     state: PairEncoder, rows: list[Preference]
 ) -> list[tuple[TokenSequence | BadRow, TokenSequence | BadRow]]:
     """Tokens and kinds of prompt + chosen and of prompt + rejected, for each row."""
-    results = [_from_ids(row.figures, side, state.num_ids) for row in rows for side in ANSWERS]
+    results = [_from_ids(row.figures, side, state.num_ids) for row in rows for side in SIDES]
     missing = [index for index, result in enumerate(results) if result is None]
     conversations = [
         Conversation(row.prompt + getattr(row, side), row.tools)
-        for row, side in ((rows[index // 2], ANSWERS[index % 2]) for index in missing)
+        for row, side in ((rows[index // 2], SIDES[index % 2]) for index in missing)
     ]
     for index, encoded in zip(missing, state.encoder.encode(conversations), strict=True):
         results[index] = encoded
@@ -172,7 +250,7 @@ def _pair(
     limit = limits.max_completion_length
     if limit is not None and max(len(each.ids) for each in answers) - prefix > limit:
         cut |= CUT_COMPLETION
-    was_cut = any(figures.get(f"{side}_is_truncated") for side in ANSWERS)
+    was_cut = any(figures.get(f"{side}_is_truncated") for side in SIDES)
     if limits.truncated_completions == "drop" and (was_cut or cut & CUT_COMPLETION):
         raise BadRow(
             "truncated",
@@ -182,7 +260,7 @@ def _pair(
         )
     end = None if limit is None else prefix + limit
     parts = [TokenSequence(chosen.ids[kept], chosen.kinds[kept])]
-    for side, answer in zip(ANSWERS, answers, strict=True):
+    for side, answer in zip(SIDES, answers, strict=True):
         parts.append(TokenSequence(answer.ids[prefix:end], answer.kinds[prefix:end]))
         trained = parts[-1].kinds == COMPLETION
         if not len(parts[0].ids):
@@ -249,3 +327,28 @@ def _answer_figures(figures: dict[str, Any], side: str, limits: PairConfig) -> l
         unknown if quantile is None else float(quantile),
         float(len(references)) if references else unknown,
     ]
+
+
+def _counts(
+    rows: RowPlan, pairs: np.ndarray, figures: np.ndarray, limits: PairConfig
+) -> dict[str, Any]:
+    """Of the rows as they are trained on; a pair that is used twice counts twice. num_sequences:
+    pairs. num_tokens: as they lie in the rows. longest_sequence: a prompt with its answer."""
+    used = pairs[rows.sequences]
+    lengths = rows.pieces[:, LENGTH]
+    answers = used[:, [PREFIX]] + used[:, [CHOSEN, REJECTED]]
+    known = ~np.isnan(figures[rows.sequences, :, REF_LOGPROB]).any(1)
+    totals = np.add.reduceat(lengths, rows.offsets[:-1])
+    capacity = limits.max_seq_length or int(totals.max())
+    return {
+        "num_rows": len(rows.offsets) - 1,
+        "num_sequences": len(used),
+        "num_tokens": int(lengths.sum()),
+        "num_trained_tokens": int(rows.pieces[:, NUM_TRAINED].sum()),
+        "num_truncated_prompts": int(((used[:, CUT] & CUT_PROMPT) != 0).sum()),
+        "num_truncated_completions": int(((used[:, CUT] & CUT_COMPLETION) != 0).sum()),
+        "num_with_reference": int(known.sum()),
+        "longest_row": int(totals.max()),
+        "longest_sequence": int(answers.max()),
+        "utilisation": round(float(lengths.sum() / (len(totals) * capacity)), 6),
+    }
