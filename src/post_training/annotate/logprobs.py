@@ -23,7 +23,6 @@ from post_training.data.branches import (
 from post_training.data.preference_rows import read_written_pair
 from post_training.data.rows import COMPLETION, SIDES, BadRow, Conversation
 from post_training.data.tokenize import Encoder
-from post_training.models.quiet import quiet_libraries
 from post_training.models.score import Asked, CompletionLogprob
 from post_training.stages.context import Result, StageContext
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 
 def run(config: LogprobsConfig, context: StageContext) -> Result:
-    quiet_libraries(context.run_dir / "cache")
     from post_training.annotate.engine import load_encoder, load_own_tokenizer
     from post_training.models.attention import most_positions
     from post_training.models.device import on_device

@@ -25,7 +25,6 @@ from post_training.data.user_functions import end_functions
 from post_training.models.attention import check_positions, most_positions
 from post_training.models.device import on_device
 from post_training.models.load import check_vocabulary, load_reward_model, load_tokenizer
-from post_training.models.quiet import quiet_libraries
 from post_training.models.score import RewardScorer
 from post_training.stages.context import Result, StageContext
 
@@ -119,7 +118,6 @@ def _with_reward(row: Any, name: str, found: list[Judgement] | BadRow) -> Row | 
 
 
 def run(config: RewardsConfig, context: StageContext) -> Result:
-    quiet_libraries(context.run_dir / "cache")
     for reward in config.rewards:
         if reward.function is not None:
             find_reward(

@@ -1,36 +1,158 @@
-"""Sampling with plain transformers.
+"""Drawing samples from a model: with plain transformers, or with vLLM.
 
-A batch is the n samples of one prompt, from its first step to its last: samples that have ended
-stay in it. So no matrix product ever has a shape, and no sample a neighbour, that depends on which
-prompts a worker has beside it, and the bits of a sample are the same in every chunk. The prompt is
-read once, and its cache shared out, where the model's cache is one of keys and values.
-
-Each sample has its own generator of random numbers (sampling.py); a number picks the token by the
-running total of the probabilities in float64, on the CPU.
+A prompt's samples depend on the prompt and its seed alone, so that every chunk and worker draws the
+same. What ends a sample (Endings) and the seeds (prompt_seed) are the same for both.
 """
 
-from typing import TYPE_CHECKING
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import GenerationConfig
 
 from post_training.annotate.config import GenerateConfig, SamplingConfig
 from post_training.annotate.engine import VllmEngine, load_own_tokenizer
-from post_training.annotate.generate import Completion, Endings, Prompt, Sampler, random_numbers
 from post_training.data.tokenize import Encoder
 from post_training.models.attention import most_positions
 from post_training.models.device import on_device
 from post_training.models.left_out import told
-from post_training.models.load import check_vocabulary, load_model
+from post_training.models.load import check_vocabulary, load_model, read_model_settings
 from post_training.models.score import keeps_keys_and_values
 from post_training.stages.context import StageContext
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
 
+# Below 2^62, so that seed + j fits into the signed 64 bits of every generator.
+_SEED_BITS = 62
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: of its tokens. seed: of its first sample; sample j has seed + j."""
+
+    ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sample. text: without the end of the turn and without special tokens, not stripped.
+
+    token_ids: all that were drawn, the one that ended it too. logprobs: of each, in nats, float32:
+    log softmax of the model's logits as they are, without temperature and top_p.
+    finish_reason: it ended its turn, or reached a stop text; or it was cut off.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+class Sampler(ABC):
+    """A model that is drawn from."""
+
+    @abstractmethod
+    def sample(self, prompts: list[Prompt]) -> list[list[Completion]]:
+        """The n samples of each prompt, which depend on the prompt alone."""
+
+    @abstractmethod
+    def max_length(self) -> int | None:
+        """Of a prompt with a sample, in tokens; None where the model sets no limit."""
+
+    def restart(self) -> None:  # noqa: B027 - a plain model has no engine that could die
+        """After an exception. Errors: PostTrainingError when it can't be had back."""
+
+
+def prompt_seed(seed: int, conversation_id: str, n: int) -> int:
+    """The seed of the first of a prompt's n samples; sample j has it + j. A multiple of a power of
+    two ≥ n.
+
+    It is made from the recipe's seed and the prompt's id, so it depends neither on the chunk nor on
+    the worker; the run's id is no part of it, since a reproduction has another. Seeds of different
+    prompts are further apart than n, so no two samples of a run have one seed, but with the chance
+    that two of its prompts have the same 62 bits. (With one seed for all prompts of a batch, as in
+    vllm#50884, they would be correlated.)
+    """
+    digest = hashlib.sha256(f"{seed} {conversation_id}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+    stride_bits = (n - 1).bit_length()
+    return number >> stride_bits << stride_bits
+
+
+def random_numbers(seed: int) -> np.random.Generator:
+    """The generator of one sample: a stream of its own for each seed, whatever bits they differ in.
+
+    torch's generators on CPUs keep 32 bits of a seed: among 20,000 prompts it is then as likely as
+    not that two draw the same numbers. numpy's Philox takes all of it.
+    """
+    return np.random.Generator(np.random.Philox(key=seed))
+
+
+@dataclass(frozen=True)
+class Endings:
+    """What ends a sample, and what of it is text.
+
+    ids: tokens that end a sample. texts: stop texts, which end it as soon as they are in it.
+    """
+
+    ids: frozenset[int]
+    texts: tuple[str, ...]
+    tokenizer: Tokenizer
+
+    @classmethod
+    def read(cls, model: Path, encoder: Encoder, texts: list[str]) -> "Endings":
+        """The ids are those that the model's folder names, the tokenizer's eos, and the template's
+        end of a turn, where it is one token."""
+        if (model / "generation_config.json").exists():
+            named = GenerationConfig.from_pretrained(model, local_files_only=True).eos_token_id
+        else:
+            named = read_model_settings(model).get("eos_token_id")
+        ids = {named} if isinstance(named, int) else set(named or ())
+        if encoder.eos_id is not None:
+            ids.add(encoder.eos_id)
+        mark = encoder.backend.encode(encoder.template.end_of_turn, add_special_tokens=False).ids
+        if len(mark) == 1:
+            ids.add(mark[0])
+        return cls(frozenset(ids), tuple(texts), encoder.backend)
+
+    def text(self, ids: list[int]) -> str:
+        """The text of a sample's tokens, without the end of the turn, special tokens and the stop
+        text."""
+        if ids[-1] in self.ids:
+            ids = ids[:-1]
+        cut = self.cut(ids)
+        return self._decode(ids) if cut is None else cut
+
+    def cut(self, ids: list[int]) -> str | None:
+        """The text before the first stop text; None when there is none in it."""
+        text = self._decode(ids)
+        places = [place for stop in self.texts if (place := text.find(stop)) >= 0]
+        return text[: min(places)] if places else None
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
 
 class TransformersSampler(Sampler):
+    """Sampling with plain transformers.
+
+    A batch is the n samples of one prompt, from its first step to its last: samples that have ended
+    stay in it. So no matrix product ever has a shape, and no sample a neighbour, that depends on
+    which prompts a worker has beside it, and the bits of a sample are the same in every chunk.
+    The prompt is read once, and its cache shared out, where that is one of keys and values.
+
+    Each sample has its own generator; a number of it picks the token by the running total of the
+    probabilities in float64, on the CPU.
+    """
+
     def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
         self.settings = config.sampling
         if config.num_threads is not None:
@@ -44,9 +166,9 @@ class TransformersSampler(Sampler):
             context.log(f"warning: {left_out}")
         check_vocabulary(model, load_own_tokenizer(config.model.path, config.data))
         self.model = on_device(model, context.ranks.local_rank)
-        # Else the prompt is read n times.
+        # Where the cache is another, the prompt is read n times.
         self._shares_prompts = keeps_keys_and_values(model.config)
-        self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
+        self.endings = Endings.read(config.model.path, encoder, self.settings.stop)
 
     def max_length(self) -> int | None:
         return most_positions(self.model.config)
@@ -108,9 +230,9 @@ class TransformersSampler(Sampler):
 def draw(
     logits_NV: Tensor, settings: SamplingConfig, generators: list[np.random.Generator]
 ) -> Tensor:
-    """int64 [N], one token drawn from each row. logits: float32 [N, V], on the CPU.
+    """int64 [N], one token drawn from each row of logits_NV, float32 [N, V], on the CPU.
 
-    Each generator gives one number in every call, whatever becomes of it.
+    Each generator gives one number in every call, also at temperature 0, where it decides nothing.
     """
     numbers_N = torch.tensor([generator.random() for generator in generators], dtype=torch.float64)
     if settings.temperature == 0:
@@ -131,10 +253,9 @@ def draw(
     return tokens_N1.squeeze(1)
 
 
-# Sampling with vLLM (annotation/vllm_engine.py).
-
-
 class VllmSampler(Sampler):
+    """Sampling with vLLM. On CPUs its generator is torch's, which can't take a whole seed."""
+
     def __init__(self, config: GenerateConfig, encoder: Encoder, context: StageContext):
         self.settings = config.sampling
         if not torch.cuda.is_available() and self.settings.temperature > 0:
@@ -142,7 +263,7 @@ class VllmSampler(Sampler):
                 "warning: vLLM on CPUs uses 32 bits of a seed: among many thousand prompts, two "
                 "can draw the same numbers; backend: transformers uses the whole seed"
             )
-        self.endings = Endings.of(config.model.path, encoder, self.settings.stop)
+        self.endings = Endings.read(config.model.path, encoder, self.settings.stop)
         self.engine = VllmEngine(
             config.model, config.vllm, context, sequences_per_prompt=self.settings.n
         )

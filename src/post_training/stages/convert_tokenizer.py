@@ -7,6 +7,8 @@ is not kept.
 import shutil
 from dataclasses import asdict
 
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from post_training.core.files import atomic_directory
 from post_training.data.control.conversion import (
     require_same_ids,
@@ -20,20 +22,16 @@ from post_training.data.control.documents import (
     read_model,
 )
 from post_training.data.sources.open import open_path
-from post_training.models.quiet import quiet_libraries
 from post_training.stages.config import ConvertTokenizerConfig
 from post_training.stages.context import Result, StageContext, remove_leftovers
 
 
 def run(config: ConvertTokenizerConfig, context: StageContext) -> Result:
-    quiet_libraries(context.run_dir / "cache")
     metrics = context.on_writer(lambda: _convert(config, context))
     return Result(artifacts={"tokenizer": "tokenizer"}, metrics=metrics)
 
 
 def _convert(config: ConvertTokenizerConfig, context: StageContext) -> dict[str, int]:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     model = read_model(config.sentencepiece_model)
     original = SentencePieceSpans(model)
     control_ids = _control_ids(config, original)

@@ -38,6 +38,7 @@ from post_training.images.inside import (
     mounts,
     mounts_over_the_image,
 )
+from post_training.models.quiet import quiet_libraries
 from post_training.models.reference import REFERENCE
 from post_training.records import machine
 from post_training.records.artifact import origin_of, seal_artifact
@@ -127,6 +128,8 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
             allow_topology_change=request.allow_topology_change,
             inputs=opened.inputs,
         )
+        # Before the stage's module, which imports the libraries: they read their environment then.
+        quiet_libraries(context.run_dir / "cache")
         with exits_are_failures():
             result = stage.load_run()(config, context)
         ignore_signals()  # It is done: from here on nothing but the record is missing.

@@ -6,7 +6,7 @@ from typing import Any
 
 from post_training.data.chat.templates import MARKERS, choose_template, template_text
 from post_training.data.sources.open import read_objects
-from post_training.models.quiet import quiet_libraries
+from post_training.models.save import create_model, save_model_folder, stop_at, train_tokenizer
 from post_training.stages.config import InitModelConfig
 from post_training.stages.context import Result, StageContext
 
@@ -23,14 +23,11 @@ SHAPE = (
 
 
 def run(config: InitModelConfig, context: StageContext) -> Result:
-    quiet_libraries(context.run_dir / "cache")
     metrics = context.on_writer(lambda: _create(config, context))
     return Result(artifacts={"model": "model"}, metrics=metrics)
 
 
 def _create(config: InitModelConfig, context: StageContext) -> dict[str, float]:
-    from post_training.models.save import create_model, save_model_folder, stop_at, train_tokenizer
-
     tokenizer = train_tokenizer(
         (text for path in config.corpus for text in _texts(path)),
         config.vocab_size,

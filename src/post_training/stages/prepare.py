@@ -1,21 +1,18 @@
 """Write `RUN/dataset`, which training reads as `data.prepared`: sequences, or pairs."""
 
+from post_training.data.chat.templates import with_special_tokens
 from post_training.data.prepared.dataset import figures
-from post_training.models.quiet import quiet_libraries
+from post_training.models.load import load_tokenizer
 from post_training.stages.config import PrepareConfig
 from post_training.stages.context import Result, StageContext, remove_leftovers
+from post_training.stages.prepared_data import (
+    DataPreparation,
+    PairPreparation,
+    num_embedded_ids,
+)
 
 
 def run(config: PrepareConfig, context: StageContext) -> Result:
-    quiet_libraries(context.run_dir / "cache")
-    from post_training.data.chat.templates import with_special_tokens
-    from post_training.models.load import load_tokenizer
-    from post_training.stages.prepared_data import (
-        DataPreparation,
-        PairPreparation,
-        num_embedded_ids,
-    )
-
     tokenizer = with_special_tokens(load_tokenizer(config.tokenizer), config.data.special_tokens)
     context.on_writer(lambda: remove_leftovers(context.run_dir, "dataset"))
     data, seed = config.data, config.seed

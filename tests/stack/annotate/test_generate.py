@@ -12,7 +12,7 @@ import torch
 from helpers.annotation_stages import rows_of, run_stage
 from helpers.tiny_models import make_model
 from post_training.annotate.config import SamplingConfig
-from post_training.annotate.generate import prompt_seed, random_numbers
+from post_training.annotate.samplers import draw, prompt_seed, random_numbers
 
 N = 4
 
@@ -197,8 +197,6 @@ def test_prompt_that_fills_the_model_is_a_bad_row(model, prompts, tmp_path):
 
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_draw_follows_the_distribution(top_p):
-    from post_training.annotate.samplers import draw
-
     probs = torch.tensor([0.1, 0.0, 0.5, 0.3, 0.1])
     logits = probs.log().expand(20_000, -1)
     generators = [random_numbers(7 + j) for j in range(20_000)]
