@@ -8,7 +8,7 @@ import pytest
 
 from post_training.core.hashing import sha256_file
 from post_training.images.base import SNAPSHOT_VARIABLE, bootstrap, ensure_base
-from post_training.images.recipe import LOCK_NAME, load_recipe
+from post_training.images.recipe import BASE_LOCK, load_recipe
 from post_training.images.store import ImageStore
 
 pytestmark = pytest.mark.long
@@ -46,7 +46,7 @@ def test_base_of_the_locked_versions_has_the_locked_bytes(tmp_path, monkeypatch)
     base = ensure_base(recipe, ImageStore(tmp_path / "store"))
     if not base.is_locked:
         # Debian has moved on: the packages that did are named, and at least one did.
-        assert base.moved != ["other bytes"], f"the same packages as in {LOCK_NAME}, other bytes"
+        assert base.moved != ["other bytes"], f"the same packages as in {BASE_LOCK}, other bytes"
 
 
 def test_base_from_a_snapshot_is_the_base_from_the_mirrors(tmp_path, snapshot_service):

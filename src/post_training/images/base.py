@@ -30,7 +30,7 @@ from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
 from post_training.images.identity import image_digest
 from post_training.images.recipe import (
-    LOCK_NAME,
+    BASE_LOCK,
     SOURCE_DATE_EPOCH,
     BaseLock,
     Recipe,
@@ -103,11 +103,11 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
     record says `unlocked`. Its other bytes give another input hash, so no image changes silently.
     """
     if image := recipe.settings.base:
-        reference = read_registry_base(recipe.folder / LOCK_NAME, image, recipe.settings.platform)
+        reference = read_registry_base(recipe.folder / BASE_LOCK, image, recipe.settings.platform)
         return Base(reference.rpartition(":")[2], None, {}, [], reference)
     include = read_package_names(recipe.folder / "base.packages")
     lock = read_base_lock(
-        recipe.folder / LOCK_NAME, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
+        recipe.folder / BASE_LOCK, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
     )
     locked = Base(lock.sha256, _base_path(store, lock.sha256), lock.packages, [])
     if locked.file.exists():
@@ -118,7 +118,7 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
         kept = json.loads(remembered.read_text())
         base = Base(file=_base_path(store, kept["sha256"]), **kept)
         if base.file.exists():
-            _say(f"base: unlocked ({len(base.moved)} packages are not those of {LOCK_NAME})")
+            _say(f"base: unlocked ({len(base.moved)} packages are not those of {BASE_LOCK})")
             _check_file(base)
             return base
     base = _make_base(lock, store)
@@ -137,7 +137,7 @@ def lock_base(recipe: Recipe, store: ImageStore) -> Path:
     # Taken before the mirrors are read: the snapshot of this time must not be newer than they are.
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     sha256, packages = _bootstrap(include, store)
-    path = recipe.folder / LOCK_NAME
+    path = recipe.folder / BASE_LOCK
     write_base_lock(
         path,
         BaseLock(sha256, SUITE, SOURCE_DATE_EPOCH, include, now, mmdebstrap_version(), packages),
@@ -228,7 +228,7 @@ def _make_base(lock: BaseLock, store: ImageStore) -> Base:
     if sha256 == lock.sha256:
         return Base(sha256, _base_path(store, sha256), packages, [])
     moved = moved_packages(lock.packages, packages)
-    _say(f"Debian's mirrors no longer have the base that {LOCK_NAME} names:")
+    _say(f"Debian's mirrors no longer have the base that {BASE_LOCK} names:")
     for line in moved or [f"the same packages, other bytes ({lock.mmdebstrap} made the lock's)"]:
         _say(f"  {line}")
     if moved and snapshot_is_reachable(lock.snapshot):

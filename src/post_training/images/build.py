@@ -17,8 +17,8 @@ from post_training.core.hashing import sha256_file
 from post_training.images import builder
 from post_training.images.base import Base, ensure_base, ensure_wheels
 from post_training.images.lock import loose_requirements, unlocked_requirements
-from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
-from post_training.images.registry import ASKED, LOCKED, ensure_system_packages, read_system_lock
+from post_training.images.recipe import SOURCE_DATE_EPOCH, SYSTEM_LOCK, SYSTEM_PACKAGES, Recipe
+from post_training.images.registry import ensure_system_packages, read_system_lock
 from post_training.images.store import ImageStore
 
 _INPUT_HASH_LABEL = "org.post-training.input-hash"
@@ -86,9 +86,9 @@ def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
 def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
     """The folders with what the locks name, by the name under which the Dockerfile mounts them."""
     folders = {"wheels": ensure_wheels(recipe, store)}
-    if base.reference and (recipe.folder / ASKED).exists():
+    if base.reference and (recipe.folder / SYSTEM_PACKAGES).exists():
         files = read_system_lock(recipe.folder, base.reference)
-        folders["system"] = ensure_system_packages(files, recipe.locks[LOCKED], store.folder)
+        folders["system"] = ensure_system_packages(files, recipe.locks[SYSTEM_LOCK], store.folder)
     return folders
 
 
@@ -112,7 +112,7 @@ def find_built(identity: dict[str, Any]) -> BuiltImage | None:
 
 def _refuse_unlocked(recipe: Recipe) -> None:
     """Errors: ConfigError for requirements that could be met by more than one file."""
-    asked = [path for path in recipe.folder.glob("*.in") if path.name != ASKED]
+    asked = [path for path in recipe.folder.glob("*.in") if path.name != SYSTEM_PACKAGES]
     faults = [fault for path in sorted(asked) for fault in loose_requirements(path)]
     for path in recipe.package_locks.values():
         faults += unlocked_requirements(path)

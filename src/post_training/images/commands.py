@@ -20,8 +20,7 @@ from post_training.images.lock import lock_recipe
 from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
-from post_training.images.recipe import load_recipe, locked_bases
-from post_training.images.registry import LOCKED as SYSTEM_LOCK
+from post_training.images.recipe import SYSTEM_LOCK, load_recipe, locked_bases
 from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
 from post_training.images.render import install_edf, render_edf, site_file

@@ -1,8 +1,10 @@
 """`entrypoint doctor`: is this container what a run needs? Asked inside the image, on the node.
 
-Image identity, versions, fabric, credentials and storage; the devices are stages/doctor.py's, which
-may import torch. Nothing is changed but small files that prove a folder writable, and no secret is
-shown.
+The image's identity, package versions, network, credentials and storage are checked here; devices
+in stages/doctor.py, which may import torch. Nothing is changed, but for a small file that proves a
+folder writable and is removed. No secret is shown.
+
+A check yields findings: ok, note (right or wrong, as the user means it) or wrong, with a hint.
 """
 
 import json
@@ -21,23 +23,26 @@ from post_training.images.edf_check import PROFILE, network_faults
 from post_training.images.identity import IMAGE_FILE
 from post_training.images.inside import (
     PLACES,
-    development_mount,
+    find_mounts_over_image,
     foreign_variables,
     identify_image,
-    mounts_over_the_image,
+    read_development_mount,
 )
 from post_training.images.selfcheck import CONFIGURATION, version_faults
 
-# What a self-check found, one line each, in words that say what to do.
-
-
 Status = Literal["ok", "note", "wrong"]
 _MARKS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
+# Plugins by which NCCL and RCCL use libfabric.
+_PLUGINS = ("libnccl-net*.so*", "librccl-net*.so*")
+_FABRIC = "libfabric.so*"
+# Where images and hooks put libraries, besides the folders of LD_LIBRARY_PATH.
+_LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/*/lib", "/opt/cray/*/*/lib64")
+_LEAST_FREE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """note: worth knowing, and right or wrong as the user means it. hint: what mends it."""
+    """subject: what was checked. hint: what the user can do about it."""
 
     subject: str
     status: Status
@@ -57,14 +62,14 @@ def wrong(subject: str, text: str, hint: str | None = None) -> Finding:
     return Finding(subject, "wrong", text, hint)
 
 
-def examine(subject: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What `look` finds; an error of the user's or of the system is a finding too."""
+def examine(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What `check` finds; a user's error or a system's becomes a finding too."""
     try:
-        return list(look())
+        return list(check())
     except PostTrainingError as error:
         place = f"{error.where}: " if error.where else ""
         first, *more = error.problem.splitlines()
-        # Of a program that failed: which one, and its last word.
+        # Of a program that failed: its name, and the last line of its output.
         text = f"{first}: {more[-1].strip()}" if more else first
         return [wrong(subject, place + text, error.hint)]
     except OSError as error:
@@ -84,28 +89,18 @@ def print_findings(findings: Iterable[Finding], stream: TextIO | None = None) ->
     return 1 if num_wrong else 0
 
 
-# `entrypoint doctor`: is this container what a run needs? Asked inside the image, on the node.
-
-
-_PLUGINS = ("libnccl-net*.so*", "librccl-net*.so*")
-_FABRIC = "libfabric.so*"
-# Where images and hooks put them beside LD_LIBRARY_PATH.
-_LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/*/lib", "/opt/cray/*/*/lib64")
-_LEAST_FREE_BYTES = 1 << 30
-
-
 def examine_image(env: Mapping[str, str]) -> list[Finding]:
-    """What can be said without torch. env: the process's environment."""
+    """Every check that needs no torch. env: the process's environment."""
     return [
-        *examine("image", lambda: _identity(env)),
-        *examine("versions", _versions),
-        *examine("network", lambda: network(env, Path("/"))),
-        *examine("credentials", lambda: credentials(env)),
-        *examine("storage", lambda: storage(env)),
+        *examine("image", lambda: _check_identity(env)),
+        *examine("versions", _check_versions),
+        *examine("network", lambda: check_network(env, Path("/"))),
+        *examine("credentials", lambda: check_credentials(env)),
+        *examine("storage", lambda: check_storage(env)),
     ]
 
 
-def _identity(env: Mapping[str, str]) -> Iterator[Finding]:
+def _check_identity(env: Mapping[str, str]) -> Iterator[Finding]:
     image = identify_image(env)
     text = f"{image['name']} {image['version']}, {image['oci_digest']}"
     if image["verified_by"] == "declared":
@@ -116,13 +111,13 @@ def _identity(env: Mapping[str, str]) -> Iterator[Finding]:
         )
     else:
         yield ok("image", f"{text}, verified by {image['verified_by']}")
-    if development := development_mount():
+    if development := read_development_mount():
         yield note(
             "image",
             f"the code is of a mounted checkout (commit {development['commit']}): runs are not "
             "reproducible by digest",
         )
-    if over := [*mounts_over_the_image(), *foreign_variables(env)]:
+    if over := [*find_mounts_over_image(), *foreign_variables(env)]:
         yield note(
             "image",
             f"other code than the image's may run: {', '.join(over)}: runs are not reproducible by "
@@ -130,7 +125,7 @@ def _identity(env: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def _versions() -> Iterator[Finding]:
+def _check_versions() -> Iterator[Finding]:
     if not IMAGE_FILE.exists():
         raise UsageError("not inside an image of post-training", where=str(IMAGE_FILE))
     faults = version_faults(CONFIGURATION)
@@ -141,8 +136,11 @@ def _versions() -> Iterator[Finding]:
         yield ok("versions", f"every package is the locked one ({platform})")
 
 
-def network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
-    """root: of the file system to look at."""
+def check_network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
+    """The network profile, the plugin for libfabric, and the Slingshot devices.
+
+    root: of the file system to look at, / but in tests.
+    """
     profile = env.get(PROFILE)
     if not profile:
         yield wrong("network", f"{PROFILE} is not set", "run it with an EDF that `edf render` made")
@@ -150,10 +148,10 @@ def network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
     yield ok("network", f"profile {profile} of the site {env.get('POST_TRAINING_SITE')}")
     for fault in network_faults(env):
         yield wrong("network", fault.removeprefix("env."))
-    yield from _interfaces(env.get("NCCL_SOCKET_IFNAME", ""), root)
+    yield from _check_interfaces(env.get("NCCL_SOCKET_IFNAME", ""), root)
     if profile == "none":
         return
-    plugins = _libraries(env, root, _PLUGINS)
+    plugins = _find_libraries(env, root, _PLUGINS)
     if plugins:
         yield ok("network", f"plugin of NCCL or RCCL for libfabric: {plugins[0]}")
     elif env.get("NCCL_NET") == "AWS Libfabric":
@@ -164,7 +162,7 @@ def network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
         )
     else:
         yield note("network", "no plugin for libfabric found: several nodes would talk over TCP")
-    fabric = _libraries(env, root, (_FABRIC,))
+    fabric = _find_libraries(env, root, (_FABRIC,))
     if not fabric:
         yield wrong("network", "no libfabric in the container", "the cxi hook, or a bind, is off")
     if not list((root / "dev").glob("cxi*")):
@@ -173,7 +171,7 @@ def network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
         )
 
 
-def _interfaces(names: str, root: Path) -> Iterator[Finding]:
+def _check_interfaces(names: str, root: Path) -> Iterator[Finding]:
     present = sorted(path.name for path in (root / "sys/class/net").glob("*"))
     for name in filter(None, names.split(",")):
         if not any(interface.startswith(name) for interface in present):
@@ -183,7 +181,7 @@ def _interfaces(names: str, root: Path) -> Iterator[Finding]:
             )
 
 
-def _libraries(env: Mapping[str, str], root: Path, patterns: tuple[str, ...]) -> list[Path]:
+def _find_libraries(env: Mapping[str, str], root: Path, patterns: tuple[str, ...]) -> list[Path]:
     folders = [Path(word) for word in env.get("LD_LIBRARY_PATH", "").split(":") if word]
     for pattern in _LIBRARY_FOLDERS:
         folders += [Path("/", path.relative_to(root)) for path in root.glob(pattern.lstrip("/"))]
@@ -195,7 +193,7 @@ def _libraries(env: Mapping[str, str], root: Path, patterns: tuple[str, ...]) ->
     ]
 
 
-def credentials(env: Mapping[str, str]) -> Iterator[Finding]:
+def check_credentials(env: Mapping[str, str]) -> Iterator[Finding]:
     for credential in CREDENTIALS:
         if env.get(credential.value_variable):
             yield note(
@@ -209,18 +207,18 @@ def credentials(env: Mapping[str, str]) -> Iterator[Finding]:
             yield ok("credentials", f"{credential.name}: none")
             continue
         check_token_file(Path(path))
-        Path(path).read_bytes()
+        Path(path).read_bytes()  # Its mode does not prove that we can read it.
         yield ok("credentials", f"{credential.name}: {path}, readable by its owner alone")
 
 
-def storage(env: Mapping[str, str]) -> Iterator[Finding]:
-    """The folders that a run writes to."""
+def check_storage(env: Mapping[str, str]) -> Iterator[Finding]:
+    """The folders that a run writes to, and shared memory."""
     folders = {"working folder": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         if env.get(name):
             folders[name] = Path(env[name])
     for name, folder in folders.items():
-        yield from writable(name, folder)
+        yield from check_writable(name, folder)
     for name in PLACES:
         if env.get(name) and not Path(env[name]).exists():
             yield note(
@@ -233,8 +231,8 @@ def storage(env: Mapping[str, str]) -> Iterator[Finding]:
         yield wrong("storage", f"/dev/shm has {shared >> 20} MiB; data loaders need 1 GiB")
 
 
-def writable(name: str, folder: Path) -> Iterator[Finding]:
-    """Proved by a file, since a mode says nothing of a read-only mount or a quota."""
+def check_writable(name: str, folder: Path) -> Iterator[Finding]:
+    """Write a file and remove it: permissions say nothing of a read-only mount or a quota."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:

@@ -1,9 +1,14 @@
-"""EDF: the Environment Definition File of CSCS's Container Engine, read the way CE reads it.
+"""Read an EDF, the Environment Definition File of CSCS's Container Engine, as that engine does.
 
-Source of the rules: https://docs.cscs.ch/software/container-engine/edf and the parser and schema
-of https://github.com/sarus-suite/raster. Where they differ we accept both; `entrypoint` defaults
-to false as documented. What only one of them expands (`$NAME` without braces) is refused.
-Standard library only: the runner starts with every process of a job.
+The rules: https://docs.cscs.ch/software/container-engine/edf, and the parser and schema of
+https://github.com/sarus-suite/raster. Where the two differ we accept both; `entrypoint` defaults to
+false, as documented. What only one of them expands (`$NAME` without braces) is refused.
+
+`${NAME}` is a variable of the host; in [env] it is the image's own where the image has one, so that
+`PATH = "${PATH}:/more"` adds to the image's PATH. An empty value in [env] unsets the variable, in
+the image too.
+
+Standard library only: this is read at the start of every process of a job.
 """
 
 import json
@@ -19,156 +24,8 @@ from typing import Any
 
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 
-# Variables in an EDF: what `${NAME}` stands for.
-#
-# They are the host's; in [env] they are the image's own first, so that `PATH = "${PATH}:/more"`
-# goes on from the image's. An empty value in [env] unsets the variable, in the image too.
-
-
-_VARIABLE = re.compile(r"\$(\$?)(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
-_BANNED = re.compile(r'\$\(|`|;|"')
-_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
-# Made of the host's value they would hide what the image has there.
-_IMAGE_PATHS = ("PATH", "LD_LIBRARY_PATH")
-
-
-def expand(text: str, env: Mapping[str, str]) -> str:
-    """Expand `${VAR}` and `${VAR:-default}`; `$${VAR}` and `$$VAR` are a literal `${VAR}`, `$VAR`.
-
-    Errors: ValueError.
-    """
-    if "\0" in text:
-        raise ValueError(f"holds a NUL character (got {text!r})")
-    if banned := _BANNED.search(text):
-        raise ValueError(f"{banned[0]!r} is not allowed in an EDF (got {text!r})")
-
-    def value(match: re.Match[str]) -> str:
-        if match[1]:
-            return match[0][1:]
-        if match[3]:
-            raise ValueError(f"{match[0]!r} is not expanded by every engine: write ${{{match[3]}}}")
-        name = _NAME.fullmatch(match[2])
-        if name is None:
-            raise ValueError(f"cannot expand {match[0]!r}")
-        if name[2] is not None and "$" in name[2]:
-            raise ValueError(f"a default can't hold a variable (got {match[0]!r})")
-        # As in a shell, `:-` also stands in for an empty value.
-        found = env.get(name[1])
-        if name[2] is not None:
-            return found or name[2]
-        if found is None:
-            raise ValueError(f"undefined variable {name[1]}")
-        return found
-
-    return _VARIABLE.sub(value, text)
-
-
-def escape(text: str) -> str:
-    """What `expand` turns into `text`."""
-    return re.sub(r"\$(?=[{A-Za-z_])", "$$", text)
-
-
-def use_variables(text: str, env: Mapping[str, str]) -> str:
-    """`text` with the variables of `env` filled in, and all others left to be expanded."""
-
-    def value(match: re.Match[str]) -> str:
-        name = None if match[1] or match[2] is None else _NAME.fullmatch(match[2])
-        return escape(env[name[1]]) if name and env.get(name[1]) else match[0]
-
-    return _VARIABLE.sub(value, text)
-
-
-def expand_values(
-    data: Any, env: Mapping[str, str], where: str, faults: list[str], key: str = ""
-) -> Any:
-    """`data` with every string expanded; a string that cannot be is a fault and left as it is."""
-    if isinstance(data, dict):
-        return {
-            name: expand_values(value, env, where, faults, f"{key}.{name}" if key else name)
-            for name, value in data.items()
-        }
-    if isinstance(data, list):
-        return [expand_values(v, env, where, faults, f"{key}[{i}]") for i, v in enumerate(data)]
-    if not isinstance(data, str):
-        return data
-    try:
-        return expand(data, env)
-    except ValueError as error:
-        faults.append(f"{where}: {key}: {error}")
-        return data
-
-
-def expand_env(
-    variables: dict[str, str],
-    image: str,
-    env: Mapping[str, str],
-    cwd: Path,
-    path: Path,
-    faults: list[str],
-) -> dict[str, str]:
-    """[env] expanded from the image's own variables and the host's, the image's first."""
-    used = {
-        name[1]
-        for value in variables.values()
-        for match in _VARIABLE.finditer(value)
-        if not match[1] and match[2] and (name := _NAME.fullmatch(match[2]))
-    }
-    found: dict[str, str] = {}
-    if used and image:
-        try:
-            found = _image_variables(cwd / image, variables)
-        except PostTrainingError as error:
-            faults += [
-                f"{path}: env: {name}: what the image has there cannot be read: {error.problem}"
-                for name in sorted(used & set(_IMAGE_PATHS))
-            ]
-    return expand_values(variables, {**env, **found}, str(path), faults, "env")
-
-
-def _image_variables(image: Path, pins: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the image sets. Errors: PostTrainingError where they cannot be read."""
-    if image.suffix == ".sif":
-        record = image.with_name(f"sha256-{pins.get('POST_TRAINING_IMAGE_SQSH_SHA256')}.json")
-        try:
-            return dict(json.loads(record.read_text())["environment"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise PostTrainingError(f"no record of the SIF's variables in {record}") from None
-    if not image.is_file():
-        return {}  # A registry's, or none: told elsewhere.
-    if shutil.which("unsquashfs") is None:
-        raise PostTrainingError("unsquashfs is not installed (squashfs-tools)")
-    done = subprocess.run(
-        ["unsquashfs", "-cat", str(image), "etc/environment"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    return _parse(done.stdout.decode(errors="replace"))
-
-
-def own_variables() -> dict[str, str]:
-    """The variables of the image that this process is in."""
-    path = Path("/etc/environment")
-    return _parse(path.read_text()) if path.exists() else {}
-
-
-def _parse(text: str) -> dict[str, str]:
-    """/etc/environment of an image: where enroot, and our Dockerfiles, keep the OCI ENV."""
-    lines = text.splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-
-
-class EverySet(dict[str, str]):
-    """An environment in which every variable is set: what cannot be expanded in it, no engine can
-    expand, wherever it runs."""
-
-    def get(self, key: str, default: Any = None) -> str:
-        return "x"
-
-
-# EDF: the Environment Definition File of CSCS's Container Engine, read the way CE reads it.
-
-
+# Of base_environment. Ten levels of two parents each are a thousand files.
 _MAX_LEVELS = 10
-# Ten levels of two parents each are a thousand files, of eight a thousand million.
 _MAX_FILES = 100
 _KEYS = {
     "base_environment": (str, list),
@@ -182,7 +39,14 @@ _KEYS = {
     "annotations": dict,
 }
 _PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
+# Of a mount.
 _FLAGS = {"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "sqsh", *_PROPAGATION}
+# `$NAME` or `${…}`; groups: the second `$` of an escaped one, what is in the braces, NAME.
+_VARIABLE = re.compile(r"\$(\$?)(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+_NOT_ALLOWED = re.compile(r'\$\(|`|;|"')
+_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+# Built from the host's value, these would hide what the image has there.
+_IMAGE_PATHS = ("PATH", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
@@ -200,8 +64,10 @@ class Mount:
 
 @dataclass(frozen=True)
 class Edf:
-    """An EDF with its parents merged and its variables expanded. env: an empty value unsets the
-    variable. annotations: dotted keys."""
+    """An EDF, merged with its parents and expanded.
+
+    env: an empty value unsets the variable. annotations: by dotted keys.
+    """
 
     path: Path
     image: str
@@ -255,11 +121,11 @@ def edf_folders(env: Mapping[str, str]) -> list[Path]:
 def load_edf(
     path: Path, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
 ) -> Edf:
-    """Read, merge with the parents, expand and check.
+    """Read an EDF, merge it with its parents, expand and check it.
 
     env: the host's environment, for `${VAR}`. cwd: what relative paths are relative to.
     sources_are_here: whether the sources of its mounts must exist on this machine.
-    Errors: ConfigError with every fault found, each as `file: key: what`.
+    Errors: ConfigError with every fault, each as `file: key: what`.
     """
     edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
     if faults:
@@ -270,9 +136,9 @@ def load_edf(
 def examine_edf(
     path: Path, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
 ) -> tuple[Edf, list[str]]:
-    """As load_edf: what could be read of it, and every fault."""
+    """As `load_edf`; (what could be read, every fault)."""
     faults: list[str] = []
-    merged = _Merging(env, cwd, faults).merge(path)
+    merged = _Merger(env, cwd, faults).merge(path)
     variables = merged.pop("env", {})
     expanded = expand_values(merged, env, str(path), faults)
     variables = expand_env(variables, expanded.get("image", ""), env, cwd, path, faults)
@@ -304,12 +170,12 @@ def examine_edf(
 
 
 def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
-    """The keys of an EDF and its parents, merged and not expanded; annotations flattened.
+    """The keys of an EDF and its parents, merged and not expanded; annotations by dotted keys.
 
-    Errors: ConfigError with every fault found.
+    Errors: ConfigError with every fault.
     """
     faults: list[str] = []
-    merged = _Merging(env, cwd, faults).merge(path)
+    merged = _Merger(env, cwd, faults).merge(path)
     expand_values(merged, EverySet(), str(path), faults)
     if faults:
         raise ConfigError(faults)
@@ -317,7 +183,7 @@ def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
 
 
 def parse_mount(text: str, cwd: Path) -> Mount:
-    """`SRC:DST[:FLAGS]`, or a bare path that stands for both. Errors: ValueError."""
+    """Parse `SRC:DST[:FLAGS]`, or one path that is both. Errors: ValueError."""
     source, *rest = text.split(":")
     target, flags = (rest + [source, ""][len(rest) :])[:2] if len(rest) <= 2 else (None, None)
     if target is None or not source or not target:
@@ -332,8 +198,149 @@ def parse_mount(text: str, cwd: Path) -> Mount:
     return Mount(Path(os.path.normpath(cwd / source)), Path(os.path.normpath(target)), words)
 
 
-class _Merging:
-    """Reads a file and its parents; every fault goes to `faults`."""
+def expand(text: str, env: Mapping[str, str]) -> str:
+    """Expand `${VAR}` and `${VAR:-default}`; `$${VAR}` and `$$VAR` give a literal `${VAR}`, `$VAR`.
+
+    Errors: ValueError for an undefined variable, and for what not every engine expands.
+    """
+    if "\0" in text:
+        raise ValueError(f"holds a NUL character (got {text!r})")
+    if found := _NOT_ALLOWED.search(text):
+        raise ValueError(f"{found[0]!r} is not allowed in an EDF (got {text!r})")
+
+    def value(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[0][1:]
+        if match[3]:
+            raise ValueError(f"{match[0]!r} is not expanded by every engine: write ${{{match[3]}}}")
+        name = _NAME.fullmatch(match[2])
+        if name is None:
+            raise ValueError(f"cannot expand {match[0]!r}")
+        if name[2] is not None and "$" in name[2]:
+            raise ValueError(f"a default can't hold a variable (got {match[0]!r})")
+        # As in a shell, the default of `:-` also replaces an empty value.
+        found = env.get(name[1])
+        if name[2] is not None:
+            return found or name[2]
+        if found is None:
+            raise ValueError(f"undefined variable {name[1]}")
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def escape(text: str) -> str:
+    """Write `text` so that `expand` gives it back."""
+    return re.sub(r"\$(?=[{A-Za-z_])", "$$", text)
+
+
+def fill_in_variables(text: str, env: Mapping[str, str]) -> str:
+    """`text` with the variables of `env` filled in; all others are left for `expand`."""
+
+    def value(match: re.Match[str]) -> str:
+        name = None if match[1] or match[2] is None else _NAME.fullmatch(match[2])
+        return escape(env[name[1]]) if name and env.get(name[1]) else match[0]
+
+    return _VARIABLE.sub(value, text)
+
+
+def expand_values(
+    data: Any, env: Mapping[str, str], where: str, faults: list[str], key: str = ""
+) -> Any:
+    """`data` with every string expanded. A string that can't be is left, and is a fault.
+
+    where: the file, for `faults`, to which faults are added. key: of `data` in the file.
+    """
+    if isinstance(data, dict):
+        return {
+            name: expand_values(value, env, where, faults, f"{key}.{name}" if key else name)
+            for name, value in data.items()
+        }
+    if isinstance(data, list):
+        return [expand_values(v, env, where, faults, f"{key}[{i}]") for i, v in enumerate(data)]
+    if not isinstance(data, str):
+        return data
+    try:
+        return expand(data, env)
+    except ValueError as error:
+        faults.append(f"{where}: {key}: {error}")
+        return data
+
+
+def expand_env(
+    variables: dict[str, str],
+    image: str,
+    env: Mapping[str, str],
+    cwd: Path,
+    path: Path,
+    faults: list[str],
+) -> dict[str, str]:
+    """[env], expanded from the image's own variables and the host's; the image's come first.
+
+    image: the EDF's. path: of the EDF. faults: to which faults are added.
+    """
+    used = {
+        name[1]
+        for value in variables.values()
+        for match in _VARIABLE.finditer(value)
+        if not match[1] and match[2] and (name := _NAME.fullmatch(match[2]))
+    }
+    found: dict[str, str] = {}
+    if used and image:
+        try:
+            found = _read_variables_in(cwd / image, variables)
+        except PostTrainingError as error:
+            faults += [
+                f"{path}: env: {name}: what the image has there cannot be read: {error.problem}"
+                for name in sorted(used & set(_IMAGE_PATHS))
+            ]
+    return expand_values(variables, {**env, **found}, str(path), faults, "env")
+
+
+def read_image_variables() -> dict[str, str]:
+    """The variables that the image sets in which this process runs."""
+    path = Path("/etc/environment")
+    return _parse_environment(path.read_text()) if path.exists() else {}
+
+
+def _read_variables_in(image: Path, pins: Mapping[str, str]) -> dict[str, str]:
+    """The variables that an image file sets: from the squashfs, or from a SIF's record.
+
+    Errors: PostTrainingError where they cannot be read.
+    """
+    if image.suffix == ".sif":
+        record = image.with_name(f"sha256-{pins.get('POST_TRAINING_IMAGE_SQSH_SHA256')}.json")
+        try:
+            return dict(json.loads(record.read_text())["environment"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise PostTrainingError(f"no record of the SIF's variables in {record}") from None
+    if not image.is_file():
+        return {}  # An image in a registry, or none: the caller checks that.
+    if shutil.which("unsquashfs") is None:
+        raise PostTrainingError("unsquashfs is not installed (squashfs-tools)")
+    done = subprocess.run(
+        ["unsquashfs", "-cat", str(image), "etc/environment"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return _parse_environment(done.stdout.decode(errors="replace"))
+
+
+def _parse_environment(text: str) -> dict[str, str]:
+    """{name: value} from an image's /etc/environment, where enroot and our Dockerfiles put ENV."""
+    lines = text.splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+class EverySet(dict[str, str]):
+    """An environment in which every variable is set: what can't be expanded in it, no engine can
+    expand anywhere."""
+
+    def get(self, key: str, default: Any = None) -> str:
+        return "x"
+
+
+class _Merger:
+    """Reads a file and its parents; adds every fault to `faults`."""
 
     def __init__(self, env: Mapping[str, str], cwd: Path, faults: list[str]):
         self._env, self._cwd, self._faults = env, cwd, faults
@@ -359,14 +366,15 @@ class _Merging:
             except ValueError as error:
                 self._faults.append(f"{path}: base_environment: {error}")
                 continue
-            if expanded:  # The documented default is empty.
+            if expanded:  # Empty is the documented default.
                 parent = find_edf(expanded, self._env, self._cwd)
-                _overlay(merged, self.merge(parent, (*chain, resolved)))
-        _overlay(merged, own)
+                _merge_over(merged, self.merge(parent, (*chain, resolved)))
+        _merge_over(merged, own)
         return merged
 
 
-def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
+def _merge_over(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Change `below`: scalars and table entries of `above` replace its own, lists are appended."""
     for key, value in above.items():
         if isinstance(value, dict):
             below[key] = {**below.get(key, {}), **value}
@@ -377,7 +385,7 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
 
 
 def _read(path: Path, faults: list[str]) -> dict[str, Any]:
-    """One file's known keys, with annotations flattened; what is wrong goes to `faults`."""
+    """One file's known keys, annotations by dotted keys; what is wrong is added to `faults`."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -404,7 +412,7 @@ def _read(path: Path, faults: list[str]) -> dict[str, Any]:
 
 
 def _strings(variables: Mapping[str, Any], path: Path, faults: list[str]) -> dict[str, str]:
-    """Of [env], what can be a variable."""
+    """The entries of [env] that can be variables; the others are added to `faults`."""
     strings = {}
     for name, value in variables.items():
         if not name or "=" in name or "\0" in name:

@@ -1,8 +1,8 @@
 """`post-training edf check FILE`: every fault of an EDF at once, before a job waits in a queue.
 
-What the engine would refuse (keys, variables, mounts), what its successor would
-(https://github.com/sarus-suite/raster), and what would make a run wrong without a word: a secret
-in [env], an image that is not the pinned or the released one, a network setting that corrupts data.
+Found is what the engine would refuse (keys, variables, mounts); what its successor would refuse
+(https://github.com/sarus-suite/raster); and what would make a run silently wrong: a secret in
+[env], an image that is not the pinned or the released one, a network setting that corrupts data.
 """
 
 import re
@@ -13,13 +13,12 @@ from typing import Any
 from post_training.core.errors import PostTrainingError
 from post_training.core.secrets import variable_secret
 from post_training.images.edf import Edf, examine_edf, merge_edf
-from post_training.images.identity import image_digest, read_record_beside, seal
+from post_training.images.identity import PIN, PINNED, image_digest, read_record_beside, seal
 
 PROFILE = "POST_TRAINING_NETWORK_PROFILE"
 ALLOW_LL128 = "POST_TRAINING_ALLOW_LL128"
-_PIN = "POST_TRAINING_IMAGE_"
-_PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
-_BARE = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
+# SRC:DST[:FLAGS].
+_MOUNT = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
 
 
 def check_edf(
@@ -30,22 +29,22 @@ def check_edf(
     *,
     sources_are_here: bool = True,
 ) -> list[str]:
-    """One line a fault, `file: key: what`; empty when all is well.
+    """Every fault of the EDF, a line each: `file: key: what`.
 
-    releases: the entries of containers/images.lock. sources_are_here: see `load_edf`.
+    env, cwd, sources_are_here: as of `load_edf`. releases: the entries of containers/images.lock.
     """
     try:
         edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
     except PostTrainingError as error:
         return [str(error).split("\nhint: ")[0]]
-    here = [*_style(path, env, cwd), *secrets_in(edf.env), *network_faults(edf.env)]
+    here = [*_successor_faults(path, env, cwd), *secret_faults(edf.env), *network_faults(edf.env)]
     if edf.image:
-        here += _image(edf, cwd, releases)
+        here += _image_faults(edf, cwd, releases)
     return [*faults, *(f"{path}: {fault}" for fault in here)]
 
 
-def secrets_in(variables: Mapping[str, str]) -> list[str]:
-    """A line for each variable that looks like a secret; never its value."""
+def secret_faults(variables: Mapping[str, str]) -> list[str]:
+    """A line for each variable that holds a secret; never its value."""
     hint = "is exported and printed by tools: mount a token file and name its path"
     return [
         f"env.{name}: holds a secret ({kind}), and [env] {hint}"
@@ -55,13 +54,16 @@ def secrets_in(variables: Mapping[str, str]) -> list[str]:
 
 
 def network_faults(variables: Mapping[str, str]) -> list[str]:
-    """LL128 corrupts data silently on GH200 with Slingshot: https://github.com/NVIDIA/nccl/issues/2001"""
+    """A fault where NCCL may use LL128, which corrupts data silently on GH200 with Slingshot.
+
+    Source: https://github.com/NVIDIA/nccl/issues/2001
+    """
     profile = variables.get(PROFILE, "")
     if not profile.startswith("alps-") or variables.get(ALLOW_LL128) == "1":
         return []
     protocols = variables.get("NCCL_PROTO")
     names = (protocols or "").removeprefix("^").split(",")
-    # `^` begins a list of what is not to be used.
+    # `^` begins a list of protocols that are not to be used.
     if protocols and ("LL128" in names) == protocols.startswith("^"):
         return []
     return [
@@ -70,14 +72,14 @@ def network_faults(variables: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _style(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
+def _successor_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
     try:
         merged = merge_edf(path, env, cwd)
     except PostTrainingError:
-        return []  # Told already.
+        return []  # `check_edf` has these faults already.
     faults = []
     for index, text in enumerate(merged.get("mounts", [])):
-        if not _BARE.fullmatch(text):
+        if not _MOUNT.fullmatch(text):
             faults.append(
                 f"mounts[{index}]: {text!r}: the engine's successor refuses a bare path: write "
                 f"{text}:{text}"
@@ -87,37 +89,37 @@ def _style(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
     return faults
 
 
-def _image(edf: Edf, cwd: Path, releases: Sequence[Mapping[str, Any]]) -> list[str]:
-    pins = {name: edf.env.get(f"{_PIN}{name}") for name in _PINS}
-    faults = [f"env.{_PIN}{name}: missing" for name, value in pins.items() if not value]
+def _image_faults(edf: Edf, cwd: Path, releases: Sequence[Mapping[str, Any]]) -> list[str]:
+    pins = {name: edf.env.get(f"{PIN}{name}") for name in PINNED}
+    faults = [f"env.{PIN}{name}: missing" for name, value in pins.items() if not value]
     if faults:
         return [*faults, "image: not pinned: `post-training edf render` writes what is missing"]
     image = cwd / edf.image
     if str(image) != pins["PATH"]:
-        faults.append(f"env.{_PIN}PATH: is {pins['PATH']}, image is {edf.image}")
+        faults.append(f"env.{PIN}PATH: is {pins['PATH']}, image is {edf.image}")
     is_sif = image.suffix == ".sif"
-    expected = edf.env.get(f"{_PIN}SIF_SHA256") if is_sif else pins["SQSH_SHA256"]
+    expected = edf.env.get(f"{PIN}SIF_SHA256") if is_sif else pins["SQSH_SHA256"]
     try:
         found = image_digest(image).sha256
     except PostTrainingError as error:
         return [*faults, f"image: {error.problem}: {image}"]
     if found != expected:
         faults.append(f"image: its sha256 is {found}, pinned is {expected}")
-    return [*faults, *_contradictions(image, pins, releases)]
+    return [*faults, *_record_faults(image, pins, releases)]
 
 
-def _contradictions(
+def _record_faults(
     image: Path, pins: Mapping[str, str | None], releases: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Where the pins are not those of the image's record, or the record not the release's."""
+    """Where the pins differ from the image's record, or the record from the release."""
     try:
         record = read_record_beside(image, str(pins["SQSH_SHA256"]))
     except PostTrainingError as error:
         return [f"image: {error.where}: {error.problem}"]
     if record is None:
-        return []  # A copy of the file alone: its own sha256 was compared.
+        return []  # The file was copied without its record; its sha256 was compared.
     faults = [
-        f"env.{_PIN}{key.upper()}: is {pins[key.upper()]}, the image's record has {record.get(key)}"
+        f"env.{PIN}{key.upper()}: is {pins[key.upper()]}, the image's record has {record.get(key)}"
         for key in ("oci_digest", "input_hash")
         if pins[key.upper()] != record.get(key)
     ]

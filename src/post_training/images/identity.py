@@ -1,13 +1,16 @@
-"""What ties an image's digests to one another, so that no variable has to be believed.
+"""Whether an image is the pinned one: its digests are compared, so that no variable is believed.
 
     sha256 of the squashfs            the bytes that run; they are hashed
       /etc/post-training/image.json     in them: name, version, input hash, base, locks
       /etc/post-training/oci-digest     in them: the OCI digest, which `push-sqsh` packed there
-    the image store's record          all of it again, compared with the above; and the commit
+    the image store's record          all of these again, compared with the above; and the commit
 
-The commit is the record's word: equal inputs give equal bytes, so the image can't hold it. A seal
-over the record shows an edit that was not sealed anew; `image rebuild` builds the commit and
-compares. An image that was pushed before there was an oci-digest has its record for it.
+The commit stands in the record alone: equal inputs give equal bytes, so the image can't hold it. A
+seal (a hash over the record) shows that somebody edited it by hand; `image rebuild` builds the
+commit and compares. Images pushed by early versions have no oci-digest in them; there the record's
+counts.
+
+A large image is hashed once and then known by device, inode, size and times (core/hashing.py).
 """
 
 import json
@@ -24,14 +27,18 @@ from post_training.core.hashing import file_identity, known_sha256, sha256_value
 IMAGE_FILE = Path("/etc/post-training/image.json")
 OCI_DIGEST_FILE = Path("/etc/post-training/oci-digest")
 _COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha256", "platform")
-_PIN = "POST_TRAINING_IMAGE_"
+# The variables by which an EDF pins an image: PIN + each of PINNED, and SIF_SHA256 of a SIF.
+PIN = "POST_TRAINING_IMAGE_"
+PINNED = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
+# A larger file is announced before it is hashed.
+_LARGE_BYTES = 2 << 30
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def read_image(root: Path) -> dict[str, Any] | None:
-    """What the image whose files are below `root` says of itself, with `oci_digest` where it holds
-    its own; None for an image that is not ours.
+    """The image.json of the image whose files are below `root`, with its `oci_digest` or None.
 
-    Errors: PostTrainingError.
+    None for an image that is not ours. Errors: PostTrainingError for a damaged image.json.
     """
     said = _read(
         root / IMAGE_FILE.relative_to("/"),
@@ -45,9 +52,9 @@ def read_image(root: Path) -> dict[str, Any] | None:
 
 
 def read_record_beside(image: Path, sqsh_sha256: str) -> dict[str, Any] | None:
-    """The store's record of an image file, where it lies in a store.
+    """The record beside an image file; None where the file does not lie in an image store.
 
-    Errors: PostTrainingError for what is no record.
+    Errors: PostTrainingError for a file that is no record.
     """
     return _read(
         image.with_name(f"sha256-{sqsh_sha256}.json"),
@@ -57,7 +64,10 @@ def read_record_beside(image: Path, sqsh_sha256: str) -> dict[str, Any] | None:
 
 
 def _read(path: Path, needed: set[str], problem: str) -> dict[str, Any] | None:
-    """None where there is no file. problem: told of one that has not all of the keys `needed`."""
+    """A JSON record; None where there is no file.
+
+    needed: keys that it must have. problem: of the error where it lacks one.
+    """
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
@@ -70,20 +80,21 @@ def _read(path: Path, needed: set[str], problem: str) -> dict[str, Any] | None:
 
 
 def seal(record: Mapping[str, Any]) -> str:
-    """Over all of an image's record but the seal itself."""
+    """The hash over an image's record without its key `seal`."""
     return sha256_value({key: value for key, value in record.items() if key != "seal"})
 
 
 def check_identity(
     pins: Mapping[str, str], said: Mapping[str, Any] | None, record: Mapping[str, Any] | None
 ) -> bool:
-    """Whether the pinned OCI digest was compared with that of the image, or of its record.
+    """Compare the pins, the image and the record; True where an OCI digest was compared too.
 
-    pins: variables; only POST_TRAINING_IMAGE_* count. said: of `read_image`. record: the store's,
-    None where it is not at hand.
+    False: neither the image nor a record holds an OCI digest, so the pinned one is only claimed.
+    pins: variables; only POST_TRAINING_IMAGE_* count. said: what `read_image` gave.
+    record: the store's; None where it can't be read from here.
     Errors: PostTrainingError where two of the three disagree.
     """
-    pinned_inputs = pins.get(f"{_PIN}INPUT_HASH")
+    pinned_inputs = pins.get(f"{PIN}INPUT_HASH")
     if said is None or said["input_hash"] != pinned_inputs:
         raise PostTrainingError(
             f"input hash is {said['input_hash'] if said else 'nothing'}, the EDF pins "
@@ -94,10 +105,10 @@ def check_identity(
     if record is not None:
         _check_record(record, said, pins)
     known = said["oci_digest"] or (record and record["oci_digest"])
-    pinned = pins.get(f"{_PIN}OCI_DIGEST")
+    pinned = pins.get(f"{PIN}OCI_DIGEST")
     if known and known != pinned:
         raise PostTrainingError(
-            f"the image's OCI digest is {known}, and {_PIN}OCI_DIGEST claims {pinned}",
+            f"the image's OCI digest is {known}, and {PIN}OCI_DIGEST claims {pinned}",
             where=f"{said['name']} {said['version']}",
             hint="run it with the EDF that was rendered for this image",
         )
@@ -112,7 +123,7 @@ def _check_record(
     if said["oci_digest"]:
         expected["oci_digest"] = said["oci_digest"]
     for key in ("sqsh_sha256", "sif_sha256"):
-        if pinned := pins.get(f"{_PIN}{key.upper()}"):
+        if pinned := pins.get(f"{PIN}{key.upper()}"):
             expected[key] = pinned
     altered = [key for key, value in expected.items() if record.get(key) != value]
     if said["oci_digest"] and record.get("seal") != seal(record):
@@ -121,31 +132,25 @@ def _check_record(
         raise PostTrainingError(
             f"the image store's record of {said['name']} {said['version']} is not that of this "
             f"image: {', '.join(altered)}",
-            where=str(pins.get(f"{_PIN}SQSH_SHA256")),
+            where=str(pins.get(f"{PIN}SQSH_SHA256")),
             hint="the record was changed after the push: `post-training image rebuild` compares",
         )
 
 
-# The sha256 of an image file, and whether it is the one that was pinned.
-#
-# A 20 GB image is not read again at every start.
-
-
-_LARGE_BYTES = 2 << 30
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-
-
 class ImageDigest(NamedTuple):
-    """check: "hashed" (the file was read) or "cached"."""
+    """check: "hashed" (the file was read now) or "cached" (its digest was known)."""
 
     sha256: str
     check: str
 
 
 def open_image(path: Path) -> int:
-    """A descriptor of the image file. Errors: PostTrainingError for what is no file."""
+    """Open the image file for reading and return its descriptor.
+
+    Errors: PostTrainingError for what is no file, or cannot be opened.
+    """
     try:
-        # Without O_NONBLOCK a pipe would be waited for.
+        # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise PostTrainingError(
@@ -174,9 +179,9 @@ def image_digest(path: Path) -> ImageDigest:
 
 
 def open_image_digest(descriptor: int, path: Path) -> ImageDigest:
-    """As image_digest, of the file that is open, whatever is at `path` by now.
+    """As `image_digest`, of the open file, whatever is at `path` by now.
 
-    Errors: PostTrainingError when it was changed while it was read.
+    Errors: PostTrainingError when the file was changed while it was read.
     """
     check = "cached"
 
@@ -193,25 +198,25 @@ def open_image_digest(descriptor: int, path: Path) -> ImageDigest:
 
 
 def image_state(descriptor: int) -> tuple[int, ...]:
-    """What changes when somebody writes to the open file; ctime, which a new link changes, is not
-    among it."""
+    """What changes when somebody writes to the open file. Without ctime: a new hard link changes it
+    too."""
     *state, _ctime = file_identity(os.fstat(descriptor))
     return tuple(state)
 
 
 def check_unchanged(descriptor: int, before: tuple[int, ...], path: Path) -> None:
-    """Errors: PostTrainingError when the open file was written to since its state was `before`."""
+    """Errors: PostTrainingError unless the open file's state is still `before`."""
     if image_state(descriptor) != before:
         raise PostTrainingError("the image was changed while it was verified", where=str(path))
 
 
 def check_image_digest(path: Path, expected: str) -> ImageDigest:
-    """Errors: PostTrainingError when the file is not the one that was pinned."""
+    """Hash the file. Errors: PostTrainingError when it is not the one that was pinned."""
     return expect_digest(image_digest(path), expected, path)
 
 
 def expect_digest(digest: ImageDigest, expected: str, path: Path) -> ImageDigest:
-    """Errors: PostTrainingError when the file at `path` is not the one that was pinned."""
+    """The digest of the file at `path`. Errors: PostTrainingError when another was pinned."""
     if digest.sha256 != expected:
         raise PostTrainingError(
             f"sha256 is {digest.sha256}, the EDF pins {expected}",

@@ -1,9 +1,12 @@
-"""Which image is this process in, and who checked it? Asked by the entrypoint, inside the image.
+"""Inside an image: which image is this, who checked it, and may other code than its own run here?
 
-/etc/post-training/                what the image says of itself (identity.py)
-POST_TRAINING_IMAGE_*              what the EDF pins, or for a SIF the command line: claims
-/run/post-training/image.json      what our runner found before it started us
-the image store's record           commit and package lists, where the store is mounted
+    /etc/post-training/              what the image says of itself (images/identity.py)
+    POST_TRAINING_IMAGE_*            what the EDF pins, or the command line of a SIF: only claims
+    /run/post-training/image.json    what our runner found before it started this process
+    the image store's record         commit and package lists, where the store is mounted
+
+Other code runs where something is mounted over the image's files, or where a variable names code.
+Such a run can't be reproduced from the image's digest alone, and its record names both.
 """
 
 import json
@@ -14,41 +17,45 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.images.edf import own_variables
+from post_training.images.edf import read_image_variables
 from post_training.images.identity import (
     IMAGE_FILE,
+    PIN,
+    PINNED,
     check_identity,
     check_image_digest,
     read_image,
     read_record_beside,
 )
 
-# What lets other code than the image's run inside it: mounts over its files, and variables.
-#
-# Such a run is not reproducible by the image's digest, and its record names them.
-
-
-# Programs, libraries, packages, and what says where they are.
+# Where our runner leaves what it found and did, each as NAME.json.
+FINDINGS = Path("/run/post-training")
+ROOT = Path("/")
+# Where the entrypoint takes the code from when a checkout is mounted.
+DEVELOPMENT_SOURCES = FINDINGS / "dev/src"
+# NAME/NAME, as models and datasets are called on the Hugging Face hub.
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Folders of programs, libraries, packages and the settings that say where they are.
 _CODE = tuple(
     Path(name)
     for name in ("/opt/post-training", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
 )
-# Where every engine mounts the host's files, and where people mount data; no code is there.
+# Files of the host that every engine mounts; no code is in them.
 _HARMLESS = {
     *(f"/etc/{name}" for name in ("hosts", "hostname", "resolv.conf", "localtime", "timezone")),
     *("/etc/passwd", "/etc/group", "/etc/mtab", "/"),
 }
+# Where people mount data.
 _DATA = tuple(Path(f"/{name}") for name in ("home", "mnt", "media", "proc", "root", "run", "srv",
                                             "sys", "dev", "tmp", "var/tmp"))  # fmt: skip
-# Drivers and networks that a site's own engine brings: they go with the node, not with the image.
+# Drivers and network libraries that a site's own engine mounts: they belong to the node.
 _DRIVER = re.compile(
     r"/(usr/)?lib(32|64)?/(\w+-linux-gnu/)?([\w.-]+/)*"
     r"(lib(cuda|nv|EGL|GL|OpenCL|vdpau|cxi|fabric|nccl-net|nccl-tuner|rccl-net|gdrapi|xpmem|lnx"
     r"|munge|pmi|slurm|jansson|json-c)[\w.+-]*\.so[\w.]*|firmware/nvidia/.*)"
     r"|/usr/bin/nvidia[\w-]*|/usr/share/(nvidia|glvnd|egl|vulkan)/.*|/etc/(nvidia|vulkan|OpenCL)/.*"
 )
-
-# Each names code, or where it is looked for before the image's.
+# Each names code, or a place where code is looked for before the image's own.
 _VARIABLES = (
     *("LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "GCONV_PATH", "GLIBC_TUNABLES"),
     *("BASH_ENV", "ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE"),
@@ -56,121 +63,29 @@ _VARIABLES = (
 )
 # Where Singularity mounts the driver's libraries.
 _ENGINE_LIBRARIES = "/.singularity.d/libs"
-# Of the host's shell; the image has its own, or none is needed.
+# The host's language does not reach the image.
 _LANGUAGE = ("LANGUAGE", "LC_")
-# Folders and files of the host, which may not be there inside.
+# These name folders and files of the host, which may not exist inside.
 PLACES = (
     *("TMPDIR", "TMP", "TEMP", "TEMPDIR", "XDG_RUNTIME_DIR"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
 
 
-def is_over_code(place: Path) -> bool:
-    """Whether a mount at `place` hides, or adds to, the image's programs, libraries or settings."""
-    if str(place) in _HARMLESS:
-        return False
-    return any(place.is_relative_to(code) or code.is_relative_to(place) for code in _CODE)
-
-
-def is_over_files(place: Path, earlier: Sequence[Path]) -> bool:
-    """Whether a mount at `place` hides files of the image. Asked before it is made, in the image's
-    root. place: without links. earlier: where other things are mounted already."""
-    if any(place.is_relative_to(other) for other in (*earlier, *_DATA)):
-        return False
-    if is_over_code(place):
-        return True
-    if not os.path.isdir(place):
-        return os.path.lexists(place) and str(place) not in _HARMLESS
-    try:
-        return bool(os.listdir(place))
-    except PermissionError:
-        return True
-
-
-def mounts_over_code(mount_table: str) -> list[str]:
-    """Of the process's mounts (/proc/self/mountinfo), those over the image's code; not the drivers
-    of the node."""
-    # Spaces are written as \040.
-    octal = re.compile(r"\\([0-7]{3})")
-    places = {
-        octal.sub(lambda match: chr(int(match[1], 8)), line.split()[4])
-        for line in mount_table.splitlines()
-    }
-    return sorted(p for p in places if is_over_code(Path(p)) and not _DRIVER.fullmatch(p))
-
-
-def code_variables(
-    variables: Mapping[str, str], image_variables: Mapping[str, str], allowed: Sequence[str] = ()
-) -> dict[str, str]:
-    """Of the variables, those by which other code than the image's may run.
-
-    image_variables: what the image itself sets. allowed: folders that are accounted for elsewhere.
-    """
-    found = {}
-    for name in _VARIABLES:
-        value = variables.get(name, "")
-        if not value or value == image_variables.get(name):
-            continue
-        if name in ("LD_LIBRARY_PATH", "PYTHONPATH"):
-            own = [*image_variables.get(name, "").split(":"), _ENGINE_LIBRARIES, *allowed]
-            added = [word for word in value.split(":") if word not in own]
-            # A folder that is not there has no say.
-            if not any(os.path.exists(word or ".") for word in added):
-                continue
-        found[name] = value
-    return found
-
-
-def host_variables(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The host's variables without those that would choose code or language inside; and which of
-    the first there were. An EDF's [env] can set them."""
-    dropped = [name for name in _VARIABLES if variables.get(name)]
-    return {
-        name: value
-        for name, value in variables.items()
-        if name not in _VARIABLES and not name.startswith(_LANGUAGE)
-    }, dropped
-
-
-def without_lost_places(variables: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """`variables` without those of the host that name a folder or file which is not here.
-
-    own: what the image and the EDF set, which stays.
-    """
-    return {
-        name: value
-        for name, value in variables.items()
-        if name not in PLACES or name in own or os.path.exists(value)
-    }
-
-
-# Which image is this process in, and who checked it? Asked by the entrypoint, inside the image.
-
-
-# Where our runner leaves what it found and did, as NAME.json.
-FINDINGS = Path("/run/post-training")
-ROOT = Path("/")
-# What the entrypoint looks for code in when a checkout is mounted.
-DEVELOPMENT_SOURCES = FINDINGS / "dev/src"
-_PINS = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
-
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
 def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The image's identity and `verified_by`: "runner", "entrypoint" or "declared".
+    """The image's identity, and in `verified_by` who checked it: runner, entrypoint or "declared".
 
-    "declared": a digest is the EDF's word, because the image's file cannot be read from here, or
-    neither the image nor a record at hand says its OCI digest.
+    "declared": a digest is only claimed by the EDF: the image's file can't be read from here, or
+    neither the image nor a record at hand holds its OCI digest.
+    environment: the process's.
     Errors: UsageError when no image is pinned; PostTrainingError when it is not the pinned one.
     """
-    is_sif = environment.get("POST_TRAINING_IMAGE_PATH", "").endswith(".sif")
-    names = (*_PINS, "SIF_SHA256") if is_sif else _PINS
-    pins = {name: environment.get(f"POST_TRAINING_IMAGE_{name}") for name in names}
+    is_sif = environment.get(f"{PIN}PATH", "").endswith(".sif")
+    names = (*PINNED, "SIF_SHA256") if is_sif else PINNED
+    pins = {name: environment.get(f"{PIN}{name}") for name in names}
     if missing := [name for name, value in pins.items() if not value]:
         raise UsageError(
-            f"no image digest is pinned here (POST_TRAINING_IMAGE_{missing[0]} is not set)",
+            f"no image digest is pinned here ({PIN}{missing[0]} is not set)",
             hint="run it with the EDF that `make push-sqsh` rendered; --unpinned runs it anyway "
             "and the record says so",
         )
@@ -181,7 +96,7 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
     verified_by, check = _verify(path, pins, is_sif=is_sif)
     found = _read_json(FINDINGS / "image.json") or {}
     is_bound = is_bound or bool(found.get("oci_digest"))
-    # A SIF's own digest is hashed; that of the squashfs in it is its record's word.
+    # Hashed is the SIF; only its record says which squashfs is in it.
     if not is_bound or (is_sif and record is None):
         verified_by = "declared"
     identity = {
@@ -200,29 +115,44 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
     return identity
 
 
-def development_mount() -> dict[str, Any] | None:
-    """Commit and changes of the checkout that is mounted over the image's code, if one is."""
+def read_development_mount() -> dict[str, Any] | None:
+    """Commit and changes of the checkout that is mounted over the image's code; None for none."""
     return _read_json(FINDINGS / "dev.json")
 
 
-def mounts() -> list[str]:
-    """The EDF's mounts as our runner made them; empty where another engine runs the EDF."""
+def read_mounts() -> list[str]:
+    """The EDF's mounts as our runner made them, SRC:DST[:FLAGS]; empty under another engine."""
     return _read_json(FINDINGS / "mounts.json") or []
 
 
+def find_mounts_over_image() -> list[str]:
+    """Where something is mounted over the image's files.
+
+    Over any file, where our runner made the mounts; under another engine, over programs, libraries
+    and settings.
+    """
+    over = set(mounts_over_code(Path("/proc/self/mountinfo").read_text()))
+    return sorted(over | set(_read_json(FINDINGS / "mounted_over.json") or []))
+
+
+def foreign_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which other code than the image's may run in this process."""
+    return code_variables(environment, read_image_variables(), [str(DEVELOPMENT_SOURCES)])
+
+
 def missing_path_hint(path: Path) -> str | None:
-    """Why a path that the user has may not be here, as far as it can be told."""
-    return explain_missing(path, mounts() if IMAGE_FILE.exists() else None)
+    """Why a path that exists on the host may be missing here; None where that is not known."""
+    return explain_missing(path, read_mounts() if IMAGE_FILE.exists() else None)
 
 
 def explain_missing(path: Path, mounted: list[str] | None) -> str | None:
-    """A hint, or None. mounted: SRC:DST[:FLAGS]; None outside an image."""
+    """A hint for a missing path, or None. mounted: as of `read_mounts`; None outside an image."""
     if _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
         return (
             f"{path} looks like a name on the Hugging Face hub: runs fetch nothing, so give the "
             "folder that it was downloaded to"
         )
-    # Of a link, where it leads to: the link may be in a mounted folder, and what it names not.
+    # Where a link leads to: the link may lie in a mounted folder and its target outside.
     place = Path(os.path.realpath(path))
     targets = [text.split(":")[1] for text in mounted or []]
     if mounted is None or any(place.is_relative_to(target) for target in targets):
@@ -233,30 +163,104 @@ def explain_missing(path: Path, mounted: list[str] | None) -> str | None:
     )
 
 
-def mounts_over_the_image() -> list[str]:
-    """Where something is mounted over the image's files: over any, where our runner made the
-    mounts; over its programs, libraries and settings, where another engine did."""
-    over = set(mounts_over_code(Path("/proc/self/mountinfo").read_text()))
-    return sorted(over | set(_read_json(FINDINGS / "mounted_over.json") or []))
+def is_over_code(place: Path) -> bool:
+    """Whether a mount at `place` hides, or adds to, the image's programs, libraries or settings."""
+    if str(place) in _HARMLESS:
+        return False
+    return any(place.is_relative_to(code) or code.is_relative_to(place) for code in _CODE)
 
 
-def foreign_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which other code than the image's may run in this process."""
-    return code_variables(environment, own_variables(), [str(DEVELOPMENT_SOURCES)])
+def is_over_files(place: Path, earlier: Sequence[Path]) -> bool:
+    """Whether a mount at `place` would hide files of the image.
+
+    Called before the mount, in the image's root. place: without symbolic links. earlier: where
+    something is mounted already.
+    """
+    if any(place.is_relative_to(other) for other in (*earlier, *_DATA)):
+        return False
+    if is_over_code(place):
+        return True
+    if not os.path.isdir(place):
+        return os.path.lexists(place) and str(place) not in _HARMLESS
+    try:
+        return bool(os.listdir(place))
+    except PermissionError:
+        return True
+
+
+def mounts_over_code(mount_table: str) -> list[str]:
+    """Where something is mounted over the image's code, but for the node's drivers.
+
+    mount_table: the text of /proc/self/mountinfo.
+    """
+    # The table has \040 for a space.
+    octal = re.compile(r"\\([0-7]{3})")
+    places = {
+        octal.sub(lambda match: chr(int(match[1], 8)), line.split()[4])
+        for line in mount_table.splitlines()
+    }
+    return sorted(p for p in places if is_over_code(Path(p)) and not _DRIVER.fullmatch(p))
+
+
+def code_variables(
+    variables: Mapping[str, str], image_variables: Mapping[str, str], allowed: Sequence[str] = ()
+) -> dict[str, str]:
+    """The variables by which other code than the image's may run.
+
+    image_variables: what the image itself sets. allowed: further folders that may be named, since
+    the record has them elsewhere.
+    """
+    found = {}
+    for name in _VARIABLES:
+        value = variables.get(name, "")
+        if not value or value == image_variables.get(name):
+            continue
+        if name in ("LD_LIBRARY_PATH", "PYTHONPATH"):
+            own = [*image_variables.get(name, "").split(":"), _ENGINE_LIBRARIES, *allowed]
+            added = [word for word in value.split(":") if word not in own]
+            # A folder that does not exist changes nothing.
+            if not any(os.path.exists(word or ".") for word in added):
+                continue
+        found[name] = value
+    return found
+
+
+def host_variables(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """(the host's variables that reach the image, the names of those that would choose its code).
+
+    Those that choose a language are dropped too. An EDF's [env] can set any of them.
+    """
+    dropped = [name for name in _VARIABLES if variables.get(name)]
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in _VARIABLES and not name.startswith(_LANGUAGE)
+    }, dropped
+
+
+def without_lost_places(variables: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """`variables` without those that name a folder or file of the host which is not here.
+
+    own: what the image and the EDF set; these stay.
+    """
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in PLACES or name in own or os.path.exists(value)
+    }
 
 
 def _verify(path: Path, pins: Mapping[str, str], *, is_sif: bool) -> tuple[str, str | None]:
+    """(who checked the image's file, "hashed" or "cached"); None where nobody could."""
     pinned = pins["SIF_SHA256" if is_sif else "SQSH_SHA256"]
     found = _read_json(FINDINGS / "image.json")
     if found is not None:
-        # The runner compared it before it started us; this only guards against a later change
-        # of the variables.
+        # The runner compared them before it started us; a variable may have been changed since.
         for name, expected in (("sha256", pinned), ("oci_digest", pins["OCI_DIGEST"])):
             if found.get(name) not in (expected, None):
                 variable = "SQSH_SHA256" if name == "sha256" else "OCI_DIGEST"
                 raise PostTrainingError(
-                    f"the runner verified {found[name]}, but "
-                    f"POST_TRAINING_IMAGE_{variable} is {expected}"
+                    f"the runner verified {found[name]}, but {PIN}{variable} is {expected}"
                 )
         return "runner", found["check"]
     if path.exists():

@@ -23,9 +23,8 @@ from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import atomic_file
 from post_training.images.base import lock_base
 from post_training.images.checkout import not_a_checkout
-from post_training.images.recipe import Recipe, RecipeSettings
+from post_training.images.recipe import BASE_LOCK, SYSTEM_PACKAGES, Recipe, RecipeSettings
 from post_training.images.registry import (
-    ASKED,
     TORCH_INDEX,
     leave_unresolved,
     lock_registry_base,
@@ -116,17 +115,17 @@ def _lock_base(recipe: Recipe, store: ImageStore, source: str | None) -> list[st
             lock_base(recipe, store)
         return []
     unresolved = []
-    path = recipe.folder / "base.lock"
+    path = recipe.folder / BASE_LOCK
     if reason := lock_registry_base(path, settings.base, settings.platform, source):
         unresolved.append(f"{path}: {reason}")
-    if (recipe.folder / ASKED).exists():
+    if (recipe.folder / SYSTEM_PACKAGES).exists():
         try:
             reference = read_registry_base(path, settings.base, settings.platform)
             with tempfile.TemporaryDirectory() as working:
                 lock_system_packages(recipe.folder, reference, settings.platform, Path(working))
         except PostTrainingError as error:
             leave_unresolved(recipe.folder, "the base could not be pulled and run")
-            unresolved.append(f"{recipe.folder / ASKED}: {error.problem}")
+            unresolved.append(f"{recipe.folder / SYSTEM_PACKAGES}: {error.problem}")
     return unresolved
 
 
@@ -174,6 +173,6 @@ def _preferred_versions(lock: Path, settings: RecipeSettings, recipes: Path) -> 
     versions = locked_versions(lock.read_text()) if lock.exists() else {}
     if settings.versions_from:
         for other in sorted((recipes / settings.versions_from).glob("*.lock")):
-            if other.name != "base.lock":
+            if other.name != BASE_LOCK:
                 versions |= locked_versions(other.read_text())
     return "".join(f"{name}=={v.split('+')[0]}\n" for name, v in sorted(versions.items()))

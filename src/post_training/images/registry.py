@@ -35,14 +35,13 @@ from post_training.core.files import atomic_directory, atomic_file, read_json, w
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool, run_tool_bytes
 from post_training.images.builder import run_in
+from post_training.images.recipe import SYSTEM_LOCK, SYSTEM_PACKAGES
 
-# The lists of what a registry base lacks of its distribution.
-ASKED, LOCKED = "system.in", "system.lock"
 # Where the CPU build of torch is published, for where pip is not told where to look.
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 UNRESOLVED = "unresolved"
-_SCHEMA = "post-training/registry-base-lock/1"
-_PACKAGES_SCHEMA = "post-training/system-lock/1"
+_BASE_LOCK_SCHEMA = "post-training/registry-base-lock/1"
+_SYSTEM_LOCK_SCHEMA = "post-training/system-lock/1"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
@@ -82,12 +81,12 @@ def lock_registry_base(path: Path, image: str, platform: str, source: str | None
         reason = None
     except (PostTrainingError, OSError) as error:
         reason = str(error)
-        kept = _read(path) if path.exists() else {}
+        kept = read_json(path, _BASE_LOCK_SCHEMA) if path.exists() else {}
         if (kept.get("image"), kept.get("platform")) == (image, platform) and _is_digest(kept):
             return f"{reason}\nthe digest of an earlier time is kept"
         # The lock is committed: this machine's addresses and paths stay out of it.
         found = {"digest": UNRESOLVED, "reason": f"skopeo could not read {image}"}
-    write_json(path, {"schema": _SCHEMA, "image": image, "platform": platform, **found})
+    write_json(path, {"schema": _BASE_LOCK_SCHEMA, "image": image, "platform": platform, **found})
     return reason
 
 
@@ -99,7 +98,7 @@ def read_registry_base(path: Path, image: str, platform: str) -> str:
     hint = f"`post-training image lock {path.parent.name}` where its registry can be reached"
     if not path.exists():
         raise UsageError("the base is not locked", where=str(path), hint=hint)
-    lock = _read(path)
+    lock = read_json(path, _BASE_LOCK_SCHEMA)
     for key, wanted in {"image": image, "platform": platform}.items():
         if lock.get(key) != wanted:
             problem = f"{key} is {lock.get(key)}, recipe.toml asks for {wanted}"
@@ -108,6 +107,162 @@ def read_registry_base(path: Path, image: str, platform: str) -> str:
         problem = f"the base has no digest: {lock.get('reason', lock.get('digest'))}"
         raise UsageError(problem, where=str(path), hint=hint)
     return f"{_name_of(image)}@{lock['digest']}"
+
+
+def lock_system_packages(folder: Path, base: str, platform: str, working: Path) -> None:
+    """Ask apt in `base` for what system.in names, and write system.lock.
+
+    base: NAME@sha256:…. working: a temporary folder, to which the packages are fetched once.
+    Errors: PostTrainingError where the base cannot be pulled, run, or reach its mirror.
+    """
+    names = read_package_names(folder / SYSTEM_PACKAGES)
+    install = (
+        f"apt-get {_APT_OPTIONS} install --no-install-recommends --print-uris {' '.join(names)}"
+    )
+    files = parse_printed_files(
+        run_in(base, platform, f"apt-get {_APT_OPTIONS} update >&2 && {install}")
+    )
+    for file in files:
+        # Fetched and not kept: a lock names only what its mirror really has.
+        download(file["address"], working / file["file"], {file["sha256"]})
+    write_json(
+        folder / SYSTEM_LOCK,
+        {"schema": _SYSTEM_LOCK_SCHEMA, "base": base, "asked": names, "files": files},
+    )
+
+
+def leave_unresolved(folder: Path, reason: str) -> None:
+    """Write a system.lock that says why nothing is locked; an earlier lock is kept instead."""
+    if not (folder / SYSTEM_LOCK).exists():
+        lock = {
+            "schema": _SYSTEM_LOCK_SCHEMA,
+            "base": UNRESOLVED,
+            "asked": read_package_names(folder / SYSTEM_PACKAGES),
+        }
+        write_json(folder / SYSTEM_LOCK, {**lock, "reason": reason, "files": []})
+
+
+def read_system_lock(folder: Path, base: str) -> list[dict[str, str]]:
+    """The locked files, as [{"file", "address", "sha256"}].
+
+    Errors: UsageError for a lock that is missing, unresolved, or of another base or list.
+    """
+    path = folder / SYSTEM_LOCK
+    hint = f"`post-training image lock {folder.name}` where its base can be pulled and run"
+    try:
+        lock: dict[str, Any] = read_json(path, _SYSTEM_LOCK_SCHEMA)
+    except FileNotFoundError:
+        raise UsageError("no such lock", where=str(path), hint=hint) from None
+    if lock["base"] == UNRESOLVED:
+        raise UsageError(f"{UNRESOLVED}: {lock['reason']}", where=str(path), hint=hint)
+    for key, wanted in {
+        "base": base,
+        "asked": read_package_names(folder / SYSTEM_PACKAGES),
+    }.items():
+        if lock[key] != wanted:
+            problem = f"made for {key} {lock[key]}, wanted is {wanted}"
+            raise UsageError(problem, where=str(path), hint=hint)
+    return lock["files"]
+
+
+def ensure_system_packages(files: list[dict[str, str]], lock: Path, store_folder: Path) -> Path:
+    """A folder with exactly the locked files, downloaded where it is missing, checked by hash.
+
+    It is named for the sha256 of the lock itself, which the records of images hold.
+    """
+    folder = store_folder / "system" / sha256_file(lock)
+    if not folder.exists():
+        with atomic_directory(folder) as temporary:
+            for file in files:
+                try:
+                    download(file["address"], temporary / file["file"], {file["sha256"]})
+                except PostTrainingError as error:
+                    hint = "its mirror has moved on: `post-training image lock` makes a new lock"
+                    raise PostTrainingError(error.problem, where=error.where, hint=hint) from None
+    return folder
+
+
+def download_sources(lock: Path, folder: Path) -> None:
+    """Fetch the source archives that `lock` names into `folder`, each checked by its hash.
+
+    Not with `pip download`: it runs the archives' setup.py for metadata, and some import torch.
+    """
+    resolved = run_uv(["--no-deps", "--no-binary", ":all:", "--format", "pylock.toml", lock])
+    allowed = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text()))
+    for package in tomllib.loads(resolved)["packages"]:
+        archive = package.get("sdist") or package["archive"]
+        address = archive.get("url") or Path(archive["path"]).absolute().as_uri()
+        # A local version's `+` is `%2B` in an address.
+        download(address, folder / Path(unquote(urlsplit(address).path)).name, allowed)
+
+
+def download(
+    address: str, target: Path, allowed: set[str], *, timeout_s: float = _TIMEOUT_S
+) -> None:
+    """Fetch a file and check it.
+
+    allowed: every sha256 that it may have. timeout_s: how long the server may be silent.
+    Errors: PostTrainingError when it cannot be downloaded, or has another sha256.
+    """
+    with atomic_file(target) as temporary:
+        try:
+            with (
+                urllib.request.urlopen(address, timeout=timeout_s) as answer,
+                temporary.open("wb") as file,
+            ):
+                shutil.copyfileobj(answer, file)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise PostTrainingError(f"cannot be downloaded: {reason}", where=address) from None
+        if (found := sha256_file(temporary)) not in allowed:
+            raise PostTrainingError(f"sha256 is {found}, which is not locked", where=address)
+
+
+def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
+    """Run `uv pip compile ARGUMENTS` with pip's index settings; its stdout.
+
+    keywords: of `run_tool`.
+    """
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
+    return run_tool(
+        # The system's certificates, as pip takes them; uv has its own unless told.
+        [uv, "pip", "compile", "--quiet", "--system-certs", *_no_index(), *arguments],
+        env={**os.environ, **read_index_settings()},
+        hint="`make setup` installs uv" if uv == "uv" else None,
+        **keywords,
+    )
+
+
+def read_index_settings() -> Mapping[str, str]:
+    """pip's index settings as uv's variables: UV_DEFAULT_INDEX, UV_FIND_LINKS, SSL_CERT_FILE."""
+    return {
+        variable: separator.join(text.split())
+        for name, (variable, separator) in _VARIABLES.items()
+        if (text := _read_pip_settings().get(name))
+    }
+
+
+def parse_printed_files(output: str) -> list[dict[str, str]]:
+    """[{"file", "address", "sha256"}] from what `apt-get install --print-uris` printed, sorted.
+
+    Errors: PostTrainingError for a file whose index has no sha256.
+    """
+    found = []
+    for address, name, printed_hash in _PRINTED_FILE.findall(output):
+        kind, _, digest = printed_hash.partition(":")
+        if kind != "SHA256" or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise PostTrainingError(
+                f"apt's index has no sha256 of it (got {printed_hash!r})", where=name
+            )
+        found.append({"file": unquote(name), "address": address, "sha256": digest})
+    return sorted(found, key=lambda file: file["file"])
+
+
+def read_package_names(path: Path) -> list[str]:
+    """The names in a list of packages, one a line, sorted; `#` begins a comment."""
+    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+    return sorted(line for line in lines if line)
 
 
 def _resolve(source: str, platform: str) -> dict[str, Any]:
@@ -161,71 +316,6 @@ def _is_digest(lock: dict[str, Any]) -> bool:
     return bool(_DIGEST.fullmatch(lock.get("digest", "")))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, _SCHEMA)
-
-
-def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
-    """Run `uv pip compile ARGUMENTS` with pip's index settings; its stdout.
-
-    keywords: of `run_tool`.
-    """
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
-    return run_tool(
-        # The system's certificates, as pip takes them; uv has its own unless told.
-        [uv, "pip", "compile", "--quiet", "--system-certs", *_no_index(), *arguments],
-        env={**os.environ, **read_index_settings()},
-        hint="`make setup` installs uv" if uv == "uv" else None,
-        **keywords,
-    )
-
-
-def download_sources(lock: Path, folder: Path) -> None:
-    """Fetch the source archives that `lock` names into `folder`, each checked by its hash.
-
-    Not with `pip download`: it runs the archives' setup.py for metadata, and some import torch.
-    """
-    resolved = run_uv(["--no-deps", "--no-binary", ":all:", "--format", "pylock.toml", lock])
-    allowed = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text()))
-    for package in tomllib.loads(resolved)["packages"]:
-        archive = package.get("sdist") or package["archive"]
-        address = archive.get("url") or Path(archive["path"]).absolute().as_uri()
-        # A local version's `+` is `%2B` in an address.
-        download(address, folder / Path(unquote(urlsplit(address).path)).name, allowed)
-
-
-def download(
-    address: str, target: Path, allowed: set[str], *, timeout_s: float = _TIMEOUT_S
-) -> None:
-    """Fetch a file and check it.
-
-    allowed: every sha256 that it may have. timeout_s: how long the server may be silent.
-    Errors: PostTrainingError when it cannot be downloaded, or has another sha256.
-    """
-    with atomic_file(target) as temporary:
-        try:
-            with (
-                urllib.request.urlopen(address, timeout=timeout_s) as answer,
-                temporary.open("wb") as file,
-            ):
-                shutil.copyfileobj(answer, file)
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise PostTrainingError(f"cannot be downloaded: {reason}", where=address) from None
-        if (found := sha256_file(temporary)) not in allowed:
-            raise PostTrainingError(f"sha256 is {found}, which is not locked", where=address)
-
-
-def read_index_settings() -> Mapping[str, str]:
-    """pip's index settings as uv's variables: UV_DEFAULT_INDEX, UV_FIND_LINKS, SSL_CERT_FILE."""
-    return {
-        variable: separator.join(text.split())
-        for name, (variable, separator) in _VARIABLES.items()
-        if (text := _read_pip_settings().get(name))
-    }
-
-
 def _no_index() -> list[str]:
     """pip's no-index as an option: uv has no variable for it."""
     is_set = _read_pip_settings().get("no-index") in ("1", "true", "yes", "on")
@@ -239,94 +329,3 @@ def _read_pip_settings() -> dict[str, str]:
     for name, text in _SETTING.findall(listed):
         settings.setdefault(name, text.replace("\\n", " "))
     return settings
-
-
-def lock_system_packages(folder: Path, base: str, platform: str, working: Path) -> None:
-    """Ask apt in `base` for what system.in names, and write system.lock.
-
-    base: NAME@sha256:…. working: a temporary folder, to which the packages are fetched once.
-    Errors: PostTrainingError where the base cannot be pulled, run, or reach its mirror.
-    """
-    names = read_package_names(folder / ASKED)
-    install = (
-        f"apt-get {_APT_OPTIONS} install --no-install-recommends --print-uris {' '.join(names)}"
-    )
-    files = parse_printed_files(
-        run_in(base, platform, f"apt-get {_APT_OPTIONS} update >&2 && {install}")
-    )
-    for file in files:
-        # Fetched and not kept: a lock names only what its mirror really has.
-        download(file["address"], working / file["file"], {file["sha256"]})
-    write_json(
-        folder / LOCKED, {"schema": _PACKAGES_SCHEMA, "base": base, "asked": names, "files": files}
-    )
-
-
-def leave_unresolved(folder: Path, reason: str) -> None:
-    """Write a system.lock that says why nothing is locked; an earlier lock is kept instead."""
-    if not (folder / LOCKED).exists():
-        lock = {
-            "schema": _PACKAGES_SCHEMA,
-            "base": UNRESOLVED,
-            "asked": read_package_names(folder / ASKED),
-        }
-        write_json(folder / LOCKED, {**lock, "reason": reason, "files": []})
-
-
-def read_system_lock(folder: Path, base: str) -> list[dict[str, str]]:
-    """The locked files, as [{"file", "address", "sha256"}].
-
-    Errors: UsageError for a lock that is missing, unresolved, or of another base or list.
-    """
-    path = folder / LOCKED
-    hint = f"`post-training image lock {folder.name}` where its base can be pulled and run"
-    try:
-        lock: dict[str, Any] = read_json(path, _PACKAGES_SCHEMA)
-    except FileNotFoundError:
-        raise UsageError("no such lock", where=str(path), hint=hint) from None
-    if lock["base"] == UNRESOLVED:
-        raise UsageError(f"{UNRESOLVED}: {lock['reason']}", where=str(path), hint=hint)
-    for key, wanted in {"base": base, "asked": read_package_names(folder / ASKED)}.items():
-        if lock[key] != wanted:
-            problem = f"made for {key} {lock[key]}, wanted is {wanted}"
-            raise UsageError(problem, where=str(path), hint=hint)
-    return lock["files"]
-
-
-def ensure_system_packages(files: list[dict[str, str]], lock: Path, store_folder: Path) -> Path:
-    """A folder with exactly the locked files, downloaded where it is missing, checked by hash.
-
-    It is named for the sha256 of the lock itself, which the records of images hold.
-    """
-    folder = store_folder / "system" / sha256_file(lock)
-    if not folder.exists():
-        with atomic_directory(folder) as temporary:
-            for file in files:
-                try:
-                    download(file["address"], temporary / file["file"], {file["sha256"]})
-                except PostTrainingError as error:
-                    hint = "its mirror has moved on: `post-training image lock` makes a new lock"
-                    raise PostTrainingError(error.problem, where=error.where, hint=hint) from None
-    return folder
-
-
-def parse_printed_files(output: str) -> list[dict[str, str]]:
-    """[{"file", "address", "sha256"}] from what `apt-get install --print-uris` printed, sorted.
-
-    Errors: PostTrainingError for a file whose index has no sha256.
-    """
-    found = []
-    for address, name, printed_hash in _PRINTED_FILE.findall(output):
-        kind, _, digest = printed_hash.partition(":")
-        if kind != "SHA256" or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise PostTrainingError(
-                f"apt's index has no sha256 of it (got {printed_hash!r})", where=name
-            )
-        found.append({"file": unquote(name), "address": address, "sha256": digest})
-    return sorted(found, key=lambda file: file["file"])
-
-
-def read_package_names(path: Path) -> list[str]:
-    """The names in a list of packages, one a line, sorted; `#` begins a comment."""
-    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-    return sorted(line for line in lines if line)

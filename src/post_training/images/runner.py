@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
-from post_training.images.edf import Edf, Mount, own_variables
+from post_training.images.edf import Edf, Mount, read_image_variables
 from post_training.images.identity import (
     check_identity,
     check_unchanged,
@@ -232,7 +232,7 @@ def _add_account(lines: Mapping[str, str]) -> None:
 
 def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
     """The EDF's variables over the image's over the host's; empty ones of the EDF are unset."""
-    image = own_variables()
+    image = read_image_variables()
     host, dropped = host_variables(host_env)
     if dropped and host_env.get("SLURM_PROCID", "0") == "0":
         print(

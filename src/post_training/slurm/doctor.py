@@ -14,7 +14,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.process import run_tool
 from post_training.core.secrets import CREDENTIALS, credentials_folder, find_credentials
 from post_training.images.builder import program
-from post_training.images.doctor import Finding, examine, note, ok, writable, wrong
+from post_training.images.doctor import Finding, check_writable, examine, note, ok, wrong
 from post_training.images.edf import expand, find_edf, merge_edf
 from post_training.images.edf_check import check_edf
 from post_training.images.store import ImageStore
@@ -159,7 +159,7 @@ def _storage(site: Site, env: Mapping[str, str]) -> Iterator[Finding]:
             yield note("storage", f"{name}: {text}: {error}", f"export {variable}=… in ~/.profile")
             continue
         if folder.is_dir():
-            yield from writable(name, folder)
+            yield from check_writable(name, folder)
         else:
             yield wrong("storage", f"{name}: no such folder: {folder}")
 

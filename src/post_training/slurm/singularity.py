@@ -17,7 +17,7 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.secrets import FoundCredentials
-from post_training.images.edf import merge_edf, use_variables
+from post_training.images.edf import fill_in_variables, merge_edf
 from post_training.images.render import NO_CREDENTIALS, image_environment
 from post_training.images.store import ImageStore
 from post_training.slurm.site import Launcher
@@ -82,7 +82,7 @@ def render_script(
         *credentials.mounts,
     ]
     variables = {
-        name: use_variables(value, record.get("environment", {}))
+        name: fill_in_variables(value, record.get("environment", {}))
         for name, value in variables.items()
     }
     workdir = edf.get("workdir", "${PWD}")

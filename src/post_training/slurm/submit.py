@@ -34,7 +34,7 @@ from post_training.core.process import run_tool
 from post_training.core.secrets import find_secret
 from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf
-from post_training.images.edf_check import secrets_in
+from post_training.images.edf_check import secret_faults
 from post_training.records.run import LAUNCH_FOLDER, earlier_record, is_live
 from post_training.slurm.environment import (
     check_is_mounted,
@@ -385,7 +385,7 @@ def _container(edf: Edf, extra: Sequence[str]) -> Container:
 def _check_no_secret(request: Request, edf: Edf, files: dict[str, str]) -> None:
     """Errors: ConfigError with a line for each secret in what is about to be written, never its
     value."""
-    faults = [f"{edf.path}: {line}" for line in secrets_in(edf.env)]
+    faults = [f"{edf.path}: {line}" for line in secret_faults(edf.env)]
     texts = {**files, "command line": shlex.join(request.command), "folder": str(request.run_dir)}
     if request.dev is not None:
         texts |= {

@@ -31,12 +31,12 @@ from post_training.core.files import write_atomic
 from post_training.core.hashing import WatchedInputs, sha256_file, sha256_value
 from post_training.core.secrets import check_named_files
 from post_training.images.inside import (
-    development_mount,
+    find_mounts_over_image,
     foreign_variables,
     identify_image,
     missing_path_hint,
-    mounts,
-    mounts_over_the_image,
+    read_development_mount,
+    read_mounts,
 )
 from post_training.models.quiet import quiet_libraries
 from post_training.models.reference import REFERENCE
@@ -314,7 +314,7 @@ def _describe(
 ) -> RunDescription:
     """All that is known before the run: the image is checked and the inputs are hashed here."""
     image = None if request.unpinned else identify_image(os.environ)
-    development, mounted_over = development_mount(), mounts_over_the_image()
+    development, mounted_over = read_development_mount(), find_mounts_over_image()
     foreign = foreign_variables(os.environ)
     settings = settings_by_role(config)
     topology = {k: v for k, v in settings[Role.TOPOLOGY].items() if k != "num_processes"}
@@ -339,7 +339,7 @@ def _describe(
             },
             "reproducible_by_digest": image is not None
             and not (development or mounted_over or foreign),
-            "mounts": mounts(),
+            "mounts": read_mounts(),
             "mounted_over": mounted_over,
             "foreign_variables": foreign,
             "environment": machine.recorded_environment(os.environ),

@@ -9,7 +9,7 @@ import pytest
 
 from post_training.core.hashing import sha256_text
 from post_training.images.edf import merge_edf
-from post_training.images.edf_check import check_edf, network_faults, secrets_in
+from post_training.images.edf_check import check_edf, network_faults, secret_faults
 from post_training.images.identity import seal
 from post_training.images.render import RENDERED_NAME, render_edf
 from post_training.images.store import ImageStore
@@ -136,7 +136,7 @@ def test_check_missing_image_and_broken_toml_are_one_line_each(rendered, tmp_pat
     ],
 )
 def test_secrets_in_env_are_named_and_not_shown(name, value):
-    [line] = secrets_in({name: value, "LANG": "C"})
+    [line] = secret_faults({name: value, "LANG": "C"})
     assert line.startswith(f"env.{name}: holds a secret")
     assert value not in line.replace(name, "")
 
@@ -150,7 +150,7 @@ def test_secrets_paths_words_and_settings_are_none():
         "HF_TOKEN_PATH": "/run/x", "WANDB_API_KEY_FILE": "/run/y", "HF_TOKEN": "",
         "TOKENIZERS_PARALLELISM": "false", "POST_TRAINING_IMAGE_SQSH_SHA256": "3" * 64,
     }  # fmt: skip
-    assert secrets_in(harmless) == []
+    assert secret_faults(harmless) == []
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_network_ll128_on_alps_is_a_fault_unless_lifted(variables, is_fault):
 def test_site_file_has_no_fault_of_its_own(path):
     merged = merge_edf(path, {}, path.parent)
     assert network_faults(merged["env"]) == []
-    assert secrets_in(merged["env"]) == []
+    assert secret_faults(merged["env"]) == []
     assert merged["env"]["POST_TRAINING_SITE"] == path.stem
     assert "entrypoint" in merged
     assert merged["writable"] is False

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import UsageError
-from post_training.images.doctor import credentials, network, storage, writable
+from post_training.images.doctor import (
+    check_credentials,
+    check_network,
+    check_storage,
+    check_writable,
+)
 from post_training.images.selfcheck import version_faults
 
 ALPS = {
@@ -30,7 +35,7 @@ def wrong_lines(findings) -> list[str]:
 
 
 def test_network_whole_node_has_nothing_wrong(root):
-    findings = list(network(ALPS, root))
+    findings = list(check_network(ALPS, root))
     assert wrong_lines(findings) == []
     assert "plugin of NCCL or RCCL for libfabric: /opt/plugin/libnccl-net.so" in [
         finding.text for finding in findings
@@ -49,25 +54,25 @@ def test_network_whole_node_has_nothing_wrong(root):
 def test_network_what_is_missing_is_said_plainly(root, gone, told):
     path = root / gone
     path.rmdir() if path.is_dir() else path.unlink()
-    [line] = wrong_lines(network(ALPS, root))
+    [line] = wrong_lines(check_network(ALPS, root))
     assert line.startswith(told)
 
 
 def test_network_without_profile_or_with_ll128_is_wrong(root):
-    assert wrong_lines(network({}, root)) == ["POST_TRAINING_NETWORK_PROFILE is not set"]
-    [line] = wrong_lines(network({**ALPS, "NCCL_PROTO": "LL128"}, root))
+    assert wrong_lines(check_network({}, root)) == ["POST_TRAINING_NETWORK_PROFILE is not set"]
+    [line] = wrong_lines(check_network({**ALPS, "NCCL_PROTO": "LL128"}, root))
     assert "must be ^LL128 on Alps" in line
 
 
 def test_network_of_one_machine_needs_no_fabric(tmp_path):
-    assert wrong_lines(network({"POST_TRAINING_NETWORK_PROFILE": "none"}, tmp_path)) == []
+    assert wrong_lines(check_network({"POST_TRAINING_NETWORK_PROFILE": "none"}, tmp_path)) == []
 
 
 def test_credentials_are_told_by_path_and_never_shown(tmp_path):
     token = tmp_path / "token"
     token.write_text("hf_planted")
     token.chmod(0o600)
-    findings = list(credentials({"HF_TOKEN_PATH": str(token), "WANDB_API_KEY": "planted"}))
+    findings = list(check_credentials({"HF_TOKEN_PATH": str(token), "WANDB_API_KEY": "planted"}))
     text = "\n".join(f"{finding.text} {finding.hint}" for finding in findings)
     assert "planted" not in text
     assert f"hf-token: {token}, readable by its owner alone" in text
@@ -75,13 +80,13 @@ def test_credentials_are_told_by_path_and_never_shown(tmp_path):
     assert "WANDB_API_KEY is set: the secret itself is in the environment" in text
     token.chmod(0o644)
     with pytest.raises(UsageError, match="others can read this token"):
-        list(credentials({"HF_TOKEN_PATH": str(token)}))
+        list(check_credentials({"HF_TOKEN_PATH": str(token)}))
 
 
 def test_storage_folder_that_cannot_be_written_is_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert wrong_lines(storage({"HF_HOME": str(tmp_path / "new/cache")})) == []
-    [line] = wrong_lines(writable("scratch", Path("/proc/nothing")))
+    assert wrong_lines(check_storage({"HF_HOME": str(tmp_path / "new/cache")})) == []
+    [line] = wrong_lines(check_writable("scratch", Path("/proc/nothing")))
     assert line.startswith("scratch: cannot be written: /proc/nothing")
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
 
