@@ -18,6 +18,7 @@ from helpers.annotation_runs import (
 )
 from post_training.annotate import annotate as merge
 from post_training.annotate.config import ChunkedStageConfig
+from post_training.annotate.work import WorkerPlace
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
 from post_training.data.branches import PROMPT
@@ -56,6 +57,14 @@ def test_merged_bytes_do_not_depend_on_the_number_of_workers(count, prompts, exp
 
     run(settings(prompts), tmp_path / "run", never)
     assert hash_files(tmp_path / "run/dataset") == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_each_worker_would_do_every_chunk_once_its_own_first(count):
+    for number in range(count):
+        order = WorkerPlace(number, count, waits=False).order(tuple(range(20)))
+        assert sorted(order) == list(range(20))
+        assert order[: len(range(number, 20, count))] == [*range(number, 20, count)]
 
 
 def test_workers_at_once_share_the_chunks_and_end_in_the_same_bytes(prompts, expected, tmp_path):
@@ -184,6 +193,15 @@ def test_another_run_does_not_mix_with_the_chunks_and_the_setting_is_named(promp
     write_prompts(prompts, 21)
     with pytest.raises(UsageError, match="another run: input: data: "):
         run(settings(prompts), tmp_path / "run")
+
+
+def test_chunks_of_other_settings_are_not_merged_though_their_plan_is_gone(prompts, tmp_path):
+    run(settings(prompts, workers={"index": 0, "count": 1}), tmp_path / "run")
+    (tmp_path / "run/chunks/manifest.json").unlink()
+    config = settings(prompts)
+    config["data"] |= {"deduplicate": True}  # It finds nothing here, so the chunks' rows are equal.
+    with pytest.raises(PostTrainingError, match="chunk 0 was made of other rows or settings"):
+        run(config, tmp_path / "run")
 
 
 def test_worker_index_beyond_the_count_is_refused(prompts):

@@ -77,6 +77,10 @@ EDITS = {
         "command: not the same in made_by and in run.json",
     ),
     "weights": (edit_weights, "model.safetensors: changed (sha256 is "),
+    "model's configuration": (
+        lambda run: (run / "model/config.json").write_text("[]"),
+        "config.json: changed (sha256 is ",
+    ),
     "made_by": (
         edit_artifact(lambda artifact: artifact["made_by"].update(stage="dpo")),
         f"made_by: {OF_THE_RECORD}",

@@ -69,6 +69,12 @@ def test_compare_first_step_that_differs_comes_before_what_follows_from_it(tmp_p
     assert verdict(tmp_path, steps=steps, files=files) == f"differs: {text}"
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_compare_run_of_more_or_fewer_equal_steps_is_told(tmp_path, number):
+    steps = [*STEPS, {"step": 4, "rows": "4", "loss": 0.25, "grad_norm": 0.5}][:number]
+    assert verdict(tmp_path, steps=steps) == f"differs: 3 steps, then {number}"
+
+
 def test_compare_data_that_differs_is_told_with_the_first_step_that_does(tmp_path):
     files = [{"data/rows.bin": name, "checkpoints/w": name} for name in "12"]
     one = run(tmp_path / "one", files=files[0])

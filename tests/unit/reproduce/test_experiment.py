@@ -11,7 +11,7 @@ RECORD = {
     "machine": {"architecture": "x86_64", "processor": "fast", "accelerators": {},
                 "instructions": ["avx2", "avx512f"], "host": "a"},
     "outputs": {"artifacts": {"model": {"path": "model", "fingerprint": "f"}}},
-    "metrics": {"loss": 2.0, "num_steps": 10, "timing": {"step_s": 1.0}},
+    "metrics": {"loss": 2.0, "small": 0.01, "num_steps": 10, "timing": {"step_s": 1.0}},
 }  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def test_grade_expected_figures_that_do_not_tell_the_instructions_forgive_nothin
         (other(machine={"instructions": ["avx2"]}, loss=1.97), 3, "equivalent: every figure is "
          "within 0.02 of what was expected; other bits from train on"),
         (other(image="j", loss=2.05), 4, "differs: train: loss is 2.05, 2 was expected"),
+        (other(image="j", small=0.0105), 4, "differs: train: small is 0.0105, 0.01 was expected"),
         (other(image="j", loss=float("nan")), 4, "differs: train: loss is nan, 2 was expected"),
         (other(image="j", num_steps=9), 4, "differs: train: num_steps is 9, 10 was expected"),
         (summary({"train": RECORD}), 4, "differs: other runs than expected: init"),

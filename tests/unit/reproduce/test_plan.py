@@ -7,6 +7,7 @@ import pytest
 
 from post_training.core.files import write_json
 from post_training.core.hashing import fingerprint
+from post_training.images.store import RECORD_SCHEMA, ImageStore
 from post_training.reproduce.plan import Options, make_plans, num_ranks
 from post_training.slurm.storage import SCHEMA
 
@@ -113,3 +114,27 @@ def test_reproduce_input_that_is_there_needs_no_promoted_copy(promoted):
     [plan] = make_plans(promoted / "run", Options(store=promoted / "store"))
     assert plan.inputs["model.path"] == promoted / "earlier/model"
     assert not [line for line in [*plan.notes, *plan.missing] if line.startswith("model.path")]
+
+
+def test_reproduce_input_file_that_was_changed_is_a_fault(promoted):
+    path = promoted / "earlier/dataset/rows.jsonl"
+    path.parent.mkdir()
+    path.write_text("other")
+    [plan] = make_plans(promoted / "run", Options(store=promoted / "store"))
+    (promoted / "kept/dataset/rows.jsonl").unlink()
+    [gone] = make_plans(promoted / "run", Options(store=promoted / "store"))
+    assert plan.inputs["data.path"] == promoted / "kept/dataset/rows.jsonl"
+    [fault] = input_faults(gone)
+    assert fault.startswith(f"data.path: changed: {path} (fingerprint is ")
+
+
+def test_reproduce_damaged_image_in_the_store_is_a_fault(promoted):
+    image = json.loads(RECORD.read_text())["image"]
+    store = ImageStore(promoted / "store")
+    with store.lock():
+        store.image_path(image["sqsh_sha256"]).write_bytes(b"hsqs, and other bytes")
+        store.add({"schema": RECORD_SCHEMA, **image, "size_bytes": 21, "pushed": "2026-01-01"})
+    [plan] = make_plans(promoted / "run", Options(store=store.folder))
+    assert plan.image is None
+    [fault] = [line for line in plan.missing if image["sqsh_sha256"] in line]
+    assert "sha256 is " in fault

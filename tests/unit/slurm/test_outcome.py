@@ -53,6 +53,7 @@ def test_judge_stopped_again_and_again_without_a_checkpoint_ends():
     [
         (2, None),
         (2, failed("training.lr: must be > 0 (got -1)")),
+        (126, None),
         (127, None),
         (1, failed("/data/x.jsonl: no such file or folder")),
         (1, failed("AssertionError: ")),

@@ -263,7 +263,10 @@ def test_submit_unfinished_run_keeps_its_files_and_counts_from_there(submit, tmp
     (tmp_path / "run/checkpoints/latest").write_text("checkpoint-4\n")
     record = {"schema": SCHEMA, "status": "failed", "run_id": "sft-1", "attempts": [{}, {}]}
     write_json(tmp_path / "run/run.json", record)
+    (tmp_path / "run/slurm").mkdir()
+    (tmp_path / "run/slurm/failures-2.json").touch()  # What a worker of the job before counted.
     assert submit().returncode == 0
+    assert not (tmp_path / "run/slurm/failures-2.json").exists()
     assert (tmp_path / "run/checkpoints/latest").read_text() == "checkpoint-4\n"
     tally = json.loads((tmp_path / "run/slurm/failures.json").read_text())
     assert (tally["num_failures"], tally["num_attempts"], tally["checkpoint"]) == (
