@@ -68,7 +68,7 @@ def load(text):
     with TemporaryDirectory() as folder:
         path = Path(folder) / "f.yaml"
         path.write_text(text, encoding="utf-8", newline="")
-        return load_config(Settings, path).config
+        return load_config(Settings, path)
 
 
 def faults_of(text):

@@ -1,4 +1,5 @@
-"""Settings that every annotation stage has."""
+"""The configurations of the annotation stages: `entrypoint filter`, `generate`, `logprobs`,
+`rewards` and `select`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,22 +21,27 @@ from post_training.models.config import ModelConfig
 from post_training.records.run import SHARED_FOLDERS
 from post_training.stages.config import StageConfig
 
-_OF_A_MIXTURE = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
-_OF_ITS_MODEL = ("attn_implementation",)
+STRATEGIES = ("best-worst", "quantile-buckets", "random", "margin")
+# Settings of a scoring stage that vLLM has no use for.
+_OF_TRANSFORMERS = ("max_batch_tokens", "prompts_per_batch", "tensor_parallel_size")
 _CHUNKS, _WORKERS = SHARED_FOLDERS
 
 
 class WorkersConfig(Config):
-    """index: this process is worker number `index` of `count`, as in an array of jobs. Workers of
-    one run share its folder, at once or one after another, in any number; each has its record in
-    RUN/workers/INDEX. A run without an index does what is left, and puts the chunks together.
+    """Which share of the chunks a process begins with, where an array of jobs does a run together.
 
-    A worker begins with the chunks whose number modulo `count` is its own, then takes any that
-    nobody holds. Processes that a launcher starts together are workers too.
+    Workers of one run share its folder, at once or one after another, in any number; each has its
+    record in RUN/workers/INDEX. A worker begins with the chunks whose number modulo `count` is its
+    own, then takes any that nobody holds. Processes that a launcher starts together are workers
+    too.
     """
 
-    index: NonNegativeInt | None = None
-    count: PositiveInt = 1
+    index: NonNegativeInt | None = Field(
+        None,
+        description="Number of this worker, from 0 to count − 1. A run without one does what is "
+        "left, and puts the chunks together.",
+    )
+    count: PositiveInt = Field(1, description="Number of workers that do the run together.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "WorkersConfig":
@@ -45,48 +51,67 @@ class WorkersConfig(Config):
 
 
 class VllmConfig(Config):
-    """tensor_parallel_size: GPUs of one engine. batch_invariant: kernels whose bits don't depend on
-    what else is in the batch (GPUs of compute capability 8.0 and newer); without them the rows of
-    two runs differ. max_model_len: by default the model's. max_restarts: of an engine that
-    died, one after another; halving takes 1 + log2(chunk_rows) to find the row that did it.
-    """
+    """How a vLLM engine runs."""
 
-    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
-    batch_invariant: Annotated[bool, Role.TOPOLOGY] = True
-    max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = 0.9
-    max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = 16
+    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
+        1, description="GPUs over which one engine spreads the model."
+    )
+    batch_invariant: Annotated[bool, Role.TOPOLOGY] = Field(
+        True,
+        description="Use kernels whose bits do not depend on what else is in the batch (GPUs of "
+        "compute capability 8.0 and newer). Without them the rows of two runs differ.",
+    )
+    max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
+        None,
+        description="Longest sequence, prompt and answer, in tokens. By default the model's "
+        "positions; a smaller number needs less memory.",
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = Field(
+        0.9, description="Share of the GPU's memory that vLLM may take."
+    )
+    max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = Field(
+        16,
+        description="How often in a row an engine that died is started again. To find the row that "
+        "did it by halving takes 1 + log2(chunk_rows) starts.",
+    )
 
 
 def check_backend(config: Any, of_transformers: Sequence[str] = ()) -> None:
-    """config: has backend (transformers or vllm), vllm, and model. of_transformers: its settings
-    that vLLM has no use for, beside model.attn_implementation.
+    """Refuse what would be ignored: a setting of the other backend that is not at its default.
 
-    Errors: ValueError for one that is set and would not be heeded.
+    config: a stage's, with backend (transformers or vllm), vllm and model.
+    of_transformers: settings that vLLM has no use for, beside model.attn_implementation.
+    Errors: ValueError.
     """
     if config.backend == "transformers":
         others = not_default(config, ["vllm"])
     else:
         others = not_default(config, of_transformers)
-        others += [f"model.{key}" for key in not_default(config.model, _OF_ITS_MODEL)]
+        others += [f"model.{key}" for key in not_default(config.model, ["attn_implementation"])]
     if others:
         raise ValueError(f"{others[0]} is no setting of backend: {config.backend}")
 
 
 class TemplatedDataConfig(SourcesConfig):
-    """What is annotated, and how a model reads it. The settings are those of DataConfig."""
+    """What is annotated, and how a model reads it."""
 
-    chat_template: Literal[(*TEMPLATES, "model")]
-    special_tokens: SpecialTokens = SpecialTokens()
-    control_tokens: Literal["refuse", "keep"] = "refuse"
+    chat_template: Literal[(*TEMPLATES, "model")] = Field(
+        description="Template that turns messages into text: one of ours, or model, the "
+        "tokenizer's own. It must be the one that the model is trained with."
+    )
+    special_tokens: SpecialTokens = Field(
+        SpecialTokens(),
+        description="Special tokens, where they should differ from the tokenizer's.",
+    )
+    control_tokens: Literal["refuse", "keep"] = Field(
+        "refuse",
+        description="A special token written inside a message's text: refuse makes the row bad, "
+        "keep encodes it as the special token, which lets a text end its own turn.",
+    )
 
 
 class ChunkedStageConfig(StageConfig):
-    """data: what is annotated. data.on_error is also for rows that the stage finds bad.
-    chunk_rows: of one piece of work; a killed worker loses what it did of one.
-    max_failed_chunks: a worker that fails in more of them ends at once; else at its end.
-    max_failed_rows: at which the model or its engine failed, and which a worker leaves out as bad
-    rows; at the next one it ends. By default none is: such a failure is no row's fault.
+    """A stage whose rows are annotated in chunks, by any number of workers.
 
     keeps_pairs: whether the stage's annotator also takes preference rows (data/branches.py);
     for others they become branches.
@@ -97,11 +122,25 @@ class ChunkedStageConfig(StageConfig):
     continues: ClassVar[bool] = True
     keeps_pairs: ClassVar[bool] = False
 
-    data: SourcesConfig
-    chunk_rows: PositiveInt = 256
-    workers: Annotated[WorkersConfig, Role.PLACEMENT] = WorkersConfig()
-    max_failed_chunks: Annotated[NonNegativeInt, Role.PLACEMENT] = 0
-    max_failed_rows: Annotated[NonNegativeInt, Role.PLACEMENT] = 0
+    data: SourcesConfig = Field(
+        description="What is annotated. on_error is also for rows that the stage itself finds bad."
+    )
+    chunk_rows: PositiveInt = Field(
+        256, description="Rows in a piece of work. A killed worker loses what it did of one."
+    )
+    workers: Annotated[WorkersConfig, Role.PLACEMENT] = Field(
+        WorkersConfig(), description="Which worker of an array of jobs this is."
+    )
+    max_failed_chunks: Annotated[NonNegativeInt, Role.PLACEMENT] = Field(
+        0,
+        description="A worker that fails in more chunks than this ends at once. With fewer it does "
+        "the rest, and fails at its end.",
+    )
+    max_failed_rows: Annotated[NonNegativeInt, Role.PLACEMENT] = Field(
+        0,
+        description="Rows at which the model or its engine failed that a worker leaves out as bad; "
+        "at the next one it ends. By default none: such a failure is seldom the row's fault.",
+    )
 
     @model_validator(mode="after")
     def _left_out_only_where_asked(self) -> "ChunkedStageConfig":
@@ -111,12 +150,7 @@ class ChunkedStageConfig(StageConfig):
 
     @model_validator(mode="after")
     def _whole_datasets(self) -> "ChunkedStageConfig":
-        if not self.data.datasets:
-            raise ValueError("data.datasets: name at least one")
-        for index, dataset in enumerate(self.data.datasets):
-            for key in _OF_A_MIXTURE:
-                if getattr(dataset, key) is not None:
-                    raise ValueError(f"data.datasets[{index}].{key}: mix first, then annotate")
+        self.data.require_whole_datasets("mix first, then annotate")
         return self
 
     def record_dir(self, run_dir: Path) -> Path:
@@ -140,17 +174,23 @@ class ChunkedStageConfig(StageConfig):
 
 
 class ScoringStageConfig(ChunkedStageConfig):
-    """A stage in which a model reads what is there.
+    """A stage in which a model reads what is there."""
 
-    max_batch_tokens, prompts_per_batch: see models/score.py. With prompts_per_batch 1 a
-    row's figures depend on that row alone. tensor_parallel_size: over how many processes each layer
-    is spread, for a model that one GPU can't hold: all processes of the run, which are then one
-    worker. An array of jobs has several.
-    """
-
-    max_batch_tokens: Annotated[PositiveInt, Role.TOPOLOGY] = 32768
-    prompts_per_batch: Annotated[PositiveInt, Role.TOPOLOGY] = 1
-    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
+    max_batch_tokens: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
+        32768,
+        description="Tokens of a batch, padding and the prompt of each row included. A longer row "
+        "is a batch of its own.",
+    )
+    prompts_per_batch: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
+        1,
+        description="Prompts that are computed together. With 1 the values of a row depend on that "
+        "row alone, to the bit.",
+    )
+    tensor_parallel_size: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
+        1,
+        description="Processes over which each layer is spread, for a model that one GPU can't "
+        "hold: 1, or all processes of the run, which are then one worker.",
+    )
 
     @property
     def is_in_step(self) -> bool:
@@ -165,37 +205,46 @@ class ScoringStageConfig(ChunkedStageConfig):
             )
 
 
-# The configuration of `entrypoint filter`.
-
-
 class FilterConfig(ChunkedStageConfig):
-    """tokenizer: the policy's folder, or one with its tokenizer alone. max_sequence_length: of a
-    prompt with a branch, in tokens, by the policy's template. min_branches: a prompt with fewer
-    that are short enough is left out; 2, where pairs are to be made of offline branches alone; 0,
-    where the rows are prompts without any.
-    """
+    """`entrypoint filter`: leave out branches that are too long."""
 
-    tokenizer: Annotated[Path, Role.INPUT]
-    data: TemplatedDataConfig
-    max_sequence_length: PositiveInt
-    min_branches: NonNegativeInt = 1
-
-
-# The configuration of `entrypoint generate`.
+    tokenizer: Annotated[Path, Role.INPUT] = Field(
+        description="The policy's model folder, or one with its tokenizer alone."
+    )
+    data: TemplatedDataConfig = Field(description="What is filtered, and the policy's template.")
+    max_sequence_length: PositiveInt = Field(
+        description="Tokens of a prompt with a branch, at most, by the policy's template."
+    )
+    min_branches: NonNegativeInt = Field(
+        1,
+        description="A prompt with fewer branches that are short enough is left out. Use 2 where "
+        "pairs are made of offline branches alone, 0 where the rows are prompts without any.",
+    )
 
 
 class SamplingConfig(Config):
-    """n: samples of each prompt. temperature: 0 takes the likeliest token. top_p: the smallest set
-    of tokens with this probability is drawn from. max_tokens: a sample that reaches it is
-    truncated, its finish_reason `length`. stop: texts that end a sample; they are not part of its
-    text, but their tokens are stored.
-    """
+    """How completions are sampled."""
 
-    n: PositiveInt = 10
-    temperature: NonNegativeFloat = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: PositiveInt = 4096
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    n: PositiveInt = Field(
+        10, description="Samples of each prompt. At temperature 0 just one: all would be the same."
+    )
+    temperature: NonNegativeFloat = Field(
+        1.0, description="The logits are divided by it. 0 takes the likeliest token."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Draw from the smallest set of tokens that has this probability. 1: from all.",
+    )
+    max_tokens: PositiveInt = Field(
+        4096,
+        description="Longest sample, in tokens. One that reaches it is truncated, and its "
+        "finish_reason is length.",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Texts that end a sample. They are not part of its text, but their tokens are "
+        "stored.",
+    )
 
     @model_validator(mode="after")
     def _different_samples(self) -> "SamplingConfig":
@@ -205,20 +254,26 @@ class SamplingConfig(Config):
 
 
 class GenerateConfig(ChunkedStageConfig):
-    """model_name: what a branch's metadata call the model; by default the fingerprint of its
-    folder, which they hold in any case. exclude_truncated: truncated samples are left out, not
-    only marked.
-    """
+    """`entrypoint generate`: sample completions of each prompt."""
 
     version: ClassVar[int] = 2
 
-    model: ModelConfig
-    data: TemplatedDataConfig
-    sampling: SamplingConfig = SamplingConfig()
-    backend: Annotated[Literal["transformers", "vllm"], Role.TOPOLOGY] = "transformers"
-    vllm: VllmConfig = VllmConfig()
-    model_name: str | None = None
-    exclude_truncated: bool = False
+    model: ModelConfig = Field(description="The model that samples.")
+    data: TemplatedDataConfig = Field(description="The prompts, and how the model reads them.")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="How completions are sampled.")
+    backend: Annotated[Literal["transformers", "vllm"], Role.TOPOLOGY] = Field(
+        "transformers", description="Library that samples."
+    )
+    vllm: VllmConfig = Field(VllmConfig(), description="Settings of the backend vllm alone.")
+    model_name: str | None = Field(
+        None,
+        description="What the metadata of a branch call the model. By default the fingerprint of "
+        "its folder, which they hold in any case.",
+    )
+    exclude_truncated: bool = Field(
+        False,
+        description="Leave out samples that were truncated. By default they are only marked.",
+    )
 
     @model_validator(mode="after")
     def _settings_of_the_backend(self) -> "GenerateConfig":
@@ -226,29 +281,26 @@ class GenerateConfig(ChunkedStageConfig):
         return self
 
 
-# The configuration of `entrypoint logprobs`.
-
-
-_OF_TRANSFORMERS = ("max_batch_tokens", "prompts_per_batch", "tensor_parallel_size")
-
-
 class LogprobsConfig(ScoringStageConfig):
-    """data: rows of branches, or preference rows, which stay such; the template is the training's.
-    model: whose log-probabilities; the one that will be trained.
-
-    backend: who computes them. Measured on CPUs, the two were 2e-7 nats a token apart in float32,
-    up to 3.2e-5 with SmolLM2-135M, and 2e-3 in bfloat16. Recipe, so that no dataset holds figures
-    of both.
-    vllm: of that backend. max_batch_tokens, prompts_per_batch, tensor_parallel_size and
-    model.attn_implementation are of transformers alone.
-    """
+    """`entrypoint logprobs`: a model's log-probabilities of answers."""
 
     keeps_pairs: ClassVar[bool] = True
 
-    data: TemplatedDataConfig
-    model: ModelConfig
-    backend: Literal["transformers", "vllm"] = "transformers"
-    vllm: VllmConfig = VllmConfig()
+    data: TemplatedDataConfig = Field(
+        description="Rows of branches, or preference rows, which stay such. The template must be "
+        "the one of the training."
+    )
+    model: ModelConfig = Field(
+        description="The model whose log-probabilities these are: the one that will be trained."
+    )
+    # Measured on CPUs, the two backends were 2e-7 nats a token apart in float32, up to 3.2e-5 with
+    # SmolLM2-135M, and 2e-3 in bfloat16. So it is recipe: no dataset holds values of both.
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="Library that computes them. max_batch_tokens, prompts_per_batch, "
+        "tensor_parallel_size and model.attn_implementation belong to transformers alone.",
+    )
+    vllm: VllmConfig = Field(VllmConfig(), description="Settings of the backend vllm alone.")
 
     @model_validator(mode="after")
     def _settings_of_the_backend(self) -> "LogprobsConfig":
@@ -256,24 +308,35 @@ class LogprobsConfig(ScoringStageConfig):
         return self
 
 
-# The configuration of `entrypoint rewards`.
-
-
 class RewardConfig(Config):
-    """One reward, which a branch will have as rewards.NAME: of a model or of a function.
+    """One reward, of a model or of a function."""
 
-    function: registered in one of the files of `functions`. model: for sequence classification,
-    with one output; it reads conversations by its own template (`model`), or by one of ours.
-    max_seq_length: of a conversation in the model's tokens; by default its positions. overlong: a
-    longer one is refused, or judged by its beginning and marked, in reward_is_truncated.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    function: str | None = None
-    model: ModelConfig | None = None
-    chat_template: Literal[(*TEMPLATES, "model")] = "model"
-    max_seq_length: PositiveInt | None = None
-    overlong: Literal["refuse", "mark"] = "refuse"
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="Name of the reward: a branch has it as rewards.NAME, so no two have the same."
+    )
+    function: str | None = Field(
+        None,
+        description="Name of a function that is registered in a file of `functions`. Set either "
+        "function or model.",
+    )
+    model: ModelConfig | None = Field(
+        None, description="A model for sequence classification with one output, the reward."
+    )
+    chat_template: Literal[(*TEMPLATES, "model")] = Field(
+        "model",
+        description="Template by which the model reads a conversation: its own (model), or one of "
+        "ours.",
+    )
+    max_seq_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of a conversation, at most. By default as many as the model has "
+        "positions.",
+    )
+    overlong: Literal["refuse", "mark"] = Field(
+        "refuse",
+        description="What becomes of a longer one. refuse: it is bad; mark: it is judged by its "
+        "beginning, and marked in reward_is_truncated.",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> "RewardConfig":
@@ -286,11 +349,15 @@ class RewardConfig(Config):
 
 
 class RewardsConfig(ScoringStageConfig):
-    """functions: Python files that register the functions which the rewards name
-    (data/rewards.py)."""
+    """`entrypoint rewards`: rewards of answers, by models and functions."""
 
-    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
-    functions: Annotated[list[Path], Role.INPUT] = Field(default_factory=list)
+    rewards: Annotated[list[RewardConfig], Field(min_length=1)] = Field(
+        description="The rewards, at least one."
+    )
+    functions: Annotated[list[Path], Role.INPUT] = Field(
+        default_factory=list,
+        description="Python files that register the functions which the rewards name.",
+    )
 
     @field_validator("rewards")
     @classmethod
@@ -301,26 +368,33 @@ class RewardsConfig(ScoringStageConfig):
         return rewards
 
 
-# The configuration of `entrypoint select`.
-
-
-STRATEGIES = ("best-worst", "quantile-buckets", "random", "margin")
-
-
 class StrategyConfig(Config):
-    """name: one of strategies.py. num_pairs: of a prompt, at most; no branch is in two of them.
+    """How pairs are chosen among the branches of a prompt (pairs.py)."""
 
-    min_margin, max_margin: of margin: between the rewards of a pair. best_quantile,
-    worst_quantile: of quantile-buckets: the best have at least this one, the worst at most this
-    one, or 1/num_ref_rewards where that is more.
-    """
-
-    name: Literal[STRATEGIES] = "best-worst"
-    num_pairs: PositiveInt = 1
-    min_margin: NonNegativeFloat | None = None
-    max_margin: NonNegativeFloat | None = None
-    best_quantile: Annotated[float, Field(ge=0, le=1)] | None = None
-    worst_quantile: Annotated[float, Field(ge=0, le=1)] | None = None
+    name: Literal[STRATEGIES] = Field(
+        "best-worst",
+        description="best-worst: the best with the worst, and so on inwards; quantile-buckets: one "
+        "of the best with one of the worst by quantile; random; margin: pairs whose rewards differ "
+        "by so much.",
+    )
+    num_pairs: PositiveInt = Field(
+        1, description="Pairs of a prompt, at most. No branch is in two of them."
+    )
+    min_margin: NonNegativeFloat | None = Field(
+        None, description="Of margin, which needs it: least difference of a pair's rewards."
+    )
+    max_margin: NonNegativeFloat | None = Field(
+        None, description="Of margin: largest difference of a pair's rewards. By default any."
+    )
+    best_quantile: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="Of quantile-buckets: the best have at least this quantile. By default 1.",
+    )
+    worst_quantile: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="Of quantile-buckets: the worst have at most this quantile, or 1 / (reference "
+        "rewards) where that is more. By default 0.2.",
+    )
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> "StrategyConfig":
@@ -337,30 +411,35 @@ class StrategyConfig(Config):
 
 
 class SelectConfig(StageConfig):
-    """reward: the one that decides, where the branches have several.
-    samples: which branches may be chosen or rejected: those that the model generated for
-    reference, the others, or both. Quantiles are always taken over the reference ones.
-    num_ref_rewards: use the first so many reference rewards; by default all. min_ref_rewards: a
-    prompt with fewer is left out. exclude_truncated: a branch that was cut off is no candidate; it
-    still counts among the reference rewards.
-    """
+    """`entrypoint select`: preference rows from rewarded branches."""
 
-    data: SourcesConfig
-    reward: str | None = None
-    samples: Literal["reference", "offline", "both"] = "reference"
-    strategy: StrategyConfig = StrategyConfig()
-    num_ref_rewards: PositiveInt | None = None
-    min_ref_rewards: Annotated[int, Field(ge=0)] = 1
-    exclude_truncated: bool = True
+    data: SourcesConfig = Field(description="Rows of branches with rewards.")
+    reward: str | None = Field(
+        None, description="Name of the reward that decides. Needed where branches have several."
+    )
+    samples: Literal["reference", "offline", "both"] = Field(
+        "reference",
+        description="Which branches may be in a pair: those that the model itself generated "
+        "(reference), the others (offline), or both. Quantiles are always over the reference ones.",
+    )
+    strategy: StrategyConfig = Field(
+        StrategyConfig(), description="How pairs are chosen among the branches of a prompt."
+    )
+    num_ref_rewards: PositiveInt | None = Field(
+        None, description="Use the first so many reference rewards of a prompt. By default all."
+    )
+    min_ref_rewards: Annotated[int, Field(ge=0)] = Field(
+        1, description="A prompt with fewer reference rewards is left out."
+    )
+    exclude_truncated: bool = Field(
+        True,
+        description="A branch that was cut off is in no pair. It still counts among the reference "
+        "rewards.",
+    )
 
     @model_validator(mode="after")
     def _whole_datasets(self) -> "SelectConfig":
-        if not self.data.datasets:
-            raise ValueError("data.datasets: name at least one")
-        for index, dataset in enumerate(self.data.datasets):
-            for key in _OF_A_MIXTURE:
-                if getattr(dataset, key) is not None:
-                    raise ValueError(f"data.datasets[{index}].{key}: mix the pairs instead")
+        self.data.require_whole_datasets("mix the pairs instead")
         return self
 
     @model_validator(mode="after")

@@ -57,7 +57,7 @@ class _AnySettings(BaseModel):
 def load_settings(path: Path, overrides: Sequence[str]) -> SftConfig | PrepareConfig:
     """Errors: ConfigError, also for what is missing here; UsageError for another stage's file."""
     check_there({"configuration": str(path)})
-    keys = load_config(_AnySettings, path, overrides).data.keys()
+    keys = set(load_config(_AnySettings, path, overrides).model_extra or {})
     model: type[SftConfig] | type[PrepareConfig]
     if "dpo" in keys:
         raise UsageError(
@@ -74,7 +74,7 @@ def load_settings(path: Path, overrides: Sequence[str]) -> SftConfig | PrepareCo
             f"data, sft): it has {', '.join(sorted(keys)) or 'nothing'}",
             where=str(path),
         )
-    config = load_config(model, path, overrides).config
+    config = load_config(model, path, overrides)
     check_there(_inputs(config))
     return config
 

@@ -1,11 +1,15 @@
-"""pydantic's errors in our words: `run.yaml:12: training.lr: must be > 0 (got -1)`."""
+"""pydantic's errors in our words: `run.yaml:12: training.lr: must be > 0 (got -1)`.
+
+`explain` is all of it. It knows what the configuration models of this repository hold: values,
+lists, mappings and models, and unions of such values. Of what none of them holds (enums, unions of
+several models) it would say pydantic's own words.
+"""
 
 import difflib
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -16,9 +20,30 @@ from pydantic_core import ErrorDetails
 
 from post_training.core.errors import KeyPath, dotted, shown
 
-# What a configuration model may hold at a path: its fields, and their types in plain words.
-
-
+# pydantic's names of its errors, and what we say.
+_KINDS = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+_LIMITS = {
+    "greater_than": "> {gt}",
+    "greater_than_equal": ">= {ge}",
+    "less_than": "< {lt}",
+    "less_than_equal": "<= {le}",
+    "finite_number": "finite",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+_LENGTHS = {
+    "string_too_short": "at least {min_length} characters",
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+}
 _TYPE_WORDS = {
     int: "an integer",
     float: "a number",
@@ -28,141 +53,16 @@ _TYPE_WORDS = {
     type(None): "null",
 }
 _LIMIT_WORDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-
-
-def fields_at(model: type[BaseModel], path: KeyPath, data: Any) -> dict[str, FieldInfo]:
-    """{key: field} of the mapping at `path`; where it is a union, of the members `data` names."""
-    models = _models_at(model, path)
-    for part in path:
-        data = data[part] if isinstance(data, dict | list) and _has(data, part) else None
-    meant = [member for member in models if _fits(member, data)] or models
-    return {key: field for member in meant for key, field in member.model_fields.items()}
-
-
-def choices_at(model: type[BaseModel], path: KeyPath) -> list[Any]:
-    """The values a discriminator may have: the literals of every member of the union."""
-    fields = [member.model_fields.get(path[-1]) for member in _models_at(model, path[:-1])]
-    return [choice for field in fields if field for choice in _literals(field)]
-
-
-def paths_of_keys(model: type[BaseModel], *, but: str) -> dict[str, list[str]]:
-    """{key: dotted paths of this model that end in it}, `[]` for any index; `but` left out."""
-    paths: dict[str, list[str]] = {}
-    for key, path in _walk(model, "", ()):
-        if path != but:
-            paths.setdefault(key, []).append(path)
-    return paths
-
-
-def describe(field: FieldInfo) -> str:
-    """`an integer > 0: optimizer steps`."""
-    kinds = dict.fromkeys(_kind(member) for member in _members(field.annotation))
-    words = " or ".join(kinds)
-    for name, sign in _LIMIT_WORDS:
-        for mark in field.metadata:
-            if getattr(mark, name, None) is not None:
-                words += f" {sign} {getattr(mark, name)}"
-    return f"{words}: {field.description}" if field.description else words
-
-
-def _kind(member: Any) -> str:
-    if _is_model(member):
-        needed = [key for key, field in member.model_fields.items() if field.is_required()]
-        return f"a mapping with {', '.join(needed)}" if needed else "a mapping"
-    if get_origin(member) is Literal:
-        return f"one of {', '.join(map(repr, get_args(member)))}"
-    if isinstance(member, type) and issubclass(member, Enum):
-        return f"one of {', '.join(repr(choice.value) for choice in member)}"
-    if member in _TYPE_WORDS:
-        return _TYPE_WORDS[member]
-    return "a mapping" if _is_mapping(member) else "a list" if get_args(member) else "a value"
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """The types of a union, through Annotated."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
-    elif origin in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _members(member)
-    else:
-        yield annotation
-
-
-def _inside(member: Any, part: str | int) -> Iterator[Any]:
-    """The types of what stands at `part` in a value of type `member`."""
-    arguments = [argument for argument in get_args(member) if argument is not ...]
-    if _is_model(member):
-        if part in member.model_fields:
-            yield from _members(member.model_fields[part].annotation)
-    elif not arguments or get_origin(member) is Literal:
-        return
-    elif _is_mapping(member):
-        yield from _members(arguments[-1])
-    elif isinstance(part, int):
-        yield from _members(arguments[min(part, len(arguments) - 1)])
-
-
-def _models_at(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
-    members: list[Any] = [model]
-    for part in path:
-        members = [inner for member in members for inner in _inside(member, part)]
-    return [member for member in members if _is_model(member)]
-
-
-def _fits(member: type[BaseModel], data: Any) -> bool:
-    """False when `data` has another value where `member` has a literal, as its `kind`."""
-    values = data if isinstance(data, dict) else {}
-    return all(
-        key not in values or not (literals := _literals(field)) or values[key] in literals
-        for key, field in member.model_fields.items()
-    )
-
-
-def _literals(field: FieldInfo) -> tuple[Any, ...]:
-    members = _members(field.annotation)
-    return tuple(value for one in members if get_origin(one) is Literal for value in get_args(one))
-
-
-def _has(data: Any, part: str | int) -> bool:
-    return part in data if isinstance(data, dict) else isinstance(part, int) and part < len(data)
-
-
-def _walk(
-    annotation: Any, path: str, above: tuple[type[BaseModel], ...]
-) -> Iterator[tuple[str, str]]:
-    for member in _members(annotation):
-        if _is_model(member):
-            if member in above:  # a model may hold itself
-                continue
-            for key, field in member.model_fields.items():
-                here = f"{path}.{key}" if path else key
-                yield key, here
-                yield from _walk(field.annotation, here, (*above, member))
-        else:
-            for argument in get_args(member):
-                yield from _walk(argument, f"{path}[]", above)
-
-
-def _is_model(member: Any) -> bool:
-    return isinstance(member, type) and issubclass(member, BaseModel)
-
-
-def _is_mapping(member: Any) -> bool:
-    kind = get_origin(member) or member
-    return isinstance(kind, type) and issubclass(kind, Mapping)
-
-
-# What settings of other trainers (TRL, transformers, axolotl) are called here.
-#
-# By the last part of their name: the path of ours, or, where there is no single one, a sentence
-# that says what to do instead. A path is offered where the stage at hand has it.
-
+_MOST_KEYS_LISTED = 12
+# A key of another section is offered only where hardly a letter differs: max_step, not num_samples.
+_NEAR_ELSEWHERE = 0.85
+_IS_NAME = re.compile(r"[\w. -]{1,60}")
 
 _SPLIT = "`entrypoint split` makes the rows to evaluate on; name them in evaluation.datasets"
 _BATCH = "set training.effective_batch_size: accumulation follows from it"
-
+# What settings of other trainers (TRL, transformers, axolotl) are called here, by the last part of
+# their name: the path of ours, or, where there is no single one, a sentence that says what to do. A
+# path is offered only where the stage at hand has it.
 OTHER_NAMES: dict[str, str] = {
     # models
     "base_model": "model.path",
@@ -216,53 +116,14 @@ OTHER_NAMES: dict[str, str] = {
 }
 
 
-# pydantic's errors in our words: `run.yaml:12: training.lr: must be > 0 (got -1)`.
-
-
-_KINDS = {
-    "int_type": "an integer",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a string",
-    "path_type": "a path",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "set_type": "a list",
-    "frozen_set_type": "a list",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "dataclass_type": "a mapping",
-    "none_required": "null",
-}
-_LIMITS = {
-    "greater_than": "> {gt}",
-    "greater_than_equal": ">= {ge}",
-    "less_than": "< {lt}",
-    "less_than_equal": "<= {le}",
-    "multiple_of": "a multiple of {multiple_of}",
-    "finite_number": "finite",
-    "string_pattern_mismatch": "text that matches {pattern}",
-}
-_LENGTHS = {
-    "string_too_short": "at least {min_length} characters",
-    "string_too_long": "at most {max_length} characters",
-    "too_short": "at least {min_length} items",
-    "too_long": "at most {max_length} items",
-}
-_MOST_KEYS_LISTED = 12
-# A key of another section is offered only where hardly a letter differs: max_step, not num_samples.
-_NEAR_ELSEWHERE = 0.85
-_IS_NAME = re.compile(r"[\w. -]{1,60}")
-
-
 @dataclass(frozen=True)
 class _Fault:
-    """What to say of `path`. `written`: the path whose line in the file concerns it.
+    """What to say of one of pydantic's errors.
 
-    Where a union was tried: its path, the member, and the kind of value the member wants when it
-    got another kind altogether, so that another member may have been meant.
+    path: of the value. written: the path whose line in the file concerns it. words: what is wrong.
+    union: the path of the union that was tried, if any; pydantic tells an error for each of its
+    types. member: the type that was tried. wanted: the kind of value it takes, where the value is
+    of another kind altogether, so that another type of the union may have been meant.
     """
 
     path: KeyPath
@@ -298,51 +159,34 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def _fault(model: type[BaseModel], error: ErrorDetails, data: Any) -> _Fault:
     path, union, member = _locate(model, error["loc"], data)
-    written, context, wanted = path, error.get("ctx", {}), None
+    written, wanted = path, None
     match error["type"]:
         case "missing":
             written = _innermost_item(path)
-            field = fields_at(model, path[:-1], data).get(path[-1])
+            field = fields_at(model, path[:-1]).get(path[-1])
             words = f"missing ({describe(field)})" if field else "missing"
         case "extra_forbidden":
-            path, words = path[:-1], _unknown_key(model, path, data)
-        case "union_tag_not_found":
-            path = (*path, _discriminator(context))
-            words = f"missing (one of {', '.join(map(repr, choices_at(model, path)))})"
-        case "union_tag_invalid":
-            path = (*path, _discriminator(context))
-            words = _wrong_choice(context["tag"], f"one of {context['expected_tags']}")
-        case "literal_error" | "enum":
-            wanted = context["expected"]
-            words = _wrong_choice(error["input"], wanted)
+            path, words = path[:-1], _unknown_key(model, path)
+        case "literal_error":
+            wanted = error["ctx"]["expected"]
+            choices = re.findall(r"'([^']*)'", wanted)  # of "'a', 'b' or 'c'"
+            words = f"must be {wanted} (got {shown(error['input'])})"
+            words += nearest(str(error["input"]), choices)
         case kind:
             wanted = _KINDS.get(kind)
             words = _wrong_value(error)
-            if wanted == "a mapping" and (field := fields_at(model, path[:-1], data).get(path[-1])):
-                needed = describe(field).split(":")[0]
+            if wanted == "a mapping" and (field := fields_at(model, path[:-1]).get(path[-1])):
+                needed = describe(field)
                 if needed.startswith("a mapping with "):
                     words = f"must be {needed} (got {shown(error['input'])})"
     wanted = wanted if path == union else None
     return _Fault(path, written, words, error["input"], union, member, wanted)
 
 
-def _discriminator(context: dict[str, Any]) -> str:
-    return context["discriminator"].strip("'")
-
-
-def _wrong_choice(got: Any, choices: str) -> str:
-    return f"must be {choices} (got {shown(got)}){nearest(str(got), _quoted(choices))}"
-
-
-def _quoted(choices: str) -> list[str]:
-    """[a, b] of pydantic's "'a' or 'b'"."""
-    return re.findall(r"'([^']*)'", choices)
-
-
 def _wrong_value(error: ErrorDetails) -> str:
     kind, got = error["type"], error["input"]
     context = {name: _brief(limit) for name, limit in error.get("ctx", {}).items()}
-    if kind in ("value_error", "assertion_error"):
+    if kind == "value_error":  # of one of our own validators
         return str(context["error"])
     if kind in _LENGTHS:
         limit = _LENGTHS[kind].format(**context)
@@ -364,9 +208,9 @@ def _brief(limit: Any) -> Any:
 def _locate(
     model: type[BaseModel], location: Sequence[str | int], data: Any
 ) -> tuple[KeyPath, KeyPath | None, str | int | None]:
-    """The path in the data; and the first union on the way, with the member that was tried.
+    """The path in the data; and the first union on the way, with the type that was tried.
 
-    pydantic's location names union members among the keys; what is neither in the data nor a
+    pydantic's location names types of unions among the keys; what is neither in the data nor a
     field is one of them.
     """
     here, path, union, member = data, (), None, None
@@ -375,7 +219,7 @@ def _locate(
             here, path = here[part] if part < len(here) else None, (*path, part)
         elif isinstance(here, dict) and part in here:
             here, path = here[part], (*path, part)
-        elif part in fields_at(model, path, data):
+        elif part in fields_at(model, path):
             here, path = None, (*path, part)
         elif union is None:
             union, member = path, part
@@ -383,7 +227,7 @@ def _locate(
 
 
 def _meant(union: KeyPath, faults: list[_Fault]) -> list[_Fault]:
-    """What the member that was meant says; if none was, one fault with the kinds it may be."""
+    """What the type that was meant says; if none was, one fault with the kinds it may be."""
     members: dict[str | int | None, list[_Fault]] = {}
     for fault in faults:
         members.setdefault(fault.member, []).append(fault)
@@ -401,12 +245,7 @@ def _innermost_item(path: KeyPath) -> KeyPath:
     return path[: lengths[-1]] if lengths else ()
 
 
-def _initials(name: str) -> str:
-    """lr of learning_rate."""
-    return "".join(word[:1] for word in name.split("_"))
-
-
-def _unknown_key(model: type[BaseModel], path: KeyPath, data: Any) -> str:
+def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
     """Offer what other trainers' name for it is called here, the nearest key at this level, and the
     same key where another section has it; a key that is merely near is offered from this level
     alone."""
@@ -414,7 +253,7 @@ def _unknown_key(model: type[BaseModel], path: KeyPath, data: Any) -> str:
     if not _IS_NAME.fullmatch(key):
         # Of a file that is no configuration, lines of which may be secret.
         return "a key that is no setting's name"
-    here = fields_at(model, path[:-1], data)
+    here = fields_at(model, path[:-1])
     written = re.sub(r"\[\d+\]", "[]", dotted(path))
     elsewhere = paths_of_keys(model, but=written)
     other = OTHER_NAMES.get(key, "")
@@ -440,6 +279,98 @@ def _unknown_key(model: type[BaseModel], path: KeyPath, data: Any) -> str:
     return f"unknown key '{key}'{known}"
 
 
+def _initials(name: str) -> str:
+    """lr of learning_rate."""
+    return "".join(word[:1] for word in name.split("_"))
+
+
 def _placed(path: str) -> str:
     """The path of a key in another section, which the reader is told."""
     return path if "." in path else f"'{path}' at the top level"
+
+
+def describe(field: FieldInfo) -> str:
+    """The type and limits in plain words: `an integer > 0`."""
+    words = " or ".join(dict.fromkeys(_kind(member) for member in _members(field.annotation)))
+    for name, sign in _LIMIT_WORDS:
+        for mark in field.metadata:
+            if getattr(mark, name, None) is not None:
+                words += f" {sign} {getattr(mark, name)}"
+    return words
+
+
+def _kind(member: Any) -> str:
+    if _is_model(member):
+        needed = [key for key, field in member.model_fields.items() if field.is_required()]
+        return f"a mapping with {', '.join(needed)}" if needed else "a mapping"
+    if get_origin(member) is Literal:
+        return f"one of {', '.join(map(repr, get_args(member)))}"
+    if member in _TYPE_WORDS:
+        return _TYPE_WORDS[member]
+    return "a mapping" if _is_mapping(member) else "a list" if get_args(member) else "a value"
+
+
+def fields_at(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
+    """{key: field} of the mapping at `path`; nothing where the model has none there."""
+    members: list[Any] = [model]
+    for part in path:
+        members = [inner for member in members for inner in _inside(member, part)]
+    models = [member for member in members if _is_model(member)]
+    return {key: field for found in models for key, field in found.model_fields.items()}
+
+
+def paths_of_keys(model: type[BaseModel], *, but: str) -> dict[str, list[str]]:
+    """{key: dotted paths of this model that end in it}, `[]` for any index; `but` left out."""
+    paths: dict[str, list[str]] = {}
+    for key, path in _walk(model, ""):
+        if path != but:
+            paths.setdefault(key, []).append(path)
+    return paths
+
+
+def _walk(annotation: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(key, path) of every field of the models in `annotation`, which stands at `path`."""
+    for member in _members(annotation):
+        if _is_model(member):
+            for key, field in member.model_fields.items():
+                here = f"{path}.{key}" if path else key
+                yield key, here
+                yield from _walk(field.annotation, here)
+        else:
+            for argument in get_args(member):
+                yield from _walk(argument, f"{path}[]")
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types of a union, through Annotated."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _inside(member: Any, part: str | int) -> Iterator[Any]:
+    """The types of what stands at `part` in a value of type `member`."""
+    arguments = [argument for argument in get_args(member) if argument is not ...]
+    if _is_model(member):
+        if part in member.model_fields:
+            yield from _members(member.model_fields[part].annotation)
+    elif not arguments or get_origin(member) is Literal:
+        return
+    elif _is_mapping(member):
+        yield from _members(arguments[-1])
+    elif isinstance(part, int):
+        yield from _members(arguments[min(part, len(arguments) - 1)])
+
+
+def _is_model(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, BaseModel)
+
+
+def _is_mapping(member: Any) -> bool:
+    kind = get_origin(member) or member
+    return isinstance(kind, type) and issubclass(kind, Mapping)

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from post_training.config.model import ADDED_LATER, Config, Role
 
-# The formats, and the columns that each is made of; those in brackets may be missing.
+# The formats, and the columns that each is made of; those in the second tuple may be missing.
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("system", "tools")),
     "prompt_completion": (("prompt", "completion"), ("input", "system", "tools")),
@@ -19,50 +19,114 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt": (("prompt",), ("input", "system", "tools")),
 }
 TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain")
+# Settings that choose among a dataset's rows; a stage that keeps every row refuses them.
+_CHOOSE_ROWS = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
+
+_OnError = Literal["fail", "skip", "quarantine"]
+_Packing = Literal["none", "bfd", "k_bin_packed", "next_fit"]
+_PACKING = (
+    "How sequences share a row, each seeing only itself. none: one a row; bfd: best fit, the "
+    "longest first, over the whole dataset; k_bin_packed: best fit among 16 open rows, in the "
+    "data's order; next_fit: only the last row is open."
+)
 
 
 class MessageFields(Config):
-    """What a message's fields are called. By default role and content, or from and value."""
+    """The names of the fields of a message, where they are not the usual ones."""
 
-    role: str | None = None
-    content: str | None = None
-    weight: str | None = None
+    role: str | None = Field(
+        None, description="Field with the speaker. By default role or from, whichever is there."
+    )
+    content: str | None = Field(
+        None, description="Field with the text. By default content or value, whichever is there."
+    )
+    weight: str | None = Field(
+        None,
+        description="Field with the weight of the message in the loss. By default the usual names "
+        "(weight, train and others) are recognised.",
+    )
 
 
 class DatasetConfig(Config):
-    """One source of rows: a file or saved dataset folder (`path`), or a hub dataset (`hub`).
+    """One source of rows: a file or a folder (`path`), or a dataset of the Hugging Face hub."""
 
-    path: .jsonl (or .ndjson), .json, .parquet, or a folder that `datasets` saved.
-    revision: the hub dataset's commit; `post-training data fetch` says it and fills the cache.
-    format, columns: a format of FORMATS and {its column: the file's}; else both are recognised.
-    message_fields, roles: names inside a message; roles is {the file's: ours}.
-    ignore: columns (`label`) and message fields (`messages[].name`) that are not to be read, though
-    they would change what is said or trained; a row that fills one is refused otherwise.
-    transform: a registered function that each row goes through first.
-    subsample_factor: a share of the rows (0.5), or their number (500). duplication_factor: how
-    often each row is used (2.5: half of them a third time). max_rows, max_tokens: caps, after
-    those. weight: this dataset's share of the mixture's rows, relative to the others'.
-    """
-
-    name: str | None = None
-    path: Annotated[Path | None, Role.INPUT] = None
-    hub: str | None = None
-    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
-    subset: str | None = None
-    split: str | None = None
-    format: Literal[tuple(FORMATS)] | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
-    message_fields: MessageFields = MessageFields()
-    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(
-        default_factory=dict
+    name: str | None = Field(
+        None,
+        description="What reports and metrics call the dataset. By default the file's name, or "
+        "hub/subset/split.",
     )
-    ignore: Annotated[list[str], ADDED_LATER] = Field(default_factory=list)
-    transform: str | None = None
-    subsample_factor: PositiveFloat | PositiveInt | None = None
-    duplication_factor: PositiveFloat | None = None
-    max_rows: PositiveInt | None = None
-    max_tokens: PositiveInt | None = None
-    weight: PositiveFloat | None = None
+    path: Annotated[Path | None, Role.INPUT] = Field(
+        None,
+        description="A .jsonl, .ndjson, .json or .parquet file, or a folder that `datasets` saved. "
+        "Set either path or hub.",
+    )
+    hub: str | None = Field(
+        None,
+        description="Name of a hub dataset, such as openai/gsm8k. `post-training data fetch` must "
+        "have fetched it: a run itself downloads nothing.",
+    )
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = Field(
+        None,
+        description="Commit of the hub dataset, 40 hexadecimal digits; a branch can change. "
+        "`post-training data fetch` prints it.",
+    )
+    subset: str | None = Field(
+        None, description="Subset (configuration) of the hub dataset. By default its only one."
+    )
+    split: str | None = Field(
+        None,
+        description="Which split to read, such as train. A hub dataset needs it, a saved folder "
+        "only where it has several, and a file has none.",
+    )
+    format: Literal[tuple(FORMATS)] | None = Field(
+        None,
+        description="Format of the rows. By default it is recognised by the columns; prompt is "
+        "never recognised, since rows without answers can only be annotated.",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="{column of the format: column of the file}, where the names differ. All "
+        "columns that the format needs must be named.",
+    )
+    message_fields: MessageFields = Field(
+        MessageFields(), description="Names of the fields of a message, where they are unusual."
+    )
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(
+        default_factory=dict,
+        description="{role in the file: our role}, where the file's roles are unusual.",
+    )
+    ignore: Annotated[list[str], ADDED_LATER] = Field(
+        default_factory=list,
+        description="Columns (label) and fields of messages (messages[].name) that are not read "
+        "although they would change the text or the training. Without this, a row that fills one "
+        "is refused.",
+    )
+    transform: str | None = Field(
+        None,
+        description="Name of a function, registered in a file of `transforms`, that each row goes "
+        "through first.",
+    )
+    subsample_factor: PositiveFloat | PositiveInt | None = Field(
+        None,
+        description="Use only a share of the rows (0.5: half), or a number of them (500: an "
+        "integer), chosen at random with the seed.",
+    )
+    duplication_factor: PositiveFloat | None = Field(
+        None,
+        description="How often each row is used, after subsampling. 2.5: twice, and half of the "
+        "rows a third time.",
+    )
+    max_rows: PositiveInt | None = Field(
+        None, description="At most so many rows, after subsampling and duplication."
+    )
+    max_tokens: PositiveInt | None = Field(
+        None, description="At most so many tokens, after subsampling and duplication."
+    )
+    weight: PositiveFloat | None = Field(
+        None,
+        description="Share of this dataset in the rows of the mixture, relative to the weights of "
+        "the others. Larger datasets are cut until the shares are right.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetConfig":
@@ -98,45 +162,66 @@ class DatasetConfig(Config):
 
 
 class SpecialTokens(Config):
-    """The tokenizer's special tokens, where they should be others than it says itself."""
+    """The tokenizer's special tokens, where they should be others than its own."""
 
-    bos_token: str | None = None
-    eos_token: str | None = None
-    pad_token: str | None = None
+    bos_token: str | None = Field(None, description="Token at the beginning of a sequence.")
+    eos_token: str | None = Field(
+        None, description="Token that ends an answer; sampling stops at it."
+    )
+    pad_token: str | None = Field(None, description="Token that fills rows up; never trained on.")
 
 
 class FunctionLimits(Config):
-    """Of functions from files of the user's, transforms and rewards; what goes beyond ends the run.
+    """Limits for transforms and reward functions; a function that exceeds one ends the run."""
 
-    timeout_s: of one call, and of loading the files. max_result_bytes: of what a call returns.
-    max_printed_bytes: of what one process prints; the rest is left out.
-    """
-
-    timeout_s: PositiveFloat = 120.0
-    max_result_bytes: PositiveInt = 64 << 20
-    max_printed_bytes: PositiveInt = 1 << 20
+    timeout_s: PositiveFloat = Field(
+        120.0, description="Seconds that one call may take, and the loading of the files."
+    )
+    max_result_bytes: PositiveInt = Field(
+        64 << 20, description="Bytes that one call may return, serialised."
+    )
+    max_printed_bytes: PositiveInt = Field(
+        1 << 20,
+        description="Bytes of output that are shown of each process; what it prints beyond them is "
+        "left out, and does not end the run.",
+    )
 
 
 class SourcesConfig(Config):
-    """The datasets, and what becomes of their bad rows.
+    """The datasets, and what becomes of their bad rows."""
 
-    transforms: Python files that register the transforms which the datasets name.
-    on_error: of a bad row: stop; leave it out; or also copy it to RUN/rejects.jsonl.
-    deduplicate: leave out a row that equals an earlier one: in its tokens, or (mix, split) in its
-    JSON. debug_subsample: use only the first rows of each dataset.
-    function_limits: of the transforms, and of the functions that `rewards` names.
-    hub_dir: where `post-training data fetch` put the hub datasets.
-    num_workers: processes; by default one for each core, at most 16.
-    """
-
-    datasets: list[DatasetConfig] = Field(default_factory=list)
-    transforms: Annotated[list[Path], Role.INPUT] = Field(default_factory=list)
-    on_error: Literal["fail", "skip", "quarantine"] = "fail"
-    deduplicate: bool = False
-    debug_subsample: PositiveInt | None = None
-    function_limits: Annotated[FunctionLimits, Role.PLACEMENT] = FunctionLimits()
-    hub_dir: Annotated[Path | None, Role.PLACEMENT] = None
-    num_workers: Annotated[PositiveInt | None, Role.PLACEMENT] = None
+    datasets: list[DatasetConfig] = Field(
+        default_factory=list, description="The datasets, in order; their rows are mixed."
+    )
+    transforms: Annotated[list[Path], Role.INPUT] = Field(
+        default_factory=list,
+        description="Python files that register the transforms which datasets name.",
+    )
+    on_error: _OnError = Field(
+        "fail",
+        description="What a bad row does. fail: end the run; skip: be left out; quarantine: be "
+        "left out and copied to RUN/rejects.jsonl.",
+    )
+    deduplicate: bool = Field(
+        False,
+        description="Leave out a row that equals an earlier one: in its tokens, or in mix and "
+        "split, which have no tokens, in its JSON.",
+    )
+    debug_subsample: PositiveInt | None = Field(
+        None, description="For trials: only the first so many rows of each dataset."
+    )
+    function_limits: Annotated[FunctionLimits, Role.PLACEMENT] = Field(
+        FunctionLimits(),
+        description="Limits for the transforms, and for the functions of the stage rewards.",
+    )
+    hub_dir: Annotated[Path | None, Role.PLACEMENT] = Field(
+        None, description="Folder where `post-training data fetch` put the hub datasets."
+    )
+    num_workers: Annotated[PositiveInt | None, Role.PLACEMENT] = Field(
+        None,
+        description="Processes that read and encode rows. By default one a core, at most 16. The "
+        "result is the same for any number.",
+    )
 
     @model_validator(mode="after")
     def _all_or_no_weights(self) -> "SourcesConfig":
@@ -145,30 +230,70 @@ class SourcesConfig(Config):
             raise ValueError("datasets: give each a weight, or none")
         return self
 
+    def require_datasets(self) -> None:
+        """Errors: ValueError, as told of the stage's whole configuration, when there are none."""
+        if not self.datasets:
+            raise ValueError("data.datasets: name at least one")
+
+    def require_whole_datasets(self, advice: str) -> None:
+        """Errors: ValueError when there are none, or one whose rows are chosen. advice: what to do
+        instead."""
+        self.require_datasets()
+        for index, dataset in enumerate(self.datasets):
+            for key in _CHOOSE_ROWS:
+                if getattr(dataset, key) is not None:
+                    raise ValueError(f"data.datasets[{index}].{key}: {advice}")
+
 
 class DataConfig(SourcesConfig):
-    """Either `datasets` with their `chat_template`, or `prepared`: a dataset that `entrypoint
-    prepare` made, or `indexed`: a PREFIX of each PREFIX_text_document.{bin,idx}, with
-    PREFIX_kinds_document beside it, that `entrypoint tokenize` made.
+    """What is trained on: datasets with their chat template, or data that is already tokenised."""
 
-    chat_template: one of ours (data/chat/jinja), or `model`: the tokenizer's own.
-    train_on: the assistant's turns that are learned, of rows that don't say it themselves.
-    control_tokens: a row whose content holds a special token is bad, or the token is kept as such.
-    without_kinds: what to do with .bin/.idx that have no kinds of their tokens beside them.
-    debug_oom: the longest rows first.
-    cache_dir: prepared data is kept there, and found again by whatever has the same identity.
-    """
-
-    chat_template: Literal[(*TEMPLATES, "model")] | None = None
-    prepared: Annotated[Path | None, Role.INPUT] = None
-    indexed: Annotated[list[Path], Role.INPUT] = Field(default_factory=list)
-    special_tokens: SpecialTokens = SpecialTokens()
-    train_on: Literal["all_turns", "last_turn"] = "all_turns"
-    train_on_thoughts: bool = True
-    control_tokens: Literal["refuse", "keep"] = "refuse"
-    without_kinds: Literal["refuse", "train_all"] = "refuse"
-    debug_oom: bool = False
-    cache_dir: Annotated[Path | None, Role.PLACEMENT] = None
+    chat_template: Literal[(*TEMPLATES, "model")] | None = Field(
+        None,
+        description="Template that turns messages into text: one of ours, or model, the "
+        "tokenizer's own. It belongs to datasets: data that is already tokenised needs none.",
+    )
+    prepared: Annotated[Path | None, Role.INPUT] = Field(
+        None, description="Instead of datasets: a dataset that `entrypoint prepare` wrote."
+    )
+    indexed: Annotated[list[Path], Role.INPUT] = Field(
+        default_factory=list,
+        description="Instead of datasets: prefixes PREFIX of the files "
+        "PREFIX_text_document.{bin,idx} and PREFIX_kinds_document.{bin,idx} that "
+        "`entrypoint tokenize` wrote.",
+    )
+    special_tokens: SpecialTokens = Field(
+        SpecialTokens(),
+        description="Special tokens, where they should differ from the tokenizer's.",
+    )
+    train_on: Literal["all_turns", "last_turn"] = Field(
+        "all_turns",
+        description="Which turns of the assistant are trained on, in rows that do not say it "
+        "themselves.",
+    )
+    train_on_thoughts: bool = Field(
+        True, description="Whether the assistant's thoughts are trained on too."
+    )
+    control_tokens: Literal["refuse", "keep"] = Field(
+        "refuse",
+        description="A special token written inside a message's text: refuse makes the row bad, "
+        "keep encodes it as the special token, which lets a text end its own turn.",
+    )
+    without_kinds: Literal["refuse", "train_all"] = Field(
+        "refuse",
+        description="What to do with indexed files without PREFIX_kinds_document, which says which "
+        "tokens are trained on: refuse them, or train on all tokens.",
+    )
+    debug_oom: bool = Field(
+        False,
+        description="For trials: the longest rows come first, so that a run that needs too much "
+        "memory fails at once.",
+    )
+    cache_dir: Annotated[Path | None, Role.PLACEMENT] = Field(
+        None,
+        description="Folder where prepared data is kept and found again by later runs with the "
+        "same data settings and inputs.",
+    )
 
     @field_validator("indexed")
     @classmethod
@@ -187,40 +312,51 @@ class DataConfig(SourcesConfig):
 
 
 class SequenceConfig(Config):
-    """max_seq_length: of a row, in tokens. overlong: what becomes of a longer sequence; its end
-    is cut off, it is cut into several, left out, or an error.
+    """How conversations and texts become the rows of supervised fine-tuning."""
 
-    packing: several sequences share a row, each seeing only itself. bfd: best-fit decreasing over
-    the whole dataset. k_bin_packed: best fit among 16 open rows, in the order of the data.
-    next_fit: only the last row is open.
-    """
-
-    max_seq_length: PositiveInt
-    overlong: Literal["truncate", "split", "drop", "fail"] = "truncate"
-    packing: Literal["none", "bfd", "k_bin_packed", "next_fit"] = "none"
+    max_seq_length: PositiveInt = Field(description="Length of a row, in tokens.")
+    overlong: Literal["truncate", "split", "drop", "fail"] = Field(
+        "truncate",
+        description="What becomes of a longer sequence. truncate: its end is cut off; split: it "
+        "becomes several; drop: it is a bad row; fail: the run ends.",
+    )
+    packing: _Packing = Field("none", description=_PACKING)
 
 
 class PairConfig(Config):
-    """How preference rows become pairs of token sequences.
+    """How preference rows become pairs of token sequences, a chosen and a rejected answer."""
 
-    max_prompt_length, max_completion_length: in tokens, of what both answers have in common and of
-    each answer. Of a longer prompt keep_prompt says which end stays. truncated_completions: a pair
-    with an answer that is cut here, or was when it was generated (chosen_is_truncated), is left
-    out, or trained on as it is. num_ref_rewards: quantiles are taken over so many of ref_rewards,
-    the first; by default the dataset's own quantile rewards, or else over all of them.
-
-    packing: whole pairs share a row of max_seq_length tokens, as in SequenceConfig. share_prompt:
-    a pair's prompt is in its row once, and both answers see it, by a mask.
-    """
-
-    max_prompt_length: PositiveInt | None = None
-    max_completion_length: PositiveInt | None = None
-    keep_prompt: Literal["start", "end"] = "end"
-    truncated_completions: Literal["drop", "train"] = "drop"
-    num_ref_rewards: PositiveInt | None = None
-    packing: Literal["none", "bfd", "k_bin_packed", "next_fit"] = "none"
-    max_seq_length: PositiveInt | None = None
-    share_prompt: Annotated[bool, Role.TOPOLOGY] = False
+    max_prompt_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of a prompt, at most: of what both answers have in common. A longer "
+        "one is cut. By default there is no limit.",
+    )
+    max_completion_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of an answer, at most. By default there is no limit.",
+    )
+    keep_prompt: Literal["start", "end"] = Field(
+        "end", description="Which end of a prompt that is too long is kept."
+    )
+    truncated_completions: Literal["drop", "train"] = Field(
+        "drop",
+        description="A pair with an answer that is cut here, or was cut when it was generated "
+        "(chosen_is_truncated): drop it as bad, or train on the answer as far as it goes.",
+    )
+    num_ref_rewards: PositiveInt | None = Field(
+        None,
+        description="Compute quantiles from the first so many ref_rewards of a row. By default the "
+        "row's own quantile rewards are used, or else all of its ref_rewards.",
+    )
+    packing: _Packing = Field("none", description="As sft.packing, with whole pairs.")
+    max_seq_length: PositiveInt | None = Field(
+        None, description="Length of a packed row, in tokens. Only packing needs it."
+    )
+    share_prompt: Annotated[bool, Role.TOPOLOGY] = Field(
+        False,
+        description="The prompt of a pair is in its row once, and both answers see it by a mask, "
+        "instead of once for each answer.",
+    )
 
     @model_validator(mode="after")
     def _length_of_packed_rows(self) -> "PairConfig":

@@ -103,7 +103,7 @@ def _request(
         settings = {**settings, "num_processes": None}  # The launcher starts them.
     stage = find_stage(record["stage"])
     overrides = _overrides(settings)
-    config = load_config(stage.load_config_class(), run_dir / CONFIG_NAME, overrides).config
+    config = load_config(stage.load_config_class(), run_dir / CONFIG_NAME, overrides)
     return Request(
         stage=stage.name,
         config=config,

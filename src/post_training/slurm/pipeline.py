@@ -63,23 +63,40 @@ _HASH_CHARACTERS = 8
 
 
 class StageEntry(Config):
-    """stage: as for entrypoint. needs: stages that must have finished, besides those referred to.
-    array: jobs that share the work of a stage that is done in chunks. scheduler: settings of the
-    site's scheduler that are otherwise for this stage."""
+    """A stage of a pipeline."""
 
-    stage: str
-    config: dict[str, Any] = Field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    array: PositiveInt | None = None
-    scheduler: dict[str, str | int] = Field(default_factory=dict)
+    stage: str = Field(description="Name of the stage, as for `entrypoint`.")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The stage's configuration, as a file would have it. Texts may hold references "
+        "${stages.NAME.ARTIFACT}.",
+    )
+    needs: tuple[str, ...] = Field(
+        (), description="Stages that must have finished, besides those that config refers to."
+    )
+    array: PositiveInt | None = Field(
+        None, description="Jobs that share the chunks of an annotation stage. By default one."
+    )
+    scheduler: dict[str, str | int] = Field(
+        default_factory=dict,
+        description="Settings of the site's scheduler that differ for this stage, such as nodes or "
+        "time.",
+    )
 
 
 class PipelineConfig(Config):
-    """sweep: {key as on the command line: the values it is to have}."""
+    """A pipeline's file."""
 
-    run_dir: Path
-    stages: Annotated[dict[Name, StageEntry], Field(min_length=1)]
-    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    run_dir: Path = Field(description="Folder of the pipeline; every run folder is below it.")
+    stages: Annotated[dict[Name, StageEntry], Field(min_length=1)] = Field(
+        description="{name: stage}, at least one. Names are letters, digits, _ and -, since they "
+        "name folders and stand in references."
+    )
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="{key as on the command line: its values}. There is a variant of the pipeline "
+        "for each combination.",
+    )
 
 
 @dataclass(frozen=True)
@@ -240,7 +257,7 @@ def _variant(path: Path, layer: Layer, settings: Mapping[str, Any]) -> Pipeline:
 
 def _stage_layer(path: Path, layer: Layer, name: str) -> Layer:
     if "config" not in layer.data["stages"][name]:
-        return Layer({}, {(): layer.origin(("stages", name))}, [])
+        return Layer({}, {(): layer.origin(("stages", name))})
     return extended(layer.section(("stages", name, "config")), path)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from post_training.config.load import load_config
 from post_training.config.model import Config
@@ -30,25 +30,36 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")
 
 
 class Scheduler(Config):
-    """time: the wall time, as sbatch takes it. signal_s: how long before its end the stage gets
-    SIGUSR1: a step and a checkpoint must fit, and Slurm may send it a minute early.
-    tasks_per_node: ranks, of which each has gpus_per_node / tasks_per_node GPUs; with one, the
-    entrypoint starts a process per GPU itself, which works on one node only.
-    requeue: whether the job may go back to the queue. watch_s: how often the job's script looks
-    whether the stage has ended without srun's notice. options: further words for sbatch."""
+    """What a job asks Slurm for: the #SBATCH lines."""
 
-    partition: str | None = None
-    account: str | None = None
-    reservation: str | None = None
-    time: str
-    nodes: PositiveInt = 1
-    gpus_per_node: NonNegativeInt = 0
-    tasks_per_node: PositiveInt = 1
-    cpus_per_task: PositiveInt
-    signal_s: PositiveInt
-    requeue: bool = True
-    watch_s: PositiveInt = 300
-    options: tuple[str, ...] = ()
+    partition: str | None = Field(None, description="Partition. By default the cluster's own.")
+    account: str | None = Field(
+        None, description="Account (project) that is charged. By default the user's own."
+    )
+    reservation: str | None = Field(None, description="Reservation to run in. By default none.")
+    time: str = Field(
+        description="Wall time as sbatch takes it: MINUTES, MM:SS, HH:MM:SS or D-HH:MM:SS. It must "
+        "be over signal_s and a minute, or the job would be stopped as soon as it starts."
+    )
+    nodes: PositiveInt = Field(1, description="Nodes of a job.")
+    gpus_per_node: NonNegativeInt = Field(0, description="GPUs of a node.")
+    tasks_per_node: PositiveInt = Field(
+        1,
+        description="Tasks (ranks) on a node, each with gpus_per_node / tasks_per_node GPUs. With "
+        "1 the entrypoint starts a process for each GPU itself, which works on one node only.",
+    )
+    cpus_per_task: PositiveInt = Field(description="Cores of each task.")
+    signal_s: PositiveInt = Field(
+        description="Seconds before the end of the wall time at which the stage gets SIGUSR1. A "
+        "step and a checkpoint must fit, and Slurm may send it a minute early."
+    )
+    requeue: bool = Field(True, description="Whether the job may go back to the queue.")
+    watch_s: PositiveInt = Field(
+        300,
+        description="Seconds between two looks of the job's script whether the stage has ended "
+        "without srun's notice.",
+    )
+    options: tuple[str, ...] = Field((), description="Further words for sbatch.")
 
     @field_validator("time")
     @classmethod
@@ -94,13 +105,21 @@ class Scheduler(Config):
 
 
 class Launcher(Config):
-    """srun: further words for srun. The rest is of Singularity alone. options: for `singularity
-    exec`. gpu_variable: gets the task's number on its node, so that each task sees one GPU."""
+    """How the compute nodes start an image."""
 
-    kind: Literal["edf", "singularity"]
-    srun: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    gpu_variable: str | None = None
+    kind: Literal["edf", "singularity"] = Field(
+        description="edf: srun has an --environment option that takes an EDF; singularity: the "
+        "EDF's mounts and variables become a Singularity command."
+    )
+    srun: tuple[str, ...] = Field((), description="Further words for srun.")
+    options: tuple[str, ...] = Field(
+        (), description="Further words for `singularity exec`. Only with kind singularity."
+    )
+    gpu_variable: str | None = Field(
+        None,
+        description="Variable that gets the task's number on its node, so that each task sees one "
+        "GPU. Only with kind singularity.",
+    )
 
     @model_validator(mode="after")
     def _edf_says_the_rest(self) -> "Launcher":
@@ -111,21 +130,32 @@ class Launcher(Config):
 
 
 class Storage(Config):
-    """scratch: for work. permanent: for what must last. Both may hold `${VARIABLES}`, since they
-    are the user's own. deleted_after_days: without use, on scratch; None where nothing is."""
+    """The site's file systems."""
 
-    scratch: str
-    permanent: str | None = None
-    deleted_after_days: PositiveInt | None = None
+    scratch: str = Field(
+        description="The user's folder for work. It may hold ${VARIABLES} of the environment."
+    )
+    permanent: str | None = Field(
+        None,
+        description="The user's folder for what must last. It may hold ${VARIABLES} of the "
+        "environment.",
+    )
+    deleted_after_days: PositiveInt | None = Field(
+        None,
+        description="Days without use after which the site deletes a file on scratch. By default "
+        "it deletes none.",
+    )
 
 
 class Site(Config):
-    """cache_dir: a folder on each node, for compiled kernels; never a shared file system."""
+    """A site's file."""
 
-    scheduler: Scheduler
-    launcher: Launcher
-    cache_dir: Path
-    storage: Storage
+    scheduler: Scheduler = Field(description="What a job asks Slurm for.")
+    launcher: Launcher = Field(description="How the compute nodes start an image.")
+    cache_dir: Path = Field(
+        description="Folder of each node for compiled kernels; never on a shared file system."
+    )
+    storage: Storage = Field(description="The site's file systems.")
 
 
 def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path = SITES_DIR) -> Site:
@@ -144,7 +174,7 @@ def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path =
         f"scheduler.{key}={json.dumps(value)}"
         for key, value in {**own_settings(name), **asked}.items()
     ]
-    return load_config(Site, path, overrides).config
+    return load_config(Site, path, overrides)
 
 
 def own_settings(name: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def submit_stage(
     """
     site_name, changes = site
     stage = find_stage(stage_name)
-    config = load_config(stage.load_config_class(), config_path, overrides).config
+    config = load_config(stage.load_config_class(), config_path, overrides)
     loaded = load_site(site_name, changes)
     run_dir = _run_dir(config, config_path)
     if num_chained > 1 and not config.continues:

@@ -1,4 +1,4 @@
-"""Settings that every stage has."""
+"""Settings that every stage has, and the configurations of the stages of this package."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -16,11 +16,18 @@ from post_training.data.config import (
 
 
 class DebugConfig(Config):
-    """enabled: the run is a trial: its record says so, and run_dir is below runs/debug unless set.
-    override_existing: a trial that is in the run folder is removed first. Nothing else ever is."""
+    """Whether the run is a trial."""
 
-    enabled: bool = False
-    override_existing: bool = False
+    enabled: bool = Field(
+        False,
+        description="The run is a trial: its record says so, and its folder is below runs/debug "
+        "unless run_dir is set.",
+    )
+    override_existing: bool = Field(
+        False,
+        description="Remove an earlier trial that is in the run folder. Only trials are ever "
+        "removed, and only by trials.",
+    )
 
     @model_validator(mode="after")
     def _only_trials(self) -> "DebugConfig":
@@ -30,24 +37,39 @@ class DebugConfig(Config):
 
 
 class StageConfig(Config):
-    """run_dir: the run folder. num_processes: local processes, when no launcher started us.
-    num_threads: CPU threads of each process; by default, its share of the machine's cores.
+    """What every stage has.
 
     ranks_count: whether the number of processes changes what comes out, and so is identity.
-    continues: whether what was stopped is gone on from, and not begun over. version: of the stage's
-    own code; raise it when the same settings and inputs come to other rows or weights. Run folders
-    of a pipeline are named by it, and chunks of another version are refused."""
+    continues: whether a stopped run is continued, and not begun over.
+    version: of the stage's own code. Raise it when the same settings and inputs come to other rows
+    or weights: run folders of a pipeline are named by it, and chunks of another version are
+    refused.
+    """
 
     version: ClassVar[int] = 1
     ranks_count: ClassVar[bool] = True
     continues: ClassVar[bool] = False
 
-    run_dir: Annotated[Path | None, Role.PLACEMENT] = None
-    num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
-    num_threads: Annotated[PositiveInt | None, Role.TOPOLOGY] = None
-    # numpy, which every trainer seeds too, knows 32 bits.
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    debug: Annotated[DebugConfig, Role.PLACEMENT] = DebugConfig()
+    run_dir: Annotated[Path | None, Role.PLACEMENT] = Field(
+        None, description="The run folder. By default a new one below runs/."
+    )
+    num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
+        None,
+        description="Processes on this machine, where no launcher (srun, torchrun) starts them. "
+        "By default one a GPU.",
+    )
+    num_threads: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
+        None,
+        description="CPU threads of each process. By default its share of the machine's cores.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(
+        0,
+        description="Seed of all that is random. At most 2³² − 1: numpy, which trainers seed too, "
+        "takes 32 bits.",
+    )
+    debug: Annotated[DebugConfig, Role.PLACEMENT] = Field(
+        DebugConfig(), description="Whether the run is a trial."
+    )
 
     def check_ranks(self, world_size: int) -> None:
         """Errors: UsageError when so many processes can't do this."""
@@ -62,23 +84,34 @@ class StageConfig(Config):
         return False
 
 
-# The configuration of `entrypoint init-model`.
-
-
 class InitModelConfig(StageConfig):
-    """corpus: JSONL files; the tokenizer is trained on every string in them."""
+    """`entrypoint init-model`: a small model with random weights, and a tokenizer for it."""
 
-    architecture: Literal["llama", "apertus"]
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    intermediate_size: PositiveInt
-    max_position_embeddings: PositiveInt
-    vocab_size: PositiveInt
-    tie_word_embeddings: bool = False
-    corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)]
-    chat_template: Literal[TEMPLATES] = "chatml"
+    architecture: Literal["llama", "apertus"] = Field(description="Kind of the model.")
+    hidden_size: PositiveInt = Field(
+        description="Width of the model. A multiple of 2 × num_attention_heads, since rotary "
+        "embeddings halve each head."
+    )
+    num_hidden_layers: PositiveInt = Field(description="Number of layers.")
+    num_attention_heads: PositiveInt = Field(description="Attention heads of a layer.")
+    num_key_value_heads: PositiveInt = Field(
+        description="Heads of keys and values. They are shared evenly, so this divides "
+        "num_attention_heads."
+    )
+    intermediate_size: PositiveInt = Field(description="Width of the MLPs.")
+    max_position_embeddings: PositiveInt = Field(description="Longest sequence, in tokens.")
+    vocab_size: PositiveInt = Field(
+        description="Most tokens that the vocabulary may have, special tokens included."
+    )
+    tie_word_embeddings: bool = Field(
+        False, description="Whether the output layer is the matrix of the embeddings."
+    )
+    corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)] = Field(
+        description="Files of rows (as JSONL); the tokenizer is trained on every string in them."
+    )
+    chat_template: Literal[TEMPLATES] = Field(
+        "chatml", description="Chat template of the tokenizer, one of ours."
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "InitModelConfig":
@@ -96,19 +129,21 @@ class InitModelConfig(StageConfig):
         return self
 
 
-# The configuration of `entrypoint mix`.
-
-
 class MixConfig(StageConfig):
-    """source_column: a column that is added, with the name of the row's dataset."""
+    """`entrypoint mix`: one dataset of rows from several."""
 
-    data: SourcesConfig
-    source_column: str | None = None
+    data: SourcesConfig = Field(
+        description="The datasets to mix. max_tokens is refused: rows have no tokens here."
+    )
+    source_column: str | None = Field(
+        None,
+        description="Name of a column that is added and holds the name of the row's dataset. By "
+        "default none is added.",
+    )
 
     @model_validator(mode="after")
     def _rows_alone(self) -> "MixConfig":
-        if not self.data.datasets:
-            raise ValueError("data.datasets: name at least one")
+        self.data.require_datasets()
         for index, dataset in enumerate(self.data.datasets):
             if dataset.max_tokens is not None:
                 raise ValueError(
@@ -117,45 +152,45 @@ class MixConfig(StageConfig):
         return self
 
 
-# The configuration of `entrypoint split`.
-
-
-_OF_A_MIXTURE = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
-
-
 class SplitConfig(StageConfig):
-    """eval_size: a share of the rows (0.05), or their number (500). stratify_by: a column; each of
-    its values has the same share of the evaluation rows as of all; by default, each dataset."""
+    """`entrypoint split`: a dataset in two, for training and for evaluation."""
 
-    data: SourcesConfig
-    eval_size: PositiveInt | Annotated[float, Field(gt=0, lt=1)]
-    stratify_by: str | None = None
+    data: SourcesConfig = Field(
+        description="The datasets to split, whole: a row that is used twice could be on both "
+        "sides, so mix afterwards."
+    )
+    eval_size: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Rows for evaluation: a share (0.05), or a number (500: an integer)."
+    )
+    stratify_by: str | None = Field(
+        None,
+        description="A column. Each of its values has the same share of the evaluation rows as of "
+        "all rows. By default each dataset has.",
+    )
 
     @model_validator(mode="after")
     def _whole_datasets(self) -> "SplitConfig":
-        if not self.data.datasets:
-            raise ValueError("data.datasets: name at least one")
-        for index, dataset in enumerate(self.data.datasets):
-            for key in _OF_A_MIXTURE:
-                if getattr(dataset, key) is not None:
-                    # A row that is used twice could be on both sides.
-                    raise ValueError(f"data.datasets[{index}].{key}: split first, then mix")
+        # A row that is used twice could be on both sides.
+        self.data.require_whole_datasets("split first, then mix")
         return self
 
 
-# The configuration of `entrypoint prepare`.
-
-
 class PrepareConfig(StageConfig):
-    """tokenizer: a model folder, or one with a tokenizer alone. data, and sft or dpo: as in a
-    training configuration, which can share them by `extends`."""
+    """`entrypoint prepare`: datasets to token ids and rows. A training configuration can share the
+    blocks by `extends`."""
 
     version: ClassVar[int] = 2
 
-    tokenizer: Annotated[Path, Role.INPUT]
-    data: DataConfig
-    sft: SequenceConfig | None = None
-    dpo: PairConfig | None = None
+    tokenizer: Annotated[Path, Role.INPUT] = Field(
+        description="A model folder, or one with a tokenizer alone."
+    )
+    data: DataConfig = Field(description="The datasets to prepare.")
+    sft: SequenceConfig | None = Field(
+        None, description="Prepare rows for supervised fine-tuning. Set exactly one of sft, dpo."
+    )
+    dpo: PairConfig | None = Field(
+        None, description="Prepare pairs for preference training. Set exactly one of sft, dpo."
+    )
 
     @model_validator(mode="after")
     def _something_to_prepare(self) -> "PrepareConfig":
@@ -166,36 +201,50 @@ class PrepareConfig(StageConfig):
         return self
 
 
-# The configuration of `entrypoint tokenize`.
-
-
 class ControlTokensConfig(Config):
-    """Ids of the tokens that stand around a turn, before and after it."""
+    """Ids of the tokens that stand before and after a turn."""
 
-    user: NonNegativeInt = 7
-    assistant: NonNegativeInt = 8
+    user: NonNegativeInt = Field(7, description="Id of the token around a user's turn.")
+    assistant: NonNegativeInt = Field(8, description="Id of the token around an assistant's turn.")
 
 
 class TokenizeConfig(StageConfig):
-    """inputs: JSONL files of documents, `{"text": "<<<|user|>>>…<<<|user|>>>…"}`.
-    tokenizer: a SentencePiece model, or the folder of a Hugging Face tokenizer.
-    eod: the piece that ends a document, where append_eod says so.
-    output_prefix: files are OUTPUT_PREFIX_text_document.bin and so on. max_rows: of good documents.
-    on_error: of a bad line: stop; leave it out; or also copy it to rejects.jsonl.
-    ignore: columns that are not to be read, as in a dataset's settings (data/config.py).
-    num_workers: processes; by default one for each core, at most 16.
-    """
+    """`entrypoint tokenize`: documents with markers to .bin and .idx files."""
 
-    inputs: Annotated[list[Path], Role.INPUT, Field(min_length=1)]
-    tokenizer: Annotated[Path, Role.INPUT]
-    control_tokens: ControlTokensConfig = ControlTokensConfig()
-    eod: str = "<|endoftext|>"
-    append_eod: bool = True
-    output_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "data"
-    max_rows: PositiveInt | None = None
-    on_error: Literal["fail", "skip", "quarantine"] = "fail"
-    ignore: Annotated[list[str], ADDED_LATER] = Field(default_factory=list)
-    num_workers: Annotated[PositiveInt | None, Role.PLACEMENT] = None
+    inputs: Annotated[list[Path], Role.INPUT, Field(min_length=1)] = Field(
+        description='JSONL files of documents: {"text": "<<<|user|>>>…<<<|user|>>>…"}.'
+    )
+    tokenizer: Annotated[Path, Role.INPUT] = Field(
+        description="A SentencePiece model, or the folder of a Hugging Face tokenizer."
+    )
+    control_tokens: ControlTokensConfig = Field(
+        ControlTokensConfig(), description="Ids of the tokens that replace the markers."
+    )
+    eod: str = Field("<|endoftext|>", description="The piece that ends a document.")
+    append_eod: bool = Field(True, description="Whether eod is appended to each document.")
+    output_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "data",
+        description="Beginning of the files' names, OUTPUT_PREFIX_text_document.bin and so on. "
+        "Letters, digits and . _ - alone, since it names files and no folder.",
+    )
+    max_rows: PositiveInt | None = Field(
+        None, description="Stop after so many good documents. By default all are used."
+    )
+    on_error: Literal["fail", "skip", "quarantine"] = Field(
+        "fail",
+        description="What a bad line does. fail: end the run; skip: be left out; quarantine: be "
+        "left out and copied to RUN/rejects.jsonl.",
+    )
+    ignore: Annotated[list[str], ADDED_LATER] = Field(
+        default_factory=list,
+        description="Columns that are not read although they would change what is trained, as in "
+        "the settings of a dataset.",
+    )
+    num_workers: Annotated[PositiveInt | None, Role.PLACEMENT] = Field(
+        None,
+        description="Processes that encode. By default one a core, at most 16. The files are the "
+        "same for any number.",
+    )
 
     @field_validator("ignore")
     @classmethod
@@ -205,16 +254,19 @@ class TokenizeConfig(StageConfig):
         return ignore
 
 
-# The configuration of `entrypoint convert-tokenizer`.
-
-
 class ConvertTokenizerConfig(StageConfig):
-    """sentencepiece_model: the .model file. corpus: files of rows, as JSONL and the like; the ids
-    of every string in them must be equal. control_tokens: as in `tokenize`, where there are any.
-    eod: the piece that ends a document; it becomes the tokenizer's eos token.
-    """
+    """`entrypoint convert-tokenizer`: a SentencePiece model into a Hugging Face tokenizer."""
 
-    sentencepiece_model: Annotated[Path, Role.INPUT]
-    corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)]
-    control_tokens: ControlTokensConfig | None = None
-    eod: str | None = None
+    sentencepiece_model: Annotated[Path, Role.INPUT] = Field(description="The .model file.")
+    corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)] = Field(
+        description="Files of rows (as JSONL). Both tokenizers must give the same ids for every "
+        "string in them."
+    )
+    control_tokens: ControlTokensConfig | None = Field(
+        None, description="As in `tokenize`. By default the tokenizer has no such tokens."
+    )
+    eod: str | None = Field(
+        None,
+        description="The piece that ends a document; it becomes the tokenizer's eos token. By "
+        "default it keeps its own.",
+    )

@@ -145,7 +145,7 @@ def _read_config(stage: Stage, request: Request) -> StageConfig:
     path = request.config_path
     if not path.exists():
         raise UsageError("no such file", where=str(path), hint=missing_path_hint(path))
-    return load_config(stage.load_config_class(), path, request.overrides).config
+    return load_config(stage.load_config_class(), path, request.overrides)
 
 
 def _remove_overruling_variables(launch: Launch | None) -> None:

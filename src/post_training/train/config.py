@@ -1,228 +1,51 @@
-"""Settings that every training stage has."""
+"""The configurations of the training stages: `entrypoint sft`, `dpo` and `reward-model`.
 
-import json
-from collections.abc import Mapping
-from fractions import Fraction
-from math import ceil
+The blocks that all of them have are in training_config.py.
+"""
+
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from post_training.config.faults import explain
 from post_training.config.model import Config, Role, not_default
-from post_training.core.errors import UsageError
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
 from post_training.models.config import ModelConfig
 from post_training.stages.config import StageConfig
-from post_training.train.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    check_minimum,
-    check_steps_or_share,
-    decimal,
-    known_optimizer,
+from post_training.train.training_config import (
+    CheckpointingConfig,
+    DistributedConfig,
+    LoggingConfig,
+    LoraConfig,
+    TrainingConfig,
+    accumulation_steps,
 )
 
-# Settings that depend on a name beside them: `optimizer_args` of `optimizer`, and the like.
-
-
-def complete(name: str, model: type[Config], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` with the defaults of `model`, so that the recipe says each value that counts.
-
-    Errors: ValueError, one line with every fault.
-    """
-    known = list(model.model_fields)
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{name} takes {', '.join(known) or 'none'} (got {', '.join(unknown)})")
-    try:
-        settings = model.model_validate_json(json.dumps(given), strict=True)
-    except ValidationError as error:
-        faults = explain(model, error, given, lambda path: "")
-        raise ValueError(f"{name}: {'; '.join(faults)}") from None
-    return settings.model_dump(mode="json", exclude_none=True)
-
-
-# Settings that every training stage has.
-
-
-DURATIONS = ("max_steps", "num_train_epochs", "num_training_samples", "num_training_tokens")
-
-
-class LoraConfig(Config):
-    """Train a low-rank addition to some matrices, W + (alpha / rank) B A, and nothing else
-    (https://arxiv.org/abs/2106.09685). RUN/adapter has it alone, RUN/model the sum.
-
-    target_modules: names of linear layers, as in config.json's architecture (q_proj, down_proj);
-    by default all of them but the output layer, which can't be one.
-    """
-
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: list[str] | None = Field(default=None, min_length=1)
-
-
-class TrainingConfig(Config):
-    """The length of the run is exactly one of max_steps, num_train_epochs, num_training_samples
-    (sequences, as they are before packing) and num_training_tokens (of packed rows). The last two
-    count with the means of the prepared rows: n tokens are n / (tokens of all rows) epochs.
-
-    effective_batch_size: rows in a step, over all processes and accumulation steps.
-    shuffle: the rows of each epoch in an order of its own; else always in the dataset's.
-    mixed_precision: dtype of the matrix products, whatever the weights'. warmup: steps if ≥ 1, else
-    a share of all steps. lr_scheduler_kwargs, optimizer_args: see schedules.py and
-    optimizer_settings.py. weight_decay: of matrices; not of norms and biases. max_grad_norm: 0
-    turns clipping off. use_liger_kernel: norms, rotary embeddings and MLPs as fused GPU kernels;
-    the loss has its own. padding_free: a micro-batch is a single row of all its sequences.
-    """
-
-    max_steps: PositiveInt | None = None
-    num_train_epochs: PositiveFloat | None = None
-    num_training_samples: PositiveInt | None = None
-    num_training_tokens: PositiveInt | None = None
-    effective_batch_size: PositiveInt
-    shuffle: bool = True
-    per_device_train_batch_size: Annotated[PositiveInt, Role.TOPOLOGY] = 1
-    padding_free: Annotated[bool, Role.TOPOLOGY] = False
-    gradient_checkpointing: Annotated[bool, Role.TOPOLOGY] = False
-    mixed_precision: Annotated[Literal["no", "bf16"], Role.TOPOLOGY] = "no"
-    torch_compile: Annotated[bool, Role.TOPOLOGY] = False
-    use_liger_kernel: Annotated[bool, Role.TOPOLOGY] = False
-    learning_rate: PositiveFloat
-    warmup: NonNegativeFloat = 0
-    lr_scheduler_type: Literal[tuple(SCHEDULES)] = "linear"
-    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    optimizer: Annotated[Literal[tuple(OPTIMIZERS)], BeforeValidator(known_optimizer)] = "adamw"
-    optimizer_args: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: NonNegativeFloat = 1.0
-
-    @field_validator("lr_scheduler_kwargs", "optimizer_args")
-    @classmethod
-    def _complete(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        of_schedule = info.field_name == "lr_scheduler_kwargs"
-        name = info.data.get("lr_scheduler_type" if of_schedule else "optimizer")
-        if name is None:  # it is wrong itself, and that is said
-            return given
-        return complete(name, (SCHEDULES if of_schedule else OPTIMIZERS)[name], given)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "TrainingConfig":
-        given = [name for name in DURATIONS if getattr(self, name) is not None]
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            raise ValueError(f"set exactly one of {', '.join(DURATIONS)} (got {got})")
-        return self
-
-    @model_validator(mode="after")
-    def _schedule(self) -> "TrainingConfig":
-        check_steps_or_share("warmup", self.warmup)
-        if "num_decay_steps" in self.lr_scheduler_kwargs:
-            decay = self.lr_scheduler_kwargs["num_decay_steps"]
-            check_steps_or_share("lr_scheduler_kwargs.num_decay_steps", decay)
-        check_minimum(self.lr_scheduler_kwargs, self.learning_rate)
-        if self.lr_scheduler_type == "constant" and self.warmup:
-            raise ValueError("lr_scheduler_type: constant has no warmup; use constant_with_warmup")
-        return self
-
-    def num_steps(self, counts: Mapping[str, int]) -> int:
-        """Optimizer steps over a dataset with these num_rows, num_sequences and num_tokens.
-
-        A part of a batch at the end is a step too; all steps have whole batches.
-        """
-        if self.max_steps is not None:
-            return self.max_steps
-        if self.num_train_epochs is not None:
-            num_epochs = decimal(self.num_train_epochs)
-        elif self.num_training_samples is not None:
-            num_epochs = Fraction(self.num_training_samples, counts["num_sequences"])
-        else:
-            num_epochs = Fraction(self.num_training_tokens, counts["num_tokens"])
-        return ceil(num_epochs * counts["num_rows"] / self.effective_batch_size)
-
-
-class DistributedConfig(Config):
-    """How training is divided among the processes. Each always has rows of its own.
-
-    strategy: ddp: every process has the whole model. zero1, zero2, zero3 (DeepSpeed): the
-    optimizer's state is divided; the gradients too; the weights too. fsdp2 (torch): all three.
-    offload: what lies in the memory of the CPU: the optimizer's state, or also the weights.
-    """
-
-    strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"] = "ddp"
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-
-    @property
-    def is_zero(self) -> bool:
-        return self.strategy.startswith("zero")
-
-    @model_validator(mode="after")
-    def _offload_of_what_is_divided(self) -> "DistributedConfig":
-        possible = {
-            "ddp": ("none",),
-            "zero1": ("none", "optimizer"),
-            "zero2": ("none", "optimizer"),
-            "zero3": ("none", "optimizer", "parameters"),
-            "fsdp2": ("none", "parameters"),  # torch moves the optimizer's state along with them
-        }[self.strategy]
-        if self.offload not in possible:
-            raise ValueError(
-                f"offload: {self.strategy} can have {' or '.join(possible)} (got {self.offload})"
-            )
-        return self
-
-
-class CheckpointingConfig(Config):
-    """A checkpoint, to go on from, is written every `save_steps` and at the end; the newest are
-    kept. inference_checkpoint_steps: a model folder for plain transformers is written so often too,
-    into RUN/inference_checkpoints/step-N; null or ≤ 0: never. inference_checkpoint_path: a folder
-    for them elsewhere, of this run alone, to which RUN/inference_checkpoints is then a link."""
-
-    save_steps: Annotated[PositiveInt, Role.PLACEMENT] = 500
-    save_total_limit: Annotated[PositiveInt | None, Role.PLACEMENT] = 2
-    inference_checkpoint_steps: Annotated[int | None, Role.PLACEMENT] = None
-    inference_checkpoint_path: Annotated[Path | None, Role.PLACEMENT] = None
-
-
-class LoggingConfig(Config):
-    """logging_steps: steps of a line in metrics.jsonl. report_to: who else gets the lines, in
-    RUN/tensorboard and RUN/wandb. wandb_run_name: the run folder's name if there is none.
-
-    W&B is online with a key, from the file that WANDB_API_KEY_FILE names or in WANDB_API_KEY, and
-    else offline; WANDB_MODE overrides that.
-    """
-
-    logging_steps: Annotated[PositiveInt, Role.PLACEMENT] = 10
-    report_to: Annotated[list[Literal["tensorboard", "wandb"]], Role.PLACEMENT] = Field(
-        default_factory=list
-    )
-    wandb_project: Annotated[str, Role.PLACEMENT] = "post-training"
-    wandb_run_name: Annotated[str | None, Role.PLACEMENT] = None
-    wandb_group: Annotated[str | None, Role.PLACEMENT] = None
-    wandb_tags: Annotated[list[str], Role.PLACEMENT] = Field(default_factory=list)
+_OF_IRL = ("irl_gamma", "irl_lambda")
+_OF_QRPO = ("normalize_loss_by_length", "quantile_transform")
+_OF_A_POLICY = ("packing", "max_seq_length", "share_prompt", "num_ref_rewards")
 
 
 class TrainingStageConfig(StageConfig):
+    """What every training stage has."""
+
     version: ClassVar[int] = 2
     continues: ClassVar[bool] = True
 
-    model: ModelConfig
-    lora: LoraConfig | None = None
-    training: TrainingConfig
-    distributed: Annotated[DistributedConfig, Role.TOPOLOGY] = DistributedConfig()
-    checkpointing: CheckpointingConfig = CheckpointingConfig()
-    logging: LoggingConfig = LoggingConfig()
+    model: ModelConfig = Field(description="The model to train.")
+    lora: LoraConfig | None = Field(
+        None, description="Train a low-rank addition (LoRA). By default the whole model is trained."
+    )
+    training: TrainingConfig = Field(
+        description="The length of the run, its batches, its numerics and its optimizer."
+    )
+    distributed: Annotated[DistributedConfig, Role.TOPOLOGY] = Field(
+        DistributedConfig(), description="How training is divided among the processes."
+    )
+    checkpointing: CheckpointingConfig = Field(
+        CheckpointingConfig(), description="Checkpoints, and models for inference along the way."
+    )
+    logging: LoggingConfig = Field(LoggingConfig(), description="Where the metrics go.")
 
     @property
     def rows_are_packed(self) -> bool:
@@ -265,38 +88,28 @@ class TrainingStageConfig(StageConfig):
         accumulation_steps(self.training, world_size)
 
 
-def accumulation_steps(training: TrainingConfig, num_processes: int) -> int:
-    """Micro-batches each process accumulates for one step.
-
-    Errors: UsageError when the processes can't share the batch evenly.
-    """
-    micro = training.per_device_train_batch_size
-    unit = micro * num_processes
-    effective = training.effective_batch_size
-    if effective % unit == 0:
-        return effective // unit
-    below = effective // unit * unit
-    nearest = f"{below} or {below + unit}" if below else f"{unit}"
-    raise UsageError(
-        f"effective_batch_size must be a multiple of per_device_train_batch_size × processes "
-        f"= {micro} × {num_processes} (got {effective}; nearest: {nearest})",
-        where="training",
-    )
-
-
-# Settings of the stages that evaluate while they train: sft and dpo.
-
-
 class EvaluationConfig(Config):
-    """datasets: read as data.datasets are, and never packed; or prepared, so made.
-    debug_subsample: use only the first rows of each dataset.
-    eval_steps: steps between two evaluations; there is always one at the end."""
+    """Rows to evaluate on while training."""
 
-    datasets: list[DatasetConfig] = Field(default_factory=list)
-    prepared: Annotated[Path | None, Role.INPUT] = None
-    debug_subsample: PositiveInt | None = None
-    eval_steps: Annotated[PositiveInt | None, Role.PLACEMENT] = None
-    per_device_eval_batch_size: Annotated[PositiveInt, Role.TOPOLOGY] = 8
+    datasets: list[DatasetConfig] = Field(
+        default_factory=list,
+        description="Read as data.datasets are, with their template, and never packed. Set either "
+        "datasets or prepared.",
+    )
+    prepared: Annotated[Path | None, Role.INPUT] = Field(
+        None, description="Instead of datasets: one that `entrypoint prepare` wrote."
+    )
+    debug_subsample: PositiveInt | None = Field(
+        None, description="For trials: only the first so many rows of each dataset."
+    )
+    eval_steps: Annotated[PositiveInt | None, Role.PLACEMENT] = Field(
+        None,
+        description="Steps between two evaluations. By default there is only the one at the end, "
+        "which there always is.",
+    )
+    per_device_eval_batch_size: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
+        8, description="Rows that one process evaluates at once."
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_source(self) -> "EvaluationConfig":
@@ -306,8 +119,12 @@ class EvaluationConfig(Config):
 
 
 class EvaluatedStageConfig(TrainingStageConfig):
-    data: DataConfig
-    evaluation: EvaluationConfig | None = None
+    """A training stage that can evaluate while it trains."""
+
+    data: DataConfig = Field(description="What is trained on.")
+    evaluation: EvaluationConfig | None = Field(
+        None, description="What is evaluated on. By default nothing is."
+    )
 
     @model_validator(mode="after")
     def _template_for_evaluation(self) -> "EvaluatedStageConfig":
@@ -332,23 +149,33 @@ class EvaluatedStageConfig(TrainingStageConfig):
         return self.data.model_copy(update=changed)
 
 
-# The configuration of `entrypoint sft`.
-
-
-_OF_IRL = ("irl_gamma", "irl_lambda")
-
-
 class SftLossConfig(Config):
-    """name: one of losses.py. prompt_loss_weight: of plw, ln-plw and irl; 0 leaves the prompt out.
-    sequence_level_loss: normalise within each sequence, then average over the sequences of the
-    global batch, instead of over all its tokens. irl_lambda, irl_gamma: weight of the temporal
-    difference and discount."""
+    """The loss of supervised fine-tuning. The formulas are in sft_loss.py."""
 
-    name: Literal["sft", "plw", "ln-plw", "irl"] = "plw"
-    prompt_loss_weight: float = Field(default=0.0, ge=0, le=1)
-    sequence_level_loss: bool = False
-    irl_lambda: NonNegativeFloat = 0.5
-    irl_gamma: float = Field(default=1.0, ge=0, le=1)
+    name: Literal["sft", "plw", "ln-plw", "irl"] = Field(
+        "plw",
+        description="sft: all tokens alike; plw: prompt tokens weigh prompt_loss_weight; ln-plw: "
+        "the same, with prompts and completions averaged apart; irl: ln-plw with a temporal "
+        "difference of values.",
+    )
+    prompt_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight of a prompt's token in plw, ln-plw and irl, from 0 (left out) to 1 (as "
+        "a completion's).",
+    )
+    sequence_level_loss: bool = Field(
+        False,
+        description="Normalise within each sequence, then average over the sequences of the global "
+        "batch. By default the average is over all its tokens.",
+    )
+    irl_lambda: NonNegativeFloat = Field(
+        0.5, description="Weight of irl's squared temporal difference."
+    )
+    irl_gamma: float = Field(
+        1.0, ge=0, le=1, description="Discount of the next token's value in irl."
+    )
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> "SftLossConfig":
@@ -360,37 +187,49 @@ class SftLossConfig(Config):
 
 
 class SftConfig(EvaluatedStageConfig):
+    """`entrypoint sft`: supervised fine-tuning."""
+
     version: ClassVar[int] = 2
 
-    sft: SequenceConfig
-    loss: SftLossConfig = SftLossConfig()
+    sft: SequenceConfig = Field(description="How conversations and texts become rows.")
+    loss: SftLossConfig = Field(SftLossConfig(), description="The loss.")
 
     @property
     def rows_are_packed(self) -> bool:
         return self.sft.packing != "none"
 
 
-# The configuration of `entrypoint dpo`.
-
-
-OF_QRPO = ("normalize_loss_by_length", "quantile_transform")
-
-
 class PreferenceLossConfig(Config):
-    """name: one of losses.py. beta: how much it costs to leave the reference.
+    """The loss of preference training. The formulas are in dpo_loss.py."""
 
-    normalize_beta_by_length: each answer's beta is divided by its number of tokens; dpo-norm is dpo
-    with it. label_smoothing: the share of pairs that are taken to be labelled the wrong way round.
-    quantile_transform, normalize_loss_by_length: of qrpo: f, and whether the squared error of an
-    answer is divided by its number of tokens.
-    """
-
-    name: Literal["dpo", "dpo-norm", "ipo", "hinge", "qrpo"] = "dpo"
-    beta: PositiveFloat
-    normalize_beta_by_length: bool = False
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    quantile_transform: Literal["identity", "log", "square", "sqrt", "normal"] = "identity"
-    normalize_loss_by_length: bool = False
+    name: Literal["dpo", "dpo-norm", "ipo", "hinge", "qrpo"] = Field(
+        "dpo",
+        description="The loss. dpo-norm is dpo with normalize_beta_by_length; qrpo needs quantile "
+        "rewards of the answers.",
+    )
+    beta: PositiveFloat = Field(
+        description="How much it costs to leave the reference model: the larger, the nearer the "
+        "policy stays."
+    )
+    normalize_beta_by_length: bool = Field(
+        False, description="Divide each answer's beta by its number of tokens."
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Share of the pairs that are taken to be labelled the wrong way round, for dpo "
+        "and dpo-norm. Below 0.5, where labels say nothing.",
+    )
+    quantile_transform: Literal["identity", "log", "square", "sqrt", "normal"] = Field(
+        "identity",
+        description="The function f that qrpo applies to an answer's quantile before it is the "
+        "target.",
+    )
+    normalize_loss_by_length: bool = Field(
+        False,
+        description="For qrpo: divide an answer's squared error by its number of tokens.",
+    )
 
     @property
     def beta_is_per_length(self) -> bool:
@@ -398,7 +237,7 @@ class PreferenceLossConfig(Config):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> "PreferenceLossConfig":
-        if self.name != "qrpo" and (of_qrpo := not_default(self, OF_QRPO)):
+        if self.name != "qrpo" and (of_qrpo := not_default(self, _OF_QRPO)):
             raise ValueError(f"{of_qrpo[0]} is a setting of qrpo (name is {self.name})")
         if self.label_smoothing and self.name not in ("dpo", "dpo-norm"):
             raise ValueError(f"label_smoothing is a setting of dpo (name is {self.name})")
@@ -406,18 +245,24 @@ class PreferenceLossConfig(Config):
 
 
 class ReferenceConfig(Config):
-    """Where the reference's logprobs come from; its weights are never in memory with the policy's.
+    """Where the logprobs of the reference model come from. Its weights are never in memory together
+    with the policy's."""
 
-    logprobs: `stored` in the dataset (ref_chosen_logprob, ref_rejected_logprob); `computed` in a
-    pass before training; `auto`: stored where every pair has them, and computed where none has.
-    ref_model_name_or_path: a model folder to compute them with; by default model.path.
-    tolerance: by how many nats a token a stored logprob may differ from what the untouched model
-    gives in the first step; default: 0.001, and 0.03 where the model computes in 16 bits.
-    """
-
-    logprobs: Literal["auto", "stored", "computed"] = "auto"
-    ref_model_name_or_path: Annotated[Path | None, Role.INPUT] = None
-    tolerance: Annotated[NonNegativeFloat | None, Role.PLACEMENT] = None
+    logprobs: Literal["auto", "stored", "computed"] = Field(
+        "auto",
+        description="stored: read from the dataset (ref_chosen_logprob, ref_rejected_logprob); "
+        "computed: in a pass before training; auto: stored where every pair has them, computed "
+        "where none has.",
+    )
+    ref_model_name_or_path: Annotated[Path | None, Role.INPUT] = Field(
+        None, description="Model folder to compute them with. By default model.path."
+    )
+    tolerance: Annotated[NonNegativeFloat | None, Role.PLACEMENT] = Field(
+        None,
+        description="How far, in nats a token, a stored logprob may be from what the untrained "
+        "model gives in the first step. By default 0.001, or 0.03 where the model computes in 16 "
+        "bits.",
+    )
 
     @model_validator(mode="after")
     def _a_model_computes(self) -> "ReferenceConfig":
@@ -427,11 +272,15 @@ class ReferenceConfig(Config):
 
 
 class DpoConfig(EvaluatedStageConfig):
+    """`entrypoint dpo`: preference training."""
+
     version: ClassVar[int] = 2
 
-    dpo: PairConfig
-    loss: PreferenceLossConfig
-    reference: ReferenceConfig = ReferenceConfig()
+    dpo: PairConfig = Field(description="How preference rows become pairs.")
+    loss: PreferenceLossConfig = Field(description="The loss.")
+    reference: ReferenceConfig = Field(
+        ReferenceConfig(), description="Where the logprobs of the reference model come from."
+    )
 
     @property
     def rows_are_packed(self) -> bool:
@@ -452,26 +301,25 @@ class DpoConfig(EvaluatedStageConfig):
         return self
 
 
-# The configuration of `entrypoint reward-model`.
-
-
-_OF_A_POLICY = ("packing", "max_seq_length", "share_prompt", "num_ref_rewards")
-
-
 class RewardModelConfig(TrainingStageConfig):
-    """data: preference rows. model: a language model, which gets a new output, or a reward model.
-    pairs: what is too long; by default a pair that would be cut is left out.
-    center_rewards_coefficient: of losses.py; 0: rewards have no fixed zero.
-    """
+    """`entrypoint reward-model`: a reward model from preference rows. `model` is a language model,
+    which gets a new output, or a reward model."""
 
-    data: DataConfig
-    pairs: PairConfig = PairConfig()
-    center_rewards_coefficient: NonNegativeFloat = 0.0
+    data: DataConfig = Field(description="Datasets of preference rows.")
+    pairs: PairConfig = Field(
+        PairConfig(),
+        description="What is too long. By default a pair that would be cut is left out. Packing "
+        "and what belongs to a policy is refused.",
+    )
+    center_rewards_coefficient: NonNegativeFloat = Field(
+        0.0,
+        description="Weight of the squared sum of a pair's two rewards in the loss, which centers "
+        "rewards on 0. 0: they have no fixed zero.",
+    )
 
     @model_validator(mode="after")
     def _pairs_alone(self) -> "RewardModelConfig":
-        if not self.data.datasets:
-            raise ValueError("data.datasets: name at least one")
+        self.data.require_datasets()
         defaults = PairConfig()
         for key in _OF_A_POLICY:
             if getattr(self.pairs, key) != getattr(defaults, key):

@@ -1,7 +1,13 @@
-"""The optimizers by name, and the settings of each. They are made in optimizers.py.
+"""The optimizers and the schedules of the learning rate, by name, with the settings of each.
 
-weight_decay is decoupled from the gradient in adamw, adamw_torch, ademamix, lion and adafactor; in
-sgd, rmsprop and adagrad it is part of the gradient (L2), as torch has it.
+They are made in arguments.py. weight_decay is decoupled from the gradient in adamw, adamw_torch,
+ademamix, lion and adafactor; in sgd, rmsprop and adagrad it is part of the gradient (L2), as torch
+has it.
+
+The schedules are transformers' own, under its names. Every one that has a warmup starts at 0
+(cosine_warmup_with_min_lr and warmup_stable_decay: at a share of the learning rate) and rises in a
+line to `learning_rate`. Those that follow a metric (reduce_lr_on_plateau, greedy) are left out:
+they would depend on when one evaluates.
 """
 
 from fractions import Fraction
@@ -14,23 +20,35 @@ from post_training.config.model import Config
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 _Betas = tuple[_Decay, _Decay]
+_EPS = "Added to the denominator of the update, against division by 0."
 
 
 class AdamW(Config):
-    betas: _Betas = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
+    """AdamW (https://arxiv.org/abs/1711.05101)."""
+
+    betas: _Betas = Field(
+        (0.9, 0.999),
+        description="Decays of the averages of the gradient and of its square. At 1 an average "
+        "would stand still.",
+    )
+    eps: PositiveFloat = Field(1e-8, description=_EPS)
 
 
 class AdEMAMix(AdamW):
-    """AdamW with a second, slow average of the gradients (https://arxiv.org/abs/2409.03137).
+    """AdamW with a second, slow average of the gradients (https://arxiv.org/abs/2409.03137)."""
 
-    beta3: its decay. alpha: its weight beside the fast one. t_alpha_beta3: the steps over which
-    both grow to these values; by default those of the whole run, and 1 turns it off.
-    """
-
-    beta3: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    alpha: NonNegativeFloat = 8.0
-    t_alpha_beta3: PositiveInt | None = None
+    beta3: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.999,
+        description="Decay of the slow average. At least betas[0], the decay of the fast one.",
+    )
+    alpha: NonNegativeFloat = Field(
+        8.0, description="Weight of the slow average beside the fast one."
+    )
+    t_alpha_beta3: PositiveInt | None = Field(
+        None,
+        description="Steps over which beta3 and alpha grow to their values. By default those of "
+        "the whole run; 1 turns the growth off.",
+    )
 
     @model_validator(mode="after")
     def _slow_is_slower(self) -> "AdEMAMix":
@@ -40,22 +58,46 @@ class AdEMAMix(AdamW):
 
 
 class Lion(Config):
-    betas: _Betas = (0.9, 0.99)
+    """Lion (https://arxiv.org/abs/2302.06675)."""
+
+    betas: _Betas = Field(
+        (0.9, 0.99),
+        description="Decay of the average in the update, and of the average that is kept.",
+    )
 
 
 class Adafactor(Config):
-    """With the learning rate of the schedule: none of its own, and not scaled by parameters."""
+    """Adafactor (https://arxiv.org/abs/1804.04235) with the learning rate of the schedule: none of
+    its own, and not scaled by parameters."""
 
-    eps: tuple[PositiveFloat, PositiveFloat] = (1e-30, 1e-3)
-    clip_threshold: PositiveFloat = 1.0
-    decay_rate: Annotated[float, Field(lt=0)] = -0.8
-    beta1: _Decay | None = None
+    eps: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1e-30, 1e-3),
+        description="Added to the square of the gradient; the second number has no effect, as "
+        "updates are not scaled by parameters.",
+    )
+    clip_threshold: PositiveFloat = Field(
+        1.0, description="Root mean square of an update above which it is scaled down."
+    )
+    decay_rate: Annotated[float, Field(lt=0)] = Field(
+        -0.8,
+        description="Exponent of the decay of the squares' average, 1 − step^decay_rate. Negative: "
+        "the average becomes longer with the steps.",
+    )
+    beta1: _Decay | None = Field(
+        None, description="Decay of an average of the updates. By default there is none."
+    )
 
 
 class Sgd(Config):
-    momentum: _Decay = 0.0
-    dampening: NonNegativeFloat = 0.0
-    nesterov: bool = False
+    """Stochastic gradient descent, as torch has it."""
+
+    momentum: _Decay = Field(0.0, description="Decay of the sum of the gradients. 0: no momentum.")
+    dampening: NonNegativeFloat = Field(
+        0.0, description="A new gradient counts 1 − dampening in the momentum."
+    )
+    nesterov: bool = Field(
+        False, description="Nesterov's momentum. It needs a momentum > 0 and no dampening."
+    )
 
     @model_validator(mode="after")
     def _nesterov(self) -> "Sgd":
@@ -65,15 +107,24 @@ class Sgd(Config):
 
 
 class RmsProp(Config):
-    alpha: _Decay = 0.99
-    eps: PositiveFloat = 1e-8
-    momentum: _Decay = 0.0
-    centered: bool = False
+    """RMSprop, as torch has it."""
+
+    alpha: _Decay = Field(0.99, description="Decay of the average of the squared gradient.")
+    eps: PositiveFloat = Field(1e-8, description=_EPS)
+    momentum: _Decay = Field(0.0, description="Decay of the sum of the updates. 0: no momentum.")
+    centered: bool = Field(
+        False,
+        description="Divide by an estimate of the gradient's variance, not of its mean square.",
+    )
 
 
 class Adagrad(Config):
-    lr_decay: NonNegativeFloat = 0.0
-    eps: PositiveFloat = 1e-10
+    """Adagrad, as torch has it."""
+
+    lr_decay: NonNegativeFloat = Field(
+        0.0, description="The learning rate is divided by 1 + (steps so far) × lr_decay."
+    )
+    eps: PositiveFloat = Field(1e-10, description=_EPS)
 
 
 # adamw: torch's fused kernel. adamw_torch: its other one, whose last bits are different.
@@ -87,86 +138,50 @@ OPTIMIZERS: dict[str, type[Config]] = {
     "rmsprop": RmsProp,
     "adagrad": Adagrad,
 }
-# One optimizer, one name: it is part of the recipe.
 _OTHER_NAMES = {"adamw_torch_fused": "adamw"}
-# Further names that transformers knows, by what it would need for them.
-NOT_HERE: dict[str, tuple[str, ...]] = {
-    "bitsandbytes": (
-        "adamw_bnb_8bit",
-        "adamw_8bit",
-        "ademamix_8bit",
-        "lion_8bit",
-        "lion_32bit",
-        "paged_adamw_32bit",
-        "paged_adamw_8bit",
-        "paged_ademamix_32bit",
-        "paged_ademamix_8bit",
-        "paged_lion_32bit",
-        "paged_lion_8bit",
-        "rmsprop_bnb",
-        "rmsprop_bnb_8bit",
-        "rmsprop_bnb_32bit",
-    ),
-    "galore-torch": (
-        "galore_adamw",
-        "galore_adamw_8bit",
-        "galore_adafactor",
-        "galore_adamw_layerwise",
-        "galore_adamw_8bit_layerwise",
-        "galore_adafactor_layerwise",
-    ),
-    "apollo-torch": ("apollo_adamw", "apollo_adamw_layerwise"),
-    "schedulefree": ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
-    "torchao": ("adamw_torch_4bit", "adamw_torch_8bit"),
-    "lomo-optim": ("lomo", "adalomo"),
-    "grokadamw": ("grokadamw",),
-    "torch-optimi": ("stable_adamw",),
-    "torchdistx": ("adamw_anyprecision",),
-    "torch-xla": ("adamw_torch_xla",),
-    "torch-npu": ("adamw_torch_npu_fused",),
-}
 
 
-def known_optimizer(name: object) -> object:
-    """Our name of an optimizer. Errors: ValueError for one that needs a package no image has."""
-    for package, names in NOT_HERE.items():
-        if name in names:
-            raise ValueError(
-                f"{name} needs {package}, which the images don't have "
-                f"(they have {', '.join(OPTIMIZERS)})"
-            )
+def normalize_optimizer_name(name: object) -> object:
+    """The one name of an optimizer that transformers has under two: it is part of the recipe."""
     return _OTHER_NAMES.get(name, name) if isinstance(name, str) else name
-
-
-# The schedules of the learning rate: transformers' own, under its names, with settings checked.
-#
-# Every one that has a warmup starts at 0 (cosine_warmup_with_min_lr and warmup_stable_decay: at a
-# share of the learning rate) and rises in a line to `learning_rate`. Those that follow a metric
-# (reduce_lr_on_plateau, greedy) are left out: they would depend on when one evaluates.
 
 
 _Shape = Literal["linear", "cosine", "1-sqrt"]
 
 
 class NoSettings(Config):
-    pass
+    """A schedule without settings of its own."""
 
 
 class Cosine(Config):
-    """num_cycles: 0.5 goes down once."""
+    """Goes down along a cosine to 0."""
 
-    num_cycles: PositiveFloat = 0.5
+    num_cycles: PositiveFloat = Field(
+        0.5, description="Waves of the cosine. 0.5: once from the top to the bottom."
+    )
 
 
 class CosineWithRestarts(Config):
-    num_cycles: PositiveInt = 1
+    """Goes down along a cosine to 0, several times."""
+
+    num_cycles: PositiveInt = Field(
+        1, description="How often it goes down, each time from the learning rate."
+    )
 
 
 class CosineWithMinimum(Cosine):
-    """Ends at min_lr, or at the share min_lr_rate of the learning rate."""
+    """Goes down along a cosine to a minimum."""
 
-    min_lr: NonNegativeFloat | None = None
-    min_lr_rate: float | None = Field(default=None, ge=0, le=1)
+    min_lr: NonNegativeFloat | None = Field(
+        None, description="Learning rate at the end. Set either min_lr or min_lr_rate."
+    )
+    min_lr_rate: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Learning rate at the end, as a share of learning_rate. Set either min_lr or "
+        "min_lr_rate.",
+    )
 
     @model_validator(mode="after")
     def _one_minimum(self) -> "CosineWithMinimum":
@@ -176,33 +191,53 @@ class CosineWithMinimum(Cosine):
 
 
 class CosineWarmupWithMinimum(CosineWithMinimum):
-    """warmup_lr_rate: the share of the learning rate that warmup starts from; by default that of
-    its first step."""
+    """The same, with a warmup that does not start from 0."""
 
-    warmup_lr_rate: float | None = Field(default=None, ge=0, le=1)
+    warmup_lr_rate: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of learning_rate that warmup starts from. By default that of its first "
+        "step.",
+    )
 
 
 class Polynomial(Config):
-    """Ends at lr_end."""
+    """Goes down along a power to lr_end."""
 
-    lr_end: NonNegativeFloat = 1e-7
-    power: PositiveFloat = 1.0
+    lr_end: NonNegativeFloat = Field(
+        1e-7, description="Learning rate at the end, below learning_rate."
+    )
+    power: PositiveFloat = Field(1.0, description="The power; 1 is a line.")
 
 
 class InverseSquareRoot(Config):
-    """timescale: steps; by default those of the warmup, or 10,000 where there is none."""
+    """Goes down as 1 / √step."""
 
-    timescale: PositiveInt | None = None
+    timescale: PositiveInt | None = Field(
+        None,
+        description="Steps after the warmup in which the rate falls to 1 / √2 of its top. By "
+        "default those of the warmup, or 10,000 where there is none.",
+    )
 
 
 class WarmupStableDecay(Config):
-    """num_decay_steps: steps if ≥ 1, else a share of all steps; they are the last ones."""
+    """Stays at the learning rate, and decays at the end."""
 
-    num_decay_steps: PositiveFloat
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    warmup_type: _Shape = "linear"
-    decay_type: _Shape = "cosine"
-    num_cycles: PositiveFloat = 0.5
+    num_decay_steps: PositiveFloat = Field(
+        description="Length of the decay, the last steps: steps if ≥ 1, else a share of all steps."
+    )
+    min_lr_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Learning rate at both ends, as a share of learning_rate.",
+    )
+    warmup_type: _Shape = Field("linear", description="Shape of the warmup.")
+    decay_type: _Shape = Field("cosine", description="Shape of the decay.")
+    num_cycles: PositiveFloat = Field(
+        0.5, description="Waves of a cosine shape. 0.5: once from one end to the other."
+    )
 
 
 SCHEDULES: dict[str, type[Config]] = {

@@ -1,4 +1,3 @@
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,16 +8,6 @@ from post_training.config.load import load_config
 from post_training.config.model import Config
 from post_training.core import yaml
 from post_training.core.errors import ConfigError
-
-
-class Size(Enum):
-    SMALL = "small"
-    LARGE = "large"
-
-
-class Filter(Config):
-    kind: Literal["filter"]
-    column: str
 
 
 class Sample(Config):
@@ -46,22 +35,18 @@ class Inner(Config):
 
 class Settings(Config):
     number: float = 0.0
-    count: Annotated[int, Field(ge=2, lt=10, multiple_of=2)] = 2
+    count: Annotated[int, Field(ge=2, lt=10)] = 2
     flag: bool = False
-    text: Annotated[str, Field(pattern="^a+$", min_length=2, max_length=4)] = "aa"
+    text: Annotated[str, Field(pattern="^a+$", min_length=2)] = "aa"
     path: Path = Path("x")
-    size: Size = Size.SMALL
+    size: Literal["small", "large"] = "small"
     pair: tuple[int, int] = (1, 2)
     names: list[str] = Field(["a"], min_length=1, max_length=2)
-    unique: set[int] = Field(default_factory=set)
     table: dict[str, float] = Field(default_factory=dict)
     steps: PositiveInt | Literal["auto"] = "auto"
     source: Inner | str | None = None
     one_or_more: str | list[str] = "a"
-    transforms: list[Annotated[Filter | Sample, Field(discriminator="kind")]] = Field(
-        default_factory=list
-    )
-    either: Filter | Sample | None = None
+    transforms: list[Sample] = Field(default_factory=list)
     inner: Inner = Inner()
 
 
@@ -87,14 +72,12 @@ def faults_of(tmp_path, monkeypatch):
         ("number: 1e999", "number: must be finite (got inf)"),
         ("count: 0", "count: must be >= 2 (got 0)"),
         ("count: 10", "count: must be < 10 (got 10)"),
-        ("count: 3", "count: must be a multiple of 2 (got 3)"),
         ("count: 1e1", "count: must be an integer (got 10.0; write 10)"),
         ("flag: no", "flag: must be true or false (got 'no')"),
         ("flag: 1", "flag: must be true or false (got 1)"),
         ("text: 3", "text: must be a string (got 3)"),
         ("text: ab", "text: must be text that matches ^a+$ (got 'ab')"),
         ("text: a", "text: must have at least 2 characters (has 1)"),
-        ("text: aaaaa", "text: must have at most 4 characters (has 5)"),
         ("path: 3", "path: must be a string (got 3)"),
         ("size: smal", "size: must be 'small' or 'large' (got 'smal'), did you mean 'small'?"),
         ("size: 7", "size: must be 'small' or 'large' (got 7)"),
@@ -105,7 +88,6 @@ def faults_of(tmp_path, monkeypatch):
         ("names: []", "names: must have at least 1 items (has 0)"),
         ("names: [a, b, c]", "names: must have at most 2 items (has 3)"),
         ("names: a", "names: must be a list (got 'a')"),
-        ("unique: a", "unique: must be a list (got 'a')"),
         ("table: [1, 2]", "table: must be a mapping (got [1, 2])"),
         ("table: {a: b}", "table.a: must be a number (got 'b')"),
         ("inner: 3", "inner: must be a mapping (got 3)"),
@@ -120,14 +102,11 @@ def faults_of(tmp_path, monkeypatch):
         ("source: {weight: 0}", "source.weight: must be > 0 (got 0)"),
         ("one_or_more: 3", "one_or_more: must be a string or a list (got 3)"),
         ("one_or_more: [3]", "one_or_more[0]: must be a string (got 3)"),
-        ("either: {kind: sample, num_rows: a}", "either.num_rows: must be an integer (got 'a')"),
-        # members told apart by `kind`
+        # models in a list
         ("transforms: [{kind: sample}]", "transforms[0].num_rows: missing (an integer > 0)"),
-        ("transforms: [{}]", "transforms[0].kind: missing (one of 'filter', 'sample')"),
         (
-            "transforms: [{kind: sampel}]",
-            "transforms[0].kind: must be one of 'filter', 'sample' (got 'sampel'),"
-            " did you mean 'sample'?",
+            "transforms: [{kind: sampel, num_rows: 1}]",
+            "transforms[0].kind: must be 'sample' (got 'sampel'), did you mean 'sample'?",
         ),
         ("transforms: [3]", "transforms[0]: must be a mapping (got 3)"),
         (
@@ -137,10 +116,6 @@ def faults_of(tmp_path, monkeypatch):
         (
             "transforms: [{kind: sample, num_rows: 1, zzz: 2}]",
             "transforms[0]: unknown key 'zzz' (known: kind, num_rows)",
-        ),
-        (
-            "transforms: [{kind: sample, num_rows: 1, colum: 2}]",
-            "transforms[0]: unknown key 'colum', did you mean 'transforms[].column'?",
         ),
     ],
 )
@@ -184,9 +159,9 @@ class Stage(Config):
     training: Section | None = None
 
 
-def test_missing_key_is_named_with_type_and_description(faults_of):
+def test_missing_key_is_named_with_its_type_and_without_its_description(faults_of):
     assert faults_of(Sections, "training: {}") == [
-        "f.yaml: training.max_steps: missing (an integer > 0: optimizer steps)"
+        "f.yaml: training.max_steps: missing (an integer > 0)"
     ]
     assert faults_of(Sections, "sampling: {}") == [
         "f.yaml: training: missing (a mapping with max_steps)"
@@ -269,4 +244,4 @@ def test_error_without_words_of_ours_keeps_those_of_pydantic(faults_of):
 @pytest.mark.parametrize("value", [0.1, 1e-300, 5e-324, 1.7976931348623157e308, 0.1 + 0.2])
 def test_number_passes_the_check_bit_by_bit(tmp_path, value):
     (tmp_path / "f.yaml").write_text(yaml.dump({"number": value}))
-    assert load_config(Settings, tmp_path / "f.yaml").config.number == value
+    assert load_config(Settings, tmp_path / "f.yaml").number == value

@@ -13,7 +13,7 @@ from post_training.train.config import SftConfig, accumulation_steps
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS_DIR.glob("tiny-*.yaml")))
 def test_preset_of_a_tiny_model_needs_only_a_corpus(tmp_path, name):
     (tmp_path / "init.yaml").write_text(f"extends: preset:{name}\ncorpus: [x.jsonl]\n")
-    config = load_config(InitModelConfig, tmp_path / "init.yaml").config
+    config = load_config(InitModelConfig, tmp_path / "init.yaml")
     assert name == f"tiny-{config.architecture}"
     assert config.hidden_size == 256
 
@@ -43,7 +43,7 @@ def load_preset(tmp_path: Path, name: str, *overrides: str) -> SftConfig:
         "training: {num_train_epochs: 2}\n"
         "sft: {max_seq_length: 4096, packing: bfd}\n"
     )
-    return load_config(SftConfig, tmp_path / "sft.yaml", overrides).config
+    return load_config(SftConfig, tmp_path / "sft.yaml", overrides)
 
 
 @pytest.mark.parametrize("name", TRAINING)
