@@ -60,7 +60,6 @@ def test_buildah_and_podman_build_inspect_and_mount_the_same_image(only, tmp_pat
     assert len(digests) == 1
 
 
-@pytest.mark.skipif(not shutil.which("buildah"), reason="buildah is not installed")
 def test_buildah_mounts_again_what_a_killed_process_left(only, tmp_path):
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /word\n")
     only("buildah")

@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.long, pytest.mark.image]
+from helpers.real_data import GSM8K, needs_gsm8k
+
 REPOSITORY = Path(__file__).parents[2]
-GSM8K = REPOSITORY.parent / "shared/data/gsm8k"
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "arithmetic-preference",
-        pytest.param(
-            "gsm8k-alignment",
-            marks=pytest.mark.skipif(not GSM8K.exists(), reason=f"no {GSM8K}"),
-        ),
+        pytest.param("gsm8k-alignment", marks=needs_gsm8k),
     ],
 )
 def test_experiment_gives_what_it_once_gave(image_edf, post_training, tmp_path: Path, name: str):

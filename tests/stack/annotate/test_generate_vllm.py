@@ -10,8 +10,6 @@ import pytest
 from helpers.annotation_stages import rows_of
 from helpers.vllm_runs import run_with_vllm
 
-pytest.importorskip("vllm")
-
 POISONED = "poison in self.endings._decode(prompt.ids)"
 
 

@@ -14,8 +14,6 @@ from helpers.annotation_stages import run_stage
 from helpers.vllm_runs import run_with_vllm
 from post_training.models.reference import Reference
 
-pytest.importorskip("vllm")
-
 NATS_A_TOKEN = 2e-6  # that float32 may be off
 
 POISONED = "any(poison in answer for answer in prompt.completions)"

@@ -9,12 +9,12 @@ import torch
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
+from helpers.real_data import GSM8K, needs_gsm8k
 from helpers.stage_process import start_entrypoint
 from post_training.core.errors import PostTrainingError, UsageError
 
 REPOSITORY = Path(__file__).parents[3]
 FINAL_NUMBER = REPOSITORY / "reproducibility/gsm8k-alignment/final_number.py"
-SOLUTIONS = REPOSITORY.parent / "shared/data/gsm8k/example_model_solutions.jsonl"
 # Without marks, as reward models have it; it knows no system messages.
 PLAIN = (
     "{% for m in messages if m.role != 'system' %}"
@@ -134,14 +134,14 @@ def test_rewards_of_several_judges_stand_beside_each_other(reward_model, tmp_pat
         judged(tmp_path / "again", tmp_path / "one", model)
 
 
-@pytest.mark.skipif(not SOLUTIONS.exists(), reason="no GSM8K in ../shared/data")
+@needs_gsm8k
 def test_final_number_agrees_with_gsm8ks_own_verdicts():
     from post_training.data.config import FunctionLimits
     from post_training.data.rewards import find_reward
 
     reward = find_reward("final_number", [FINAL_NUMBER], FunctionLimits())
     number = 0
-    for line in SOLUTIONS.open():
+    for line in (GSM8K / "example_model_solutions.jsonl").open():
         row = json.loads(line)
         source = {"original_metadata": {"answer": row["ground_truth"]}}
         found = [each for each in row.values() if isinstance(each, dict)]

@@ -72,7 +72,8 @@ def test_vocabulary_byte_level_tokens_spell_any_text(text: str):
 
 
 def test_vocabulary_sentencepiece_markers_are_special_and_line_breaks_text(tmp_path: Path):
-    sentencepiece = pytest.importorskip("sentencepiece")
+    import sentencepiece
+
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["some merges and more", "merges, some more"] * 20),

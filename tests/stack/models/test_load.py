@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.real_data import TOKENIZERS, needs_tokenizers
 from post_training.core.errors import PostTrainingError
 
 
@@ -120,13 +121,18 @@ class Tokenizer(PreTrainedTokenizerFast):
 """
 
 
-@pytest.mark.parametrize("with_file", [True, False])
+IN_CONFIG = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config"}
+IN_TOKENIZER = {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+
+
 @pytest.mark.parametrize(
-    ("file", "auto_map"),
+    ("file", "auto_map", "with_file"),
     [
-        ("config.json", {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config"}),
-        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}),
-        (None, None),
+        ("config.json", IN_CONFIG, True),
+        ("config.json", IN_CONFIG, False),
+        ("tokenizer_config.json", IN_TOKENIZER, True),
+        ("tokenizer_config.json", IN_TOKENIZER, False),
+        (None, None, True),
     ],
 )
 def test_folder_with_code_is_refused_in_one_line_and_nothing_is_run(
@@ -139,8 +145,6 @@ def test_folder_with_code_is_refused_in_one_line_and_nothing_is_run(
 ):
     from post_training.models.load import load_model, load_tokenizer
 
-    if not with_file and file is None:
-        pytest.skip("nothing is wrong with this one")
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     mark = tmp_path / "it ran"
     if with_file:
@@ -210,16 +214,13 @@ def test_load_tokenizer_whose_class_gives_other_ids_than_its_file_is_refused(cop
     load_tokenizer(with_class(copy, "PreTrainedTokenizerFast"))
 
 
-REAL = Path(__file__).parents[4] / "shared/data/tokenizers"
-
-
-@pytest.mark.skipif(not REAL.exists(), reason="no real tokenizers are here")
+@needs_tokenizers
 def test_real_tokenizers_give_the_ids_of_their_files_or_are_refused(tmp_path: Path):
     from post_training.models.load import load_tokenizer
 
     for name in ("qwen3", "smollm2"):
-        load_tokenizer(REAL / name)
+        load_tokenizer(TOKENIZERS / name)
     with pytest.raises(PostTrainingError, match="disagree on the ids of 'Hello world'"):
-        load_tokenizer(REAL / "deepseek-v3")
-    copied = Path(shutil.copytree(REAL / "deepseek-v3", tmp_path / "deepseek"))
+        load_tokenizer(TOKENIZERS / "deepseek-v3")
+    copied = Path(shutil.copytree(TOKENIZERS / "deepseek-v3", tmp_path / "deepseek"))
     load_tokenizer(with_class(copied, "PreTrainedTokenizerFast"))

@@ -90,7 +90,6 @@ def test_logprobs_and_samples_stay_below_the_long_factors(longrope: Path, tmp_pa
 def test_engine_that_would_take_the_long_factors_for_all_rows_is_refused(
     longrope: Path, tmp_path: Path
 ):
-    pytest.importorskip("vllm")
     from post_training.annotate.config import VllmConfig
     from post_training.annotate.engine import VllmEngine
     from post_training.models.config import ModelConfig

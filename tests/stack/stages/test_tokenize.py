@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from helpers.real_data import GSM8K, needs_gsm8k
 from helpers.tokenize_runs import (
     GOOD,
     OTHER,
@@ -21,8 +22,6 @@ from helpers.tokenize_runs import (
 )
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
-
-GSM8K = Path(__file__).parents[4] / "shared/data/gsm8k/test.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +178,14 @@ def test_tokenize_with_a_hugging_face_tokenizer(init_model: Any, tmp_path: Path)
     ]
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="no GSM8K in ../shared/data")
+@needs_gsm8k
 def test_tokenize_trains_exactly_the_answers_of_gsm8k(tmp_path: Path):
     import numpy as np
     import sentencepiece
 
     from post_training.data.indexed import IndexedDataset, open_kinds
 
-    rows = [json.loads(line) for line in GSM8K.open()]
+    rows = [json.loads(line) for line in (GSM8K / "test.jsonl").open()]
     corpus = [text for row in rows for text in row.values()]
     model = train_model(tmp_path / "m.model", corpus, vocab_size=1000)
     lines = [{"text": document(row["question"], row["answer"])} for row in rows]

@@ -8,13 +8,9 @@ import signal
 import struct
 import threading
 
+import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("tensorboard")
-pytest.importorskip("wandb")
-
-import numpy as np
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft

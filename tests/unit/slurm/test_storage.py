@@ -81,7 +81,6 @@ def test_setup_makes_folders_and_links_and_twice_is_the_same(place):
 
 
 # install-tools brings it; a machine set up by hand may lack it.
-@pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not installed")
 def test_setup_what_is_made_later_is_open_to_the_group_whatever_the_umask(place):
     setup(place)
     earlier = os.umask(0o077)

@@ -3,7 +3,6 @@ text, every template and several kinds of tokenizer."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.encoded_rows import assistant, encode, encoder, of_kind, user
+from helpers.real_data import GSM8K, needs_gsm8k
 from post_training.data.chat.rendering import message_dicts, render
 from post_training.data.chat.templates import MARKERS
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Conversation, Message, ToolCall
 from post_training.data.tokenize import Encoder
-
-GSM8K = Path(__file__).parents[5] / "shared/data/gsm8k/train.jsonl"
 
 
 def naive(conversation: Conversation, own: Encoder, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -131,12 +129,12 @@ def test_encode_token_across_the_start_of_an_answer_is_trained():
     assert of_kind(sequence, COMPLETION, tokenizer) == "·\n\n\ncd<|im_end|>·"
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="no GSM8K beside the repository")
+@needs_gsm8k
 @pytest.mark.parametrize("name", MARKERS)
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace first"])
 def test_encode_gsm8k_equals_transformers(kind: str, name: str, tokenizers: Any):
     own = encoder(tokenizers[kind], name)
-    with open(GSM8K, encoding="utf-8") as file:
+    with open(GSM8K / "train.jsonl", encoding="utf-8") as file:
         lines = [json.loads(line) for _, line in zip(range(100), file, strict=False)]
     for line in lines:
         conversation = Conversation((user(line["question"]), assistant(line["answer"])))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
 
+from helpers.real_data import TOKENIZERS, needs_tokenizers
 from post_training.core.errors import PostTrainingError
 from post_training.data.chat import rendering
 from post_training.data.chat.rendering import message_dicts, render
@@ -219,7 +221,6 @@ def test_apertus_developer_message_stands_in_place_of_its_own(wide: Any):
 
 
 def test_mistral_equals_mistral_common(wide: Any):
-    pytest.importorskip("mistral_common")
     import mistral_common
     from mistral_common.protocol.instruct.messages import (
         AssistantMessage,
@@ -259,8 +260,6 @@ def test_mistral_equals_mistral_common(wide: Any):
 
 def test_llama_3_equals_the_template_that_trl_ships(wide: Any):
     found = importlib.util.find_spec("trl")
-    if found is None:
-        pytest.skip("no trl here")
     theirs = Path(found.origin).parent / "chat_templates" / "llama3.jinja"
     # Theirs strips contents.
     contents = [message.content.strip() for message in (SYSTEM, *DIALOGUE)]
@@ -333,7 +332,6 @@ PRINTS_ALL = (
     "{% endgeneration %}{% else %}{{ m.content }}{{ m.name }}{{ m.tool_call_id }}{% endif %}\n"
     "{% endfor %}"
 )
-TOKENIZERS = Path(__file__).parents[5] / "shared" / "data" / "tokenizers"
 
 
 def served(row: dict[str, Any], template: str, tokenizer: Any, **options: Any) -> Any:
@@ -355,14 +353,10 @@ def test_row_with_tools_is_trained_as_the_saved_template_serves_it(name: str, wi
         assert text == expected
 
 
+@needs_tokenizers
 @pytest.mark.parametrize("folder", ["smollm2", "qwen3", "deepseek-v3"])
 def test_row_with_tools_has_the_ids_that_a_real_tokenizer_gives(folder: str):
-    path = TOKENIZERS / folder
-    if not path.exists():
-        pytest.skip("no tokenizers beside the repository")
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZERS / folder)
     tokenizer.chat_template = PRINTS_ALL
     row = row_with_tools("model")
     encoder = Encoder.create(

@@ -7,20 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.data.rows import BadRow
-
-sentencepiece = pytest.importorskip("sentencepiece")
-
 from post_training.data.control.documents import (
     DocumentEncoder,
     load_span_tokenizer,
     spans_between_markers,
     turns_of,
 )
+from post_training.data.rows import BadRow
 
 U, A = "<<<|user|>>>", "<<<|assistant|>>>"
 EOD, USER, ASSISTANT = 3, 7, 8

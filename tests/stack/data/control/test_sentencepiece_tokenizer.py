@@ -4,26 +4,22 @@ import io
 import itertools
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from post_training.core.errors import PostTrainingError
-from post_training.data.rows import Place, Record
-
-sentencepiece = pytest.importorskip("sentencepiece")
-
+import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from helpers.real_data import GSM8K, needs_gsm8k
+from post_training.core.errors import PostTrainingError
 from post_training.data.control.conversion import (
     require_same_ids,
     special_pieces,
     to_fast_tokenizer,
 )
 from post_training.data.control.documents import SentencePieceSpans
+from post_training.data.rows import Place, Record
 
-GSM8K = Path(__file__).parents[5] / "shared/data/gsm8k"
 CONTROL, BREAK = "<|user|>", "\n"
 CORPUS = [
     f"Natalia sold {a} clips in April, and then {b} more in May.\nHow many? "
@@ -174,7 +170,7 @@ def test_special_pieces_are_those_the_model_names():
     }
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="no GSM8K in ../shared/data")
+@needs_gsm8k
 def test_converted_bpe_on_gsm8k_is_equal():
     rows = [json.loads(line) for line in (GSM8K / "train.jsonl").open()]
     written = io.BytesIO()

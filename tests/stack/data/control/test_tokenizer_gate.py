@@ -4,16 +4,13 @@ import io
 from typing import Any
 
 import pytest
-
-from post_training.core.errors import PostTrainingError
-from post_training.data.rows import BadRow, Place, Record
-
-sentencepiece = pytest.importorskip("sentencepiece")
-
+import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from post_training.core.errors import PostTrainingError
 from post_training.data.control.conversion import Compared, require_same_ids, to_fast_tokenizer
 from post_training.data.control.documents import SentencePieceSpans
+from post_training.data.rows import BadRow, Place, Record
 
 CONTROL = 3
 CORPUS = [f"Natalia sold {a} clips in April, and then {a + 7} more in May." for a in range(300)]

@@ -1,20 +1,19 @@
 """What rows of each format are read into."""
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.real_data import GSM8K, needs_gsm8k
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.columns import Format
 from post_training.data.formats.recognise import parse, recognise
 from post_training.data.rows import COMPLETION, PROMPT, Conversation, Message, Row, Text
 from post_training.data.sources.open import read_objects
 
-GSM8K = Path(__file__).parents[5] / "shared" / "data" / "gsm8k" / "train.jsonl"
 USER = {"role": "user", "content": "1 + 1?"}
 ASSISTANT = {"role": "assistant", "content": "2"}
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -175,9 +174,9 @@ def test_formats_messages_and_their_other_spelling_are_the_same(
     ]
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not there")
+@needs_gsm8k
 def test_formats_gsm8k_is_read_as_questions_and_answers():
-    rows = list(read_objects(GSM8K))
+    rows = list(read_objects(GSM8K / "train.jsonl"))
     assert len(rows) == 7473
     assert found_in(rows[0]).describe() == "prompt_completion (question, answer)"
     read = [messages_of(row) for row in rows]
