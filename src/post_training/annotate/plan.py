@@ -23,7 +23,7 @@ from post_training.core.files import atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_value
 from post_training.core.locks import locked
 from post_training.data.branches import ID, branch_row, row_line
-from post_training.data.formats.columns import ColumnReport, described_columns
+from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import (
     Reader,
     Rejected,
@@ -272,5 +272,5 @@ def _rows(
             yield row_id, line
     told += report.sources(num_rows)
     for name, source in zip(names, told, strict=True):
-        for words in described_columns({"name": name, **source}, unread="kept as metadata"):
+        for words in describe_columns({"name": name, **source}, unread="kept as metadata"):
             context.log(f"data: {words}")

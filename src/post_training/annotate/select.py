@@ -17,7 +17,7 @@ from post_training.annotate.pairs import DROPPED, Selected, select_pairs
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.data.branches import BRANCHES, ID, branch_row
-from post_training.data.formats.columns import ColumnReport, described_columns
+from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import (
     Reader,
     Rejected,
@@ -268,7 +268,7 @@ def _write_pairs(
             progress.update(report.num_prompts, f"{report.num_pairs:,} pairs")
     told = columns.sources(num_rows)
     for name, source in zip(names, told, strict=True):
-        for line in described_columns({"name": name, **source}):
+        for line in describe_columns({"name": name, **source}):
             context.log(f"data: {line}")
     return told
 

@@ -27,10 +27,10 @@ from post_training.data.indexed import INDEXED_KINDS, TEXT, data_path, index_pat
 from post_training.data.inspection.samples import page, read_samples, show
 from post_training.data.inspection.tokens import Vocabulary
 from post_training.data.lengths import (
+    build_piece_table,
     histogram,
     histogram_lines,
-    piece_table,
-    source_figures,
+    summarise_lengths,
     table_lines,
     write_per_sample,
 )
@@ -102,7 +102,7 @@ def open_prepared(
         tokenizer = with_special_tokens(load_tokenizer(folder), data.special_tokens)
         context = StageContext(Path(temporary))
         preparation = DataPreparation(context, data, config.sft, tokenizer, config.seed)
-        yield preparation.dataset(), tokenizer
+        yield preparation.open_or_prepare(), tokenizer
 
 
 def open_indexed(prefix: Path) -> PreparedDataset:
@@ -240,13 +240,13 @@ def _inspect(
 
 
 def _count(dataset: PreparedDataset, as_json: bool, per_sample: Path | None) -> None:
-    table = piece_table(dataset)
+    table = build_piece_table(dataset)
     names = [source["name"] for source in dataset.record["sources"]]
     if per_sample is not None:
         with atomic_file(per_sample) as temporary, open(temporary, "w", encoding="utf-8") as file:
             write_per_sample(table, names, file)
         _say(f"tokens per sample: {per_sample}")
-    by_source = source_figures(table, names)
+    by_source = summarise_lengths(table, names)
     bins = histogram(table.length[table.is_first])
     if as_json:
         counts: dict[str, Any] = {

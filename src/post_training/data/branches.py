@@ -27,14 +27,14 @@ from post_training.data.formats.columns import (
 from post_training.data.formats.messages import (
     Entry,
     MessageNames,
-    as_context,
     check_turns,
-    marked,
+    mark_answers,
+    mark_as_context,
     read_messages,
 )
 from post_training.data.formats.preference import read_preference
 from post_training.data.formats.swissai import EARLIER, read_branch, read_opening
-from post_training.data.formats.tools import Tools, bare_function
+from post_training.data.formats.tools import Tools, unwrap_function
 from post_training.data.formats.values import filled_text, list_of, required
 from post_training.data.rows import SIDES, BadRow, Conversation, Message
 from post_training.data.sources.json_rows import json_line
@@ -61,7 +61,7 @@ def branch_row(value: dict[str, Any], found: Format, source: str) -> dict[str, A
         used = {ID, *(each for name in _OF_THE_PROMPT for each in found.names(name))}
         row["original_metadata"] = {k: v for k, v in value.items() if k not in used}
     if row[ID] is None:
-        tools = [json.dumps(bare_function(tool), ensure_ascii=False) for tool in prompt.tools]
+        tools = [json.dumps(unwrap_function(tool), ensure_ascii=False) for tool in prompt.tools]
         row[ID] = sha256_value([[_said(message) for message in prompt.messages], tools])
     filled_text(row[ID], ID)
     return row
@@ -76,7 +76,7 @@ def check_branch_row(row: dict[str, Any]) -> Conversation:
 def prompt_of(row: dict[str, Any]) -> Conversation:
     """All that stands before the branches, as context. Errors: BadRow."""
     opening, tools = read_opening(row, PROMPT, MessageNames())
-    return Conversation(as_context(opening), tools)
+    return Conversation(mark_as_context(opening), tools)
 
 
 def conversations_of(row: dict[str, Any]) -> list[Conversation]:
@@ -87,8 +87,8 @@ def conversations_of(row: dict[str, Any]) -> list[Conversation]:
     for index, item in enumerate(list_of(required(row, BRANCHES), BRANCHES)):
         entries, own_tools = read_branch(item, f"{BRANCHES}[{index}]", tools, MessageNames())
         checked = check_turns(opening + entries)
-        before, answer = checked[: len(opening)], marked(checked[len(opening) :], "all_turns")
-        conversations.append(Conversation(as_context(before) + answer, own_tools))
+        before, answer = checked[: len(opening)], mark_answers(checked[len(opening) :], "all_turns")
+        conversations.append(Conversation(mark_as_context(before) + answer, own_tools))
     return conversations
 
 
@@ -162,7 +162,7 @@ def _prompt_and_answers(
     for index, answer in enumerate(answers):
         answers[index] = check_turns(prompt + answer)[len(prompt) :]
     prompt = check_turns(prompt)
-    conversation = Conversation(as_context(prompt), tools)
+    conversation = Conversation(mark_as_context(prompt), tools)
     if not any(message.role == "user" for message in conversation.messages):
         raise BadRow("roles", "no message of a user")
     if conversation.messages[-1].role != "user":
@@ -182,7 +182,7 @@ def _row(prompt: Conversation, answers: Sequence[list[Message]]) -> dict[str, An
     if earlier := before[len(heads) :]:
         row[EARLIER] = _branch_messages(earlier)
     row[PROMPT] = {"role": "user", "content": question.content, "metadata": {}}
-    row["available_functions"] = [bare_function(tool) for tool in prompt.tools]
+    row["available_functions"] = [unwrap_function(tool) for tool in prompt.tools]
     row[BRANCHES] = [
         {
             "messages": _branch_messages(answer),

@@ -36,7 +36,7 @@ class PieceTable:
 
 
 @dataclass(frozen=True)
-class Figures:
+class LengthSummary:
     """num_sequences: a sequence that is used twice counts twice. num_tokens, num_trained_tokens: of
     the pieces. mean to longest: of whole lengths. generation_ratio: completion tokens over prompt
     tokens of whole sequences, as in prepared.json; None without any prompt."""
@@ -70,7 +70,7 @@ def source_starts(dataset: PreparedDataset) -> np.ndarray:
     return np.cumsum([0, *(source["num_rows"] for source in sources)])
 
 
-def piece_table(dataset: PreparedDataset) -> PieceTable:
+def build_piece_table(dataset: PreparedDataset) -> PieceTable:
     """Reads the kinds of every token, some megabytes at a time."""
     pieces = np.asarray(dataset.pieces)
     numbers, starts, num_tokens = pieces.T
@@ -99,7 +99,7 @@ def piece_table(dataset: PreparedDataset) -> PieceTable:
     )
 
 
-def source_figures(table: PieceTable, names: Sequence[str]) -> list[Figures]:
+def summarise_lengths(table: PieceTable, names: Sequence[str]) -> list[LengthSummary]:
     """Of each source that is used, then of all when there are several."""
     chosen = [(name, table.source == source) for source, name in enumerate(names)]
     if len(names) > 1:
@@ -137,13 +137,13 @@ def write_per_sample(table: PieceTable, names: Sequence[str], file: TextIO) -> N
         print(row, names[source], *others, sep="\t", file=file)
 
 
-def _figures(table: PieceTable, own: np.ndarray, name: str) -> Figures:
+def _figures(table: PieceTable, own: np.ndarray, name: str) -> LengthSummary:
     once = own & table.is_first
     lengths = table.length[once]
     num_prompt = int(table.num_prompt[once].sum())
     # Lengths that occur, not values between them.
     median, p95, p99 = np.percentile(lengths, [50, 95, 99], method="inverted_cdf").tolist()
-    return Figures(
+    return LengthSummary(
         name=name,
         num_sequences=len(lengths),
         num_tokens=int(table.num_tokens[own].sum()),
@@ -214,7 +214,7 @@ _COLUMNS = (
 )
 
 
-def table_lines(figures: Sequence[Figures]) -> Iterator[str]:
+def table_lines(figures: Sequence[LengthSummary]) -> Iterator[str]:
     """Numbers are aligned below their titles."""
     cells = [("source", *_COLUMNS), *((each.name, *_values(each)) for each in figures)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -234,7 +234,7 @@ def histogram_lines(bins: Sequence[Bin]) -> Iterator[str]:
         yield f"{text:>{width}}  {each.num_sequences:{count_width},}  {bar}".rstrip()
 
 
-def _values(figures: Figures) -> Iterator[str]:
+def _values(figures: LengthSummary) -> Iterator[str]:
     yield f"{figures.num_sequences:,}"
     yield f"{figures.num_tokens:,}"
     yield f"{figures.num_trained_tokens:,}"

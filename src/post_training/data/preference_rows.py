@@ -14,7 +14,7 @@ from post_training.data.branches import ID
 from post_training.data.chat.rendering import message_dicts
 from post_training.data.formats.columns import Format, names_looked_for
 from post_training.data.formats.preference import read_preference
-from post_training.data.formats.tools import bare_function
+from post_training.data.formats.tools import unwrap_function
 from post_training.data.formats.values import filled_text
 from post_training.data.rows import SIDES, Conversation, Message, Preference
 
@@ -45,7 +45,7 @@ def written_pair(
     row: dict[str, Any] = {"prompt": _dicts(prompt)}
     row |= {side: _dicts(answer) for side, answer in zip(SIDES, answers, strict=True)}
     if tools:
-        row["tools"] = [bare_function(tool) for tool in tools]
+        row["tools"] = [unwrap_function(tool) for tool in tools]
     return row
 
 

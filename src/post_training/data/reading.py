@@ -107,7 +107,7 @@ class Reader:
         values = _values(record, self.config, settings)
         for value in values:
             check_same(value, found, settings)
-            found.look_over(value, self.counts.filled, for_training=self.for_training)
+            found.check_columns(value, self.counts.filled, for_training=self.for_training)
         return values
 
     def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
@@ -163,8 +163,7 @@ def read_chunks(
                     break
                 yield dataset, chunk
 
-    counted = (function, state)
-    outputs = ordered_map(_counted, counted, chunks(), num_workers=config.num_workers)
+    outputs = ordered_map(_and_counts, (function, state), chunks(), num_workers=config.num_workers)
     try:
         for output, counts in outputs:
             # Workers are ahead of what was counted; what they did too much must not show.
@@ -217,7 +216,7 @@ class Verdicts:
         if not self.counts:
             return ""
         total = sum(self.counts.values())
-        return f"{total:,} row{'s' if total > 1 else ''} left out: {counted(self.counts)}"
+        return f"{total:,} row{'s' if total > 1 else ''} left out: {describe_counts(self.counts)}"
 
     def nothing_left(self, what: str) -> PostTrainingError:
         """The error where no row is left to be made a `what`."""
@@ -229,7 +228,7 @@ class Verdicts:
         return PostTrainingError(problem, hint=hint)
 
 
-def counted(counts: dict[str, int]) -> str:
+def describe_counts(counts: dict[str, int]) -> str:
     """`2 malformed, 1 truncated (truncated_completions: drop)`."""
     settings = {"truncated": " (truncated_completions: drop)"}
     return ", ".join(f"{n:,} {reason}{settings.get(reason, '')}" for reason, n in counts.items())
@@ -257,7 +256,7 @@ def _entry(place: Place, bad: BadRow, raw: bytes) -> dict[str, Any]:
         return entry | {"raw_base64": base64.b64encode(raw).decode()}
 
 
-def _counted(
+def _and_counts(
     work: tuple[Callable[[Any, tuple[int, Chunk]], Output], HasReader], item: tuple[int, Chunk]
 ) -> tuple[Output, ColumnCounts]:
     function, state = work
@@ -305,7 +304,7 @@ def _recognised(
             try:
                 value = _values(record, config, dataset)[0]
                 found = recognise(value, dataset, str(record.place))
-                found.look_over(value, Counter(), for_training=for_training)
+                found.check_columns(value, Counter(), for_training=for_training)
                 return found
             except BadRow as bad:
                 if is_fatal(bad, config.on_error):

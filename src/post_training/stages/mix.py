@@ -5,7 +5,7 @@ import numpy as np
 from post_training.data.prepared.mixture import choose_rows
 from post_training.stages.config import MixConfig
 from post_training.stages.context import Result, StageContext
-from post_training.stages.row_datasets import gathered_rows
+from post_training.stages.row_datasets import gather_rows
 
 ROWS = "rows.jsonl"
 
@@ -16,7 +16,7 @@ def run(config: MixConfig, context: StageContext) -> Result:
 
 
 def _mix(config: MixConfig, context: StageContext) -> dict[str, float]:
-    with gathered_rows(context, config.data, source_column=config.source_column) as gathered:
+    with gather_rows(context, config.data, source_column=config.source_column) as gathered:
         rows, folder, counts = gathered
         chosen = choose_rows(config.data.datasets, rows.num_rows, config.seed)
         rows.copy(chosen, folder / ROWS)

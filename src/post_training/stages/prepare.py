@@ -1,7 +1,7 @@
 """Write `RUN/dataset`, which training reads as `data.prepared`: sequences, or pairs."""
 
 from post_training.data.chat.templates import with_special_tokens
-from post_training.data.prepared.dataset import figures
+from post_training.data.prepared.dataset import metrics_of
 from post_training.models.load import load_tokenizer
 from post_training.stages.config import PrepareConfig
 from post_training.stages.context import Result, StageContext, remove_leftovers
@@ -22,4 +22,4 @@ def run(config: PrepareConfig, context: StageContext) -> Result:
         num_ids = num_embedded_ids(config.tokenizer)
         preparation = PairPreparation(context, data, config.dpo, tokenizer, seed, num_ids=num_ids)
     record = context.on_writer(lambda: preparation.make(context.run_dir / "dataset"))
-    return Result(artifacts={"dataset": "dataset"}, metrics=figures(record))
+    return Result(artifacts={"dataset": "dataset"}, metrics=metrics_of(record))

@@ -22,9 +22,14 @@ from post_training.core.hashing import sha256_text, sha256_value
 from post_training.core.locks import locked
 from post_training.data.chat.templates import ChatTemplate, choose_template, difference_from_own
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
-from post_training.data.pairs.dataset import PAIRS_SCHEMA, PairDataset, described_pairs
+from post_training.data.pairs.dataset import PAIRS_SCHEMA, PairDataset, describe_pairs
 from post_training.data.pairs.prepare import PAIRS_VERSION, PairEncoder, prepare_pairs
-from post_training.data.prepared.dataset import SCHEMA, PreparedDataset, check_files, described
+from post_training.data.prepared.dataset import (
+    SCHEMA,
+    PreparedDataset,
+    check_files,
+    describe_prepared,
+)
 from post_training.data.prepared.prepare import (
     VERSION,
     ChunkEncoder,
@@ -56,7 +61,7 @@ class DataPreparation:
     limits_key: ClassVar[str] = "sft"  # of `limits` in a configuration
     schema: ClassVar[str] = SCHEMA  # of prepared.json
 
-    def dataset(self) -> PreparedDataset:
+    def open_or_prepare(self) -> PreparedDataset:
         """What to train on; every rank calls this. Errors: those of the data; UsageError when
         prepared data was made otherwise."""
         if self.data.prepared is not None:
@@ -140,15 +145,15 @@ class DataPreparation:
             )
         else:
             record = self._prepare(folder, template, identity)
-        for line in self.described(record):
+        for line in self.describe(record):
             log(f"{self.name}: {line}")
         log(f"{self.name}: prepared in {time.monotonic() - started_at:.1f} s")
         # What is read from here on is the folder alone; .bin and .idx are read where they lie.
         self.context.inputs.release(f"{self.name}.datasets", f"{self.name}.transforms")
         return record
 
-    def described(self, record: dict[str, Any]) -> Iterator[str]:
-        return described(record)
+    def describe(self, record: dict[str, Any]) -> Iterator[str]:
+        return describe_prepared(record)
 
     def _prepare(
         self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
@@ -212,8 +217,8 @@ class PairPreparation(DataPreparation):
     def open(self, folder: Path) -> PairDataset:
         return PairDataset.open(folder)
 
-    def described(self, record: dict[str, Any]) -> Iterator[str]:
-        return described_pairs(record)
+    def describe(self, record: dict[str, Any]) -> Iterator[str]:
+        return describe_pairs(record)
 
     def _identity(self) -> tuple[ChatTemplate | None, dict[str, Any]]:
         template, identity = super()._identity()

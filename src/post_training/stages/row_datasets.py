@@ -9,7 +9,7 @@ from typing import Any
 from post_training.core.errors import UsageError
 from post_training.core.files import atomic_directory, write_json
 from post_training.data.config import SourcesConfig
-from post_training.data.formats.columns import ColumnReport, described_columns
+from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import Reader, Verdicts, name_of, open_sources
 from post_training.data.row_file import LineReader, RowFile, gather
 from post_training.models.reference import common_reference
@@ -19,7 +19,7 @@ _GATHERED = "gathered.jsonl"
 
 
 @contextmanager
-def gathered_rows(
+def gather_rows(
     context: StageContext,
     config: SourcesConfig,
     *,
@@ -66,7 +66,7 @@ def gathered_rows(
         }
         context.inputs.check()
         for source in counts["sources"]:
-            for line in described_columns(source, unread="kept, but not read by training"):
+            for line in describe_columns(source, unread="kept, but not read by training"):
                 context.log(f"data: {line}")
         yield rows, folder, counts
         rows.path.unlink()

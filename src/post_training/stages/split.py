@@ -6,7 +6,7 @@ import numpy as np
 from post_training.data.order import choose_evaluation_rows
 from post_training.stages.config import SplitConfig
 from post_training.stages.context import Result, StageContext
-from post_training.stages.row_datasets import gathered_rows
+from post_training.stages.row_datasets import gather_rows
 
 TRAIN, EVAL = "train.jsonl", "eval.jsonl"
 
@@ -17,7 +17,7 @@ def run(config: SplitConfig, context: StageContext) -> Result:
 
 
 def _split(config: SplitConfig, context: StageContext) -> dict[str, float]:
-    with gathered_rows(context, config.data, stratify_by=config.stratify_by) as gathered:
+    with gather_rows(context, config.data, stratify_by=config.stratify_by) as gathered:
         rows, folder, counts = gathered
         strata = rows.dataset if config.stratify_by is None else rows.stratum
         chosen = choose_evaluation_rows(strata, config.eval_size, config.seed)

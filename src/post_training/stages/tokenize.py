@@ -24,7 +24,7 @@ from post_training.data.control.documents import (
     load_span_tokenizer,
     turns_of,
 )
-from post_training.data.formats.columns import ColumnCounts, ColumnReport, Format, described_columns
+from post_training.data.formats.columns import ColumnCounts, ColumnReport, Format, describe_columns
 from post_training.data.indexed import INDEXED_KINDS, TEXT, IndexedWriter, best_dtype
 from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, BadRow, Place, Record
@@ -117,7 +117,7 @@ def _write(config: TokenizeConfig, context: StageContext, folder: Path) -> None:
     sources = [report.record(index) for index in range(len(config.inputs))]
     write_json(folder / COUNTS, {**asdict(counts), "rejected": verdicts.counts, "sources": sources})
     for path, source in zip(config.inputs, sources, strict=True):
-        for line in described_columns({"name": path.name, **source}):
+        for line in describe_columns({"name": path.name, **source}):
             context.log(line)
     context.log(
         f"{counts.num_documents:,} documents, {counts.num_tokens:,} tokens, "
@@ -155,7 +155,7 @@ def _read(
         try:
             if isinstance(record.value, BadRow):
                 raise record.value
-            found.look_over(record.value, columns.filled)
+            found.check_columns(record.value, columns.filled)
             if not isinstance(text := record.value.get("text"), str):
                 what = type(text).__name__ if "text" in record.value else "missing"
                 raise BadRow("columns", f"text: must be a string (is {what})")

@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DataConfig, PairConfig
 from post_training.data.pairs.dataset import NUM_REF_REWARDS, QUANTILE, PairDataset
-from post_training.data.prepared.dataset import figures
+from post_training.data.prepared.dataset import metrics_of
 from post_training.data.rows import SIDES
 from post_training.models.attention import check_shared_prompt
 from post_training.models.device import be_deterministic
@@ -57,7 +57,7 @@ def run(config: DpoConfig, context: StageContext) -> Result:
     def pairs(data: DataConfig, limits: PairConfig, name: str) -> PairDataset:
         return PairPreparation(
             context, data, limits, tokenizer, config.seed, name=name, num_ids=num_ids
-        ).dataset()
+        ).open_or_prepare()
 
     dataset, evaluation_dataset = pairs(config.data, config.dpo, "data"), None
     if config.evaluation is not None:
@@ -278,7 +278,7 @@ def train(
     return replace(
         result,
         artifacts={**result.artifacts, **own},
-        metrics={**figures(dataset.record), **result.metrics},
+        metrics={**metrics_of(dataset.record), **result.metrics},
     )
 
 

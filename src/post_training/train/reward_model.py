@@ -18,7 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import UsageError
 from post_training.data.pairs.dataset import PairDataset
-from post_training.data.prepared.dataset import figures
+from post_training.data.prepared.dataset import metrics_of
 from post_training.data.reading import Reader
 from post_training.data.rows import Row
 from post_training.data.sources import Source
@@ -46,7 +46,7 @@ def run(config: RewardModelConfig, context: StageContext) -> Result:
     context.on_writer(lambda: remove_leftovers(context.run_dir, "data"))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
     preparation = TextPairPreparation(context, config.data, config.pairs, tokenizer, config.seed)
-    return train(config, context, tokenizer, preparation.dataset())
+    return train(config, context, tokenizer, preparation.open_or_prepare())
 
 
 # Pairs as a reward model reads them: whole conversations, by its own tokenizer and template.
@@ -179,7 +179,7 @@ def train(
         RewardTrainer, collator=collator, center_coefficient=config.center_rewards_coefficient
     )
     result = run_training(config, context, load, tokenizer, rows, make_trainer, scores_tokens=False)
-    return replace(result, metrics={**figures(dataset.record), **result.metrics})
+    return replace(result, metrics={**metrics_of(dataset.record), **result.metrics})
 
 
 def _load(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from post_training.data.prepared.dataset import PreparedDataset, figures
+from post_training.data.prepared.dataset import PreparedDataset, metrics_of
 from post_training.data.rows import COMPLETION, PROMPT
 from post_training.models.device import be_deterministic
 from post_training.models.head import ChunkedHead
@@ -54,13 +54,13 @@ def run(config: SftConfig, context: StageContext) -> Result:
     context.on_writer(lambda: remove_leftovers(context.run_dir, "data", "evaluation"))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
     data = DataPreparation(context, config.data, config.sft, tokenizer, config.seed)
-    dataset, evaluation_dataset = data.dataset(), None
+    dataset, evaluation_dataset = data.open_or_prepare(), None
     if config.evaluation is not None:
         limits = config.sft.model_copy(update={"packing": "none"})
         evaluation_data = DataPreparation(
             context, config.evaluation_data(), limits, tokenizer, config.seed, "evaluation"
         )
-        evaluation_dataset = evaluation_data.dataset()
+        evaluation_dataset = evaluation_data.open_or_prepare()
     return train(config, context, tokenizer, dataset, evaluation_dataset)
 
 
@@ -225,4 +225,4 @@ def train(
         where="sft.max_seq_length",
     )
     result = run_training(config, context, load, tokenizer, rows, make_trainer)
-    return replace(result, metrics={**figures(record), **result.metrics})
+    return replace(result, metrics={**metrics_of(record), **result.metrics})

@@ -15,17 +15,17 @@ from post_training.data.config import DataConfig, SequenceConfig
 from post_training.data.indexed import IndexedWriter
 from post_training.data.lengths import (
     Bin,
+    build_piece_table,
     histogram,
     histogram_lines,
-    piece_table,
-    source_figures,
+    summarise_lengths,
     table_lines,
     write_per_sample,
 )
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
 from post_training.data.prepared.mixture import TableBuilder
 from post_training.data.prepared.prepare import SequenceWriter, write_rows
-from post_training.data.prepared.sequences import batch, cut
+from post_training.data.prepared.sequences import cut_to_limit, make_batch
 from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 from post_training.data.tokenize import TokenSequence
@@ -56,8 +56,10 @@ def prepare(folder: Path, sources: list[list[list[int]]], **settings: object) ->
             made = [
                 TokenSequence(np.arange(len(k), dtype=np.int32), np.array(k, np.uint8)) for k in own
             ]
-            made = batch(
-                made, [cut(each.kinds, limits, "here") for each in made], with_digests=False
+            made = make_batch(
+                made,
+                [cut_to_limit(each.kinds, limits, "here") for each in made],
+                with_digests=False,
             )
             writer.append(made)
             builder.add(source, made)
@@ -85,7 +87,7 @@ def test_piece_table_equals_counting_one_by_one(
     sources: list[list[list[int]]], new_folder: Callable[[], Path]
 ):
     dataset = prepare(new_folder(), sources)
-    table = piece_table(dataset)
+    table = build_piece_table(dataset)
     everything = [
         (source, n, kinds) for source in (0, 1) for n, kinds in enumerate(sources[source])
     ]
@@ -112,7 +114,7 @@ def test_figures_equal_those_of_the_record(
     sources: list[list[list[int]]], times: int, new_folder: Callable[[], Path]
 ):
     dataset = prepare(new_folder(), sources, duplication_factor=float(times))
-    by_source = source_figures(piece_table(dataset), NAMES)
+    by_source = summarise_lengths(build_piece_table(dataset), NAMES)
     counts = dataset.record["counts"]
     assert by_source[-1].num_tokens == counts["num_tokens"]
     assert by_source[-1].num_trained_tokens == counts["num_trained_tokens"]
@@ -127,9 +129,9 @@ def test_figures_are_the_same_however_many_tokens_are_read_at_once(
 ):
     sources = [[[0] * (n % 7) + [1] * 3 for n in range(50)], [[0, 1]] * 30]
     dataset = prepare(tmp_path / "data", sources)
-    expected = source_figures(piece_table(dataset), NAMES)
+    expected = summarise_lengths(build_piece_table(dataset), NAMES)
     monkeypatch.setattr(lengths, "_TOKENS_AT_ONCE", 11)
-    assert source_figures(piece_table(dataset), NAMES) == expected
+    assert summarise_lengths(build_piece_table(dataset), NAMES) == expected
 
 
 def indexed(folder: Path, sizes: list[int], kinds: list[int] | None) -> SequenceStore:
@@ -150,7 +152,7 @@ def test_figures_of_several_indexed_datasets_with_and_without_kinds(tmp_path: Pa
     # In the record of indexed datasets only those in use are counted.
     record = {"sources": [{"name": "a", "num_rows": 1}, {"name": "b", "num_rows": 1}]}
     dataset = PreparedDataset(stores, np.arange(5), pieces, record)
-    a, b, both = source_figures(piece_table(dataset), NAMES)
+    a, b, both = summarise_lengths(build_piece_table(dataset), NAMES)
     assert (a.num_sequences, a.num_tokens, a.num_trained_tokens) == (3, 7, 2)
     assert (a.mean, a.median, a.longest) == (2.3, 3, 4)
     assert a.generation_ratio == 0.4  # 7 tokens, 5 of them before an answer
@@ -186,7 +188,7 @@ def test_histogram_lines_bars_are_in_proportion():
 
 def test_table_lines_are_aligned(tmp_path: Path):
     dataset = prepare(tmp_path / "data", [[[0, 1]] * 1200, [[1, 1, 1]]])
-    title, *lines = table_lines(source_figures(piece_table(dataset), NAMES))
+    title, *lines = table_lines(summarise_lengths(build_piece_table(dataset), NAMES))
     assert len({len(line) for line in (title, *lines)}) == 1
     assert lines[0].split() == ["a", "1,200", "2,400", "1,200", "2.0", *["2"] * 4, "1.000"]
     assert lines[1].split() == ["b", "1", "3", "2", "3.0", *["3"] * 4, "-"]
@@ -196,7 +198,7 @@ def test_table_lines_are_aligned(tmp_path: Path):
 def test_per_sample_lines_add_up(tmp_path: Path):
     dataset = prepare(tmp_path / "data", [[[0, 1, 1], [0] * 3 + [1] * 9], [[0, 1]]])
     file = io.StringIO()
-    write_per_sample(piece_table(dataset), NAMES, file)
+    write_per_sample(build_piece_table(dataset), NAMES, file)
     title, *lines = (line.split("\t") for line in file.getvalue().splitlines())
     assert title == ["row", "source", "sequence", "length", "tokens", "trained"]
     # The second sequence is split at 8.

@@ -11,7 +11,7 @@ import pytest
 from helpers.worker_functions import ReadingState, read_one_row, read_rows
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import SourcesConfig
-from post_training.data.formats.columns import ColumnReport, described_columns
+from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import Reader, open_sources, read_chunks
 from post_training.data.rows import BadRow, Conversation
 
@@ -134,11 +134,11 @@ def test_columns_are_told_in_two_lines():
         {"name": "tools", "read_as": "tools", "number": 9},
         *({"name": f"c{number:02}", "read_as": None, "number": 9} for number in range(14)),
     ]
-    read_too, unread = described_columns({"name": "chats", "columns": columns})
+    read_too, unread = describe_columns({"name": "chats", "columns": columns})
     assert read_too == "chats: also read: messages[].reasoning as thought (1,200), tools (9)"
     assert unread.startswith("chats: not read: c00 (9), c01 (9), ")
     assert unread.endswith(", c11 (9) and 2 more")
-    assert list(described_columns({"name": "old"})) == []
+    assert list(describe_columns({"name": "old"})) == []
 
 
 def test_bad_row_travels_between_processes_with_its_hint():

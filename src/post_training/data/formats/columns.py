@@ -137,7 +137,7 @@ class Format:
                 row = _without(row, path.replace("[]", "").split("."))
         return row
 
-    def look_over(
+    def check_columns(
         self, row: dict[str, Any], filled: Counter[str], *, for_training: bool = True
     ) -> None:
         """Count every column and message field that the row fills.
@@ -158,7 +158,7 @@ class Format:
                     hint_of_column(name, self._mapping_with(name)),
                 )
         if self.name == "swissai":
-            self._look_over_swissai(row, filled, refused)
+            self._check_swissai(row, filled, refused)
             return
         for column in self.columns.values():
             cell = row.get(column)
@@ -168,9 +168,9 @@ class Format:
                     if isinstance(item, dict) and (
                         len(item) > 2 or isinstance(item.get(content), dict | list)
                     ):
-                        self._look_over_message(item, column, index, filled)
+                        self._check_message(item, column, index, filled)
 
-    def _look_over_message(
+    def _check_message(
         self, message: dict[str, Any], column: str, index: int, filled: Counter[str]
     ) -> None:
         names = self.messages
@@ -190,7 +190,7 @@ class Format:
             elif _are_texts(value):  # others are refused when they are read
                 self._count(unread_below(value, OF_TEXT_PARTS, path, key), filled, OF_A_MESSAGE)
 
-    def _look_over_swissai(
+    def _check_swissai(
         self, row: dict[str, Any], filled: Counter[str], refused: frozenset[str]
     ) -> None:
         """refused: of a branch, whose fields are as columns are, but for figures of its answer."""
@@ -366,7 +366,7 @@ class ColumnReport:
         return found.reads(name) or self._stage_reads.get(f"{own}{dots}{below}")
 
 
-def described_columns(source: dict[str, Any], *, unread: str = "not read") -> Iterator[str]:
+def describe_columns(source: dict[str, Any], *, unread: str = "not read") -> Iterator[str]:
     """Of a source's record, in a line or two for a person: what is read beside the columns that
     make up the format, and what is not. unread: what to call that."""
     columns = source.get("columns", [])  # records of older versions have none
@@ -379,7 +379,7 @@ def described_columns(source: dict[str, Any], *, unread: str = "not read") -> It
             yield f"{source['name']}: {what}: {words}{more}"
 
 
-def described_source_rows(source: dict[str, Any], num_good: int) -> str:
+def describe_source_rows(source: dict[str, Any], num_good: int) -> str:
     """` (80 were read)`, where that is another number than the good ones."""
     num_read = source.get("num_source_rows", num_good)
     return "" if num_read == num_good else f" ({num_read:,} were read)"

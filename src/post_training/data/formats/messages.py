@@ -4,7 +4,7 @@
 
 An entry is what one item of the list becomes: one message, or the parts of an assistant's turn. A
 message that says itself whether it is trained (its weight) has its kind when it is read; the
-others are PROMPT until `marked`.
+others are PROMPT until `mark_answers`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -219,7 +219,7 @@ def _ordered(
     return [output for _, output in sorted(zip(places, outputs, strict=True), key=lambda x: x[0])]
 
 
-def marked(
+def mark_answers(
     entries: list[Entry], train_on: Literal["all_turns", "last_turn"]
 ) -> tuple[Message, ...]:
     """With the kind of each assistant's message: as its row says, else as `train_on`."""
@@ -241,7 +241,7 @@ def marked(
     return tuple(messages)
 
 
-def as_context(entries: list[Entry]) -> tuple[Message, ...]:
+def mark_as_context(entries: list[Entry]) -> tuple[Message, ...]:
     """Of a prompt nothing is trained, whatever its messages say."""
     return tuple(
         replace(message, kind=PROMPT, weight=1.0) if message.kind == COMPLETION else message
@@ -250,7 +250,7 @@ def as_context(entries: list[Entry]) -> tuple[Message, ...]:
     )
 
 
-def with_thoughts(messages: tuple[Message, ...], train_on_thoughts: bool) -> tuple[Message, ...]:
+def exclude_thoughts(messages: tuple[Message, ...], train_on_thoughts: bool) -> tuple[Message, ...]:
     """Where thoughts are not trained, a message with one becomes two, and it is EXCLUDED."""
     if train_on_thoughts:
         return messages

@@ -23,10 +23,10 @@ from post_training.data.formats.columns import (
 )
 from post_training.data.formats.messages import (
     Entry,
-    as_context,
     check_turns,
-    marked,
-    with_thoughts,
+    exclude_thoughts,
+    mark_answers,
+    mark_as_context,
 )
 from post_training.data.formats.tools import Tools
 from post_training.data.formats.values import is_number, says_something
@@ -53,9 +53,9 @@ def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: 
     figures = _figures(value)
     _refuse_equal(chosen, rejected, figures)
     return Preference(
-        with_thoughts(as_context(prompt), train_on_thoughts),
-        with_thoughts(marked(chosen, "all_turns"), train_on_thoughts),
-        with_thoughts(marked(rejected, "all_turns"), train_on_thoughts),
+        exclude_thoughts(mark_as_context(prompt), train_on_thoughts),
+        exclude_thoughts(mark_answers(chosen, "all_turns"), train_on_thoughts),
+        exclude_thoughts(mark_answers(rejected, "all_turns"), train_on_thoughts),
         tools_of(own, declared, found),
         figures,
     )

@@ -23,11 +23,11 @@ from post_training.data.formats.columns import (
 from post_training.data.formats.messages import (
     Entry,
     MessageNames,
-    as_context,
     check_turns,
-    marked,
+    exclude_thoughts,
+    mark_answers,
+    mark_as_context,
     read_messages,
-    with_thoughts,
 )
 from post_training.data.formats.preference import read_preference
 from post_training.data.formats.swissai import read_branches
@@ -239,7 +239,7 @@ def _names(value: dict[str, Any]) -> str:
 #     prompt              nothing: it is for annotation
 #
 # Columns that a format doesn't name are metadata; one that changes what is said or trained
-# elsewhere has been refused before (columns.py: Format.look_over).
+# elsewhere has been refused before (columns.py: Format.check_columns).
 
 
 def parse(
@@ -289,8 +289,10 @@ def _conversation(
 ) -> Conversation:
     checked = check_turns(prompt + entries)
     prompt, entries = checked[: len(prompt)], checked[len(prompt) :]
-    answers = marked(entries, train_on)
+    answers = mark_answers(entries, train_on)
     if not any(message.kind == COMPLETION for message in answers):
         column = entries[-1].key.partition("[")[0] if entries else "messages"
         raise BadRow("untrained", f"{column}: no assistant message to train on")
-    return Conversation(with_thoughts(as_context(prompt) + answers, train_on_thoughts), tools)
+    return Conversation(
+        exclude_thoughts(mark_as_context(prompt) + answers, train_on_thoughts), tools
+    )

@@ -16,10 +16,10 @@ from post_training.data.formats.tools import (
     Step,
     Tools,
     arguments_text,
-    as_tool,
     assemble,
-    one_text,
     read_tools,
+    require_one_text,
+    wrap_function,
 )
 from post_training.data.formats.values import (
     filled_text,
@@ -98,7 +98,7 @@ def read_branch(
     ]
     calls = [call for entry in entries for each in entry.messages for call in each.tool_calls]
     if any(call.name == _ANSWERS["name"] for call in calls):
-        tools = (*tools, json_text(as_tool(_ANSWERS), key))
+        tools = (*tools, json_text(wrap_function(_ANSWERS), key))
     return entries, tools
 
 
@@ -161,7 +161,7 @@ def _entry(
     texts = [value for kind, value in steps if kind == "response" and isinstance(value, str)]
     if len(texts) < len(steps):
         raise BadRow("roles", f"{key}: only an assistant thinks and calls (role {role})")
-    return Entry(key, (Message(role, one_text(texts, key)),))
+    return Entry(key, (Message(role, require_one_text(texts, key)),))
 
 
 def _is_empty_response(parts: list[dict[str, Any]]) -> bool:

@@ -47,14 +47,14 @@ def read_tools(value: Any, key: str) -> Tools:
     )
 
 
-def as_tool(function: dict[str, Any]) -> dict[str, Any]:
+def wrap_function(function: dict[str, Any]) -> dict[str, Any]:
     """A function as a server is sent it."""
     if function.get("type") == "function":  # flat, as OpenAI's newer interface has it
         function = {name: value for name, value in function.items() if name != "type"}
     return {"type": "function", "function": function}
 
 
-def bare_function(tool: str) -> Any:
+def unwrap_function(tool: str) -> Any:
     """A tool's function alone, where its wrapping says nothing more."""
     value = json.loads(tool)
     function = value.get("function")
@@ -105,7 +105,7 @@ def _tool(value: Any, key: str, *, is_padded: bool) -> dict[str, Any]:
     if is_padded:
         tool = _without_nulls(tool)
     if not isinstance(tool.get("function"), dict):
-        return as_tool(_function(tool, key, is_padded=is_padded))
+        return wrap_function(_function(tool, key, is_padded=is_padded))
     function = _function(tool["function"], f"{key}.function", is_padded=is_padded)
     return {**({} if "type" in tool else {"type": "function"}), **tool, "function": function}
 
@@ -235,7 +235,7 @@ def assemble(steps: list[Step], key: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def one_text(texts: list[str], key: str) -> str:
+def require_one_text(texts: list[str], key: str) -> str:
     """How several would be joined is not said, so there has to be one."""
     if len(texts) != 1:
         raise BadRow("columns", f"{key}: must have one part with text (got {len(texts)})")
@@ -286,7 +286,7 @@ def read_blocks(role: Role, content: dict[str, Any], key: str, tools: Tools) -> 
                 text(object_of(part, key).get("text"), f"{key}[{index}].text")
                 for index, part in enumerate(parts)
             ]
-            return (Message("user", one_text(texts, key)),)
+            return (Message("user", require_one_text(texts, key)),)
         case "assistant":
             key = f"{key}.blocks"
             steps: list[Step] = []

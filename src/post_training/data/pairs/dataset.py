@@ -23,7 +23,7 @@ import numpy as np
 
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json
-from post_training.data.formats.columns import described_columns, described_source_rows
+from post_training.data.formats.columns import describe_columns, describe_source_rows
 from post_training.data.prepared.dataset import (
     OFFSETS,
     PIECES,
@@ -31,9 +31,9 @@ from post_training.data.prepared.dataset import (
     PreparedRow,
     SequenceStore,
     UsedTemplate,
-    own_store,
+    open_own_store,
 )
-from post_training.data.reading import counted
+from post_training.data.reading import describe_counts
 
 PAIRS_SCHEMA = "post-training/pairs/1"
 PAIRS, FIGURES = "pairs.npy", "figures.npy"
@@ -82,7 +82,7 @@ class PairDataset:
                 where=str(folder),
                 hint="give the RUN/dataset folder of `entrypoint prepare` with a dpo block",
             )
-        return cls(folder, read_json(folder / RECORD, PAIRS_SCHEMA), own_store(folder))
+        return cls(folder, read_json(folder / RECORD, PAIRS_SCHEMA), open_own_store(folder))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -136,15 +136,15 @@ def length_in_row(pair: np.ndarray, *, share_prompt: bool) -> int:
     return answers + (prefix + 1 if share_prompt and prefix else 2 * prefix)
 
 
-def described_pairs(record: dict[str, Any]) -> Iterator[str]:
+def describe_pairs(record: dict[str, Any]) -> Iterator[str]:
     """The record's figures, in a few lines for a person."""
     counts, rejected = record["counts"], record["rejected"]
     for source in record["sources"]:
         good = f"{source['num_used']:,} of {source['num_pairs']:,} good pairs"
-        yield f"{source['name']}: {good}{described_source_rows(source, source['num_pairs'])}"
-        yield from described_columns(source)
+        yield f"{source['name']}: {good}{describe_source_rows(source, source['num_pairs'])}"
+        yield from describe_columns(source)
     if rejected:
-        yield f"left out: {counted(rejected)}"
+        yield f"left out: {describe_counts(rejected)}"
     yield (
         f"{counts['num_rows']:,} rows of {counts['num_sequences']:,} pairs, "
         f"{counts['num_tokens']:,} tokens, {counts['num_trained_tokens']:,} of them trained"

@@ -1,6 +1,6 @@
 """From the sources to a prepared dataset of pairs; as data/prepared/prepare.py does for sequences.
 
-    sources -> encode_pairs (workers) -> pairs on disk -> plan, a pair being one sequence -> rows
+    sources -> encode_pairs (workers) -> pairs on disk -> plan_rows (a pair is one sequence)
 
 A row becomes a pair so:
 
@@ -36,14 +36,14 @@ from post_training.data.pairs.dataset import (
     SOURCE,
     length_in_row,
 )
-from post_training.data.prepared.mixture import RowPlan, plan
+from post_training.data.prepared.mixture import RowPlan, plan_rows
 from post_training.data.prepared.prepare import (
     EncodedChunk,
     save_rows,
     used_template,
     write_sequences,
 )
-from post_training.data.prepared.sequences import LENGTH, NUM_TRAINED, batch
+from post_training.data.prepared.sequences import LENGTH, NUM_TRAINED, make_batch
 from post_training.data.reading import Reader, Rejected, Verdicts
 from post_training.data.rows import (
     COMPLETION,
@@ -100,7 +100,7 @@ def prepare_pairs(
         pairs, figures = map(np.concatenate, zip(*chunks, strict=True))
         longest = encoder.limits.max_seq_length or int(table.pieces[:, LENGTH].max())
         limits = SequenceConfig(max_seq_length=longest, packing=encoder.limits.packing)
-        rows = plan(table, data, limits, seed)
+        rows = plan_rows(table, data, limits, seed)
         verdicts.count("duplicate", rows.num_duplicates)
         used, times = np.unique(rows.sequences, return_counts=True)
         record = {
@@ -179,7 +179,7 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
     with_digests = state.reader.config.deduplicate
     return EncodedPairs(
         dataset,
-        batch(sequences, pieces, with_digests=with_digests),
+        make_batch(sequences, pieces, with_digests=with_digests),
         rejected,
         table,
         np.array(figures, np.float64).reshape(-1, 2, 3),

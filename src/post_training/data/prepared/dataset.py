@@ -24,8 +24,9 @@ import numpy as np
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json, write_json
 from post_training.core.hashing import hash_files, known_sha256
-from post_training.data.formats.columns import described_columns, described_source_rows
+from post_training.data.formats.columns import describe_columns, describe_source_rows
 from post_training.data.indexed import IndexedDataset, open_kinds
+from post_training.data.reading import describe_counts
 from post_training.data.rows import COMPLETION
 
 SCHEMA = "post-training/prepared/1"
@@ -141,7 +142,7 @@ class PreparedDataset:
         record = read_json(folder / RECORD, SCHEMA)
         # Mapped, not read: a million rows are 24 MB.
         pieces = np.load(folder / PIECES, mmap_mode="r")
-        return cls(stores or [own_store(folder)], np.load(folder / OFFSETS), pieces, record)
+        return cls(stores or [open_own_store(folder)], np.load(folder / OFFSETS), pieces, record)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -178,26 +179,25 @@ class PreparedDataset:
         return self.stores[store].read(sequence - int(self._first[store]), start, length)
 
 
-def figures(record: dict[str, Any]) -> dict[str, float]:
+def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     """The counts of prepared.json as metrics of a run."""
     rejected = {f"num_rejected_{name}": number for name, number in record["rejected"].items()}
     return {**record["counts"], **rejected}
 
 
-def described(record: dict[str, Any]) -> Iterator[str]:
+def describe_prepared(record: dict[str, Any]) -> Iterator[str]:
     """The record's figures, in a few lines for a person."""
     counts, rejected = record["counts"], record["rejected"]
     for source in record["sources"]:
         ratio = source["generation_ratio"]
         yield (
             f"{source['name']}: {source['num_used']:,} of {source['num_rows']:,} good rows"
-            f"{described_source_rows(source, source['num_rows'])}, "
+            f"{describe_source_rows(source, source['num_rows'])}, "
             f"{source['num_tokens']:,} tokens, generation ratio {'-' if ratio is None else ratio}"
         )
-        yield from described_columns(source)
+        yield from describe_columns(source)
     if rejected:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
-        yield f"left out: {reasons}"
+        yield f"left out: {describe_counts(rejected)}"
     yield (
         f"{counts['num_rows']:,} rows of {counts['num_sequences']:,} sequences, "
         f"{counts['num_tokens']:,} tokens, {counts['num_trained_tokens']:,} of them trained"
@@ -209,6 +209,6 @@ def described(record: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def own_store(folder: Path) -> SequenceStore:
+def open_own_store(folder: Path) -> SequenceStore:
     """The sequences in the prepared folder itself."""
     return SequenceStore(folder / TOKENS, folder / KINDS, folder / WEIGHTS)

@@ -15,7 +15,7 @@ import numpy as np
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DataConfig, DatasetConfig, SequenceConfig
 from post_training.data.order import permutation
-from post_training.data.prepared.packing import Rows, plan_rows, reordered, shuffle_rows
+from post_training.data.prepared.packing import PackedRows, pack, reorder, shuffle_rows
 from post_training.data.prepared.sequences import LENGTH, SEQUENCE, SequenceBatch
 
 
@@ -132,7 +132,7 @@ class RowPlan:
     num_duplicates: int
 
 
-def plan(table: SequenceTable, data: DataConfig, config: SequenceConfig, seed: int) -> RowPlan:
+def plan_rows(table: SequenceTable, data: DataConfig, config: SequenceConfig, seed: int) -> RowPlan:
     """Errors: PostTrainingError where a dataset has too few rows for its settings."""
     kept = np.unique(table.pieces[:, SEQUENCE])
     num_duplicates = 0
@@ -149,7 +149,7 @@ def plan(table: SequenceTable, data: DataConfig, config: SequenceConfig, seed: i
     lengths = np.split(table.lengths[kept], np.cumsum(num_rows)[:-1])
     used = kept[choose_rows(settings, num_rows.tolist(), seed, lengths)]
     pieces = table.pieces[_pieces_of(used, table.pieces[:, SEQUENCE])]
-    rows = plan_rows(pieces[:, LENGTH], config.max_seq_length, config.packing)
+    rows = pack(pieces[:, LENGTH], config.max_seq_length, config.packing)
     if config.packing != "none":
         rows = shuffle_rows(rows, seed)
     if data.debug_oom:
@@ -165,6 +165,6 @@ def _pieces_of(sequences: np.ndarray, owners: np.ndarray) -> np.ndarray:
     return np.repeat(first - starts, sizes) + np.arange(sizes.sum())
 
 
-def _longest_first(rows: Rows, lengths: np.ndarray) -> Rows:
+def _longest_first(rows: PackedRows, lengths: np.ndarray) -> PackedRows:
     totals = np.add.reduceat(lengths[rows.sequences], rows.offsets[:-1])
-    return reordered(rows, np.argsort(-totals, kind="stable"))
+    return reorder(rows, np.argsort(-totals, kind="stable"))

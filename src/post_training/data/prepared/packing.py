@@ -1,6 +1,6 @@
 """Which sequences share a row of at most `capacity` tokens.
 
-    lengths -> plan_rows -> Rows -> shuffle_rows -> the order in which rows are trained on
+    lengths -> pack -> PackedRows -> shuffle_rows -> the order in which rows are trained on
 
 Every sequence is in exactly one row, whole; a row never exceeds the capacity. Only lengths are
 looked at, so that any number of tokens is planned with a few arrays of one number per sequence.
@@ -26,7 +26,7 @@ NUM_OPEN_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Row r holds sequences[offsets[r]:offsets[r + 1]], in this order.
 
     offsets: int64 [R + 1]. sequences: int64 [N], each index of `lengths` once.
@@ -42,7 +42,7 @@ class Rows:
         return self.sequences[self.offsets[row] : self.offsets[row + 1]]
 
 
-def plan_rows(lengths: np.ndarray, capacity: int, method: Method) -> Rows:
+def pack(lengths: np.ndarray, capacity: int, method: Method) -> PackedRows:
     """Plan the rows of sequences of these lengths (in tokens).
 
     bfd: sequences from long to short (equal ones in their order), each into the fullest row that
@@ -54,7 +54,7 @@ def plan_rows(lengths: np.ndarray, capacity: int, method: Method) -> Rows:
     lengths = np.asarray(lengths, dtype=np.int64)
     _check_lengths(lengths, capacity)
     if method == "none":
-        return Rows(np.arange(len(lengths) + 1), np.arange(len(lengths)))
+        return PackedRows(np.arange(len(lengths) + 1), np.arange(len(lengths)))
     if method == "bfd":
         # From long to short; of equal ones, the first stays the first.
         sequences = _stable_order(capacity - lengths, capacity)
@@ -66,22 +66,22 @@ def plan_rows(lengths: np.ndarray, capacity: int, method: Method) -> Rows:
     num_rows = int(row_of.max(initial=-1)) + 1
     offsets = np.zeros(num_rows + 1, np.int64)
     np.cumsum(np.bincount(row_of, minlength=num_rows), out=offsets[1:])
-    return Rows(offsets, sequences[_stable_order(row_of, num_rows)])
+    return PackedRows(offsets, sequences[_stable_order(row_of, num_rows)])
 
 
-def shuffle_rows(rows: Rows, seed: int) -> Rows:
+def shuffle_rows(rows: PackedRows, seed: int) -> PackedRows:
     """The rows in an order that depends on the seed and their number alone."""
-    return reordered(rows, permutation(len(rows), f"packed rows, seed {seed}"))
+    return reorder(rows, permutation(len(rows), f"packed rows, seed {seed}"))
 
 
-def reordered(rows: Rows, order: np.ndarray) -> Rows:
+def reorder(rows: PackedRows, order: np.ndarray) -> PackedRows:
     """Row r of the result is row order[r]; int64 [R]."""
     sizes = np.diff(rows.offsets)[order]
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     # The k-th sequence of a row moves by as much as the row's first.
     moved_by = np.repeat(rows.offsets[:-1][order] - offsets[:-1], sizes)
-    return Rows(offsets, rows.sequences[np.arange(len(rows.sequences)) + moved_by])
+    return PackedRows(offsets, rows.sequences[np.arange(len(rows.sequences)) + moved_by])
 
 
 def utilisation(num_tokens: int, num_rows: int, capacity: int) -> float:
@@ -131,7 +131,7 @@ def _best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 class _RowsByRoom:
-    """Rows by how many tokens they still have room for; the first of them are taken first."""
+    """PackedRows by how many tokens they still have room for; the first of them are taken first."""
 
     def __init__(self, capacity: int):
         self._parts: list[list[np.ndarray]] = [[] for _ in range(capacity)]

@@ -1,7 +1,7 @@
 """From the sources to a prepared dataset. Every row is read once, in order, in several processes;
 then lengths alone decide which are used, and which share a row.
 
-    sources -> encode_chunk (workers) -> sequences on disk -> plan -> rows, prepared.json
+    sources -> encode_chunk (workers) -> sequences on disk -> plan_rows -> rows, prepared.json
 
 Indexed datasets (.bin/.idx) are sequences already and stay where they are: of these only the rows
 and prepared.json are written.
@@ -35,15 +35,15 @@ from post_training.data.prepared.dataset import (
     UsedTemplate,
     write_record,
 )
-from post_training.data.prepared.mixture import RowPlan, SequenceTable, TableBuilder, plan
+from post_training.data.prepared.mixture import RowPlan, SequenceTable, TableBuilder, plan_rows
 from post_training.data.prepared.packing import utilisation
 from post_training.data.prepared.sequences import (
     LENGTH,
     NUM_TRAINED,
     SEQUENCE,
     SequenceBatch,
-    batch,
-    cut,
+    cut_to_limit,
+    make_batch,
 )
 from post_training.data.reading import (
     HasReader,
@@ -195,13 +195,13 @@ def encode_chunk(state: ChunkEncoder, item: tuple[int, Chunk]) -> EncodedChunk:
         try:
             if isinstance(sequence, BadRow):
                 raise sequence
-            pieces.append(cut(sequence.kinds, state.limits, str(record.place)))
+            pieces.append(cut_to_limit(sequence.kinds, state.limits, str(record.place)))
             sequences.append(sequence)
         except BadRow as bad:
             rejected.append(Rejected(record.place, bad, record.raw))
     rejected.sort(key=lambda row: row.place.number)
     with_digests = state.reader.config.deduplicate
-    return EncodedChunk(dataset, batch(sequences, pieces, with_digests=with_digests), rejected)
+    return EncodedChunk(dataset, make_batch(sequences, pieces, with_digests=with_digests), rejected)
 
 
 def _conversation_or_text(row: object, record: Record) -> Conversation | Text:
@@ -314,7 +314,7 @@ def write_rows(
     Errors: PostTrainingError where a dataset has too few rows for its settings.
     """
     table = builder.table()
-    rows = plan(table, data, limits, seed)
+    rows = plan_rows(table, data, limits, seed)
     verdicts.count("duplicate", rows.num_duplicates)
     record = {
         "schema": SCHEMA,
@@ -409,10 +409,10 @@ def _batch(
         row = store.read(index, 0, int(store.tokens.lengths[index]))
         place = Place(str(prefix), index + 1)
         try:
-            own = cut(row.kinds, limits, str(place))
+            own = cut_to_limit(row.kinds, limits, str(place))
         except BadRow as bad:
             verdicts.reject(place, bad, b"")
             own = []
         sequences.append(TokenSequence(row.ids, row.kinds))
         pieces.append(own)
-    return batch(sequences, pieces, with_digests=with_digests)
+    return make_batch(sequences, pieces, with_digests=with_digests)

@@ -37,7 +37,9 @@ class SequenceBatch:
     pieces: np.ndarray
 
 
-def cut(kinds: np.ndarray, config: SequenceConfig, where: str) -> list[tuple[int, int, int]]:
+def cut_to_limit(
+    kinds: np.ndarray, config: SequenceConfig, where: str
+) -> list[tuple[int, int, int]]:
     """(start, length, number of trained tokens) of the pieces to use, at least one.
 
     kinds: uint8 [T], of the whole sequence. A piece with nothing to train is left out.
@@ -64,7 +66,7 @@ def cut(kinds: np.ndarray, config: SequenceConfig, where: str) -> list[tuple[int
     return pieces
 
 
-def batch(
+def make_batch(
     sequences: list[TokenSequence],
     pieces: list[list[tuple[int, int, int]]],
     *,

@@ -1,4 +1,4 @@
-"""Rows against textbook packing, sequence by sequence and row by row."""
+"""PackedRows against textbook packing, sequence by sequence and row by row."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.prepared.packing import plan_rows, reordered, shuffle_rows, utilisation
+from post_training.data.prepared.packing import pack, reorder, shuffle_rows, utilisation
 
 METHODS = ["none", "bfd", "k_bin_packed", "next_fit"]
 
@@ -24,7 +24,7 @@ problems = capacities.flatmap(
 
 
 def planned(lengths, capacity, method):
-    rows = plan_rows(np.array(lengths, np.int64), capacity, method)
+    rows = pack(np.array(lengths, np.int64), capacity, method)
     return [row.tolist() for row in rows]
 
 
@@ -84,7 +84,7 @@ def test_packing_next_fit_equals_the_textbook(problem):
 @given(problems, st.sampled_from(METHODS), st.integers(0, 9))
 def test_packing_has_every_sequence_once_within_the_capacity(problem, method, seed):
     lengths, capacity = problem
-    rows = shuffle_rows(plan_rows(np.array(lengths, np.int64), capacity, method), seed)
+    rows = shuffle_rows(pack(np.array(lengths, np.int64), capacity, method), seed)
     assert sorted(rows.sequences.tolist()) == list(range(len(lengths)))
     assert rows.offsets.dtype == rows.sequences.dtype == np.int64
     assert rows.offsets[0] == 0
@@ -100,13 +100,13 @@ def test_packing_of_many_lengths_above_16_bits_equals_the_textbook():
 
 
 def test_packing_into_more_rows_than_16_bits_keeps_their_order():
-    rows = plan_rows(np.full(70_000, 7), 7, "bfd")
+    rows = pack(np.full(70_000, 7), 7, "bfd")
     assert rows.sequences.tolist() == rows.offsets[:-1].tolist() == list(range(70_000))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_packing_of_nothing_is_no_rows(method):
-    rows = plan_rows(np.array([], np.int64), 8, method)
+    rows = pack(np.array([], np.int64), 8, method)
     assert len(shuffle_rows(rows, 0)) == len(rows) == 0
     assert utilisation(0, len(rows), 8) == 0.0
 
@@ -115,12 +115,12 @@ def test_packing_of_nothing_is_no_rows(method):
 @pytest.mark.parametrize(("length", "told"), [(9, "has 9 tokens"), (0, "has 0"), (-1, "has -1")])
 def test_packing_length_outside_the_capacity_is_refused(method, length, told):
     with pytest.raises(PostTrainingError, match=f"sequence 2 {told}.*1 to 8.*2 such sequences"):
-        plan_rows(np.array([8, 1, length, length]), 8, method)
+        pack(np.array([8, 1, length, length]), 8, method)
 
 
 def test_packing_shuffle_moves_whole_rows_and_depends_on_the_seed_alone():
     lengths = np.tile([5, 4, 3, 2, 1], 20)
-    rows = plan_rows(lengths, 6, "k_bin_packed")
+    rows = pack(lengths, 6, "k_bin_packed")
     before = [row.tolist() for row in rows]
     after = [row.tolist() for row in shuffle_rows(rows, 1)]
     assert after != before
@@ -130,16 +130,16 @@ def test_packing_shuffle_moves_whole_rows_and_depends_on_the_seed_alone():
 
 
 def test_packing_rows_reordered_are_whole():
-    rows = plan_rows(np.array([5, 4, 3, 2]), 6, "bfd")
+    rows = pack(np.array([5, 4, 3, 2]), 6, "bfd")
     assert [row.tolist() for row in rows] == [[0], [1, 3], [2]]
-    assert [row.tolist() for row in reordered(rows, np.array([1, 2, 0]))] == [[1, 3], [2], [0]]
+    assert [row.tolist() for row in reorder(rows, np.array([1, 2, 0]))] == [[1, 3], [2], [0]]
 
 
 def test_packing_shuffle_is_the_same_everywhere():
-    shuffled = shuffle_rows(plan_rows(np.ones(8, np.int64), 1, "none"), seed=7)
+    shuffled = shuffle_rows(pack(np.ones(8, np.int64), 1, "none"), seed=7)
     assert shuffled.sequences.tolist() == [7, 5, 1, 3, 6, 4, 2, 0]
 
 
 def test_packing_utilisation_is_the_share_of_places_with_a_token():
     lengths = np.array([5, 4, 3, 2])
-    assert utilisation(14, len(plan_rows(lengths, 6, "bfd")), 6) == 14 / 18
+    assert utilisation(14, len(pack(lengths, 6, "bfd")), 6) == 14 / 18

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from post_training.core.errors import UsageError
 from post_training.core.hashing import hash_files
 from post_training.data.config import DataConfig, SequenceConfig
-from post_training.data.prepared.dataset import PreparedDataset, described
+from post_training.data.prepared.dataset import PreparedDataset, describe_prepared
 from post_training.data.prepared.mixture import TableBuilder
 from post_training.data.prepared.prepare import SequenceWriter, write_rows
-from post_training.data.prepared.sequences import batch, cut
+from post_training.data.prepared.sequences import cut_to_limit, make_batch
 from post_training.data.reading import Verdicts
 from post_training.data.rows import COMPLETION, PROMPT
 from post_training.data.tokenize import TokenSequence
@@ -41,8 +41,8 @@ def write(
     with SequenceWriter(folder, np.dtype("<u2")) as writer:
         for start in range(0, len(sequences), batch_size):
             part = sequences[start : start + batch_size]
-            pieces = [cut(each.kinds, settings, "here") for each in part]
-            made = batch(part, pieces, with_digests=data.deduplicate)
+            pieces = [cut_to_limit(each.kinds, settings, "here") for each in part]
+            made = make_batch(part, pieces, with_digests=data.deduplicate)
             writer.append(made)
             builder.add(0, made)
     verdicts = Verdicts("fail", folder / "rejects.jsonl")
@@ -176,9 +176,9 @@ def test_prepared_folder_without_a_record_is_refused(tmp_path: Path):
 
 def test_prepared_tells_how_many_rows_were_read_and_what_was_not(tmp_path: Path):
     record = write(tmp_path / "data", [sequence(4)] * 3).record
-    assert next(described(record)).startswith("x: 3 of 3 good rows, 12 tokens")
+    assert next(describe_prepared(record)).startswith("x: 3 of 3 good rows, 12 tokens")
     columns = [{"name": "id", "read_as": None, "number": 5}]
     record["sources"][0] |= {"num_source_rows": 5, "columns": columns}
-    lines = list(described(record))
+    lines = list(describe_prepared(record))
     assert lines[0].startswith("x: 3 of 3 good rows (5 were read), 12 tokens")
     assert lines[1] == "x: not read: id (5)"

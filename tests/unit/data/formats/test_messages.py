@@ -38,7 +38,7 @@ def conversation_of(row: dict[str, Any], **settings: Any) -> Conversation:
 
 def look_over(row: dict[str, Any]) -> Counter[str]:
     filled: Counter[str] = Counter()
-    recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1").look_over(row, filled)
+    recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1").check_columns(row, filled)
     return filled
 
 

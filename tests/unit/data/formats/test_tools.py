@@ -7,7 +7,7 @@ import pytest
 
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.recognise import parse, recognise
-from post_training.data.formats.tools import bare_function, read_tools
+from post_training.data.formats.tools import read_tools, unwrap_function
 from post_training.data.rows import BadRow, Conversation
 
 TOWN = {"type": "string", "description": "Where."}
@@ -61,13 +61,13 @@ def arguments_of(arguments: Any, tools: Any = None) -> str:
 )
 def test_tools_of_any_form_are_wrapped_as_a_server_is_sent_them(value: Any):
     assert read_tools(value, "tools") == (json.dumps({"type": "function", "function": RAIN}),)
-    assert bare_function(*read_tools(value, "tools")) == RAIN
+    assert unwrap_function(*read_tools(value, "tools")) == RAIN
 
 
 def test_tools_keep_what_stands_beside_the_function():
     strict = {"type": "function", "strict": True, "function": RAIN}
     assert tools_of([strict]) == [strict]
-    assert bare_function(json.dumps(strict)) == strict
+    assert unwrap_function(json.dumps(strict)) == strict
 
 
 def test_tools_padding_of_arrow_is_not_declared():

@@ -19,7 +19,7 @@ PAIR = {"question": "Name a lake.", "answer": "Lake Thun."}
 def looked_over(row: dict[str, Any], *, for_training: bool = True, **settings: Any) -> Counter[str]:
     found = recognise(row, DatasetConfig(path="rows.jsonl", **settings), "rows.jsonl:1")
     filled: Counter[str] = Counter()
-    found.look_over(row, filled, for_training=for_training)
+    found.check_columns(row, filled, for_training=for_training)
     return filled
 
 
