@@ -1,4 +1,8 @@
-"""What a submitted job runs in, as it is now: an EDF of its own, which no later edit reaches."""
+"""What a job runs in: the EDF of an image and a site, rendered, checked, and frozen at submission,
+so that no later edit reaches the job.
+
+A site of Singularity's has no engine for EDFs: there the same settings become a script.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +18,13 @@ from post_training.images.store import ImageStore, default_store
 from post_training.slurm.singularity import render_script, sif_of
 from post_training.slurm.site import SITES_DIR, Launcher, load_site
 
+FORMS = ("edf", "singularity")
+
 
 def read_environment(
     name: str, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
 ) -> Edf:
-    """The EDF that `name` means, checked; the sources of its mounts too if they are here.
+    """Find the EDF that `name` means, and check it; the sources of its mounts too if they are here.
 
     Errors: UsageError when it pins no image digest or its image is not there; ConfigError.
     """
@@ -77,17 +83,12 @@ def development_mounts(folder: Path) -> list[str]:
     ]
 
 
-# `post-training edf render`: an image and a site become the site's kind of environment.
-
-
-FORMS = ("edf", "singularity")
-
-
 def render(
     reference: str, site: str, form: str | None, store_folder: Path | None, repository: Path
 ) -> str:
-    """The EDF, or the script that starts Singularity. form: else the site's own.
+    """`edf render`: the text of the EDF, or of the script that starts Singularity.
 
+    reference: an image of the store. form: "edf" or "singularity"; None: the site's own.
     On a site of Singularity's the EDF names the SIF: `submit` reads it there.
     """
     if form not in (None, *FORMS):

@@ -1,4 +1,4 @@
-"""A stage's step has failed: may the same job try again? Asked by the batch script, in the image.
+"""A stage's step has failed: may the same job try again? Asked by the batch script (job.sh).
 
     stopped before the wall time, or by Slurm in the time of
       grace of a preempted job, with a new checkpoint         again, not counted
@@ -7,10 +7,18 @@
     anything else that a run says of itself                   final: it would fail the same way
     more than max_failures counted                            final
 
-Where a node is suspected of a counted failure, the next attempt leaves it out, if it can.
 The count begins anew when a checkpoint, or a chunk, was written since the last failure. A worker of
-an array has a record (RUN/workers/I) and a count of its own. It runs inside the image and not with
-the login node's Python: what was submitted decides, and every site has it.
+an array has a record (RUN/workers/I) and a count of its own. This runs inside the image and not
+with the login node's Python: what was submitted decides, and every site has it.
+
+Where a node is suspected of a counted failure, the next attempt leaves it out if others are free.
+srun and slurmstepd name it in the job's log:
+
+    srun: error: Node failure on nid001
+    srun: error: nid002: task 5: Killed           the first task that failed, of several nodes
+    slurmstepd: error: Detected 1 oom_kill event  the node took the memory back
+    slurmstepd: error: *** STEP 7.0 ON nid001 CANCELLED AT …   before any task failed: Slurm ended
+                                                  it, as in the time of grace of a preempted job
 """
 
 import argparse
@@ -30,20 +38,12 @@ from post_training.core.files import read_json, write_json
 from post_training.records.run import LAUNCH_FOLDER, is_live
 from post_training.records.run_record import read_record
 
-# Which node may have made an attempt fail, from what srun and slurmstepd wrote into the job's log.
-#
-#     srun: error: Node failure on nid001
-#     srun: error: nid002: task 5: Killed           the first task that failed, of several nodes
-#     slurmstepd: error: Detected 1 oom_kill event  the node took the memory back
-#     slurmstepd: error: *** STEP 7.0 ON nid001 CANCELLED AT …   before any task failed: Slurm ended
-#                                                   it, as in the time of grace of a preempted job
-#
-# The name is for the next attempt, which leaves the node out where others are free. Where nothing
-# is said, the one node of a job is the suspect, and of several nodes none is.
-
-
+SCHEMA = "post-training/failures/1"
+# What our answer begins with on stdout, where an image's entrypoint may print a banner. It is what
+# job.sh looks for.
+MARK = "post-training-outcome: "
 _LAST_BYTES = 1 << 20
-# slurm/script.py writes it before each attempt.
+# job.sh writes it before each attempt.
 _START_OF_ATTEMPT = re.compile(r"^attempt \d+ of job \S+, on ", re.MULTILINE)
 _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
 _FAILED_TASK = re.compile(r"^srun: error: ([^\s:]+): tasks? [^\s:]+: ", re.MULTILINE)
@@ -57,45 +57,6 @@ _OUT_OF_MEMORY = re.compile(
 _CANCELLED = re.compile(
     r"^slurmstepd\S*: error: \*\*\* STEP \S+ ON \S+ CANCELLED AT ", re.MULTILINE
 )
-
-
-def last_attempt(log: Path) -> str:
-    """What the last attempt printed; of a long log, its end. Empty without a log."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _LAST_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    starts = [match.start() for match in _START_OF_ATTEMPT.finditer(text)]
-    return text[starts[-1] :] if starts else text
-
-
-def suspected_node(printed: str, job_nodes: str) -> str | None:
-    """job_nodes: as Slurm writes them, `nid[001-004]`."""
-    for pattern in (_NODE_FAILURE, _FAILED_TASK):
-        if match := pattern.search(printed):
-            return match[1]
-    return job_nodes if job_nodes and not set(job_nodes) & set("[,") else None
-
-
-def was_out_of_memory(printed: str) -> bool:
-    return _OUT_OF_MEMORY.search(printed) is not None
-
-
-def was_cancelled(printed: str) -> bool:
-    """Whether Slurm ended the step before any of its tasks had ended by itself."""
-    cancelled, failed = _CANCELLED.search(printed), _FAILED_TASK.search(printed)
-    return cancelled is not None and (failed is None or cancelled.start() < failed.start())
-
-
-# A stage's step has failed: may the same job try again? Asked by the batch script, in the image.
-
-
-SCHEMA = "post-training/failures/1"
-# What our answer begins with on stdout, where an image's entrypoint may print a banner.
-MARK = "post-training-outcome: "
 # A record's reason is `TypeName: message` for an exception that is not ours.
 _LOST_CONNECTION = re.compile(
     r"(DistBackendError|DistNetworkError|DistStoreError|EngineDeadError): |"
@@ -108,9 +69,14 @@ _LOST_STORAGE = re.compile(r"\[Errno (5|104|107|108|110|113|116|121)\] ")
 
 @dataclass(frozen=True)
 class Tally:
-    """num_failures: counted since the last progress. num_attempts, checkpoint: how many attempts
-    the record held, and how far the run had come, when it was last counted. asked, answer: of the
-    attempt that was counted last, so that one whose answer got lost is not counted twice."""
+    """The count of a run's failures, as failures.json keeps it.
+
+    num_failures: counted since the last progress.
+    num_attempts, checkpoint: how many attempts the record held, and how far the run had come, when
+    it was last counted.
+    asked, answer: of the attempt that was counted last; one whose answer got lost on its way asks
+    again, and is not counted twice.
+    """
 
     num_failures: int = 0
     num_attempts: int = 0
@@ -121,9 +87,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that ended. exit_code: srun's, not 0. attempts: of the run's record, all of them.
-    checkpoint: how far the run is now (`_progress`). printed: by the attempt, into the job's log.
-    nodes: of the job, as Slurm writes them."""
+    """A step that ended.
+
+    exit_code: srun's, not 0.
+    attempts: of the run's record, all of them.
+    checkpoint: how far the run is now (`_progress`).
+    printed: by the attempt, into the job's log.
+    nodes: of the job, as Slurm writes them: `nid[001-004]`.
+    """
 
     exit_code: int
     attempts: Sequence[dict[str, Any]]
@@ -142,8 +113,56 @@ class Verdict:
     suspect: str | None = None
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Print, after MARK, `again`, and the suspected node, or `stop`; say why on stderr; keep the
+    count. With --start: `go` or `stop`. With --over-since: `over` or `on`."""
+    # The wall time's warning goes to every step, and this one has to end by itself.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("max_failures", type=int)
+    moment = parser.add_mutually_exclusive_group(required=True)
+    moment.add_argument("--exit-code", type=int, help="of the stage's step")
+    moment.add_argument("--start", action="store_true", help="may the next of a chain begin?")
+    moment.add_argument("--over-since", type=int, help="has an attempt begun since, and ended?")
+    parser.add_argument("--attempt", help="its name: asked again, the answer is the same")
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--worker", type=int)
+    options = parser.parse_args(arguments)
+    record, name = options.run_dir, "failures.json"
+    if options.worker is not None:
+        record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
+    if options.start:
+        print(f"{MARK}{_start(_attempts(record))}")
+        return 0
+    if options.over_since is not None:
+        print(f"{MARK}{'over' if _is_over(record, options.over_since) else 'on'}")
+        return 0
+    path = options.run_dir / LAUNCH_FOLDER / name
+    tally = read_tally(path)
+    if options.attempt is not None and tally.asked == options.attempt:
+        print(f"{MARK}{tally.answer}")
+        return 0
+    step = Step(
+        options.exit_code,
+        _attempts(record),
+        _progress(options.run_dir),
+        last_attempt(options.log),
+        os.environ.get("SLURM_JOB_NODELIST", ""),
+    )
+    verdict = judge(step, tally, options.max_failures)
+    answer = f"again {verdict.suspect or ''}".strip() if verdict.again else "stop"
+    counted = verdict.tally
+    if options.attempt is not None:
+        counted = replace(counted, asked=options.attempt, answer=answer)
+    write_tally(path, counted)
+    print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
+    print(f"{MARK}{answer}")
+    return 0
+
+
 def judge(step: Step, tally: Tally, max_failures: int) -> Verdict:
-    """What follows the step; `reason` is one line for the log."""
+    """What follows a failed step; `reason` is one line for the log."""
     has_progressed = step.checkpoint != tally.checkpoint
     num_failures = 0 if has_progressed else tally.num_failures
     num_attempts = len(step.attempts)
@@ -213,35 +232,40 @@ def _first_line(reason: str) -> str:
     return reason.splitlines()[0]
 
 
-def read_tally(path: Path) -> Tally:
+def suspected_node(printed: str, job_nodes: str) -> str | None:
+    """The node that may have made the attempt fail; None where nobody can tell.
+
+    job_nodes: as Slurm writes them, `nid[001-004]`. Where nothing is printed, the one node of a job
+    is the suspect, and of several nodes none is.
+    """
+    for pattern in (_NODE_FAILURE, _FAILED_TASK):
+        if match := pattern.search(printed):
+            return match[1]
+    return job_nodes if job_nodes and not set(job_nodes) & set("[,") else None
+
+
+def was_out_of_memory(printed: str) -> bool:
+    """Whether the node, and not the program itself, ended a task for its memory."""
+    return _OUT_OF_MEMORY.search(printed) is not None
+
+
+def was_cancelled(printed: str) -> bool:
+    """Whether Slurm ended the step before any of its tasks had ended by itself."""
+    cancelled, failed = _CANCELLED.search(printed), _FAILED_TASK.search(printed)
+    return cancelled is not None and (failed is None or cancelled.start() < failed.start())
+
+
+def last_attempt(log: Path) -> str:
+    """What the last attempt printed; of a long log, its end. Empty without a log."""
     try:
-        record = read_json(path, SCHEMA)
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LAST_BYTES))
+            text = file.read().decode(errors="replace")
     except FileNotFoundError:
-        return Tally()
-    return Tally(**{key: value for key, value in record.items() if key != "schema"})
-
-
-def write_tally(path: Path, tally: Tally) -> None:
-    write_json(path, {"schema": SCHEMA, **asdict(tally)})
-
-
-def current_tally(run_dir: Path) -> Tally:
-    """No failures, and the attempts and the progress of a run that may not exist yet."""
-    return Tally(0, len(_attempts(run_dir)), _progress(run_dir))
-
-
-def _attempts(run_dir: Path) -> list[dict[str, Any]]:
-    return read_record(run_dir)["attempts"] if (run_dir / "run.json").exists() else []
-
-
-def _progress(run_dir: Path) -> str | None:
-    """The newest checkpoint, or the number of chunks that are done."""
-    # Training stages name it there (train/checkpoint.py).
-    with contextlib.suppress(FileNotFoundError):
-        return (run_dir / "checkpoints/latest").read_text().strip()
-    # A chunk's record is written last (annotate/work.py).
-    num_chunks = sum(1 for _ in run_dir.glob("chunks/[0-9]*.json"))
-    return f"chunk {num_chunks}" if num_chunks else None
+        return ""
+    starts = [match.start() for match in _START_OF_ATTEMPT.finditer(text)]
+    return text[starts[-1] :] if starts else text
 
 
 def _start(attempts: Sequence[dict[str, Any]]) -> str:
@@ -260,52 +284,35 @@ def _is_over(record: Path, since: int) -> bool:
     return not is_live(record)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print, after MARK, `again`, and the suspected node, or `stop`; say why on stderr; keep the
-    count. With --start: `go` or `stop`. With --over-since: `over` or `on`."""
-    # The wall time's warning goes to every step, and this one has to end by itself.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("max_failures", type=int)
-    moment = parser.add_mutually_exclusive_group(required=True)
-    moment.add_argument("--exit-code", type=int, help="of the stage's step")
-    moment.add_argument("--start", action="store_true", help="may the next of a chain begin?")
-    moment.add_argument("--over-since", type=int, help="has an attempt begun since, and ended?")
-    parser.add_argument("--attempt", help="its name: asked again, the answer is the same")
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--worker", type=int)
-    options = parser.parse_args(arguments)
-    record, name = options.run_dir, "failures.json"
-    if options.worker is not None:
-        record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
-    if options.start:
-        print(f"{MARK}{_start(_attempts(record))}")
-        return 0
-    if options.over_since is not None:
-        print(f"{MARK}{'over' if _is_over(record, options.over_since) else 'on'}")
-        return 0
-    path = options.run_dir / LAUNCH_FOLDER / name
-    tally = read_tally(path)
-    if options.attempt is not None and tally.asked == options.attempt:
-        print(f"{MARK}{tally.answer}")
-        return 0
-    step = Step(
-        options.exit_code,
-        _attempts(record),
-        _progress(options.run_dir),
-        last_attempt(options.log),
-        os.environ.get("SLURM_JOB_NODELIST", ""),
-    )
-    verdict = judge(step, tally, options.max_failures)
-    answer = f"again {verdict.suspect or ''}".strip() if verdict.again else "stop"
-    counted = verdict.tally
-    if options.attempt is not None:
-        counted = replace(counted, asked=options.attempt, answer=answer)
-    write_tally(path, counted)
-    print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
-    print(f"{MARK}{answer}")
-    return 0
+def current_tally(run_dir: Path) -> Tally:
+    """No failures, and the attempts and the progress of a run that may not exist yet."""
+    return Tally(0, len(_attempts(run_dir)), _progress(run_dir))
+
+
+def read_tally(path: Path) -> Tally:
+    try:
+        record = read_json(path, SCHEMA)
+    except FileNotFoundError:
+        return Tally()
+    return Tally(**{key: value for key, value in record.items() if key != "schema"})
+
+
+def write_tally(path: Path, tally: Tally) -> None:
+    write_json(path, {"schema": SCHEMA, **asdict(tally)})
+
+
+def _attempts(run_dir: Path) -> list[dict[str, Any]]:
+    return read_record(run_dir)["attempts"] if (run_dir / "run.json").exists() else []
+
+
+def _progress(run_dir: Path) -> str | None:
+    """The newest checkpoint, or the number of chunks that are done."""
+    # Training stages name it there (train/checkpoint.py).
+    with contextlib.suppress(FileNotFoundError):
+        return (run_dir / "checkpoints/latest").read_text().strip()
+    # A chunk's record is written last (annotate/work.py).
+    num_chunks = sum(1 for _ in run_dir.glob("chunks/[0-9]*.json"))
+    return f"chunk {num_chunks}" if num_chunks else None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from post_training.slurm.environment import check_is_mounted, read_environment
 from post_training.slurm.pipeline import Plan, PlannedRun, load_pipeline, plan_pipeline
 from post_training.slurm.queue import cancel_on_error
 from post_training.slurm.run_commands import HEADER, cells, table
-from post_training.slurm.runs import RunState, queue_of, run_states
+from post_training.slurm.runs import RunState, read_queue_of, run_states
 from post_training.slurm.site import load_site
 from post_training.slurm.submit import Request, preview, submit, submitted_jobs
 
@@ -63,7 +63,7 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
     Errors: PostTrainingError that names the stage that failed; Interrupted.
     """
     plan = plan_pipeline(path, overrides)
-    queue = queue_of([run.run_dir for run in plan.runs])
+    queue = read_queue_of([run.run_dir for run in plan.runs])
     for run in plan.runs:
         if queued := [job_id for job_id in submitted_jobs(run.run_dir) if job_id in queue]:
             raise UsageError(
@@ -121,7 +121,7 @@ def submit_pipeline(
             else:
                 print(preview(requests[run.run_dir]))
         return
-    queue = queue_of([run.run_dir for run in plan.runs])
+    queue = read_queue_of([run.run_dir for run in plan.runs])
     jobs: dict[Path, str] = {}
     queued_now: list[str] = []
     _write_plan(plan, path)

@@ -1,4 +1,4 @@
-"""`post-training runs list | logs | cancel`: runs as Slurm and their records tell of them."""
+"""`post-training runs list | logs | cancel`, and the table of states for `pipeline status` too."""
 
 import json
 import os
@@ -14,53 +14,7 @@ from post_training.slurm.run_index import Filters, list_states, runs_below
 from post_training.slurm.runs import RunState
 from post_training.slurm.submit import submitted_jobs
 
-# The states of runs as a table: `runs list` and `pipeline status`.
-
-
 HEADER = ["state", "job", "attempts", "done", "loss", "tokens/s", "time left", "why"]
-
-
-def cells(state: RunState) -> list[str]:
-    """The state under `HEADER`; what is not known is empty."""
-    done = "" if state.done is None else f"{state.done:.0%}"
-    if state.step is not None:
-        done = f"{done} (step {state.step})".lstrip()
-    attempts = str(len(state.attempts) or "")
-    if state.num_failures:
-        attempts += f" ({state.num_failures} failed)"
-    why = state.reason.splitlines()[0] if state.reason else ""
-    if state.slurm_state:
-        why = f"{why} (Slurm: {state.slurm_state})".lstrip()
-    return [
-        state.state,
-        state.job_ids[0] if state.job_ids else "",
-        attempts,
-        done,
-        "" if state.loss is None else f"{state.loss:.4g}",
-        "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
-        "" if state.time_left_s is None else duration(state.time_left_s),
-        why,
-    ]
-
-
-def duration(seconds: float) -> str:
-    """`3 h 20 min`, `45 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as they have to be; the last one ends where it ends."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    )
-
-
-# `post-training runs list | logs | cancel`: runs as Slurm and their records tell of them.
 
 
 def list_runs(folder: Path, filters: Filters, *, as_json: bool) -> None:
@@ -120,3 +74,43 @@ def cancel_runs(folders: Sequence[Path]) -> None:
     for run_dir, ids in queued.items():
         if ids:
             print(f"cancelled {', '.join(ids)}: {run_dir}", file=sys.stderr)
+
+
+def cells(state: RunState) -> list[str]:
+    """The state under `HEADER`; what is not known is empty."""
+    done = "" if state.done is None else f"{state.done:.0%}"
+    if state.step is not None:
+        done = f"{done} (step {state.step})".lstrip()
+    attempts = str(len(state.attempts) or "")
+    if state.num_failures:
+        attempts += f" ({state.num_failures} failed)"
+    why = state.reason.splitlines()[0] if state.reason else ""
+    if state.slurm_state:
+        why = f"{why} (Slurm: {state.slurm_state})".lstrip()
+    return [
+        state.state,
+        state.job_ids[0] if state.job_ids else "",
+        attempts,
+        done,
+        "" if state.loss is None else f"{state.loss:.4g}",
+        "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
+        "" if state.time_left_s is None else duration(state.time_left_s),
+        why,
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`3 h 20 min`, `45 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as they have to be; the last one ends where it ends."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )

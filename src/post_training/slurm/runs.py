@@ -43,11 +43,17 @@ _RUNNING = ("running", "completing", "configuring", "stopped", "suspended")
 
 @dataclass(frozen=True)
 class RunState:
-    """reason: why it is so; of a run that waits, why its last attempt ended. job_ids: the last
-    first. slurm_state: how Slurm says that the last attempt's job ended, where the run could not
-    say all of it. attempts: status and reason of each. num_failures: counted since the last
-    progress. done: the share of the whole, 0 to 1. step, loss, tokens_per_s: of the last line of
-    its metrics. time_left_s: at the speed of that line."""
+    """How a run is doing.
+
+    reason: why it is so; of a run that waits, why its last attempt ended.
+    job_ids: of its last submission, the job itself first.
+    attempts: status and reason of each.
+    num_failures: counted since the last progress.
+    slurm_state: how Slurm says that the last attempt's job ended, where the run could not say all.
+    done: the share of the whole, 0 to 1.
+    step, loss, tokens_per_s: of the last line of its metrics.
+    time_left_s: at the speed of that line.
+    """
 
     run_dir: Path
     stage: str | None
@@ -67,28 +73,28 @@ class RunState:
         return {**asdict(self), "run_dir": str(self.run_dir)}
 
 
-def queue_of(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
+def read_queue_of(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
     """Slurm's queue, where any of the runs was submitted. Errors: PostTrainingError."""
     return read_queue() if any(map(submitted_jobs, run_dirs)) else {}
 
 
 def queue_if_it_answers(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
-    """The same, and empty with a warning when Slurm does not answer."""
+    """Slurm's queue, and empty with a warning when Slurm does not answer."""
     try:
-        return queue_of(run_dirs)
+        return read_queue_of(run_dirs)
     except PostTrainingError as error:
         print(f"warning: Slurm does not answer ({error.problem.splitlines()[0]})", file=sys.stderr)
         return {}
 
 
 def run_states(run_dirs: Sequence[Path]) -> list[RunState]:
-    """For who only looks: without Slurm's answer, what the records say."""
+    """The states of these runs; where Slurm does not answer, what the records say."""
     queue = queue_if_it_answers(run_dirs)
-    return explained([run_state(run_dir, queue) for run_dir in run_dirs])
+    return add_slurm_states([run_state(run_dir, queue) for run_dir in run_dirs])
 
 
-def explained(states: Sequence[RunState]) -> list[RunState]:
-    """The same, with Slurm's word on those that are over without a reason of their own."""
+def add_slurm_states(states: Sequence[RunState]) -> list[RunState]:
+    """Ask Slurm how the jobs ended of those that are over without a reason of their own."""
     jobs = [_last_job(state) if state.state in _UNEXPLAINED else None for state in states]
     ended: dict[str, str] = {}
     if wanted := {job_id for job_id in jobs if job_id}:
@@ -102,7 +108,7 @@ def explained(states: Sequence[RunState]) -> list[RunState]:
 
 
 def _last_job(state: RunState) -> str | None:
-    """Of the last attempt; of a run that was never opened, the job that should have."""
+    """The job of the last attempt; of a run that was never opened, the job that should have."""
     if not state.job_ids:
         return None
     last = state.attempts[-1]["scheduler_job"] if state.attempts else None
@@ -112,7 +118,10 @@ def _last_job(state: RunState) -> str | None:
 
 
 def run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:
-    """Errors: UsageError for a record that is none any more."""
+    """Read how a run is doing. queue: Slurm's jobs by their id.
+
+    Errors: UsageError for a record that is none any more.
+    """
     try:
         return _run_state(run_dir, queue)
     except (LookupError, TypeError, AttributeError):
@@ -187,7 +196,7 @@ def _progress(run_dir: Path, record: dict[str, Any], state: str) -> dict[str, An
 
 
 def _share_of_chunks(run_dir: Path) -> float | None:
-    """Of a stage that is done in chunks (stages/annotation)."""
+    """Of a stage that is done in chunks (annotate/)."""
     try:
         manifest = json.loads((run_dir / "chunks/manifest.json").read_text())
         num_chunks = len(manifest["chunks"])

@@ -28,8 +28,11 @@ _CACHES = {
 
 @dataclass(frozen=True)
 class Container:
-    """What the EDF says, for Singularity, which reads none. mounts: SRC:DST[:FLAGS]. env: values as
-    they are."""
+    """What the EDF says, for Singularity, which reads none.
+
+    mounts: SRC:DST[:FLAGS].
+    env: values as they are; an empty one unsets its variable.
+    """
 
     image: Path
     env: dict[str, str]
@@ -38,10 +41,14 @@ class Container:
 
 @dataclass(frozen=True)
 class Job:
-    """A stage to be run. folder: RUN/slurm, which holds config.yaml and environment.toml.
-    container: on a site without EDFs. name: what the queue shows. num_workers: the job is an array
-    of so many that share the run's chunks. is_chained: further jobs of the run wait behind it, and
-    none is requeued. All paths are absolute."""
+    """A stage to be run. All paths are absolute.
+
+    max_failures: how many failures without progress in between may be tried again.
+    container: on a site without EDFs.
+    name: what the queue shows; None: the stage's and the run folder's.
+    num_workers: the job is an array of so many tasks, which share the run's chunks.
+    is_chained: further jobs of the run wait behind it, and none is requeued.
+    """
 
     stage: str
     run_dir: Path
@@ -54,6 +61,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
+        """It holds what the job reads: config.yaml and environment.toml."""
         return self.run_dir / "slurm"
 
 

@@ -5,7 +5,7 @@
               store   -> PERMANENT/post-training         the same, and nothing there is deleted
 
 The same relative paths then work for everybody. SCRATCH and PERMANENT are the site's
-(launch/sites), and hold the user's own variables.
+(slurm/sites), and hold the user's own variables.
 """
 
 import json
@@ -38,7 +38,7 @@ _MOST_FOLDERS_LISTED = 20
 
 
 def setup(site_name: str, site: Site, group: str | None) -> None:
-    """Make the folders and the links; what is there already stays as it is.
+    """`storage setup`: make the folders and the links; what is there already stays as it is.
 
     Errors: UsageError for a variable that is not set, and for a link that leads elsewhere.
     """
@@ -109,7 +109,8 @@ def promoted_copy(path: Path) -> Path | None:
 
 
 def doctor(folder: Path, site_name: str, site: Site, margin_days: int, *, as_json: bool) -> int:
-    """List folders with files that the site deletes within the margin; 1 when there are any."""
+    """`storage doctor`: list folders with files that the site deletes within the margin; the exit
+    code, 1 when there are any."""
     after_days = site.storage.deleted_after_days
     if after_days is None:
         print(f"{site_name}: nothing is known to be deleted there", file=sys.stderr)
