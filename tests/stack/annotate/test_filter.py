@@ -8,6 +8,7 @@ import pytest
 
 from helpers.annotation_stages import rows_of, run_stage
 from post_training.core.errors import PostTrainingError
+from post_training.models.load import load_tokenizer
 
 
 @pytest.fixture
@@ -41,8 +42,6 @@ def filtered(model: Path, data: Path, run_dir: Path, **settings: Any) -> Any:
 
 
 def test_filter_drops_long_branches_and_records_lengths(model, conversations, tmp_path):
-    from post_training.models.load import load_tokenizer
-
     tokenizer = load_tokenizer(model)
     limit = 60
     result = filtered(model, conversations, tmp_path / "run", max_sequence_length=limit)

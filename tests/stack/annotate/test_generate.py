@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.annotation_stages import rows_of, run_stage
 from helpers.tiny_models import make_model
 from post_training.annotate.config import SamplingConfig
 from post_training.annotate.samplers import draw, prompt_seed, random_numbers
+from post_training.models.load import load_tokenizer
 
 N = 4
 
@@ -83,10 +85,6 @@ def test_samples_of_another_seed_differ_and_those_of_a_prompt_do_too(
 
 
 def test_stored_logprobs_are_the_models_at_temperature_1(model, prompts, expected, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    from post_training.models.load import load_tokenizer
-
     tokenizer = load_tokenizer(model)
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     changed = {"n": N, "max_tokens": 12, "temperature": 0.7, "top_p": 0.9}
@@ -112,8 +110,6 @@ def test_stored_logprobs_are_the_models_at_temperature_1(model, prompts, expecte
 def test_sample_that_was_cut_off_says_so_and_can_be_left_out(
     model, prompts, expected, tmp_path, capsys
 ):
-    from post_training.models.load import load_tokenizer
-
     tokenizer = load_tokenizer(model)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     more = {"sampling": {"n": N, "max_tokens": 60, "temperature": 3.0}}
@@ -141,8 +137,6 @@ def test_sample_that_was_cut_off_says_so_and_can_be_left_out(
 
 
 def test_stop_text_ends_a_sample_and_is_not_part_of_its_text(model, prompts, expected, tmp_path):
-    from post_training.models.load import load_tokenizer
-
     tokenizer = load_tokenizer(model)
     before = [s for row in rows_of(expected) for s in samples(row)]
     # Not of a character whose bytes are of several tokens: half of it is another one.
@@ -168,10 +162,6 @@ def text_of(sample: dict[str, Any]) -> str:
 
 
 def test_temperature_0_is_the_likeliest_token(model, prompts, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    from post_training.models.load import load_tokenizer
-
     more = {"sampling": {"n": 1, "temperature": 0, "max_tokens": 8}}
     run_stage("generate", settings(model, prompts, **more), tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(model)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.annotation_stages import rows_of
 from helpers.vllm_runs import run_with_vllm
+from post_training.models.load import load_tokenizer
 
 POISONED = "poison in self.endings._decode(prompt.ids)"
 
@@ -59,11 +62,6 @@ def test_vllm_samples_have_the_same_bytes_for_any_chunks(runs):
 
 
 def test_vllm_logprobs_of_its_samples_are_those_of_transformers(runs, model_of_32):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.models.load import load_tokenizer
-
     tokenizer = load_tokenizer(model_of_32)
     reference = AutoModelForCausalLM.from_pretrained(model_of_32, dtype=torch.float64)
     for row in rows_of(runs / "one chunk"):
@@ -85,9 +83,6 @@ def test_vllm_logprobs_of_its_samples_are_those_of_transformers(runs, model_of_3
 def test_vllm_samples_a_prompt_whose_samples_are_longer_than_one_step(generate, init_model, folder):
     """10 × 900 tokens: vLLM cuts a prefill at 4,096, and rewinds a generator at the cut, which
     those on CPUs can't do."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
     model = init_model(folder / "long", **shape, max_position_embeddings=1024)
     row = {"question": "?" * 860, "answer": "!"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
@@ -14,15 +15,11 @@ from post_training.models.reference import Reference
 
 @pytest.fixture(scope="module")
 def exact(model: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(model)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
@@ -26,8 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(model_of_32: Path) -> Any:
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(model_of_32)
 
 
@@ -97,8 +96,6 @@ def figures(run_dir: Path) -> list[tuple[float, int]]:
 
 
 def test_vllm_scores_are_those_of_float64(runs, model_of_32, tokenizer):
-    from transformers import AutoModelForCausalLM
-
     exact = AutoModelForCausalLM.from_pretrained(model_of_32, dtype=torch.float64)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     num_seen = 0

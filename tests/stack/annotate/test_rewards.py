@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+)
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
 from helpers.real_data import GSM8K, needs_gsm8k
 from helpers.stage_process import start_entrypoint
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.data.config import FunctionLimits
+from post_training.data.rewards import find_reward
+from post_training.models.score import RewardScorer
 
 REPOSITORY = Path(__file__).parents[3]
 FINAL_NUMBER = REPOSITORY / "reproducibility/gsm8k-alignment/final_number.py"
@@ -24,8 +33,6 @@ PLAIN = (
 
 @pytest.fixture(scope="module")
 def reward_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
-
     torch.manual_seed(1)
     config = AutoConfig.from_pretrained(model, num_labels=1)
     folder = tmp_path_factory.mktemp("reward") / "model"
@@ -63,8 +70,6 @@ def rewards_of(rows: list[dict[str, Any]]) -> list[list[dict[str, float]]]:
 
 
 def test_rewards_of_a_model_are_those_of_its_own_forward(reward_model, tmp_path: Path):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     exact = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
     path = write_rows(tmp_path / "rows.jsonl", rows())
@@ -83,10 +88,6 @@ def test_rewards_of_a_model_are_those_of_its_own_forward(reward_model, tmp_path:
 
 
 def test_rewards_of_a_conversation_that_ends_in_padding_are_transformers_own(reward_model):
-    from transformers import AutoModelForSequenceClassification
-
-    from post_training.models.score import RewardScorer
-
     model = AutoModelForSequenceClassification.from_pretrained(reward_model)
     pad = model.config.pad_token_id
     ids = [[9, 10, 11, 12, pad, pad], [9, 10, 13, pad, 14, 15]]
@@ -136,9 +137,6 @@ def test_rewards_of_several_judges_stand_beside_each_other(reward_model, tmp_pat
 
 @needs_gsm8k
 def test_final_number_agrees_with_gsm8ks_own_verdicts():
-    from post_training.data.config import FunctionLimits
-    from post_training.data.rewards import find_reward
-
     reward = find_reward("final_number", [FINAL_NUMBER], FunctionLimits())
     number = 0
     for line in (GSM8K / "example_model_solutions.jsonl").open():

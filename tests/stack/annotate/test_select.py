@@ -8,8 +8,12 @@ import pytest
 
 from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
+from helpers.dpo_runs import dpo
+from helpers.sft_runs import metrics
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
+from post_training.data.config import DatasetConfig
+from post_training.data.formats.recognise import parse, recognise
 from post_training.models.reference import Reference
 
 PROMPT_IDS = [5, 6, 7]
@@ -73,9 +77,6 @@ def test_select_writes_all_that_training_needs(tmp_path: Path):
 
 
 def test_select_pairs_are_read_back_as_preferences(tmp_path: Path):
-    from post_training.data.config import DatasetConfig
-    from post_training.data.formats.recognise import parse, recognise
-
     call = {"type": "function-call", "name": "add", "args": '{"a": 1}'}
     calling = {
         "messages": [
@@ -187,9 +188,6 @@ def test_select_reports_distributions_and_why_prompts_have_no_pair(tmp_path: Pat
 
 
 def test_select_pair_with_an_empty_sample_trains_its_end_token(tmp_path: Path, model: Path):
-    from helpers.dpo_runs import dpo
-    from helpers.sft_runs import metrics
-
     silent = sampled(0, completion_token_ids=[9])
     silent["messages"][0]["parts"][0]["content"] = ""
     row = prompt_row("a", "?", [sampled(3), silent], prompt_token_ids=PROMPT_IDS)

@@ -8,7 +8,11 @@ import pytest
 
 from helpers.sft_runs import changed
 from helpers.tokenize_runs import document, tokenize, train_model, write_lines
+from post_training.cli.inspect import count_config, count_indexed, inspect_config, inspect_indexed
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
+from post_training.stages.config import PrepareConfig
+from post_training.stages.context import StageContext
+from post_training.stages.prepare import run as prepare
 
 
 @pytest.fixture
@@ -32,14 +36,10 @@ def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def inspect(path: Path, *overrides: str, **settings: Any) -> None:
-    from post_training.cli.inspect import inspect_config
-
     inspect_config(path, overrides, **{"num_samples": 2, "row": None, "html": None, **settings})
 
 
 def count(path: Path, *overrides: str, **settings: Any) -> None:
-    from post_training.cli.inspect import count_config
-
     count_config(path, overrides, **{"as_json": False, "per_sample": None, **settings})
 
 
@@ -71,10 +71,6 @@ def test_inspect_tells_what_is_read_and_what_is_not(settings: Path, tmp_path: Pa
 
 
 def test_inspect_row_is_the_one_that_training_reads(settings: Path, tmp_path: Path, capfd):
-    from post_training.stages.config import PrepareConfig
-    from post_training.stages.context import StageContext
-    from post_training.stages.prepare import run as prepare
-
     config = json.loads(settings.read_text())
     packed = changed(config, **{"sft.packing": "bfd"})
     settings.write_text(json.dumps(packed))
@@ -154,8 +150,6 @@ def test_count_is_of_all_the_data(settings: Path, tmp_path: Path, capfd):
 
 
 def test_indexed_is_shown_and_counted_with_its_kinds(prefix: Path, capfd):
-    from post_training.cli.inspect import count_indexed, inspect_indexed
-
     inspect_indexed(prefix, Path("spm.model"), num_samples=1, row=None, html=None)
     shown = capfd.readouterr()
     assert "⟦ It is 4, she says.<|assistant|><|endoftext|>⟧" in shown.out.replace("·", " ")
@@ -172,8 +166,6 @@ def test_indexed_is_shown_and_counted_with_its_kinds(prefix: Path, capfd):
 
 
 def test_indexed_without_kinds_says_so(prefix: Path, capfd):
-    from post_training.cli.inspect import count_indexed
-
     for path in prefix.parent.glob("*_kinds_document.*"):
         path.unlink()
     count_indexed(prefix, as_json=False, per_sample=None)
@@ -181,15 +173,11 @@ def test_indexed_without_kinds_says_so(prefix: Path, capfd):
 
 
 def test_indexed_with_another_tokenizer_is_refused(prefix: Path, model: Path):
-    from post_training.cli.inspect import inspect_indexed
-
     with pytest.raises(PostTrainingError, match="is not in the tokenizer's vocabulary"):
         inspect_indexed(prefix, model, num_samples=5, row=None, html=None)
 
 
 def test_indexed_that_is_not_there_is_refused(tmp_path: Path):
-    from post_training.cli.inspect import count_indexed, inspect_indexed
-
     with pytest.raises(ConfigError, match=r"--tokenizer: no such file or folder: .*/gone"):
         inspect_indexed(tmp_path / "gone", tmp_path / "gone", num_samples=1, row=None, html=None)
     with pytest.raises(ConfigError, match=r"--indexed: no such file or folder: .*/gone\.idx"):

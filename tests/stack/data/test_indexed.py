@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron.core.datasets import indexed_dataset as megatron
 
 from post_training.data.indexed import (
     IndexedDataset,
@@ -42,9 +44,6 @@ def prefix(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "uint8", "int64"])
 def test_indexed_files_are_those_of_megatron(dtype: str, tmp_path: Path):
-    import torch
-    from megatron.core.datasets import indexed_dataset as megatron
-
     largest = np.iinfo(dtype).max
     documents = [[[min(t, largest) for t in s] for s in document] for document in DOCUMENTS]
     ours, theirs = write(tmp_path / "ours", documents, dtype), tmp_path / "theirs"
@@ -66,8 +65,6 @@ def test_indexed_files_are_those_of_megatron(dtype: str, tmp_path: Path):
 
 @pytest.mark.parametrize("vocab_size", [1, 65_499, 65_500, 131_072])
 def test_indexed_dtype_is_the_one_megatron_chooses(vocab_size: int):
-    from megatron.core.datasets import indexed_dataset as megatron
-
     assert best_dtype(vocab_size) == megatron.DType.optimal_dtype(vocab_size)
 
 

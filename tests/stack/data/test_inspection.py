@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.indexed import IndexedWriter
@@ -61,8 +63,6 @@ def test_vocabulary_tokens_spell_the_text(kind: str, tokenizers: dict[str, Any])
 
 @given(text=st.text())
 def test_vocabulary_byte_level_tokens_spell_any_text(text: str):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,8 +72,6 @@ def test_vocabulary_byte_level_tokens_spell_any_text(text: str):
 
 
 def test_vocabulary_sentencepiece_markers_are_special_and_line_breaks_text(tmp_path: Path):
-    import sentencepiece
-
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["some merges and more", "merges, some more"] * 20),

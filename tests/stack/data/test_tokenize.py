@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from helpers.encoded_rows import assistant, encode, encoder, of_kind, reason, user
 from post_training.core.errors import PostTrainingError
@@ -103,8 +104,6 @@ def test_encode_keeps_the_order_among_bad_rows(tokenizer: Any):
 
 
 def test_create_tokenizer_with_offsets_beside_the_text_is_refused(tokenizer: Any):
-    from tokenizers import normalizers
-
     # Offsets are those of the text before the normaliser; this one has no idea of them.
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("first-answer", "other-answer")
     with pytest.raises(PostTrainingError, match="offsets don't mark the trained turns"):

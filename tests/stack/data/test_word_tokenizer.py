@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from post_training.core.errors import PostTrainingError
 from post_training.data import word_tokenizer
@@ -80,8 +80,6 @@ def test_ids_of_any_text_are_the_librarys(number: int, batch: list[str]):
 @given(batch=st.lists(texts, max_size=3))
 @settings(max_examples=100)
 def test_ids_of_composed_text_and_of_whole_words_are_the_librarys(batch: list[str]):
-    from tokenizers import normalizers
-
     state = json.loads(TOKENIZERS[1].to_str())
     state["model"]["ignore_merges"] = True
     tokenizer = Tokenizer.from_str(json.dumps(state))

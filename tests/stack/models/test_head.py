@@ -3,15 +3,18 @@
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from post_training.core.errors import UsageError
+from post_training.models import head as chunked_head
+from post_training.models.head import ChunkedHead
 
 VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
 
 
 @pytest.fixture(params=[(16 * VOCABULARY, 16), (2**25, 8192)], ids=["many chunks", "one chunk"])
 def chunk_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    from post_training.models import head as chunked_head
     from post_training.models import head as logits
 
     numbers, tile = request.param
@@ -22,9 +25,6 @@ def chunk_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """The same weights in float32 and in float64."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -44,8 +44,6 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 @pytest.fixture
 def batch() -> tuple[Any, Any, Any]:
     """(ids, targets with some ignored, coefficients with some zero)."""
-    import torch
-
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, VOCABULARY, (3, LENGTH), generator=generator)
     targets = ids.roll(-1, 1)
@@ -58,8 +56,6 @@ def batch() -> tuple[Any, Any, Any]:
 
 def exact_scores(model: Any, ids: Any, targets: Any) -> tuple[Any, Any]:
     """(log p of the targets, log Σ exp) from full logits, zero where there is no target."""
-    import torch
-
     logits = model(input_ids=ids).logits
     values = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1) - values
@@ -77,8 +73,6 @@ def assert_same_gradients(model: Any, exact: Any) -> None:
 def test_weighted_loss_and_gradient_are_those_of_full_logits(
     chunk_numbers: None, models: Any, batch: Any
 ):
-    from post_training.models.head import ChunkedHead
-
     (model, exact), (ids, targets, coefficients) = models, batch
     head = ChunkedHead.install(model)
     with head.scoring(targets, coefficients, with_top=True):
@@ -97,8 +91,6 @@ def test_weighted_loss_and_gradient_are_those_of_full_logits(
 
 
 def test_scores_can_be_differentiated_in_any_way(chunk_numbers: None, models: Any, batch: Any):
-    from post_training.models.head import ChunkedHead
-
     (model, exact), (ids, targets, _) = models, batch
     head = ChunkedHead.install(model)
     with head.scoring(targets, with_top=True):
@@ -114,10 +106,6 @@ def test_scores_can_be_differentiated_in_any_way(chunk_numbers: None, models: An
 
 
 def test_a_batch_with_nothing_to_score_has_loss_and_gradient_zero(models: Any, batch: Any):
-    import torch
-
-    from post_training.models.head import ChunkedHead
-
     (model, _), (ids, targets, coefficients) = models, batch
     head = ChunkedHead.install(model)
     with head.scoring(targets, torch.zeros_like(coefficients)):
@@ -129,10 +117,6 @@ def test_a_batch_with_nothing_to_score_has_loss_and_gradient_zero(models: Any, b
 
 def test_many_small_log_probabilities_in_bfloat16_are_summed_in_float32(models: Any):
     """A bfloat16 log-softmax summed over hundreds of tokens was off by up to 2.3 nats."""
-    import torch
-
-    from post_training.models.head import ChunkedHead
-
     model = models[0].bfloat16()
     ids = torch.randint(0, VOCABULARY, (1, 512), generator=torch.Generator().manual_seed(2))
     targets = ids.roll(-1, 1)
@@ -149,8 +133,6 @@ def test_many_small_log_probabilities_in_bfloat16_are_summed_in_float32(models: 
 
 
 def test_outside_of_scoring_the_model_is_as_before(models: Any, batch: Any):
-    from post_training.models.head import ChunkedHead
-
     (model, _), (ids, targets, _) = models, batch
     before = model(input_ids=ids).logits
     head = ChunkedHead.install(model)
@@ -160,11 +142,6 @@ def test_outside_of_scoring_the_model_is_as_before(models: Any, batch: Any):
 
 
 def test_full_logits_are_never_held(monkeypatch: pytest.MonkeyPatch, models: Any, batch: Any):
-    import torch
-
-    from post_training.models import head as chunked_head
-    from post_training.models.head import ChunkedHead
-
     monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", 16 * VOCABULARY)
     (model, _), (ids, targets, coefficients) = models, batch
     largest = 0
@@ -184,8 +161,6 @@ def test_full_logits_are_never_held(monkeypatch: pytest.MonkeyPatch, models: Any
 
 
 def test_a_model_that_bends_its_logits_is_refused(models: Any):
-    from post_training.models.head import ChunkedHead
-
     model = models[0]
     model.config.logits_scaling = 8.0
     with pytest.raises(UsageError, match="logits_scaling: the loss does not know such models"):

@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from helpers.sft_runs import changed, sft
+from post_training.models.load import load_model, load_tokenizer
+from post_training.models.save import save_model_folder
 
 TEXT = {
     "vocab_size": 328,  # the class of Qwen adds tokens of its own
@@ -43,8 +52,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def multimodal(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder as the hub has it, in bfloat16, with a layer of `mtp` beside a language model."""
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
     def make(family: str) -> Path:
         folder = tmp_path_factory.mktemp(family) / "model"
@@ -67,8 +74,6 @@ def multimodal(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 
 def all_weights(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     found: dict[str, Any] = {}
     for file in folder.glob("*.safetensors"):
         own = load_file(file)
@@ -87,10 +92,6 @@ def test_vision_tower_is_kept_byte_for_byte_and_the_folder_is_of_its_architectur
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    from transformers import AutoModelForImageTextToText
-
-    from post_training.models.load import load_model
-
     folder = multimodal(family)
     settings = {"model.path": str(folder), "training.max_steps": 2, "lora": lora}
     sft(changed(config, **settings), tmp_path / "run")
@@ -128,11 +129,6 @@ def test_vision_tower_is_kept_byte_for_byte_and_the_folder_is_of_its_architectur
 
 
 def test_what_cannot_be_kept_is_told_with_the_folder_that_lacks_it(model: Path, tmp_path: Path):
-    from safetensors.torch import load_file, save_file
-
-    from post_training.models.load import load_model, load_tokenizer
-    from post_training.models.save import save_model_folder
-
     loaded = load_model(model, dtype="float32", attn_implementation="sdpa")
     loaded.left_out = ["vision.weight"]
     base = Path(shutil.copytree(model, tmp_path / "base"))
@@ -153,9 +149,6 @@ def test_what_cannot_be_kept_is_told_with_the_folder_that_lacks_it(model: Path, 
 def test_weights_without_a_place_in_a_plain_model_are_kept(
     model: Path, config: dict[str, Any], tmp_path: Path
 ):
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM
-
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     weights = load_file(folder / "model.safetensors")
     weights["extra.head.weight"] = torch.arange(6.0).view(2, 3)

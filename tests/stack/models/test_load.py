@@ -10,6 +10,7 @@ import pytest
 
 from helpers.real_data import TOKENIZERS, needs_tokenizers
 from post_training.core.errors import PostTrainingError
+from post_training.models.load import check_vocabulary, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -18,8 +19,6 @@ def copy(model: Path, tmp_path: Path) -> Path:
 
 
 def refusal(path: Path) -> str:
-    from post_training.models.load import load_model
-
     with pytest.raises(PostTrainingError) as error:
         load_model(path, dtype="float32", attn_implementation="sdpa")
     return str(error.value)
@@ -30,8 +29,6 @@ def test_load_model_from_nowhere_is_refused(tmp_path: Path):
 
 
 def test_load_model_from_a_runs_folder_names_what_was_meant(tmp_path: Path):
-    from post_training.models.load import load_tokenizer
-
     (tmp_path / "run.json").touch()
     with pytest.raises(PostTrainingError, match="the folder of a run, not of a model") as caught:
         load_tokenizer(tmp_path)
@@ -90,8 +87,6 @@ def test_load_model_with_generation_settings_that_cannot_be_saved_is_refused(cop
 
 
 def test_load_tokenizer_from_a_model_without_one_is_refused(copy: Path):
-    from post_training.models.load import load_tokenizer
-
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (copy / file).unlink()
     with pytest.raises(PostTrainingError, match="no tokenizer can be loaded from this folder"):
@@ -99,8 +94,6 @@ def test_load_tokenizer_from_a_model_without_one_is_refused(copy: Path):
 
 
 def test_check_vocabulary_tokenizer_larger_than_the_model_is_refused(copy: Path):
-    from post_training.models.load import check_vocabulary, load_model, load_tokenizer
-
     tokenizer = load_tokenizer(copy)
     tokenizer.add_tokens(["<new>"])
     model = load_model(copy, dtype="float32", attn_implementation="sdpa")
@@ -143,8 +136,6 @@ def test_folder_with_code_is_refused_in_one_line_and_nothing_is_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from post_training.models.load import load_model, load_tokenizer
-
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     mark = tmp_path / "it ran"
     if with_file:
@@ -204,8 +195,6 @@ def with_class(folder: Path, name: str) -> Path:
 
 
 def test_load_tokenizer_whose_class_gives_other_ids_than_its_file_is_refused(copy: Path):
-    from post_training.models.load import load_tokenizer
-
     with pytest.raises(
         PostTrainingError, match=r"tokenizer\.json and the class .* LlamaTok"
     ) as caught:
@@ -216,8 +205,6 @@ def test_load_tokenizer_whose_class_gives_other_ids_than_its_file_is_refused(cop
 
 @needs_tokenizers
 def test_real_tokenizers_give_the_ids_of_their_files_or_are_refused(tmp_path: Path):
-    from post_training.models.load import load_tokenizer
-
     for name in ("qwen3", "smollm2"):
         load_tokenizer(TOKENIZERS / name)
     with pytest.raises(PostTrainingError, match="disagree on the ids of 'Hello world'"):

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from helpers.annotation_stages import rows_of, run_stage
-from helpers.dpo_runs import preference_rows, write_rows
+from helpers.dpo_runs import dpo, preference_rows, write_rows
 from helpers.sft_runs import changed, sft
 from helpers.tiny_models import make_model
+from post_training.annotate.config import VllmConfig
+from post_training.annotate.engine import VllmEngine
 from post_training.core.errors import PostTrainingError
+from post_training.models.config import ModelConfig
+from post_training.stages.context import StageContext
 
 ORIGINAL = 64
 LINE = rf"must be ≤ {ORIGINAL}, the model's original_max_position_embeddings \(got \d+\): beyond it"
@@ -47,8 +51,6 @@ def test_sft_of_rows_that_may_reach_the_long_factors_is_refused(
 
 
 def test_dpo_of_rows_that_reach_the_long_factors_is_refused(longrope: Path, tmp_path: Path):
-    from helpers.dpo_runs import dpo
-
     rows = preference_rows(6)
     rows[0]["chosen"][0]["content"] += " so" * ORIGINAL
     config = {
@@ -90,11 +92,6 @@ def test_logprobs_and_samples_stay_below_the_long_factors(longrope: Path, tmp_pa
 def test_engine_that_would_take_the_long_factors_for_all_rows_is_refused(
     longrope: Path, tmp_path: Path
 ):
-    from post_training.annotate.config import VllmConfig
-    from post_training.annotate.engine import VllmEngine
-    from post_training.models.config import ModelConfig
-    from post_training.stages.context import StageContext
-
     with pytest.raises(PostTrainingError, match=rf"vllm\.max_model_len: {LINE}"):
         VllmEngine(
             ModelConfig(path=longrope),

@@ -7,8 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
 from helpers.tiny_models import make_model
@@ -51,9 +53,6 @@ def of_transformers(
 ) -> tuple[float, float, float]:
     """(loss, router's loss, gradient norm) of the first step in float64, by transformers' own
     forward pass of each padded micro-batch."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
     )
@@ -142,8 +141,6 @@ def test_coefficient_of_0_trains_no_routers_loss(
 def test_trained_experts_generate_in_plain_transformers(
     lora: dict[str, Any] | None, experts: Any, one_step: dict[str, Any], tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM
-
     folder = experts("qwen3_moe")
     sft(changed(one_step, **{"model.path": str(folder), "lora": lora}), tmp_path / "run")
     before, after = (

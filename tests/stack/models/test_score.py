@@ -1,9 +1,14 @@
 """Log-probabilities of completions against a full float64 log-softmax, one forward each."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+
+from post_training.core.errors import UsageError
+from post_training.models.score import Asked, LogprobScorer
 
 VOCABULARY = 60
 
@@ -11,8 +16,6 @@ VOCABULARY = 60
 @pytest.fixture(scope="module", params=["llama", "apertus", "mistral"])
 def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """The same weights in float32 and in float64; mistral with a sliding window."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
     torch.manual_seed(0)
     window = {"sliding_window": 6} if request.param == "mistral" else {}
     config = CONFIG_MAPPING[request.param](
@@ -33,8 +36,6 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 def prompts(num_prompts: int = 4) -> list[Any]:
     """Of 1, 6, 11, … tokens, with completions of different lengths; some tokens are not asked."""
-    from post_training.models.score import Asked
-
     generator = torch.Generator().manual_seed(3)
 
     def ids(length: int) -> list[int]:
@@ -65,8 +66,6 @@ def naive(model: Any, prompt: Any) -> list[tuple[float, int]]:
 
 
 def score(model: Any, asked: list[Any], **limits: int) -> list[list[tuple[float, int]]]:
-    from post_training.models.score import LogprobScorer
-
     limits = {"max_batch_tokens": 100, "prompts_per_batch": 1, **limits}
     found = LogprobScorer(model, **limits).score(asked)
     return [[(each.logprob, each.num_tokens) for each in of_prompt] for of_prompt in found]
@@ -98,8 +97,6 @@ def test_logprobs_of_a_prompt_have_the_same_bits_whatever_is_beside_it(models):
 
 def test_logprobs_of_bfloat16_weights_are_summed_in_higher_precision(models):
     model, exact = models
-    import copy
-
     half = copy.deepcopy(model).to(torch.bfloat16)
     rounded = copy.deepcopy(exact)
     rounded.load_state_dict({name: value.double() for name, value in half.state_dict().items()})
@@ -111,10 +108,6 @@ def test_logprobs_of_bfloat16_weights_are_summed_in_higher_precision(models):
 
 
 def test_logprobs_of_a_model_without_keys_to_share_are_refused():
-    from transformers import MambaConfig, MambaForCausalLM
-
-    from post_training.core.errors import UsageError
-
     config = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(UsageError, match="mamba keep a state that can't be shared"):
         score(MambaForCausalLM(config), prompts())

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
+from transformers import AutoTokenizer
 
 from helpers.tokenize_runs import CORPUS, document, train_model
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
-from post_training.stages.config import ConvertTokenizerConfig
+from post_training.stages.config import ConvertTokenizerConfig, TokenizeConfig
 from post_training.stages.context import StageContext
 
 
@@ -38,9 +40,6 @@ def convert(run_dir: Path, **settings: Any) -> tuple[Path, dict[str, float]]:
 
 
 def test_convert_tokenizer_gives_the_ids_of_tokenize(model: Path, corpus: Path, tmp_path: Path):
-    import sentencepiece
-    from transformers import AutoTokenizer
-
     folder, metrics = convert(tmp_path / "run", sentencepiece_model=model, corpus=[corpus])
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -55,7 +54,6 @@ def test_convert_tokenizer_gives_the_ids_of_tokenize(model: Path, corpus: Path, 
 
 
 def test_convert_tokenizer_folder_is_read_by_tokenize(model: Path, corpus: Path, tmp_path: Path):
-    from post_training.stages.config import TokenizeConfig
     from post_training.stages.tokenize import run
 
     folder, _ = convert(tmp_path / "run", sentencepiece_model=model, corpus=[corpus])

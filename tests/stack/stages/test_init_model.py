@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from helpers.sft_runs import TINY
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
 from post_training.stages.config import InitModelConfig
@@ -30,9 +33,6 @@ def test_init_model_with_another_seed_changes_the_weights_only(
 
 
 def test_init_model_has_the_shape_asked_for(init_model: InitModel, tmp_path: Path):
-    import torch
-    from transformers import AutoModelForCausalLM
-
     folder = init_model(tmp_path / "run", vocab_size=300, tie_word_embeddings=True)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype is torch.float32
@@ -43,15 +43,11 @@ def test_init_model_has_the_shape_asked_for(init_model: InitModel, tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["1 + 1 = 2", "ä 漢 🙂\n\t x  ", "<|im_end|> and </s>"])
 def test_init_model_tokenizer_gives_any_text_back(text: str, model: Path):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(model)
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
 def test_init_model_generation_stops_at_the_end_of_a_turn(model: Path):
-    from transformers import AutoTokenizer, GenerationConfig
-
     tokenizer = AutoTokenizer.from_pretrained(model)
     stops = GenerationConfig.from_pretrained(model).eos_token_id
     assert [tokenizer.decode([stop]) for stop in stops] == ["</s>", "<|im_end|>"]
@@ -72,8 +68,6 @@ def test_init_model_vocabulary_without_room_for_the_bytes_is_refused(
     ],
 )
 def test_init_model_sizes_that_do_not_fit_are_refused(settings: dict[str, int], problem: str):
-    from helpers.sft_runs import TINY
-
     with pytest.raises(ValueError, match="multiple of") as refusal:
         InitModelConfig.model_validate({**TINY, "corpus": ["x.jsonl"], **settings})
     assert problem in str(refusal.value)

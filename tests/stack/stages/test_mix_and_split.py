@@ -1,15 +1,20 @@
 """Rows come out as they went in, each where it belongs, the same for any number of workers."""
 
+import datetime as dt
 import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
+from post_training.models.reference import Reference
+from post_training.stages.config import MixConfig, SplitConfig
 from post_training.stages.context import StageContext
 
 
@@ -30,7 +35,6 @@ def pairs(name: str, number: int) -> list[dict[str, Any]]:
 
 
 def mix(run_dir: Path, **config: Any) -> Any:
-    from post_training.stages.config import MixConfig
     from post_training.stages.mix import run
 
     run_dir.mkdir(exist_ok=True)
@@ -38,7 +42,6 @@ def mix(run_dir: Path, **config: Any) -> Any:
 
 
 def split(run_dir: Path, **config: Any) -> Any:
-    from post_training.stages.config import SplitConfig
     from post_training.stages.split import run
 
     run_dir.mkdir()
@@ -121,8 +124,6 @@ def test_mix_of_different_formats_is_refused(two, tmp_path: Path):
 
 
 def test_mix_says_whose_logprobs_its_rows_hold_and_refuses_two(two, tmp_path: Path):
-    from post_training.models.reference import Reference
-
     one = Reference("a" * 64, "b" * 64, "c" * 64, "float32")
     folders = [tmp_path / "one", tmp_path / "other"]
     paths = []
@@ -196,11 +197,6 @@ def test_mix_without_one_good_row_names_the_first_bad_one(tmp_path: Path):
 
 def test_mix_of_a_table_is_read_again_and_what_is_no_json_is_its_rows_fault(tmp_path: Path):
     """Dates become text; a number that is none, and bytes, have no form in JSON."""
-    import datetime as dt
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = {
         "question": ["a?", "b?", "c?"],
         "answer": ["a", "b", "c"],

@@ -10,7 +10,9 @@ import pytest
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
+from post_training.stages.config import PrepareConfig
 from post_training.stages.context import StageContext
+from post_training.stages.prepare import run
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,6 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(run_dir: Path, model: Path, data: dict[str, Any], **limits: Any) -> Any:
-    from post_training.stages.config import PrepareConfig
-    from post_training.stages.prepare import run
-
     run_dir.mkdir(exist_ok=True)
     config = {
         "tokenizer": str(model),

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import sentencepiece
+from transformers import AutoTokenizer
 
 from helpers.real_data import GSM8K, needs_gsm8k
 from helpers.tokenize_runs import (
@@ -22,6 +25,7 @@ from helpers.tokenize_runs import (
 )
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import hash_files
+from post_training.data.sources import CHUNK_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,6 @@ def read_all(prefix: Path) -> list[list[int]]:
 
 
 def test_tokenize_writes_ids_and_kinds_that_megatron_reads(model: Path, tmp_path: Path):
-    import sentencepiece
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
@@ -157,8 +160,6 @@ def test_tokenize_started_again_removes_what_a_killed_attempt_left(model: Path, 
 
 
 def test_tokenize_with_a_hugging_face_tokenizer(init_model: Any, tmp_path: Path):
-    from transformers import AutoTokenizer
-
     folder = init_model(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     user, assistant = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
@@ -180,9 +181,6 @@ def test_tokenize_with_a_hugging_face_tokenizer(init_model: Any, tmp_path: Path)
 
 @needs_gsm8k
 def test_tokenize_trains_exactly_the_answers_of_gsm8k(tmp_path: Path):
-    import numpy as np
-    import sentencepiece
-
     from post_training.data.indexed import IndexedDataset, open_kinds
 
     rows = [json.loads(line) for line in (GSM8K / "test.jsonl").open()]
@@ -209,8 +207,6 @@ def _workers_of(process: int) -> list[int]:
 
 
 def test_tokenize_worker_that_is_killed_ends_the_run_with_an_error(model: Path, tmp_path: Path):
-    from post_training.data.sources import CHUNK_BYTES
-
     data = tmp_path / "several_chunks.jsonl"
     line = json.dumps({"text": document("What?", "It is 4. " * 100)}) + "\n"
     data.write_text(line * (16 * CHUNK_BYTES // len(line)))

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from helpers.dpo_runs import dpo, preference_rows, write_rows
 from helpers.sft_runs import changed, metrics
@@ -50,8 +52,6 @@ def assert_same_training(one: Path, other: Path) -> None:
 def test_dpo_with_zero3_on_two_ranks_trains_what_one_rank_trains(
     lora: dict[str, Any] | None, config: dict[str, Any], tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM
-
     config = changed(config, lora=lora)
     result = dpo(config, tmp_path / "one")
     assert ("adapter" in result.artifacts) == (lora is not None)
@@ -69,8 +69,6 @@ def test_dpo_with_zero3_on_two_ranks_trains_what_one_rank_trains(
 
 
 def test_dpo_with_lora_trains_the_adapter_alone(config: dict[str, Any], tmp_path: Path):
-    from safetensors.torch import load_file
-
     settings = {"lora": {"rank": 4, "target_modules": ["q_proj"]}, "training.learning_rate": 0.05}
     dpo(changed(config, **settings), tmp_path / "run")
     before, after = (

@@ -4,12 +4,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.dpo_runs import dpo, preference_rows, write_rows
 from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import run_stage
 from post_training.core.errors import PostTrainingError
+from post_training.data.pairs.dataset import PairDataset
+from post_training.data.rows import COMPLETION
 
 BETA = 0.3
 
@@ -46,13 +51,6 @@ def evaluations(run_dir: Path) -> dict[int, dict[str, float]]:
 
 def expected(run_dir: Path, config: dict[str, Any]) -> dict[str, float]:
     """Of the final model and of the one it started from, in float64, one answer after another."""
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.data.pairs.dataset import PairDataset
-    from post_training.data.rows import COMPLETION
-
     dataset = PairDataset.open(run_dir / "evaluation")
     assert dataset.num_pairs == 11
     policy, reference = (

@@ -4,11 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.dpo_runs import dpo, preference_rows, write_rows
 from helpers.sft_runs import changed, metrics
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.data.pairs.dataset import PairDataset
+from post_training.data.rows import COMPLETION
+from post_training.stages.config import PrepareConfig
+from post_training.stages.context import StageContext
+from post_training.stages.prepare import run
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +46,6 @@ def computed(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def stored(computed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows with the logprobs that run computed, and reference.json beside them."""
-    import numpy as np
-
     folder = tmp_path_factory.mktemp("stored")
     rows = preference_rows(16)
     for row, (chosen, rejected) in zip(
@@ -70,13 +76,6 @@ def copied(stored: Path, folder: Path, **changes: str) -> Path:
 
 
 def test_computed_logprobs_are_those_of_float64(computed: Path, model: Path):
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.data.pairs.dataset import PairDataset
-    from post_training.data.rows import COMPLETION
-
     dataset = PairDataset.open(computed / "data")
     found = np.load(computed / "reference/logprobs.npy")
     wide = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
@@ -165,9 +164,6 @@ def test_stored_logprobs_of_an_answer_that_is_cut_are_not_used(
 def test_reference_model_that_is_named_is_what_the_ratios_are_to(
     config: dict[str, Any], init_model: Any, tmp_path: Path
 ):
-    import torch
-    from transformers import AutoModelForCausalLM
-
     other = init_model(tmp_path / "init", seed=5)
     named = changed(config, **{"reference.ref_model_name_or_path": str(other)})
     dpo(named, tmp_path / "run")
@@ -193,10 +189,6 @@ def test_qrpo_without_quantiles_is_refused(config: dict[str, Any], tmp_path: Pat
 def test_pairs_prepared_beforehand_train_what_the_run_itself_prepares(
     config: dict[str, Any], computed: Path, model: Path, tmp_path: Path
 ):
-    from post_training.stages.config import PrepareConfig
-    from post_training.stages.context import StageContext
-    from post_training.stages.prepare import run
-
     (tmp_path / "prepare").mkdir()
     settings = {name: config[name] for name in ("data", "dpo", "seed")}
     prepared = PrepareConfig.model_validate({**settings, "tokenizer": str(model)})

@@ -10,12 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.dpo_runs import dpo, preference_rows, write_rows
 from helpers.sft_runs import changed, metrics
 from helpers.stage_process import rank_file, run_stage
 from post_training.data.order import row_stream
+from post_training.data.pairs.dataset import PairDataset
+from post_training.data.rows import COMPLETION
 
 LOSSES = {
     "dpo": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.1},
@@ -71,13 +76,6 @@ def reference(
     run_dir: Path, config: dict[str, Any], num_rows: int
 ) -> tuple[float, dict[str, Any], dict[str, float]]:
     """(loss, gradients by name, figures), in float64: one sequence after another, alone."""
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.data.pairs.dataset import PairDataset
-    from post_training.data.rows import COMPLETION
-
     dataset, loss = PairDataset.open(run_dir / "data"), config["loss"]
     model = AutoModelForCausalLM.from_pretrained(
         config["model"]["path"], dtype=torch.float64, attn_implementation="eager"
@@ -122,8 +120,6 @@ def reference(
 
 
 def assert_first_step(run_dir: Path, config: dict[str, Any], num_rows: int) -> None:
-    from transformers import AutoModelForCausalLM
-
     expected, gradients, figures = reference(run_dir, config, num_rows)
     [line] = metrics(run_dir)
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
@@ -215,8 +211,6 @@ def test_qrpo_first_step_from_the_reference_has_its_closed_form(
 def test_dpo_accumulated_over_four_steps_trains_what_one_batch_trains(
     one_step: dict[str, Any], tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM
-
     lines, weights = [], []
     for micro in (8, 2):
         run_dir = tmp_path / str(micro)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.sft_runs import changed, sft
 from post_training.core.errors import UsageError
@@ -19,8 +20,6 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
 def test_inference_checkpoint_is_a_model_of_its_step_for_plain_transformers(
     config: dict[str, Any], tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     sft(config, tmp_path / "run")
     folder = tmp_path / "run" / "inference_checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-12", "step-6"]

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import rank_file, run_sft
 from helpers.tiny_models import MIXTURES, make_model
 from post_training.core.errors import UsageError
+from post_training.models.adapter import add_adapter, coverage
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
 
@@ -23,17 +27,12 @@ def with_lora(config: dict[str, Any], base: Path, **settings: Any) -> dict[str, 
 
 
 def weights(folder: Path, name: str = "model.safetensors") -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     return load_file(folder / name)
 
 
 def test_lora_result_is_a_plain_model_with_the_adapter_beside_it(
     base: Path, config: dict[str, Any], tmp_path: Path
 ):
-    import torch
-    from transformers import AutoModelForCausalLM
-
     result = sft(with_lora(config, base), tmp_path / "run")
     assert result.artifacts == {"model": "model", "adapter": "adapter"}
     before, after = weights(base), weights(tmp_path / "run" / "model")
@@ -79,8 +78,6 @@ def mixture(model: Path, folder: Path) -> Any:
 
 
 def test_lora_tells_of_the_shared_experts_that_peft_leaves_out(model: Path, tmp_path: Path):
-    from post_training.models.adapter import add_adapter, coverage
-
     settings = {"rank": 2, "alpha": 4, "dropout": 0.0, "seed": 0}
     adapted = add_adapter(mixture(model, tmp_path / "model"), target_modules=None, **settings)
     found = coverage(adapted)
@@ -96,8 +93,6 @@ def test_lora_tells_of_the_shared_experts_that_peft_leaves_out(model: Path, tmp_
 
 
 def test_lora_with_dropout_on_experts_is_refused_by_the_settings_name(model: Path, tmp_path: Path):
-    from post_training.models.adapter import add_adapter
-
     settings = {"rank": 2, "alpha": 4, "dropout": 0.1, "seed": 0}
     problem = (
         r"^lora.dropout: the experts of a deepseek_v3 can have no dropout \(got 0.1, must be 0"
@@ -148,8 +143,6 @@ def test_lora_with_checkpointed_activations_trains_as_without(
 def test_lora_weights_in_bfloat16_have_a_float32_adapter(
     model: Path, config: dict[str, Any], tmp_path: Path
 ):
-    import torch
-
     sft(with_lora(config, model, **{"model.dtype": "bfloat16"}), tmp_path / "run")
     adapter = weights(tmp_path / "run" / "adapter", "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}

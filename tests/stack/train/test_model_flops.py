@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig
 from transformers import Qwen2Config as WindowedConfig
 
@@ -26,8 +28,6 @@ def llama(**changes):
 
 def counted(model):
     """By torch, of one sequence, forward and backward; attention that is masked is counted too."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     ids = torch.arange(LENGTH)[None] % SIZES["vocab_size"]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, use_cache=False).logits.float().sum().backward()
@@ -48,8 +48,6 @@ def test_flops_of_full_fine_tuning_are_those_torch_counts(changes):
 
 
 def test_flops_of_lora_are_those_torch_counts():
-    from peft import LoraConfig, get_peft_model
-
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
     model = get_peft_model(llama(), adapter)
     # Nothing below the first adapter needs a gradient: a matter of one layer in eight.

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft
+from post_training.train.arguments import optimizer_class_and_arguments
 from post_training.train.config import TrainingConfig
 from post_training.train.optim import OPTIMIZERS
 
@@ -18,8 +21,6 @@ RATE, DECAY, STEPS = 0.01, 0.1, 12
 
 
 def make(name: str, parameters: Any, num_steps: int = STEPS, **settings: Any) -> Any:
-    from post_training.train.arguments import optimizer_class_and_arguments
-
     training = TrainingConfig(
         max_steps=num_steps,
         effective_batch_size=1,
@@ -37,8 +38,6 @@ def gradients(step: int) -> np.ndarray:
 
 def trained(name: str, **settings: Any) -> np.ndarray:
     """The weights after STEPS steps on `gradients`, in float32."""
-    import torch
-
     weights = torch.nn.Parameter(torch.from_numpy(gradients(-1 % 100)).float())
     optimizer = make(name, [weights], **settings)
     for step in range(1, STEPS + 1):
@@ -123,8 +122,6 @@ def test_lion_updates_as_the_paper_says():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_goes_on_from_its_saved_state_bit_for_bit(name: str, tmp_path: Path):
-    import torch
-
     def steps(weights: Any, optimizer: Any, numbers: range) -> None:
         for step in numbers:
             weights.grad = torch.from_numpy(gradients(step)).float()
@@ -185,8 +182,6 @@ def test_sft_learns_with_every_other_optimizer(
 def test_sft_weight_decay_shrinks_matrices_and_nothing_else(
     init_model: Any, config: dict[str, Any], tmp_path: Path
 ):
-    from safetensors.torch import load_file
-
     folder = init_model(tmp_path / "init", architecture="apertus")
     settings = {
         "model.path": str(folder),

@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
 from helpers.stage_process import run_sft
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.models.attention import KEEP_PACKED_APART
+from post_training.models.attention import (
+    KEEP_PACKED_APART,
+    check_dropout,
+    check_packing,
+    seen_across,
+)
+from post_training.models.score import LogprobScorer
+from post_training.train.arguments import strategy_settings, training_arguments
 from post_training.train.config import SftConfig
+from post_training.train.policy import check_requirements
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 
@@ -55,8 +66,6 @@ def test_setting_that_needs_a_gpu_is_refused_before_the_data(
 def test_compiling_on_a_cpu_without_compiler_is_refused(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from post_training.train.policy import check_requirements
-
     settings = SftConfig.model_validate(changed(config, **{"training.torch_compile": True}))
     (tmp_path / "g++").write_text("#!/bin/sh\n")
     (tmp_path / "g++").chmod(0o755)
@@ -72,11 +81,6 @@ def test_fsdp2_is_what_accelerate_is_told_and_what_is_recorded(
     offload: str, config: dict[str, Any], tmp_path: Path
 ):
     """No machine of these tests can run it; what would be run is looked at."""
-    from accelerate import FullyShardedDataParallelPlugin
-    from torch.distributed.fsdp import CPUOffloadPolicy
-
-    from post_training.train.arguments import strategy_settings, training_arguments
-
     settings = {"distributed": {"strategy": "fsdp2", "offload": offload}}
     settings["training.gradient_checkpointing"] = True
     model = SftConfig.model_validate(changed(config, **settings))
@@ -156,8 +160,6 @@ def test_run_of_tokens_ends_with_the_first_batch_that_reaches_them(
 
 
 def tiny(model_type: str, **settings: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 64}
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **ids}
@@ -169,8 +171,6 @@ def tiny(model_type: str, **settings: Any) -> Any:
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", KEEP_PACKED_APART)
 def test_packed_sequences_are_kept_apart_in_the_models_we_say(model_type: str, implementation: str):
-    from post_training.models.attention import seen_across
-
     model = tiny(model_type, intermediate_size=32, num_key_value_heads=1).train()
     model.set_attn_implementation(implementation)
     assert seen_across(model) == 0
@@ -178,8 +178,6 @@ def test_packed_sequences_are_kept_apart_in_the_models_we_say(model_type: str, i
 
 
 def test_packing_in_a_model_we_know_nothing_of_is_tried():
-    from post_training.models.attention import check_packing
-
     model = tiny("gpt_neox", intermediate_size=32)
     assert model.config.model_type not in KEEP_PACKED_APART
     check_packing(model)
@@ -189,8 +187,6 @@ def test_packing_in_a_model_we_know_nothing_of_is_tried():
 
 
 def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused():
-    from post_training.models.attention import check_packing
-
     told = r"see each other in models .* opt: they change each other by \d+\.\d%"
     with pytest.raises(PostTrainingError, match=told):
         check_packing(tiny("opt", ffn_dim=32, word_embed_proj_dim=16))
@@ -215,8 +211,6 @@ SMALL_EXPERTS = {
 
 
 def test_packing_of_experts_is_not_refused_for_rounding():
-    from post_training.models.attention import check_packing, seen_across
-
     shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8}
     model = tiny("qwen3_moe", intermediate_size=32, num_key_value_heads=1, **shape)
     assert seen_across(model) < 1e-4
@@ -235,8 +229,6 @@ def test_packing_in_a_model_whose_chunks_are_of_the_row_is_refused(
     model_type: str, settings: dict[str, Any], kind: str
 ):
     """A trial of few tokens lies within one chunk, and sees nothing."""
-    from post_training.models.attention import check_packing
-
     small = settings and {"intermediate_size": 32, "num_key_value_heads": 2, **settings}
     with pytest.raises(PostTrainingError, match=f"type {model_type} have layers .*{kind}"):
         check_packing(tiny(model_type, **small))
@@ -261,8 +253,6 @@ def test_model_whose_own_code_fails_in_training_is_told_in_one_line(
 
 
 def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, tmp_path: Path):
-    from post_training.models.score import LogprobScorer
-
     made = tiny("llama4_text", intermediate_size=32, num_local_experts=2, num_key_value_heads=2)
     with pytest.raises(UsageError, match="llama4_text can't be computed without their output"):
         LogprobScorer(made, max_batch_tokens=64, prompts_per_batch=1)
@@ -275,8 +265,6 @@ def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, t
 def test_dropout_that_an_implementation_would_leave_out_is_refused(
     implementation: str, refused: bool
 ):
-    from post_training.models.attention import check_dropout
-
     check_dropout(tiny("llama"), implementation)
     model = tiny("llama", attention_dropout=0.1)
     if not refused:

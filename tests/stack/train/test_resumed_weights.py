@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.fsdp_ranks import resume
 from helpers.gloo_ranks import on_ranks
@@ -15,8 +17,10 @@ from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import rank_file, run_sft
 from helpers.tiny_models import MIXTURES, make_model
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.hashing import sha256_file
 from post_training.records.run import RunDescription
 from post_training.stages.context import StageContext
+from post_training.train.checksums import FILES, Division, write_files
 
 # All but the first are `long`.
 FAMILIES = [
@@ -153,16 +157,12 @@ def test_whole_checkpoint_of_another_run_is_refused(short: dict[str, Any], tmp_p
 
 
 def change_weights(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(checkpoint / "model.safetensors")
     change(weights)
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
 
 
 def change_torch_file(path: Path, change: Callable[[Any], None]) -> None:
-    import torch
-
     state = torch.load(path, weights_only=False)
     change(state)
     torch.save(state, path)
@@ -223,8 +223,6 @@ def test_checkpoint_that_is_read_as_something_else_ends_before_a_step(
     change: Callable[[Path], None], problem: str, short: dict[str, Any], copied: Path
 ):
     """As if a library read other weights than it wrote: the files are as the checkpoint says."""
-    from post_training.train.checksums import Division, write_files
-
     checkpoint = copied / "checkpoints/checkpoint-2"
     change(checkpoint)
     write_files(checkpoint, Division("ddp", 1), StageContext(copied))
@@ -238,10 +236,6 @@ def test_adapter_that_lacks_a_weight_ends_before_a_step(
     short: dict[str, Any], model: Path, tmp_path: Path
 ):
     """PEFT would go on with one that is drawn anew."""
-    from safetensors.torch import load_file, save_file
-
-    from post_training.train.checksums import Division, write_files
-
     settings = {"model.path": str(model), "training.max_steps": 2, "lora": {"rank": 4}}
     adapted = changed(short, **settings)
     sft(adapted, tmp_path)
@@ -264,8 +258,6 @@ def test_checkpoint_of_another_strategy_is_refused(short: dict[str, Any], copied
 def test_zero_with_another_part_on_one_rank_ends_on_both(
     strategy: str, short: dict[str, Any], model: Path, tmp_path: Path
 ):
-    from post_training.train.checksums import FILES
-
     settings = {"model.path": str(model), "training.per_device_train_batch_size": 1}
     divided = changed(short, distributed={"strategy": strategy}, **settings)
     run_dir = tmp_path / "run"
@@ -286,8 +278,6 @@ def test_zero_with_another_part_on_one_rank_ends_on_both(
 
 def resumed_with_changed_files(checkpoint: Path, files: str, path: Path) -> None:
     """The digest of `path` in the record of the checkpoint's files."""
-    from post_training.core.hashing import sha256_file
-
     record = json.loads((checkpoint / files).read_text())
     record["files"][path.relative_to(checkpoint).as_posix()] = sha256_file(path)
     (checkpoint / files).write_text(json.dumps(record))

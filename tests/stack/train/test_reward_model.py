@@ -13,6 +13,9 @@ from helpers.annotation_stages import run_stage as run_here
 from helpers.dpo_runs import preference_rows, write_rows
 from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import rank_file, run_stage
+from post_training.core.errors import PostTrainingError
+from post_training.train.config import RewardModelConfig
+from post_training.train.reward_model import pair_losses
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,6 @@ def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_pair_losses_equal_their_formula_in_float64():
-    from post_training.train.reward_model import pair_losses
-
     chosen, rejected = torch.tensor([0.5, -2.0, 30.0]), torch.tensor([0.25, 3.0, -30.0])
     for center in (0.0, 0.1):
         expected = [
@@ -131,15 +132,11 @@ def test_reward_model_learns_which_answers_are_better_and_rewards_reads_it(
     ],
 )
 def test_reward_model_settings_of_a_policy_are_refused(settings, problem, config):
-    from post_training.train.config import RewardModelConfig
-
     with pytest.raises(ValueError, match=problem):
         RewardModelConfig.model_validate({**config, **settings})
 
 
 def test_reward_model_of_an_architecture_without_one_is_refused(config, init_model, tmp_path: Path):
-    from post_training.core.errors import PostTrainingError
-
     apertus = init_model(tmp_path / "apertus", architecture="apertus")
     with pytest.raises(PostTrainingError, match=r"can't be loaded.*ApertusConfig"):
         run_here("reward-model", changed(config, **{"model.path": str(apertus)}), tmp_path / "run")

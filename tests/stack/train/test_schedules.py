@@ -5,6 +5,8 @@ from math import cos, pi, sqrt
 from typing import Any
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from post_training.train.config import TrainingConfig
 from post_training.train.optim import SCHEDULES, transformers_arguments
@@ -139,9 +141,6 @@ def test_schedule_warmup_as_a_share_leaves_a_step_of_a_short_run():
 
 def learning_rates(name: str, settings: dict[str, Any], warmup: float) -> list[float]:
     """What each of STEPS steps is done with, by transformers and our arguments for it."""
-    import torch
-    from transformers import get_scheduler
-
     training = TrainingConfig(
         max_steps=STEPS,
         effective_batch_size=1,

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
 from helpers.stage_process import rank_file, run_sft
@@ -41,8 +43,6 @@ def error(run_dir: Path, rank: int = 0) -> str:
 def test_zero_trains_what_one_rank_trains(
     strategy: dict[str, str], config: dict[str, Any], one_rank: Path, tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM
-
     divided = changed(config, distributed=strategy)
     codes = run_sft(divided, tmp_path / "run", world_size=2)
     assert codes == [0, 0], error(tmp_path / "run")
@@ -87,8 +87,6 @@ def test_zero_killed_while_saving_and_resumed_ends_in_the_same_bytes(
 
 def test_zero3_inference_checkpoint_is_a_whole_model(config: dict[str, Any], tmp_path: Path):
     """Written by the first rank alone, it would hold the first rank's share."""
-    from transformers import AutoModelForCausalLM
-
     settings = {"checkpointing.inference_checkpoint_steps": 6, "distributed": {"strategy": "zero3"}}
     assert run_sft(changed(config, **settings), tmp_path / "run", world_size=2) == [0, 0]
     folder = tmp_path / "run" / "inference_checkpoints"
@@ -102,8 +100,6 @@ def test_zero3_inference_checkpoint_is_a_whole_model(config: dict[str, Any], tmp
 def test_zero_in_mixed_precision_with_lora_saves_the_adapter_of_all_ranks(
     strategy: str, config: dict[str, Any], tmp_path: Path
 ):
-    from safetensors.torch import load_file
-
     settings = {
         "distributed": {"strategy": strategy},
         "lora": {"rank": 4},

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft
+from post_training.data.prepared.dataset import PreparedDataset
+from post_training.data.rows import COMPLETION, PROMPT
 from post_training.train.config import SftConfig
 
 
@@ -26,12 +30,6 @@ def evaluations(run_dir: Path) -> dict[int, dict[str, float]]:
 
 def expected(run_dir: Path, w: float) -> dict[str, float]:
     """Of the final model, in float64, one row after another; w: prompt_loss_weight."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.data.prepared.dataset import PreparedDataset
-    from post_training.data.rows import COMPLETION, PROMPT
-
     rows = PreparedDataset.open(run_dir / "evaluation")
     assert len(rows) == 14
     model = AutoModelForCausalLM.from_pretrained(

@@ -9,10 +9,19 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
 from helpers.stage_process import run_sft
+from post_training.data.order import row_stream
+from post_training.data.prepared.dataset import PreparedDataset
+from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
+from post_training.train.config import SftLossConfig
+from post_training.train.sft_loss import Sums, factors, sequence_weights
 
 LOSSES = {
     "sft": {"name": "sft"},
@@ -67,11 +76,6 @@ def one_step(config: dict[str, Any], model: Path, chats: Path) -> dict[str, Any]
 
 def sequences(run_dir: Path, seed: int, num_rows: int) -> Iterator[tuple[Any, Any, Any]]:
     """(ids, kinds, weights) of every sequence in the first rows of the run."""
-    import numpy as np
-
-    from post_training.data.order import row_stream
-    from post_training.data.prepared.dataset import PreparedDataset
-
     dataset = PreparedDataset.open(run_dir / "data")
     assert dataset.has_weights
     for index in islice(row_stream(len(dataset), seed), num_rows):
@@ -86,11 +90,6 @@ def reference(
 ) -> tuple[float, dict[str, Any]]:
     """(loss, gradients by name) of the first step, from the formulas of losses.py in float64, one
     sequence after another."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.data.rows import COMPLETION, PROMPT
-
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float64, attn_implementation="eager"
     )
@@ -132,8 +131,6 @@ def reference(
 def assert_first_step(
     run_dir: Path, config: dict[str, Any], loss: dict[str, Any], level: bool, num_rows: int
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
     model_path = Path(config["model"]["path"])
     expected, gradients = reference(run_dir, model_path, config["seed"], num_rows, loss, level)
     [line] = metrics(run_dir)
@@ -218,9 +215,6 @@ def test_packed_rows_on_two_ranks_have_the_loss_and_the_gradient_of_the_whole_ba
 
 
 def test_gradient_is_clipped_to_the_norm_asked_for(one_step: dict[str, Any], tmp_path: Path):
-    import torch
-    from transformers import AutoModelForCausalLM
-
     sft(changed(one_step, **{"training.max_grad_norm": 0.01}), tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained(one_step["model"]["path"]).state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()
@@ -232,12 +226,6 @@ def test_gradient_is_clipped_to_the_norm_asked_for(one_step: dict[str, Any], tmp
 
 def test_5003_tokens_are_counted_exactly_with_bfloat16_weights():
     """In a bfloat16 tensor of weights they summed up to 4992."""
-    import numpy as np
-
-    from post_training.data.rows import COMPLETION
-    from post_training.train.config import SftLossConfig
-    from post_training.train.sft_loss import factors, sequence_weights
-
     kinds = np.full(5003, COMPLETION, np.uint8)
     weights, sums = sequence_weights(kinds, None, SftLossConfig())
     assert weights.sum() == sums.completion_weight == 5003
@@ -258,12 +246,6 @@ def test_denominator_counts_predicted_tokens_only(one_step: dict[str, Any], tmp_
 @pytest.mark.parametrize("name", ["plw", "ln-plw", "irl"])
 @pytest.mark.parametrize("level", [False, True])
 def test_empty_spans_contribute_nothing(name: str, level: bool):
-    import numpy as np
-
-    from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
-    from post_training.train.config import SftLossConfig
-    from post_training.train.sft_loss import Sums, factors, sequence_weights
-
     loss = SftLossConfig(name=name, prompt_loss_weight=0.5, sequence_level_loss=level)
     found = [
         sequence_weights(np.array(kinds, np.uint8), None, loss)
@@ -284,9 +266,5 @@ def test_empty_spans_contribute_nothing(name: str, level: bool):
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], problem: str):
-    from pydantic import ValidationError
-
-    from post_training.train.config import SftLossConfig
-
     with pytest.raises(ValidationError, match=problem):
         SftLossConfig(**settings)

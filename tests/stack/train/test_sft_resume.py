@@ -1,5 +1,6 @@
 """Killed anywhere and started again, a run ends in the bytes of the run that was not."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,6 @@ def test_sft_resumed_with_another_logging_interval_continues_from_the_checkpoint
 def test_sft_whose_newest_checkpoint_was_taken_away_is_not_begun_again(
     config: dict[str, Any], tmp_path: Path
 ):
-    import shutil
-
     run_dir = tmp_path / "run"
     run_sft(config, run_dir, kill_at="before the random state is saved")
     taken = run_dir / "checkpoints" / "checkpoint-5"

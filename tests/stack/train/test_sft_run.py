@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from post_training.core.errors import PostTrainingError
@@ -110,8 +114,6 @@ def test_sft_no_file_names_a_path_of_this_run(run_dir: Path, config: dict[str, A
 def test_sft_model_loads_in_transformers_and_answers_as_trained(
     config: dict[str, Any], model: Path, tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     path = tmp_path / "one.jsonl"
     path.write_text('{"prompt": "1 + 1?", "completion": "it is two"}\n')
     settings = {
@@ -141,11 +143,6 @@ def test_sft_leaves_the_tokenizer_as_it_was(run_dir: Path, config: dict[str, Any
 def test_sft_loss_that_is_not_finite_stops_before_the_update(
     config: dict[str, Any], model: Path, tmp_path: Path
 ):
-    import shutil
-
-    import torch
-    from safetensors.torch import load_file, save_file
-
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     weights = load_file(broken / "model.safetensors")

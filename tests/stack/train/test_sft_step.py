@@ -5,9 +5,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
+from post_training.data.order import row_stream
+from post_training.data.prepared.dataset import PreparedDataset
+from post_training.data.rows import COMPLETION
 
 
 def reference(run_dir: Path, model_path: Path, seed: int, num_rows: int) -> tuple[float, float]:
@@ -16,14 +22,6 @@ def reference(run_dir: Path, model_path: Path, seed: int, num_rows: int) -> tupl
     Σ over all sequences and trained tokens t of -log softmax(logits_{t-1})[x_t], divided by the
     number of those tokens in the whole batch; one sequence after another, without padding.
     """
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from post_training.data.order import row_stream
-    from post_training.data.prepared.dataset import PreparedDataset
-    from post_training.data.rows import COMPLETION
-
     rows = PreparedDataset.open(run_dir / "data")
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float64, attn_implementation="eager"
@@ -101,8 +99,6 @@ def test_sft_first_step_of_an_apertus_model_has_the_loss_of_the_definition(
 def test_sft_batch_of_eight_and_eight_of_one_train_alike(
     config: dict[str, Any], model: Path, tmp_path: Path
 ):
-    from transformers import AutoModelForCausalLM
-
     weights = []
     for micro in (8, 1):
         run_dir = tmp_path / str(micro)

@@ -13,6 +13,7 @@ from post_training.data.chat.templates import (
     difference_from_own,
     template_text,
 )
+from post_training.models.save import train_tokenizer
 
 ENDS_OF_TURNS = {
     "chatml": "<|im_end|>",
@@ -138,8 +139,6 @@ def test_template_knows_what_it_can_not_express(name: str, lost: set[str], token
 
 
 def test_template_with_markers_the_tokenizer_lacks_is_refused():
-    from post_training.models.save import train_tokenizer
-
     tokenizer = train_tokenizer([], 300, (), chat_template="")
     with pytest.raises(PostTrainingError) as error:
         choose_template("chatml", tokenizer)

@@ -15,6 +15,7 @@ from post_training.data.chat.rendering import message_dicts, render
 from post_training.data.chat.templates import MARKERS
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT, Conversation, Message, ToolCall
 from post_training.data.tokenize import Encoder
+from post_training.models.save import train_tokenizer
 
 
 def naive(conversation: Conversation, own: Encoder, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -120,8 +121,6 @@ def test_encode_batch_equals_its_rows_one_by_one(kind: str, tokenizers: Any):
 
 
 def test_encode_token_across_the_start_of_an_answer_is_trained():
-    from post_training.models.save import train_tokenizer
-
     markers = ("<|im_start|>", "<|im_end|>")
     tokenizer = train_tokenizer(["\n\n"] * 9, 262, markers, chat_template="")
     sequence = encode(tokenizer, user("ab"), assistant("\n\ncd"))

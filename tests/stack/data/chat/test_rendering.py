@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from helpers.real_data import TOKENIZERS, needs_tokenizers
 from post_training.core.errors import PostTrainingError
@@ -275,8 +276,6 @@ def test_llama_3_equals_the_template_that_trl_ships(wide: Any):
 @pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("name", MARKERS)
 def test_render_equals_transformers(name: str, trusted: bool, wide: Any):
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     tools = (json.dumps(TOOL),) if name in ("mistral", "llama-3", "apertus") else ()
     dicts = message_dicts(Conversation(WITH_CALL if tools else dialogue(name).messages, tools))
     special = wide.special_tokens_map

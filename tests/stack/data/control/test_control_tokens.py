@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.control.documents import (
@@ -192,8 +193,6 @@ def test_document_encoder_says_which_pieces_it_writes(encoder):
 def test_span_tokenizer_of_a_hugging_face_folder_encodes_without_special_tokens(
     tokenizer: Any, tmp_path: Path
 ):
-    from tokenizers import processors
-
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<s> $A", special_tokens=[("<s>", 0)]
     )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import normalizers, pre_tokenizers
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.control.conversion import Compared, require_same_ids, to_fast_tokenizer
@@ -69,8 +70,6 @@ def test_gate_names_the_first_difference_and_its_line(spans, converted):
 
 
 def test_gate_catches_a_prefix_that_is_missing_after_a_control_token(model, spans):
-    from tokenizers import normalizers, pre_tokenizers
-
     tokenizer = to_fast_tokenizer(model, frozenset([CONTROL]))
     # What transformers' own converter makes of a Llama model: equal at the start of a text only.
     tokenizer.normalizer = normalizers.Sequence([])
