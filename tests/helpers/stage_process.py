@@ -30,7 +30,7 @@ KILL_POINTS = {
         15,
         "after",
     ),
-    "in an evaluation": ("train.evaluation", "Evaluation", "sums", 2, "after"),
+    "in an evaluation": ("train.loss", "Evaluation", "sums", 2, "after"),
     "after an evaluation": ("train.metrics", "Metrics", "add_evaluation", 2, "after"),
     "before the optimizer state is saved": (
         "train.trainer",

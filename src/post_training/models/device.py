@@ -1,5 +1,6 @@
-"""Where and how a model computes."""
+"""Where and how a model computes, and what is told of one that can't."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,18 @@ from transformers import PreTrainedModel
 
 from post_training.core.errors import PostTrainingError
 
+# What Python and the libraries raise at a value of another kind than they expect. Only those count
+# that were raised in a library's own file.
+_FAULTS = (AttributeError, TypeError, KeyError, IndexError, ValueError, NotImplementedError)
+_LIBRARIES = re.compile(r"/site-packages/(transformers/models|transformers/integrations|peft)/")
+
 
 def be_deterministic() -> None:
     """What is computed from here on is the same each time, or an error."""
+    # Both are read when a GPU is first used: the workspace of cuBLAS that gives the same sums each
+    # time, and flash attention's backward pass.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at a price
 
@@ -27,20 +37,14 @@ def on_device(model: PreTrainedModel, local_rank: int) -> PreTrainedModel:
     return model.eval()
 
 
-# Architectures that fail in transformers' or PEFT's own code when they are trained or scored here:
-# their outputs are of another kind than the loss expects. That is told in a line, with the folder;
-# what fails in our code keeps its traceback.
-
-
-# What Python and the libraries raise at a value of another kind than they expect. Only those count
-# that were raised in a library's own file.
-_FAULTS = (AttributeError, TypeError, KeyError, IndexError, ValueError, NotImplementedError)
-_LIBRARIES = re.compile(r"/site-packages/(transformers/models|transformers/integrations|peft)/")
-
-
 @contextmanager
 def explained_forward(model: Any, folder: Path) -> Iterator[None]:
-    """Errors: PostTrainingError for what the model's own code raised."""
+    """Tell in a line, with the folder, what fails in transformers' or PEFT's own code: there are
+    architectures whose outputs are of another kind than ours expects. What fails in our code keeps
+    its traceback.
+
+    Errors: PostTrainingError for what the model's own code raised.
+    """
     try:
         yield
     except (*_FAULTS, RuntimeError) as error:
@@ -57,6 +61,7 @@ def explained_forward(model: Any, folder: Path) -> Iterator[None]:
 
 
 def _last_file(trace: TracebackType | None) -> str:
+    """Where an error was raised."""
     file = ""
     while trace is not None:
         file, trace = trace.tb_frame.f_code.co_filename, trace.tb_next

@@ -1,4 +1,9 @@
-"""The Trainer's arguments from our settings."""
+"""What the libraries are told: the Trainer's arguments, how training is divided among the
+processes, and the optimizer.
+
+What divides the training (DeepSpeed or FSDP2) is also written to RUN/deepspeed.json or
+RUN/fsdp.json.
+"""
 
 import os
 from contextlib import redirect_stdout
@@ -15,13 +20,8 @@ from post_training.core.errors import UsageError
 from post_training.train.config import TrainingConfig, TrainingStageConfig
 from post_training.train.optim import transformers_arguments
 
-# How training is divided among the processes, as the libraries that do it want to be told.
-#
-# What they are told is written to RUN/deepspeed.json or RUN/fsdp.json. With ZeRO the update is made
-# inside the backward pass of the last micro-batch; a loss that is not finite is found out just
-# after it, and the run ends before anything of it is saved.
-
-
+# Our losses are computed on the output layer in chunks, and need its plain forward.
+_LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 # Elements in a bucket of gradients: DeepSpeed's default. A constant, so that the order of sums does
 # not hang on the size of the model.
 _BUCKET = 500_000_000
@@ -37,97 +37,16 @@ _ALONE = {
 }
 
 
-def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[str, Any] | None:
-    """None where another strategy is asked for. Batches and clipping are those of the settings.
-
-    Source: https://www.deepspeed.ai/docs/config-json/
-    """
-    distributed, training = config.distributed, config.training
-    if not distributed.is_zero:
-        return None
-    stage = int(distributed.strategy.removeprefix("zero"))
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "contiguous_gradients": True,
-        # The sums would be the same, but for when they are read: determinism before speed.
-        "overlap_comm": False,
-        "reduce_bucket_size": _BUCKET,
-        "allgather_bucket_size": _BUCKET,
-    }
-    if stage == 3:
-        # The model that is saved is whole; transformers reads it without DeepSpeed.
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if distributed.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if distributed.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": num_accumulated,
-        "gradient_clipping": training.max_grad_norm,
-        "bf16": {"enabled": training.mixed_precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # in bfloat16 small gradients would vanish
-        "zero_optimization": zero,
-        # The optimizer is the one of the settings, whatever DeepSpeed knows of it.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-    }
-
-
-def strategy_settings(arguments: TrainingArguments) -> dict[str, dict[str, Any]]:
-    """{name of a file: what the library that divides the training is told}; empty with ddp."""
-    told = {"deepspeed.json": arguments.deepspeed, "fsdp.json": arguments.fsdp_plugin_args}
-    return {name: settings for name, settings in told.items() if settings is not None}
-
-
-def join_ranks(config: TrainingStageConfig) -> None:
-    """To be called before the libraries look for each other's processes.
-
-    A process alone has no launcher that says so. DeepSpeed would then look for MPI, and FSDP would
-    not divide anything. It also tells stdout, when it is first used, that its operators are there.
-    """
-    if config.distributed.strategy == "ddp":
-        return
-    if not dist.is_initialized():
-        os.environ |= {name: value for name, value in _ALONE.items() if name not in os.environ}
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if config.distributed.is_zero:
-        import deepspeed
-
-        with redirect_stdout(StringIO()):
-            deepspeed.init_distributed(verbose=False)
-
-
-def fsdp_arguments(config: TrainingStageConfig) -> dict[str, Any]:
-    """Arguments of the Trainer: every transformer block is a unit; checkpoints are sharded, and
-    models saved whole. Source: transformers, TrainingArguments.fsdp_config."""
-    if config.distributed.strategy != "fsdp2":
-        return {}
-    return {
-        "fsdp": True,
-        "fsdp_config": {
-            "version": 2,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "reshard_after_forward": True,
-            "cpu_offload": config.distributed.offload == "parameters",
-            "activation_checkpointing": config.training.gradient_checkpointing,
-            "state_dict_type": "SHARDED_STATE_DICT",
-        },
-    }
-
-
-# The Trainer's arguments from our settings.
-
-
-# Our losses are computed on the output layer in chunks, and need its plain forward.
-_LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
-
-
 def training_arguments(
     config: TrainingStageConfig, output_dir: Path, num_steps: int, num_accumulated: int
 ) -> SFTConfig:
-    """Errors: UsageError when the schedule does not fit into the run."""
+    """All that the library's Trainer is told.
+
+    output_dir: where it writes checkpoints.
+    num_steps: of the whole run.
+    num_accumulated: micro-batches that each process adds up for a step.
+    Errors: UsageError when the schedule does not fit into the run.
+    """
     training = config.training
     on_cpu = not torch.cuda.is_available()
     fsdp = fsdp_arguments(config)
@@ -172,7 +91,7 @@ def training_arguments(
         # Every checkpoint is whole: optimizer, schedule and random states too.
         save_strategy="steps",
         save_steps=config.checkpointing.save_steps,
-        save_total_limit=None,  # checkpoints.py does it
+        save_total_limit=None,  # checkpoint.py does it
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -184,16 +103,100 @@ def training_arguments(
     return arguments
 
 
-# The optimizer that a configuration names, as the Trainer wants it: a class and its arguments.
-#
-# The Trainer gives it two groups of parameters, with and without weight decay. Each optimizer's
-# state survives a checkpoint bit for bit (tests/stack/train/test_optimizers.py).
+def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[str, Any] | None:
+    """What DeepSpeed is told; None where another strategy is asked for.
+
+    With ZeRO the update is made inside the backward pass of the last micro-batch; a loss that is
+    not finite is found out just after it, and the run ends before anything of it is saved.
+
+    Source: https://www.deepspeed.ai/docs/config-json/
+    """
+    distributed, training = config.distributed, config.training
+    if not distributed.is_zero:
+        return None
+    stage = int(distributed.strategy.removeprefix("zero"))
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        # The sums would be the same, but for when they are read: determinism before speed.
+        "overlap_comm": False,
+        "reduce_bucket_size": _BUCKET,
+        "allgather_bucket_size": _BUCKET,
+    }
+    if stage == 3:
+        # The model that is saved is whole; transformers reads it without DeepSpeed.
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if distributed.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if distributed.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": num_accumulated,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": training.mixed_precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # in bfloat16 small gradients would vanish
+        "zero_optimization": zero,
+        # The optimizer is the one of the settings, whatever DeepSpeed knows of it.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+def strategy_settings(arguments: TrainingArguments) -> dict[str, dict[str, Any]]:
+    """{name of a file in RUN: what the library that divides the training is told}; empty with
+    ddp."""
+    told = {"deepspeed.json": arguments.deepspeed, "fsdp.json": arguments.fsdp_plugin_args}
+    return {name: settings for name, settings in told.items() if settings is not None}
+
+
+def join_ranks(config: TrainingStageConfig) -> None:
+    """Initialise torch.distributed where it isn't: before the libraries look for other processes.
+
+    A process alone has no launcher that says so: DeepSpeed would look for MPI, and FSDP would not
+    divide anything.
+    """
+    if config.distributed.strategy == "ddp":
+        return
+    if not dist.is_initialized():
+        os.environ |= {name: value for name, value in _ALONE.items() if name not in os.environ}
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if config.distributed.is_zero:
+        import deepspeed
+
+        with redirect_stdout(StringIO()):  # it says there that its operators are compiled
+            deepspeed.init_distributed(verbose=False)
+
+
+def fsdp_arguments(config: TrainingStageConfig) -> dict[str, Any]:
+    """Arguments of the Trainer: every transformer block is a unit; checkpoints are sharded, and
+    models saved whole. Source: transformers, TrainingArguments.fsdp_config."""
+    if config.distributed.strategy != "fsdp2":
+        return {}
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "reshard_after_forward": True,
+            "cpu_offload": config.distributed.offload == "parameters",
+            "activation_checkpointing": config.training.gradient_checkpointing,
+            "state_dict_type": "SHARDED_STATE_DICT",
+        },
+    }
 
 
 def optimizer_class_and_arguments(
     training: TrainingConfig, num_steps: int
 ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """num_steps: of the whole run."""
+    """The optimizer that the settings name, as the Trainer wants it.
+
+    The Trainer gives it two groups of parameters, with and without weight decay. Each optimizer's
+    state survives a checkpoint bit for bit (tests/stack/train/test_optimizers.py).
+
+    num_steps: of the whole run.
+    """
     name, settings = training.optimizer, dict(training.optimizer_args)
     if "betas" in settings:
         settings["betas"] = tuple(settings["betas"])

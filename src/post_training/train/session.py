@@ -1,35 +1,27 @@
-"""A training run from a loaded model to RUN/model: what is the same for every training stage.
+"""A training run from prepared data to RUN/model: what is the same for every training stage.
 
-The stage brings the model, the rows and its own Trainer; here are the checkpoints that are gone on
-from, the metrics and who else gets them, the signals, and the models that are written.
+session = Session.open(…)    the checkpoint to go on from, the library's arguments, the folder
+model = …                    the stage reads it: with ZeRO-3 already divided among the ranks
+session.train(model, …)      to the end, or to the checkpoint that a signal asked for
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from trl import SFTConfig
 
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import UsageError
 from post_training.core.files import write_json
-from post_training.data.prepared.dataset import UsedTemplate
 from post_training.models.device import explained_forward
-from post_training.models.head import ChunkedHead
-from post_training.models.left_out import told
-from post_training.models.save import save_model_folder, stop_at
+from post_training.models.router_loss import coefficient_of
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
-from post_training.train.arguments import (
-    join_ranks,
-    optimizer_class_and_arguments,
-    strategy_settings,
-    training_arguments,
-)
+from post_training.train.arguments import join_ranks, strategy_settings, training_arguments
 from post_training.train.checkpoint import (
     INFERENCE_CHECKPOINTS,
     MARKER,
@@ -39,131 +31,202 @@ from post_training.train.checkpoint import (
 )
 from post_training.train.checksums import FILES, Division, check_files
 from post_training.train.config import TrainingStageConfig, accumulation_steps
+from post_training.train.loss import Evaluation, Loss
 from post_training.train.metrics import Metrics, StepLog, num_steps_made
-from post_training.train.policy import ADAPTER, adapter_figures, artifacts, to_be_trained, trained
-from post_training.train.reporters import open_reporters
-from post_training.train.throughput import Throughput, model_flops, peak_flops_per_s
-from post_training.train.trainer import Trainer, read_totals
+from post_training.train.policy import (
+    ADAPTER,
+    add_lora,
+    artifacts,
+    computes_in_16_bits,
+    describe_adapter,
+)
+from post_training.train.reporters import Reporters, open_reporters
+from post_training.train.throughput import ModelFlops, Throughput, model_flops, peak_flops_per_s
+from post_training.train.trainer import Trainer, TrainingData, TrainingRun, read_totals
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What is trained on. counts: num_rows, num_sequences and num_tokens. folders: in RUN, whose
-    files are part of the outcome. template: None where the rows were tokens to begin with."""
+class Session:
+    """What is known of a run before its model is read. resume_step: None where it begins anew."""
 
-    counts: Mapping[str, int]
-    template: UsedTemplate | None
-    shuffled: bool
-    folders: tuple[str, ...]
+    config: TrainingStageConfig
+    context: StageContext
+    tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
+    arguments: SFTConfig
+    checkpoints: Checkpoints
+    resume_step: int | None
+    division: Division
 
+    @classmethod
+    def open(
+        cls,
+        config: TrainingStageConfig,
+        context: StageContext,
+        tokenizer: PreTrainedTokenizerBase,
+        data: TrainingData,
+    ) -> "Session":
+        """Look for the newest checkpoint and make the run folder ready. Every rank calls it.
 
-def run_training(
-    config: TrainingStageConfig,
-    context: StageContext,
-    load: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    make_trainer: Callable[..., Trainer],
-    *,
-    scores_tokens: bool = True,
-) -> Result:
-    """Train to the end, from the newest checkpoint where there is one.
+        tokenizer: gets the template of the data, and is saved with it.
+        Errors: UsageError for a checkpoint that can't be gone on from, or settings that don't fit.
+        """
+        if data.template is not None:
+            tokenizer.chat_template = data.template.text
+        num_steps = config.training.num_steps(data.counts)
+        num_accumulated = accumulation_steps(config.training, context.ranks.world_size)
+        checkpoints = Checkpoints(
+            context.run_dir / "checkpoints", config.checkpointing.save_total_limit
+        )
+        resume_step = context.on_writer(lambda: _resume_step(config, context.run_dir, checkpoints))
+        division = Division(config.distributed.strategy, context.ranks.world_size)
+        if resume_step is not None:
+            check_files(checkpoints.path(resume_step), division, context)
+        join_ranks(config)
+        # Before the model is read: with ZeRO-3 no rank ever holds it whole.
+        arguments = training_arguments(config, checkpoints.staging, num_steps, num_accumulated)
+        settings = strategy_settings(arguments)
+        context.on_writer(lambda: _open_folder(config, context.run_dir, settings))
+        return cls(config, context, tokenizer, data, arguments, checkpoints, resume_step, division)
 
-    load: reads the model. make_trainer: gets the keywords of `Trainer`, but for its collator.
-    scores_tokens: whether the loss is of the language model's head, which is then chunked.
-    Errors: Interrupted when a signal asked for an end, once the checkpoint is written.
-    """
-    if rows.template is not None:
-        tokenizer.chat_template = rows.template.text
-    num_steps = config.training.num_steps(rows.counts)
-    num_accumulated = accumulation_steps(config.training, context.ranks.world_size)
-    checkpoints = Checkpoints(
-        context.run_dir / "checkpoints", config.checkpointing.save_total_limit
-    )
-    resume_step = context.on_writer(lambda: _resume_step(config, context.run_dir, checkpoints))
-    division = Division(config.distributed.strategy, context.ranks.world_size)
-    if resume_step is not None:
-        check_files(checkpoints.path(resume_step), division, context)
-    join_ranks(config)
-    # Before the model is read: with ZeRO-3 no rank ever holds it whole.
-    arguments = training_arguments(config, checkpoints.staging, num_steps, num_accumulated)
-    context.on_writer(lambda: _open_folder(config, context.run_dir, strategy_settings(arguments)))
-    model = load()
-    context.on_writer(context.inputs.check)
-    if (left_out := told(model, config.model.path)) is not None:
-        context.log(f"warning: {left_out}; they are not trained")
-    head = ChunkedHead.install(model) if scores_tokens else None
-    model = to_be_trained(config, model)
-    of_adapter = adapter_figures(config, model, context)
-    flops = model_flops(model)
+    def train(
+        self,
+        model: PreTrainedModel,
+        loss: Loss,
+        evaluation: Evaluation | None = None,
+        *,
+        base: Path | None = None,
+    ) -> Result:
+        """Train to the end, from the newest checkpoint where there is one, and write RUN/model.
 
-    def save(path: Path, weights: dict[str, Tensor] | None) -> None:
-        is_final = path.parent == context.run_dir
-        adapter = path.with_name(ADAPTER if is_final else f"{path.name}-{ADAPTER}")
-        result = trained(config, model, adapter, weights)
-        if rows.template is not None:
-            stop_at(result, tokenizer, rows.template.end_of_turn)
-        gathered = None if config.lora else weights
-        base = config.model.path if scores_tokens else None  # a reward model's is of another class
-        warning = save_model_folder(path, result, tokenizer, gathered, base=base)
-        if warning is not None:
-            context.log(f"warning: {warning}")
+        model: read just now, without adapter.
+        base: the folder it was read from, if what that holds beside the model is to be kept.
+        Errors: Interrupted when a signal asked for an end, once the checkpoint is written.
+        """
+        config, context = self.config, self.context
+        model = add_lora(config, model)
+        of_adapter = describe_adapter(config, model, context)
+        flops = model_flops(model)
+        stop = StopRequest(tells=context.ranks.is_writer)
+        with (
+            open_reporters(config.logging, context, _shown_settings(config)) as reporters,
+            Progress("step", self.num_steps, shown=context.ranks.is_writer) as progress,
+            stop.listening(),
+        ):
+            run = TrainingRun(
+                config=config,
+                context=context,
+                arguments=self.arguments,
+                model=model,
+                base=base,
+                tokenizer=self.tokenizer,
+                data=self.data,
+                loss=loss,
+                evaluation=evaluation,
+                checkpoints=self.checkpoints,
+                division=self.division,
+                metrics=self._metrics(flops, reporters),
+                step_log=self._step_log(),
+                progress=progress,
+                stop=stop,
+            )
+            if self.resume_step is not None:
+                context.log(f"resuming from step {self.resume_step} of {self.num_steps}")
+            self._tell_router_loss(run)
+            trainer = Trainer(run)
+            self._run_steps(trainer)
+            made = trainer.state.global_step
+            if made < self.num_steps:
+                context.log(
+                    f"step {made} of {self.num_steps} is saved; the same command goes on from there"
+                )
+                raise stop.end(made, self.num_steps)
+            trainer.save_model_to(context.run_dir / "model")
+        return self._result(run.metrics, of_adapter)
 
-    stop = StopRequest(tells=context.ranks.is_writer)
-    with (
-        open_reporters(config.logging, context, _shown_settings(config)) as reporters,
-        Progress("step", num_steps, shown=context.ranks.is_writer) as progress,
-        stop.listening(),
-    ):
+    @property
+    def num_steps(self) -> int:
+        return self.arguments.max_steps
+
+    def _metrics(self, flops: ModelFlops | None, reporters: Reporters) -> Metrics:
+        config, context = self.config, self.context
         metrics = Metrics(
             context.run_dir / METRICS_NAME if context.ranks.is_writer else None,
             config.logging.logging_steps,
             Throughput(flops, _peak(config, context)),
             reporters,
         )
-        metrics.resume(resume_step or 0, read_totals(checkpoints, resume_step))
-        step_log = StepLog(context.run_dir if context.ranks.is_writer else None)
-        step_log.resume(resume_step or 0)
-        if resume_step is not None:
-            context.log(f"resuming from step {resume_step} of {num_steps}")
-        trainer = make_trainer(
-            model=model,
-            head=head,
-            args=arguments,
-            optimizer=optimizer_class_and_arguments(config.training, num_steps),
-            tokenizer=tokenizer,
-            num_rows=rows.counts["num_rows"],
-            shuffled=rows.shuffled,
-            context=context,
-            checkpoints=checkpoints,
-            division=division,
-            metrics=metrics,
-            step_log=step_log,
-            progress=progress,
-            stop=stop,
-            save_model=save,
-            inference_steps=config.checkpointing.inference_checkpoint_steps,
-            inference_folder=context.run_dir / INFERENCE_CHECKPOINTS,
-        )
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)  # accelerate may have chosen another
-        resume_from = None if resume_step is None else str(checkpoints.path(resume_step))
+        metrics.resume(self.resume_step or 0, read_totals(self.checkpoints, self.resume_step))
+        return metrics
+
+    def _step_log(self) -> StepLog:
+        log = StepLog(self.context.run_dir if self.context.ranks.is_writer else None)
+        log.resume(self.resume_step or 0)
+        return log
+
+    def _tell_router_loss(self, run: TrainingRun) -> None:
+        if run.loss.router is not None:
+            self.context.log(
+                f"the router's auxiliary loss is trained, times {run.loss.router.coefficient:g} "
+                "(router_aux_loss_coef in config.json; 0 there leaves it out)"
+            )
+        elif coefficient := coefficient_of(run.model):
+            self.context.log(
+                f"warning: config.json has router_aux_loss_coef: {coefficient:g}, and the router's "
+                f"auxiliary loss is not trained: {type(run.model).__name__} gives none"
+            )
+
+    def _run_steps(self, trainer: Trainer) -> None:
+        if self.config.num_threads is not None:
+            # accelerate may have chosen another number, and bits depend on it.
+            torch.set_num_threads(self.config.num_threads)
+        resume_from = None
+        if self.resume_step is not None:
+            resume_from = str(self.checkpoints.path(self.resume_step))
         try:
-            with explained_forward(model, config.model.path):
+            with explained_forward(trainer.model, self.config.model.path):
                 trainer.train(resume_from_checkpoint=resume_from)
         except BaseException:
             # On a full disk it would leave no room to close the record. Any rank may be the one.
-            checkpoints.drop_staged()
+            self.checkpoints.drop_staged()
             raise
-        made = trainer.state.global_step
-        if made < num_steps:
-            context.log(f"step {made} of {num_steps} is saved; the same command goes on from there")
-            raise stop.end(made, num_steps)
-        trainer.save_model_to(context.run_dir / "model")
-    generated = [context.run_dir / name for name in strategy_settings(arguments)]
-    checkpoint = checkpoints.path(num_steps)
-    result = _result(config, context, checkpoint, generated, metrics, rows, num_steps)
-    return replace(result, metrics={**result.metrics, **of_adapter})
+
+    def _result(self, metrics: Metrics, of_adapter: dict[str, int]) -> Result:
+        run_dir = self.context.run_dir
+        checkpoint = self.checkpoints.path(self.num_steps)
+
+        def is_unstable(path: Path) -> bool:
+            # MARKER has save_steps, a placement, in it; and FILES has MARKER's sha256.
+            return path.name == MARKER or path == checkpoint / FILES
+
+        def names(paths: list[Path]) -> list[str]:
+            return sorted(path.relative_to(run_dir).as_posix() for path in paths)
+
+        # A folder of data is not there when the data came prepared.
+        folders = [run_dir / name for name in (*self.data.folders, INFERENCE_CHECKPOINTS)]
+        files = [
+            run_dir / STEPS_NAME,
+            *(run_dir / name for name in strategy_settings(self.arguments)),
+        ]
+        files += [path for folder in (*folders, checkpoint) for path in _files(folder)]
+        shown = [path for name in ("tensorboard", "wandb") for path in _files(run_dir / name)]
+        last = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
+        evaluated = metrics.last_evaluation.get("eval", {})
+        return Result(
+            artifacts=artifacts(self.config),
+            metrics={
+                "num_steps": self.num_steps,
+                "num_tokens": metrics.totals.num_tokens,
+                "num_trained_tokens": metrics.totals.num_trained_tokens,
+                **last,
+                **{f"eval_{name}": value for name, value in evaluated.items()},
+                "timing": metrics.summary(),
+                **of_adapter,
+            },
+            state_files=names([file for file in files if not is_unstable(file)]),
+            # Times and paths.
+            unstable_files=[METRICS_NAME, *names([*filter(is_unstable, files), *shown])],
+        )
 
 
 def _resume_step(
@@ -183,6 +246,7 @@ def _resume_step(
 def _open_folder(
     config: TrainingStageConfig, run_dir: Path, generated: dict[str, dict[str, Any]]
 ) -> None:
+    """generated: {name of a file: its content}."""
     remove_leftovers(run_dir, "model", ADAPTER, METRICS_NAME, STEPS_NAME, *generated)
     open_inference_checkpoints(run_dir, config.checkpointing.inference_checkpoint_path)
     for name, settings in generated.items():
@@ -190,56 +254,17 @@ def _open_folder(
 
 
 def _shown_settings(config: TrainingStageConfig) -> dict[str, Any]:
+    """What a reporter shows as the run's settings."""
     roles = settings_by_role(config)
     return {**roles[Role.RECIPE], **roles[Role.TOPOLOGY]}
 
 
 def _peak(config: TrainingStageConfig, context: StageContext) -> float | None:
     """FLOP/s of all devices together, in the dtype of the matrix products."""
-    in_16_bits = config.model.dtype == "bfloat16" or config.training.mixed_precision == "bf16"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    one = peak_flops_per_s(device, torch.bfloat16 if in_16_bits else torch.float32)
+    dtype = torch.bfloat16 if computes_in_16_bits(config) else torch.float32
+    one = peak_flops_per_s(device, dtype)
     return None if one is None else one * context.ranks.world_size
-
-
-def _result(
-    config: TrainingStageConfig,
-    context: StageContext,
-    checkpoint: Path,
-    generated: list[Path],
-    metrics: Metrics,
-    rows: Rows,
-    num_steps: int,
-) -> Result:
-    def unstable(path: Path) -> bool:
-        # MARKER has save_steps, a placement, in it; and FILES has MARKER's sha256.
-        return path.name == MARKER or path == checkpoint / FILES
-
-    # A folder of data is not there when the data came prepared.
-    folders = [context.run_dir / name for name in (*rows.folders, INFERENCE_CHECKPOINTS)]
-    files = [context.run_dir / STEPS_NAME, *generated]
-    files += [path for folder in (*folders, checkpoint) for path in _files(folder)]
-    shown = [path for name in ("tensorboard", "wandb") for path in _files(context.run_dir / name)]
-    last = {name: metrics.last[name] for name in ("epoch", "loss") if name in metrics.last}
-    evaluated = metrics.last_evaluation.get("eval", {})
-
-    def names(paths: list[Path]) -> list[str]:
-        return sorted(path.relative_to(context.run_dir).as_posix() for path in paths)
-
-    return Result(
-        artifacts=artifacts(config),
-        metrics={
-            "num_steps": num_steps,
-            "num_tokens": metrics.totals.num_tokens,
-            "num_trained_tokens": metrics.totals.num_trained_tokens,
-            **last,
-            **{f"eval_{name}": value for name, value in evaluated.items()},
-            "timing": metrics.summary(),
-        },
-        state_files=names([file for file in files if not unstable(file)]),
-        # Times and paths.
-        unstable_files=[METRICS_NAME, *names([*filter(unstable, files), *shown])],
-    )
 
 
 def _files(folder: Path) -> list[Path]:

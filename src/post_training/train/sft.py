@@ -1,4 +1,4 @@
-"""Prepare the data, train, write `RUN/model`.
+"""Supervised fine-tuning: prepare the data, train, write `RUN/model`.
 
 RUN/data/          token ids, masks and rows (data/prepared/dataset.py)
 RUN/evaluation/    the same, of the evaluation's rows
@@ -10,46 +10,43 @@ RUN/model/         the result, loadable by plain transformers
 RUN/adapter/       with LoRA: what was trained, which RUN/model has merged into it
 """
 
-import os
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from post_training.data.chat.templates import with_special_tokens
 from post_training.data.prepared.dataset import PreparedDataset, metrics_of
-from post_training.data.rows import COMPLETION, PROMPT
 from post_training.models.device import be_deterministic
 from post_training.models.head import ChunkedHead
-from post_training.models.quiet import quiet_libraries
+from post_training.models.load import load_tokenizer
+from post_training.models.router_loss import RouterLoss
 from post_training.stages.context import Ranks, Result, StageContext, remove_leftovers
+from post_training.stages.prepared_data import DataPreparation
 from post_training.train.config import SftConfig, SftLossConfig
-from post_training.train.evaluation import Evaluation
-from post_training.train.policy import load_policy
-from post_training.train.session import Rows, run_training
+from post_training.train.loss import Evaluation, Loss, LossOutput
+from post_training.train.policy import check_read, check_requirements, load_policy
+from post_training.train.session import Session
 from post_training.train.sft_loss import (
-    Collator,
-    MicroBatch,
+    SPANS,
+    SftBatch,
+    SftCollator,
     Sums,
     coefficients,
     factors,
     span_losses,
     token_losses,
 )
-from post_training.train.trainer import Count, Trainer
+from post_training.train.trainer import TrainingData
+
+_OVERALL = ("num_prompt", "completion_weight", "num_sequences")  # in the order of Sums
 
 
 def run(config: SftConfig, context: StageContext) -> Result:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the reproducible one
-    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # its backward pass
-    quiet_libraries(context.run_dir / "cache")
-    from post_training.data.chat.templates import with_special_tokens
-    from post_training.models.load import load_tokenizer
-    from post_training.stages.prepared_data import DataPreparation
-    from post_training.train.policy import check_requirements
-
+    """Errors: UsageError and PostTrainingError of the settings, the data and the model; those of
+    `Session.train`."""
     check_requirements(config)
     context.on_writer(lambda: remove_leftovers(context.run_dir, "data", "evaluation"))
     tokenizer = with_special_tokens(load_tokenizer(config.model.path), config.data.special_tokens)
@@ -64,99 +61,132 @@ def run(config: SftConfig, context: StageContext) -> Result:
     return train(config, context, tokenizer, dataset, evaluation_dataset)
 
 
-# The trainer of `entrypoint sft`: the losses of losses.py on the model's chunked head.
-
-
-class SftTrainer(Trainer):
-    def __init__(self, *, loss: SftLossConfig, **others: Any):
-        self._loss = loss
-        self._factors = (0.0, 0.0)
-        super().__init__(**others)
-
-    def prepare_step(self, batches: list[MicroBatch]) -> None:
-        own = sum((batch.sums for batch in batches), Sums())
-        self._factors = factors(Sums(*self.all_ranks_sum(own.values())), self._loss)
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, MicroBatch],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Tensor:
-        """This micro-batch's share of the global batch's loss, times the number of ranks, over
-        which gradients are averaged."""
-        batch, device = inputs["batch"], self.args.device
-        weights = coefficients(batch, *self._factors)
-        scaled = (weights * self._context.ranks.world_size).to(device)
-        targets = batch.targets.to(device)
-        asked = {} if self.router is None else self.router.arguments
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        if self._loss.name == "irl":
-            with self._head.scoring(targets):
-                outputs = model(**inputs, **asked, use_cache=False)
-            logprobs, values, _ = outputs.logits
-            continues = batch.continues.to(device)
-            loss = (scaled * token_losses(logprobs, values, continues, self._loss)).sum()
-        else:
-            with self._head.scoring(targets, scaled):
-                outputs = model(**inputs, **asked, use_cache=False)
-            loss, logprobs, _ = outputs.logits
-        router_loss = None
-        if self.router is not None:
-            router_loss = self.router.of(outputs, batch.is_token.to(device))
-        loss, of_router = self.with_router_loss(loss, router_loss)
-        self.count(
-            Count(
-                loss=loss.detach(),
-                rows=batch.rows,
-                num_sequences=int(batch.sums.num_sequences),
-                num_tokens=batch.num_tokens,
-                num_trained_tokens=int((weights != 0).sum()),
-                sum_of_squared_lengths=batch.sum_of_squared_lengths,
-                sums={**_span_sums(batch, logprobs.detach(), weights != 0), **of_router},
-            )
+def train(
+    config: SftConfig,
+    context: StageContext,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: PreparedDataset,
+    evaluation_dataset: PreparedDataset | None,
+) -> Result:
+    """From prepared rows to a model folder. Errors: see `Session.train`."""
+    be_deterministic()
+    data = TrainingData(
+        collator=_collator(config, tokenizer, dataset, packed=config.rows_are_packed),
+        counts={**dataset.record["counts"], "num_rows": len(dataset)},
+        shuffled=config.training.shuffle and not config.data.debug_oom,
+        template=dataset.template,
+        folders=("data", "evaluation"),
+    )
+    session = Session.open(config, context, tokenizer, data)
+    model = load_policy(
+        config, tokenizer, longest=config.sft.max_seq_length, where="sft.max_seq_length"
+    )
+    check_read(config, context, model)
+    head = ChunkedHead.install(model)
+    loss = SftLoss(config.loss, head, RouterLoss.for_model(model))
+    evaluation = None
+    if config.evaluation is not None and evaluation_dataset is not None:
+        evaluation = SftEvaluation(
+            _collator(config, tokenizer, evaluation_dataset, packed=False),
+            config.evaluation.per_device_eval_batch_size,
+            config.evaluation.eval_steps,
+            context.ranks,
+            head,
         )
-        return loss
+    result = session.train(model, loss, evaluation, base=config.model.path)
+    return replace(result, metrics={**metrics_of(dataset.record), **result.metrics})
 
-    def derived_figures(self, sums: dict[str, float]) -> dict[str, float]:
+
+def _collator(
+    config: SftConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: PreparedDataset,
+    *,
+    packed: bool,
+) -> SftCollator:
+    return SftCollator(
+        dataset,
+        config.loss,
+        # Padding is no part of the attention or of the loss, so any id will do.
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        packed=packed,
+        padding_free=config.training.padding_free,
+    )
+
+
+class SftLoss(Loss):
+    """The losses of sft_loss.py, on the model's chunked head."""
+
+    def __init__(self, config: SftLossConfig, head: ChunkedHead, router: RouterLoss | None):
+        self._config = config
+        self._head = head
+        self.router = router
+
+    def totals(self, batch: SftBatch) -> Sequence[float]:
+        return batch.sums.values()
+
+    def __call__(
+        self, model: Any, batch: SftBatch, totals: Sequence[float], scale: float
+    ) -> LossOutput:
+        weights = coefficients(batch, *factors(Sums(*totals), self._config))
+        asked = {} if self.router is None else self.router.arguments
+        if self._config.name == "irl":
+            with self._head.scoring(batch.targets):
+                outputs = model(**batch.inputs, **asked, use_cache=False)
+            logprobs, values, _ = outputs.logits
+            losses = token_losses(logprobs, values, batch.continues, self._config)
+            loss = (weights * scale * losses).sum()
+        else:
+            # Coefficients known beforehand: the head makes the gradient along with the loss.
+            with self._head.scoring(batch.targets, weights * scale):
+                outputs = model(**batch.inputs, **asked, use_cache=False)
+            loss, logprobs, _ = outputs.logits
+        is_trained = weights != 0
+        return LossOutput(
+            loss=loss,
+            num_sequences=int(batch.sums.num_sequences),
+            num_trained_tokens=is_trained.sum(),
+            sums=_span_sums(batch, logprobs.detach(), is_trained),
+            router_loss=None if self.router is None else self.router.of(outputs, batch.is_token),
+        )
+
+    def figures(self, sums: dict[str, float]) -> dict[str, float]:
         return span_losses(sums)
 
 
-def _span_sums(batch: MicroBatch, logprobs: Tensor, looked_at: Tensor) -> dict[str, Tensor | float]:
-    """Cross-entropy and number of tokens of prompts and completions, where it was looked at."""
+def _span_sums(batch: SftBatch, logprobs: Tensor, is_trained: Tensor) -> dict[str, Tensor | float]:
+    """Cross-entropy and number of trained tokens of prompts and completions."""
     sums: dict[str, Tensor | float] = {}
-    for name, kind in (("prompt", PROMPT), ("completion", COMPLETION)):
-        mask = (batch.kinds == kind) & looked_at
-        sums[f"{name}_loss"] = -(logprobs.double() * mask.to(logprobs.device)).sum()
-        sums[f"num_{name}_tokens"] = float(mask.sum())
+    for name, kind in SPANS:
+        mask = (batch.kinds == kind) & is_trained
+        sums[f"{name}_loss"] = -(logprobs.double() * mask).sum()
+        sums[f"num_{name}_tokens"] = mask.sum()
     return sums
 
 
-# The training's own loss over a whole dataset, and prompts and completions apart.
-
-
-_SPANS = (("prompt", PROMPT), ("completion", COMPLETION))
-_OVERALL = ("num_prompt", "completion_weight", "num_sequences")  # in the order of Sums
-
-
 class SftEvaluation(Evaluation):
-    def __init__(self, collator: Collator, batch_size: int, ranks: Ranks):
-        self._loss = collator.loss
-        super().__init__(collator, len(collator.dataset), batch_size, ranks)
+    """The training's own loss over a whole dataset, and prompts and completions apart."""
 
-    def batch_sums(
-        self, batch: MicroBatch, model: Any, head: ChunkedHead, device: torch.device
-    ) -> dict[str, Tensor | float]:
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        with head.scoring(batch.targets.to(device), with_top=True):
-            logprobs, values, tops = model(**inputs, use_cache=False).logits
-        losses = token_losses(logprobs, values, batch.continues.to(device), self._loss).double()
-        weights = batch.weights.to(device)
+    def __init__(
+        self,
+        collator: SftCollator,
+        batch_size: int,
+        eval_steps: int | None,
+        ranks: Ranks,
+        head: ChunkedHead,
+    ):
+        self._loss = collator.loss
+        self._head = head
+        super().__init__(collator, len(collator.dataset), batch_size, eval_steps, ranks)
+
+    def batch_sums(self, batch: SftBatch, model: Any) -> dict[str, Tensor | float]:
+        with self._head.scoring(batch.targets, with_top=True):
+            logprobs, values, tops = model(**batch.inputs, use_cache=False).logits
+        losses = token_losses(logprobs, values, batch.continues, self._loss).double()
         sums: dict[str, Tensor | float] = dict(zip(_OVERALL, batch.sums.values(), strict=True))
-        for name, kind in _SPANS:
-            mask = (batch.kinds == kind).to(device).double()
-            sums[f"weighted_{name}_loss"] = (mask * weights * losses).sum()
+        for name, kind in SPANS:
+            mask = (batch.kinds == kind).double()
+            sums[f"weighted_{name}_loss"] = (mask * batch.weights * losses).sum()
             sums[f"{name}_loss"] = -(mask * logprobs.double()).sum()
             sums[f"num_{name}_tokens"] = mask.sum()
             sums[f"num_{name}_top"] = (mask * tops).sum()
@@ -169,60 +199,11 @@ class SftEvaluation(Evaluation):
         shares = factors(overall, self._loss)
         loss = sum(
             share * sums[f"weighted_{name}_loss"]
-            for share, (name, _) in zip(shares, _SPANS, strict=True)
+            for share, (name, _) in zip(shares, SPANS, strict=True)
         )
         accuracies = {
             f"{name}_accuracy": sums[f"num_{name}_top"] / sums[f"num_{name}_tokens"]
-            for name, _ in _SPANS
+            for name, _ in SPANS
             if sums[f"num_{name}_tokens"]
         }
         return {"loss": loss, **span_losses(sums), **accuracies}
-
-
-# From prepared rows to a model folder: the model, its loss, and the rows to train and evaluate.
-
-
-def train(
-    config: SftConfig,
-    context: StageContext,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: PreparedDataset,
-    evaluation_dataset: PreparedDataset | None,
-) -> Result:
-    """Errors: see `run_training`."""
-    be_deterministic()
-    # Padding is no part of the attention or of the loss, so any id will do.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    collator = partial(
-        Collator, loss=config.loss, pad_token_id=pad, padding_free=config.training.padding_free
-    )
-    evaluation, eval_steps = None, None
-    if config.evaluation is not None and evaluation_dataset is not None:
-        batch_size = config.evaluation.per_device_eval_batch_size
-        evaluation = SftEvaluation(
-            collator(evaluation_dataset, packed=False), batch_size, context.ranks
-        )
-        eval_steps = config.evaluation.eval_steps
-    make_trainer = partial(
-        SftTrainer,
-        loss=config.loss,
-        collator=collator(dataset, packed=config.rows_are_packed),
-        evaluation=evaluation,
-        eval_steps=eval_steps,
-    )
-    record = dataset.record
-    rows = Rows(
-        {**record["counts"], "num_rows": len(dataset)},
-        dataset.template,
-        shuffled=config.training.shuffle and not config.data.debug_oom,
-        folders=("data", "evaluation"),
-    )
-    load = partial(
-        load_policy,
-        config,
-        tokenizer,
-        longest=config.sft.max_seq_length,
-        where="sft.max_seq_length",
-    )
-    result = run_training(config, context, load, tokenizer, rows, make_trainer)
-    return replace(result, metrics={**metrics_of(record), **result.metrics})

@@ -1,12 +1,21 @@
-"""From rows of a prepared dataset to the tensors of a micro-batch.
+"""The losses of supervised fine-tuning, and the micro-batches they are taken of.
 
-Every position but the last of a sequence predicts the token after it: its target. The targets of
-prompts are there too, for the losses that weigh them.
+One weight for each token, one sum. t runs over the predicted tokens of a global batch (every rank,
+every accumulation step), P of them prompt, C completion; a_t is a completion token's own weight in
+the data (1 unless set there) and w the prompt_loss_weight. CE_t = −log p(x_t | x_<t). Everything is
+summed in float32 or better.
 
-A row that is one sequence has an attention mask. A packed row has position ids that start again
-with each of its sequences, and no mask: the model then lets no sequence see another (transformers'
-masking_utils; TRL calls it padding-free). Padding is a sequence of its own at the end of its row.
-With `padding_free` a micro-batch is one row, of all its sequences, and there is no padding.
+    sft      Σ_{P∪C} a_t CE_t / Σ a_t
+    plw      (w Σ_P CE_t + Σ_C a_t CE_t) / (w |P| + Σ_C a_t)           arXiv 2401.13586
+    ln-plw   w Σ_P CE_t / |P| + Σ_C a_t CE_t / Σ_C a_t
+    irl      as ln-plw, with CE_t + λ (V_t + log p_t − γ V_{t+1})²     arXiv 2409.01369
+             V_t = log Σ_v exp z_t[v], and 0 after the last token of its sequence
+
+With sequence_level_loss the fractions are of each sequence alone, and the loss is the mean of the
+sequences. An empty span contributes 0. A packed row is as many sequences as were packed into it.
+
+So each loss is Σ c_t ℓ_t. The collator knows c_t up to two factors, one for prompts and one for
+completions; these need the sums over the global batch.
 """
 
 from dataclasses import dataclass
@@ -19,25 +28,9 @@ from post_training.data.prepared.dataset import PreparedDataset, PreparedRow
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 from post_training.models.head import IGNORED
 from post_training.train.config import SftLossConfig
+from post_training.train.loss import MicroBatch
 
-# The losses of supervised fine-tuning: one weight for each token, one sum.
-#
-# t runs over the predicted tokens of a global batch (every rank, every accumulation step), P of
-# them prompt, C completion; a_t is a completion token's own weight in the data (1 unless set there)
-# and w the prompt_loss_weight. CE_t = −log p(x_t | x_<t). Everything is summed in float32 or
-# better.
-#
-#     sft      Σ_{P∪C} a_t CE_t / Σ a_t
-#     plw      (w Σ_P CE_t + Σ_C a_t CE_t) / (w |P| + Σ_C a_t)           arXiv 2401.13586
-#     ln-plw   w Σ_P CE_t / |P| + Σ_C a_t CE_t / Σ_C a_t
-#     irl      as ln-plw, with CE_t + λ (V_t + log p_t − γ V_{t+1})²     arXiv 2409.01369
-#              V_t = log Σ_v exp z_t[v], and 0 after the last token of its sequence
-#
-# With sequence_level_loss the fractions are of each sequence alone, and the loss is the mean of the
-# sequences. An empty span contributes 0. A packed row is as many sequences as were packed into it.
-#
-# So each loss is Σ c_t ℓ_t. The collator knows c_t up to two factors, one for prompts and one for
-# completions; these need the sums over the global batch.
+SPANS = (("prompt", PROMPT), ("completion", COMPLETION))
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ def sequence_weights(
 ) -> tuple[np.ndarray, Sums]:
     """c_t of one sequence's predicted tokens but for the factors, float64 [T]; and its sums.
 
-    kinds_T, weights_T: of the predicted tokens (the first of a sequence is not one).
+    kinds_T, weights_T: of the predicted tokens: all but the first of the sequence.
     """
     prompt_T = (kinds_T == PROMPT).astype(np.float64)
     completion_T = (kinds_T == COMPLETION).astype(np.float64)
@@ -109,37 +102,30 @@ def token_losses(
 
 
 def span_losses(sums: dict[str, float]) -> dict[str, float]:
-    """Mean cross-entropy of the prompts' and the completions' tokens, each where there are any,
-    from {"prompt_loss": sum, "num_prompt_tokens": number, and the same for completions}."""
+    """Mean cross-entropy of the prompts' and the completions' tokens, each where there are any.
+
+    sums: {"prompt_loss": sum, "num_prompt_tokens": number}, and the same for completions.
+    """
     return {
         f"{name}_loss": sums[f"{name}_loss"] / sums[f"num_{name}_tokens"]
-        for name in ("prompt", "completion")
+        for name, _ in SPANS
         if sums[f"num_{name}_tokens"]
     }
 
 
-# From rows of a prepared dataset to the tensors of a micro-batch.
+@dataclass(frozen=True, kw_only=True)
+class SftBatch(MicroBatch):
+    """Every position but the last of a sequence predicts the token after it: its target. The
+    targets of prompts are there too, for the losses that weigh them.
 
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """inputs: input_ids, and attention_mask or position_ids; int64 [B, T].
-    targets: int64 [B, T], IGNORED where a position predicts nothing.
     kinds: uint8 [B, T], of the targets; EXCLUDED where there is none.
-    weights: float64 [B, T], c_t but for the factors (losses.py).
-    is_token: bool [B, T]; the others are padding.
-    rows: numbers of the dataset's rows. num_tokens: without padding. sum_of_squared_lengths: over
-    the sequences; what attention costs."""
+    weights: float64 [B, T], c_t but for the factors.
+    sums: over the sequences of the batch.
+    """
 
-    inputs: dict[str, Tensor]
-    targets: Tensor
     kinds: Tensor
     weights: Tensor
-    is_token: Tensor
     sums: Sums
-    rows: tuple[int, ...]
-    num_tokens: int
-    sum_of_squared_lengths: int
 
     @property
     def continues(self) -> Tensor:
@@ -148,7 +134,16 @@ class MicroBatch:
         return asked & torch.nn.functional.pad(asked[:, 1:], (0, 1))
 
 
-class Collator:
+class SftCollator:
+    """From rows of a prepared dataset to a micro-batch.
+
+    A row that is one sequence has an attention mask. A packed row has position ids that start again
+    with each of its sequences, and no mask: the model then lets no sequence see another
+    (transformers' masking_utils; TRL calls it padding-free). Padding is a sequence of its own at
+    the end of its row. With `padding_free` a micro-batch is one row, of all its sequences, and
+    there is no padding.
+    """
+
     def __init__(
         self,
         dataset: PreparedDataset,
@@ -164,12 +159,11 @@ class Collator:
         self.packed = packed or padding_free
         self.padding_free = padding_free
 
-    def __call__(self, items: list[dict[str, int]]) -> dict[str, MicroBatch]:
-        """{"batch": …}, as what goes through a DataLoader of the Trainer is a mapping."""
+    def __call__(self, items: list[dict[str, int]]) -> dict[str, SftBatch]:
         numbers = tuple(item["row"] for item in items)
         rows = [self.dataset.read(number) for number in numbers]
         if self.padding_free:
-            rows = [_joined(rows)]
+            rows = [_join_rows(rows)]
         longest = max(len(row.ids) for row in rows)
         shape = (len(rows), longest)
         ids = np.full(shape, self.pad_token_id, np.int64)
@@ -183,6 +177,7 @@ class Collator:
             length = len(row.ids)
             ids[index, :length], is_token[index, :length] = row.ids, True
             if self.packed:
+                # The padding at the end starts again at 0 too, so no sequence sees it.
                 lengths = (*row.lengths, longest - length)
                 context[index] = np.concatenate([np.arange(each) for each in lengths])
             else:
@@ -199,36 +194,40 @@ class Collator:
                 sums += of_sequence
                 start = end
         return {
-            "batch": MicroBatch(
-                {
+            "batch": SftBatch(
+                inputs={
                     "input_ids": torch.from_numpy(ids),
                     "position_ids" if self.packed else "attention_mask": torch.from_numpy(context),
                 },
-                torch.from_numpy(targets),
-                torch.from_numpy(kinds),
-                torch.from_numpy(weights),
-                torch.from_numpy(is_token),
-                sums,
-                numbers,
-                sum(len(row.ids) for row in rows),
-                sum(length**2 for row in rows for length in row.lengths),
+                targets=torch.from_numpy(targets),
+                kinds=torch.from_numpy(kinds),
+                weights=torch.from_numpy(weights),
+                is_token=torch.from_numpy(is_token),
+                sums=sums,
+                rows=numbers,
+                num_tokens=sum(len(row.ids) for row in rows),
+                sum_of_squared_lengths=sum(length**2 for row in rows for length in row.lengths),
             )
         }
 
 
-def coefficients(batch: MicroBatch, of_prompt: float, of_completion: float) -> Tensor:
-    """c_t, float32 [B, T]: the weights of the batch times the factors of its global batch."""
-    factor = torch.zeros(3, dtype=torch.float64)
+def coefficients(batch: SftBatch, of_prompt: float, of_completion: float) -> Tensor:
+    """c_t, float32 [B, T], on the batch's device: its weights times the factors of its global
+    batch."""
+    factor = torch.zeros(3, dtype=torch.float64, device=batch.weights.device)
     factor[PROMPT], factor[COMPLETION] = of_prompt, of_completion
     return (batch.weights * factor[batch.kinds.long()]).float()
 
 
-def _joined(rows: list[PreparedRow]) -> PreparedRow:
+def _join_rows(rows: list[PreparedRow]) -> PreparedRow:
     weights = None
     if any(row.weights is not None for row in rows):
-        ones = (np.ones(len(row.ids), np.float32) if row.weights is None else row.weights
-                for row in rows)  # fmt: skip
-        weights = np.concatenate(list(ones))
+        weights = np.concatenate(
+            [
+                np.ones(len(row.ids), np.float32) if row.weights is None else row.weights
+                for row in rows
+            ]
+        )
     return PreparedRow(
         np.concatenate([row.ids for row in rows]),
         np.concatenate([row.kinds for row in rows]),
