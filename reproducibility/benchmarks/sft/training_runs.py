@@ -233,12 +233,12 @@ def full_logits(job: Job, output: Path) -> dict[str, Any]:
     from post_training.data.prepared.dataset import PreparedDataset
     from post_training.models.load import load_model
     from post_training.train.config import SftLossConfig
-    from post_training.train.sft_loss import Collator, coefficients, factors
+    from post_training.train.sft_loss import SftCollator, coefficients, factors
 
     loss_config = SftLossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
     dataset = PreparedDataset.open(job.rows)
     packed = job.sequences["packing"] != "none"
-    collator = Collator(dataset, loss_config, pad_token_id=0, packed=packed)
+    collator = SftCollator(dataset, loss_config, pad_token_id=0, packed=packed)
     model = load_model(job.model, dtype=job.dtype, attn_implementation=job.attention).train()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
@@ -289,11 +289,11 @@ class Counts:
 def count(job: Job) -> Counts:
     from post_training.data.prepared.dataset import PreparedDataset
     from post_training.train.config import SftLossConfig
-    from post_training.train.sft_loss import Collator, coefficients, factors
+    from post_training.train.sft_loss import SftCollator, coefficients, factors
 
     dataset = PreparedDataset.open(job.rows)
     loss = SftLossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
-    collator = Collator(
+    collator = SftCollator(
         dataset,
         loss,
         pad_token_id=0,
