@@ -6,7 +6,7 @@
     Verdicts       in ours: what becomes of a bad row, and how many there were
 
 Each value is checked before it is parsed: what it fills is counted, and what would be left out
-though it changes the row's meaning is refused (formats/values.py).
+though it changes the row's meaning is refused (formats/unread.py).
 """
 
 import base64

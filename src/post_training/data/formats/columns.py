@@ -1,4 +1,12 @@
-"""What a dataset's rows were recognised as, and what stands in the columns of one row."""
+"""The columns of a dataset's rows.
+
+    Format         what the rows were recognised as; checks the columns of each row
+    read_side, …   what stands in the columns of one row
+    ColumnReport   what was read of all rows and what was not, for the log and the record
+
+Reader.values counts a chunk's rows (ColumnCounts), read_chunks adds the counts up in order. They
+are of all rows that were looked at, bad ones too, and don't depend on the number of workers.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +16,7 @@ from typing import Any, Literal
 from post_training.data.config import FORMATS
 from post_training.data.formats.messages import Entry, MessageNames, read_messages
 from post_training.data.formats.tools import Tools, read_tools
-from post_training.data.formats.values import (
+from post_training.data.formats.unread import (
     FIGURES_OF_A_BRANCH,
     OF_A_CALL,
     OF_A_CONTENT,
@@ -17,14 +25,11 @@ from post_training.data.formats.values import (
     OF_TEXT_PARTS,
     OF_THE_ANSWER,
     OF_THE_PROMPT,
-    filled_text,
     hint_of_column,
     hint_of_field,
-    required,
-    says_something,
-    text,
     unread_below,
 )
+from post_training.data.formats.values import filled_text, required, says_something, text
 from post_training.data.rows import SIDES, BadRow, Message
 
 # The names that an optional column has in files. An input only goes with an instruction.
@@ -39,7 +44,7 @@ _SWISSAI = ("system_prompt", "earlier_messages", "available_functions")
 _OF_BOTH = OF_THE_PROMPT | OF_THE_ANSWER
 # What alignment stages write beside a pair: ref_chosen_logprob, chosen_reward, prompt_token_ids, …
 FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
-# Of these, what is read (data/pairs/encode.py).
+# Of these, what is read (data/pairs/prepare.py).
 FIGURE_FLAGS = frozenset(("chosen_is_truncated", "rejected_is_truncated"))
 FIGURE_LISTS = frozenset(
     ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "ref_rewards")
@@ -50,6 +55,9 @@ FIGURE_NUMBERS = frozenset(
     for column in ("ref_{}_logprob", "{}_reward", "{}_quantile_reward")
 )
 _READ_FIGURES = FIGURE_FLAGS | FIGURE_LISTS | FIGURE_NUMBERS
+# The columns that make up a format: the report need not tell that they are read.
+_NEEDED = tuple({name for needed, _ in FORMATS.values() for name in needed})
+_MOST_COLUMNS = 12  # in a line of the log; the record has all
 
 
 def names_looked_for(
@@ -67,9 +75,12 @@ def names_looked_for(
 
 @dataclass(frozen=True)
 class Format:
-    """name: of FORMATS. columns: {its column: the file's}. optional: the names that are looked for
-    in each row of a column that is not among them. has_messages: the row that decided had a list of
-    them. ignored: names that the settings say not to read.
+    """What the rows of a dataset were recognised as.
+
+    name: a key of FORMATS. columns: {its column: the file's}. messages: what a message's fields are
+    called. optional: for each column that `columns` doesn't name, the names that are looked for in
+    each row. has_messages: the row that decided had a list of messages. ignored: columns and fields
+    that the settings say not to read.
     """
 
     name: str
@@ -142,12 +153,13 @@ class Format:
     ) -> None:
         """Count every column and message field that the row fills.
 
-        for_training: else what goes with the answers is metadata, which the stage keeps.
+        filled: gets the counts, by path. for_training: if not, what goes with the answers is
+        metadata, which the stage keeps.
         Errors: BadRow for one that is not read, and that would change what is said or trained.
         """
         refused = _OF_BOTH if for_training else OF_THE_PROMPT
         for name, cell in row.items():
-            # Most cells are a text, and a call costs more than all else here.
+            # Most cells are a text, and a call of says_something costs more than all else here.
             if not cell if type(cell) is str else not says_something(cell):
                 continue
             filled[name] += 1
@@ -300,22 +312,10 @@ def tools_of(own: Tools, declared: Tools, found: Format) -> Tools:
     return own or declared
 
 
-# What was read of each dataset's rows, and what was not: counts for the log and the record.
-#
-#     Reader.values counts a chunk's rows (ColumnCounts) -> read_chunks adds them up, in order
-#     -> ColumnReport: each column and message field with what it was read as, and how often
-#
-# The counts are of all rows that were looked at, bad ones too; they don't depend on the workers.
-
-
-_NEEDED = tuple({name for needed, _ in FORMATS.values() for name in needed})
-_MOST_COLUMNS = 12  # of a line; the record has all
-
-
 @dataclass
 class ColumnCounts:
-    """num_rows: of the source. filled: how many rows (or messages) have something in `source`, or
-    in `messages[].name`."""
+    """num_rows: that were looked at. filled: how many rows have something in a column (`source`),
+    or how many messages in a field (`messages[].name`)."""
 
     num_rows: int = 0
     filled: Counter[str] = field(default_factory=Counter)
@@ -328,8 +328,11 @@ class ColumnCounts:
 
 
 class ColumnReport:
-    """By dataset. formats: what each was recognised as. stage_reads: what the stage itself reads of
-    the rows, {column or field by its own name: what it reads it as}."""
+    """What was read of the rows of each dataset, what was not, and how often.
+
+    formats: what each dataset was recognised as. stage_reads: what the stage itself reads of the
+    rows, {column or field by its own name: what it reads it as}.
+    """
 
     def __init__(self, formats: Sequence[Format], stage_reads: Mapping[str, str] | None = None):
         self._formats = formats
@@ -341,8 +344,8 @@ class ColumnReport:
         self._counts[dataset].filled.update(counts.filled)
 
     def record(self, dataset: int) -> dict[str, Any]:
-        """num_source_rows, and each column's name, what it was read as (null: it was not), and
-        number."""
+        """{num_source_rows, columns}: of each column its name, what it was read as (null: it was
+        not read), and the number of rows that fill it."""
         found, counts = self._formats[dataset], self._counts[dataset]
         # What the settings ignore and no row has is told too: it may be misspelt.
         columns = [

@@ -10,19 +10,10 @@ others are PROMPT until `mark_answers`.
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from post_training.data.formats.tools import (
-    Tools,
-    declared_tools,
-    read_blocks,
-    read_call,
-    read_calls,
-    text_of_parts,
-)
+from post_training.data.formats.parts import declared_tools, read_blocks, text_of_parts
+from post_training.data.formats.tools import Tools, read_call, read_calls
+from post_training.data.formats.unread import CALLS, FLAGS, THOUGHTS, WEIGHTS
 from post_training.data.formats.values import (
-    CALLS,
-    FLAGS,
-    THOUGHTS,
-    WEIGHTS,
     filled_text,
     from_json,
     is_number,
@@ -48,8 +39,11 @@ _CALLING = "function_call"
 
 @dataclass(frozen=True)
 class MessageNames:
-    """What a message's fields are called, and the roles that the settings name. weight: None
-    for those of formats/unread.py. ignored: fields that are not to be read."""
+    """What a message's fields are called.
+
+    weight: None for the usual names (WEIGHTS and FLAGS of unread.py). roles: {the file's: ours},
+    those that the settings name. ignored: fields that are not to be read.
+    """
 
     role: str = "role"
     content: str = "content"
@@ -80,7 +74,11 @@ class Entry(NamedTuple):
 def read_messages(
     value: Any, key: str, names: MessageNames, tools: Tools = ()
 ) -> tuple[list[Entry], Tools]:
-    """The entries, and the tools that a developer message declares. tools: those of the row."""
+    """The entries of a list of messages, and the tools that a developer message declares.
+
+    key: where the list stands in the row. tools: those of the row's own column.
+    Errors: BadRow.
+    """
     items = list_of(value, key)
     if not items:
         raise BadRow("empty", f"{key}: is empty")
@@ -114,7 +112,7 @@ def read_messages(
             if isinstance(content, list):
                 item = {**item, names.content: text_of_parts(content, content_key)}
             messages = (_message(item, role, place, names, tools or declared),)
-        # An empty system message says no more than none.
+        # An empty system message says no more than none, and not every template can write one.
         if role not in ("system", "developer") or messages[0].content.strip():
             entries.append(Entry(place, _weighed(messages, item, place, names)))
     return entries, declared
@@ -130,9 +128,12 @@ def read_role(value: Any, key: str, names: MessageNames) -> Role:
 
 
 def check_turns(entries: list[Entry]) -> list[Entry]:
-    """System, developer; then user and assistant by turns, the user first. Tools answer the
-    calls of the assistant before them; by their ids, where they have any, and then their outputs
-    come out in the order of the calls. Errors: BadRow."""
+    """The entries, with the outputs of tools in the order of their calls.
+
+    Allowed are: system, developer; then user and assistant by turns, the user first. Tools answer
+    the calls of the assistant before them, by the calls' ids where the outputs have any.
+    Errors: BadRow.
+    """
     previous: Role | None = None
     heads: list[Role] = []
     num_open_calls = 0
@@ -222,14 +223,15 @@ def _ordered(
 def mark_answers(
     entries: list[Entry], train_on: Literal["all_turns", "last_turn"]
 ) -> tuple[Message, ...]:
-    """With the kind of each assistant's message: as its row says, else as `train_on`."""
+    """The messages of the entries, those of the assistant with their kind: as the row says it, else
+    as `train_on` does."""
     messages = [message for entry in entries for message in entry.messages]
     start = 0
     if train_on == "last_turn" and all(message.kind == PROMPT for message in messages):
         start = _start_of_last_turn(messages)
     for index, message in enumerate(messages[start:], start):
         if message.role == "assistant" and message.kind == PROMPT:
-            # What dataclasses.replace does takes three times as long.
+            # Not by dataclasses.replace, which takes three times as long.
             messages[index] = Message(
                 message.role,
                 message.content,
@@ -269,8 +271,11 @@ def exclude_thoughts(messages: tuple[Message, ...], train_on_thoughts: bool) -> 
 
 
 def _ordinary_message(item: Any, names: MessageNames, roles: dict[str, Role]) -> Message | None:
-    """Of an item that is a known role and a text with something in it, and no more: most are, and
-    there is nothing else to look for. None: for read_messages to read, or to say what is wrong."""
+    """The message of an item that is a known role and a text with something in it, and no more.
+
+    Most are, and of them there is nothing else to check: this is the fast way. None: read_messages
+    has to read it, or to say what is wrong.
+    """
     if not isinstance(item, dict) or len(item) != 2:
         return None
     role, content = item.get(names.role), item.get(names.content)
@@ -350,7 +355,8 @@ def _weighed(
 
 
 def _weight(value: Any, key: str, names: MessageNames) -> float:
-    """A number; of a flag, and of the field that the settings name, also true or false."""
+    """The weight that a field says: a number; a flag, and the field that the settings name, may
+    also be true or false."""
     is_flag = key.rpartition(".")[2] in FLAGS and names.weight is None
     if isinstance(value, bool) and (is_flag or names.weight is not None):
         return float(value)

@@ -1,7 +1,10 @@
-"""Which format a dataset's rows have: by its settings, else by the columns of its first good row.
+"""Which format a dataset's rows have, and how a row of each format is parsed.
+
+    recognise    the format, by the dataset's settings, else by the columns of its first good row
+    check_same   whether a later row has that format too, or is refused
+    parse        from a row's JSON object to the row type
 
 Nothing is guessed: columns of two formats, or of none, are refused with the setting that decides.
-Every later row is looked at too: it has the same format, or is refused (`check_same`).
 """
 
 from difflib import get_close_matches
@@ -102,6 +105,57 @@ def check_same(row: dict[str, Any], found: Format, dataset: DatasetConfig) -> No
         hint = f"say which to read in the dataset's settings: columns: {_mapping(found.columns)}"
         problem = f"its columns make up {others}; the file is read as {found.describe()}"
         raise BadRow("columns", problem, hint)
+
+
+def parse(
+    value: dict[str, Any],
+    found: Format,
+    *,
+    train_on: Literal["all_turns", "last_turn"],
+    train_on_thoughts: bool,
+) -> list[Row]:
+    """The rows of a JSON object: one, but for the branches of swissai. What is trained of each:
+
+        messages            every turn of the assistant, or the last, or as the messages say
+        prompt_completion   the completion's messages, or its text
+        alpaca              the output
+        text                all of it
+        preference          the messages, or text, of chosen and rejected
+        swissai             as messages, for each branch that is not for reference
+        prompt              nothing: it is for annotation, and refused here
+
+    Columns that a format doesn't name are metadata. One that changes what is said or trained
+    elsewhere has been refused before (columns.py: Format.check_columns).
+    Errors: BadRow.
+    """
+    value = found.visible(value)
+    match found.name:
+        case "text":
+            column = found.columns["text"]
+            return [Text(filled_text(required(value, column), column))]
+        case "prompt":
+            raise BadRow("untrained", "a prompt without an answer")
+        case "preference":
+            return [read_preference(value, found, train_on_thoughts=train_on_thoughts)]
+        case "swissai":
+            return [
+                _conversation(opening, entries, tools, train_on, train_on_thoughts)
+                for opening, entries, tools in read_branches(value, found.columns, found.messages)
+            ]
+    own = read_tools_column(value, found)
+    if found.name == "messages":
+        column = found.columns["messages"]
+        given = required(value, column)
+        answers, declared = read_messages(given, column, found.messages, own)
+        prompt = []
+    else:
+        train_on = "all_turns"  # What is trained is said by its place.
+        asked, answered = FORMATS[found.name][0]  # prompt and completion, or as alpaca has it
+        prompt, declared = read_prompt(value, found, asked, own)
+        answers, _ = read_side(value, found, answered, "assistant", own or declared)
+    prompt = read_system(value, found, prompt or answers) + prompt
+    tools = tools_of(own, declared, found)
+    return [_conversation(prompt, answers, tools, train_on, train_on_thoughts)]
 
 
 @lru_cache(maxsize=1024)  # Most rows of a file have the same columns.
@@ -226,58 +280,6 @@ def _mapping(columns: dict[str, str]) -> str:
 
 def _names(value: dict[str, Any]) -> str:
     return ", ".join(value) or "none"
-
-
-# From a row's JSON object to the row type, by the format that its file was recognised to have.
-#
-#     messages            every turn of the assistant is trained, or the last, or as messages say
-#     prompt_completion   the completion's messages, or text
-#     alpaca              the output
-#     text                all of it
-#     preference          the messages, or text, of chosen and rejected
-#     swissai             as messages, for each branch that is not for reference
-#     prompt              nothing: it is for annotation
-#
-# Columns that a format doesn't name are metadata; one that changes what is said or trained
-# elsewhere has been refused before (columns.py: Format.check_columns).
-
-
-def parse(
-    value: dict[str, Any],
-    found: Format,
-    *,
-    train_on: Literal["all_turns", "last_turn"],
-    train_on_thoughts: bool,
-) -> list[Row]:
-    """The rows of a JSON object: one, but for the branches of swissai. Errors: BadRow."""
-    value = found.visible(value)
-    match found.name:
-        case "text":
-            column = found.columns["text"]
-            return [Text(filled_text(required(value, column), column))]
-        case "prompt":
-            raise BadRow("untrained", "a prompt without an answer")
-        case "preference":
-            return [read_preference(value, found, train_on_thoughts=train_on_thoughts)]
-        case "swissai":
-            return [
-                _conversation(opening, entries, tools, train_on, train_on_thoughts)
-                for opening, entries, tools in read_branches(value, found.columns, found.messages)
-            ]
-    own = read_tools_column(value, found)
-    if found.name == "messages":
-        column = found.columns["messages"]
-        given = required(value, column)
-        answers, declared = read_messages(given, column, found.messages, own)
-        prompt = []
-    else:
-        train_on = "all_turns"  # What is trained is said by its place.
-        asked, answered = FORMATS[found.name][0]  # prompt and completion, or as alpaca has it
-        prompt, declared = read_prompt(value, found, asked, own)
-        answers, _ = read_side(value, found, answered, "assistant", own or declared)
-    prompt = read_system(value, found, prompt or answers) + prompt
-    tools = tools_of(own, declared, found)
-    return [_conversation(prompt, answers, tools, train_on, train_on_thoughts)]
 
 
 def _conversation(

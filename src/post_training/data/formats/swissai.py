@@ -12,15 +12,8 @@ thought, function-call, function-output or verifiable-responses, or, in older da
 from typing import Any
 
 from post_training.data.formats.messages import Entry, MessageNames, read_role
-from post_training.data.formats.tools import (
-    Step,
-    Tools,
-    arguments_text,
-    assemble,
-    read_tools,
-    require_one_text,
-    wrap_function,
-)
+from post_training.data.formats.parts import Step, assemble, require_one_text
+from post_training.data.formats.tools import Tools, arguments_text, read_tools, wrap_function
 from post_training.data.formats.values import (
     filled_text,
     json_text,

@@ -36,7 +36,7 @@ def conversation_of(row: dict[str, Any], **settings: Any) -> Conversation:
     return conversation
 
 
-def look_over(row: dict[str, Any]) -> Counter[str]:
+def check_columns(row: dict[str, Any]) -> Counter[str]:
     filled: Counter[str] = Counter()
     recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1").check_columns(row, filled)
     return filled
@@ -237,7 +237,7 @@ def test_content_with_a_part_that_is_no_text_is_refused_by_its_type(
     bad = problem_of(row)
     assert bad.problem == (f"messages[0].content[1]: a part of type {kind}, and only text is read")
     assert "images, audio or video" in str(bad.hint)
-    look_over(row)
+    check_columns(row)
 
 
 def test_content_of_several_texts_is_refused_as_nothing_says_how_to_join_them():
@@ -248,7 +248,7 @@ def test_content_of_several_texts_is_refused_as_nothing_says_how_to_join_them():
 
 def test_content_part_fields_that_nothing_reads_are_counted_or_refused():
     kept = {"messages": [{**USER, "content": parts_of("a", cache="short")}, ANSWER]}
-    assert look_over(kept)["messages[].content[].cache"] == 1
+    assert check_columns(kept)["messages[].content[].cache"] == 1
     row = {"messages": [{**USER, "content": parts_of("a", image="x.png")}, ANSWER]}
     with pytest.raises(BadRow, match=r"messages\[0\]\.content\[0\]\.image is not read"):
-        look_over(row)
+        check_columns(row)

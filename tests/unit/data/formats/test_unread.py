@@ -7,7 +7,7 @@ import pytest
 
 from post_training.data.config import DatasetConfig
 from post_training.data.formats.recognise import parse, recognise
-from post_training.data.formats.values import OF_A_MESSAGE, OF_THE_ANSWER, OF_THE_PROMPT
+from post_training.data.formats.unread import OF_A_MESSAGE, OF_THE_ANSWER, OF_THE_PROMPT
 from post_training.data.rows import BadRow, Conversation, Message
 
 USER = {"role": "user", "content": "Name a lake."}
