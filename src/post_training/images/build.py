@@ -1,7 +1,7 @@
-"""Build a recipe into an OCI image, with no network.
+"""Build a recipe into an OCI image, without a network.
 
-Everything that could make two builds differ is fixed: the context holds only hashed files, times
-are SOURCE_DATE_EPOCH, wheels come by hash, and the builder leaves no label of its own.
+Everything that could make two builds differ is fixed: the context holds only hashed files, all
+times are SOURCE_DATE_EPOCH, wheels come by hash, and the builder adds no label of its own.
 """
 
 import os
@@ -26,8 +26,11 @@ _INPUT_HASH_LABEL = "org.post-training.input-hash"
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in the builder's storage. oci_digest: `sha256:<hex>` of the OCI config; labels and
-    environment: as that says."""
+    """An image of ours in the builder's storage.
+
+    oci_digest: `sha256:<hex>` of the OCI config, which holds `labels` and `environment`.
+    identity: as of `image_identity`.
+    """
 
     tag: str
     oci_digest: str
@@ -37,7 +40,8 @@ class BuiltImage:
 
 
 def image_identity(recipe: Recipe, base: Base) -> dict[str, Any]:
-    """What the image says of itself in /etc/post-training/image.json: no time, path or commit."""
+    """The content of /etc/post-training/image.json. No time, path or commit: equal inputs must give
+    an equal image."""
     return {
         "name": recipe.name,
         "version": recipe.version,
@@ -55,7 +59,7 @@ def image_tag(identity: dict[str, Any]) -> str:
 
 
 def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
-    """Build, unless an image of the same input hash is there; (image, whether it was built)."""
+    """Build the recipe, unless the builder has an image of this input hash; (image, is it new)."""
     with store.lock():
         _refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
@@ -74,7 +78,7 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
 
 
 def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
-    """Everything that a build reads, in one new folder, for a builder that is not ours."""
+    """Write everything that a build reads into one new folder, for another builder to use."""
     with store.lock(), atomic_directory(folder) as temporary:
         _refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
@@ -84,7 +88,7 @@ def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
 
 
 def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
-    """The folders with what the locks name, by the name under which the Dockerfile mounts them."""
+    """{name under which the Dockerfile mounts it: folder} with what the locks name."""
     folders = {"wheels": ensure_wheels(recipe, store)}
     if base.reference and (recipe.folder / SYSTEM_PACKAGES).exists():
         files = read_system_lock(recipe.folder, base.reference)
@@ -93,6 +97,7 @@ def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
 
 
 def _stage(recipe: Recipe, base: Base, identity: dict[str, Any], context: Path) -> None:
+    """Fill the build context. Errors: PostTrainingError when a source is edited meanwhile."""
     context.mkdir(exist_ok=True)
     if recipe.stage(context, base.sha256) != identity["input_hash"]:
         raise PostTrainingError("the sources changed while the build started; run it again")
@@ -111,7 +116,7 @@ def find_built(identity: dict[str, Any]) -> BuiltImage | None:
 
 
 def _refuse_unlocked(recipe: Recipe) -> None:
-    """Errors: ConfigError for requirements that could be met by more than one file."""
+    """Errors: ConfigError for every requirement that more than one version or file could meet."""
     asked = [path for path in recipe.folder.glob("*.in") if path.name != SYSTEM_PACKAGES]
     faults = [fault for path in sorted(asked) for fault in loose_requirements(path)]
     for path in recipe.package_locks.values():
@@ -123,8 +128,8 @@ def _refuse_unlocked(recipe: Recipe) -> None:
 def _build(
     context: Path, folders: dict[str, Path], identity: dict[str, Any], base: str | None
 ) -> None:
-    """folders: what the Dockerfile may mount, by name. base: the registry image to start from."""
-    # What the Dockerfile's labels are made of; declared there after everything that can be cached.
+    """Call the builder. folders: as of `_download`. base: `NAME@sha256:…` of a registry's base."""
+    # The Dockerfile makes labels of these, and declares them after all that can be cached.
     arguments = {
         "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
         "VERSION": identity["version"],

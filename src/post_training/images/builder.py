@@ -1,7 +1,7 @@
-"""What builds images on this machine: buildah, or podman where it is missing (Alps has podman).
+"""The program that builds images on this machine: buildah, or podman where that is missing (Alps).
 
-podman builds with buildah's own code, so equal inputs give equal digests from both. It is asked
-through the same few questions: build, inspect, mount, run.
+podman builds with buildah's own code, so equal inputs give equal digests from both. This file hides
+which of the two it is.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from post_training.core.process import run_tool
 
-# crun refuses to start where control groups are of the first version, or missing.
+# The default, crun, refuses to start where control groups are of version 1, or missing.
 _RUNTIME = "--runtime=runc"
 
 
@@ -27,23 +27,23 @@ class StoredImage(NamedTuple):
 
 
 def program() -> str:
-    """`buildah` or `podman`; buildah's name where there is neither, for the error to show."""
+    """`buildah` or `podman`; where there is neither, `buildah`, which the error then names."""
     return "podman" if shutil.which("podman") and not shutil.which("buildah") else "buildah"
 
 
 def version() -> dict[str, str]:
-    """{program: what it says of itself}, for the image's record."""
+    """{program: its version}, for the image's record."""
     return {program(): run_tool([program(), "--version"])}
 
 
 def build(options: Sequence[str | Path]) -> None:
-    """Build with the options that both share."""
+    """Build an image and show the output. options: those that buildah and podman share."""
     verb = ["buildah", "bud", _RUNTIME] if program() == "buildah" else _podman("build")
     run_tool([*verb, *options], show=True, ends_with_us=signal.SIGTERM)
 
 
 def stored_tags() -> dict[str, str]:
-    """{tag: OCI digest} of the storage, of everybody's images that have a tag."""
+    """{tag: OCI digest} of all images in the builder's storage that have a tag, not only ours."""
     if program() == "buildah":
         listed = json.loads(run_tool(["buildah", "images", "--json", "--no-trunc"]) or "[]") or []
         names, identifier = "names", "id"
@@ -59,6 +59,7 @@ def stored_tags() -> dict[str, str]:
 
 
 def stored_image(tag: str) -> StoredImage | None:
+    """The image of this tag in the builder's storage, or None."""
     if tag not in stored_tags():
         return None
     if program() == "buildah":
@@ -69,23 +70,23 @@ def stored_image(tag: str) -> StoredImage | None:
 
 
 def remove(tag: str) -> None:
-    """Take an image out of the storage, with the layers that no other image has and the containers
-    that a killed push left of it."""
+    """Remove an image from the builder's storage.
+
+    Layers that no other image has go too, and containers that a killed push left of it.
+    """
     run_tool([program(), "rmi", "--force", tag])
 
 
 @contextmanager
 def mounted(tag: str, container: str) -> Iterator[Path]:
-    """The image's root file system, read from the builder's own mount: no export, no unpacking.
+    """Mount the image by the builder and yield its root file system; nothing is copied.
 
-    container: a name that nobody else uses at this time; what a killed process left of it goes.
-    As an ordinary user inside `podman unshare` or `buildah unshare` only.
+    container: a name that nobody else uses at this time; one left by a killed process is removed.
+    An ordinary user can do this inside `podman unshare` or `buildah unshare` only.
     """
     if program() == "buildah":
-        if (
-            container
-            in run_tool(["buildah", "containers", "--format", "{{.ContainerName}}"]).split()
-        ):
+        listed = run_tool(["buildah", "containers", "--format", "{{.ContainerName}}"])
+        if container in listed.split():
             run_tool(["buildah", "rm", container])
         run_tool(["buildah", "from", "--pull-never", f"--name={container}", tag])
         try:
@@ -100,7 +101,7 @@ def mounted(tag: str, container: str) -> Iterator[Path]:
 
 
 def run_in(image: str, platform: str, script: str) -> str:
-    """The stdout of a shell script in a registry's image, with this machine's own network."""
+    """Run a shell script in an image of a registry, with this machine's network; its stdout."""
     if program() == "podman":
         words = _podman(
             "run", "--rm", "--network=host", "--entrypoint=", f"--platform={platform}", image

@@ -1,4 +1,4 @@
-"""What git says about the checkout that an image was built from or a development run mounts."""
+"""What git knows of a checkout: of the one an image is built from, or a development run mounts."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from post_training.core.errors import UsageError
 from post_training.core.process import run_tool
 from post_training.core.secrets import redact
 
-# The owner of a shared checkout is often another user; reading it is harmless.
+# git refuses to read another user's checkout unless told; shared checkouts are often another's.
 _GIT = ["git", "-c", "safe.directory=*"]
 
 
 def not_a_checkout(folder: Path) -> UsageError:
-    """For what needs one and was started elsewhere; the command's own checkout is offered."""
+    """The error of a command that needs a checkout; its hint names the one it is installed from."""
     own = Path(__file__).parents[3]
     name = str(own) if (own / "containers").is_dir() else "FOLDER"
     return UsageError(
@@ -32,8 +32,10 @@ def describe_checkout(repository: Path) -> dict[str, Any] | None:
 
 
 def describe_changes(repository: Path) -> dict[str, Any]:
-    """{"commit", "diff", "untracked"}: enough to make the checkout's sources again by hand; and
-    "redacted", what the diff held of secrets, which are taken out of it."""
+    """{"commit", "diff", "untracked"}: enough to make the checkout's sources again by hand.
+
+    Secrets are taken out of the diff; then "redacted" has their kinds.
+    """
     diff, kinds = _git(repository, "diff", "HEAD"), []
     if diff:
         diff, kinds = redact(diff)
@@ -48,7 +50,7 @@ def describe_changes(repository: Path) -> dict[str, Any]:
 
 @contextmanager
 def worktree(repository: Path, commit: str, folder: Path) -> Iterator[Path]:
-    """The files of `commit` in `folder`, which is made for this and removed again.
+    """Check out `commit` into the new `folder`; it is removed at the end.
 
     Errors: UsageError when the repository does not have the commit.
     """
@@ -70,7 +72,7 @@ def has_commit(repository: Path, commit: str) -> bool:
 
 
 def _git(repository: Path, *words: str) -> str | None:
-    """git's stdout, or None where it fails: no repository, no git, no commit yet."""
+    """git's stdout, or None where git fails (no repository, no commit yet) or is not installed."""
     try:
         done = subprocess.run(
             [*_GIT, "-C", repository, *words], capture_output=True, text=True, check=False

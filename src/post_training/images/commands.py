@@ -1,4 +1,7 @@
-"""What `post-training image …` and `edf render` do and print. stdout is data, stderr talks."""
+"""What `post-training image …` and `edf check` do and print: data to stdout, all else to stderr.
+
+Each takes the folder of the image store, or None for the user's, and the checkout to work in.
+"""
 
 import json
 import os
@@ -70,8 +73,10 @@ def push_sif(name: str, store_folder: Path | None, repository: Path) -> None:
 
 
 def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, Any]:
-    """The record of the squashfs made from these sources, which the image is packed into now
-    unless the store has it. Errors: UsageError when it is not built."""
+    """The record of the squashfs of these sources; packed now, unless the store has it.
+
+    Errors: UsageError when the image is not built.
+    """
     recipe = load_recipe(name, repository)
     identity = image_identity(recipe, ensure_base(recipe, store))
     if record := store.find_built(identity["input_hash"]):
@@ -89,7 +94,10 @@ def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, 
 
 
 def lock(name: str, base: str | None, store_folder: Path | None, repository: Path) -> int:
-    """Exit code 0 when everything is locked; 1 when something stays unresolved."""
+    """Write the recipe's locks; exit code 1 when something stays unresolved.
+
+    base: where to read a registry's base instead; see `lock_registry_base`.
+    """
     recipe = load_recipe(name, repository.resolve())
     unresolved = lock_recipe(recipe, open_store(store_folder), base)
     for path in sorted(recipe.folder.glob("*.lock")):
@@ -122,10 +130,13 @@ def gc(
     *,
     delete: bool,
 ) -> None:
-    """Print what may go, and with `delete` remove it."""
+    """Print what may be removed; with `delete`, remove it.
+
+    runs: folders in which runs are kept, to be remembered. forget: one to be forgotten.
+    """
     store, repository = open_store(store_folder), repository.resolve()
     if not (repository / "containers").is_dir():
-        # Which images are released is unknown.
+        # Without one it is unknown which images are released.
         raise not_a_checkout(repository)
     with store.lock():
         folders = retention.RunFolders(store)
@@ -158,7 +169,7 @@ def _system_locks(repository: Path) -> list[str]:
 
 
 def _built_images() -> dict[str, str]:
-    """{tag: OCI digest} in the builder's storage; none where there is no builder, as on LUMI."""
+    """{tag: OCI digest} in the builder's storage; empty where there is no builder, as on LUMI."""
     if shutil.which(builder.program()) is None:
         return {}
     try:
@@ -182,7 +193,7 @@ def _print_plan(decided: retention.Plan, store: ImageStore, *, delete: bool) -> 
 
 
 def rebuild(reference: str, store_folder: Path | None, repository: Path, *, cached: bool) -> int:
-    """Exit code 0 when the image comes out the same, 4 when it does not."""
+    """Build the image again and compare; exit code 4 when it comes out different."""
     store = open_store(store_folder)
     record = store.find_recorded(reference)
     differences = rebuild_image(record, store, repository.resolve(), cached=cached)
@@ -202,7 +213,7 @@ def release(reference: str, tests: list[str], store_folder: Path | None, reposit
 
 
 def verify(reference: str, store_folder: Path | None) -> int:
-    """Exit code 0 when the image is what its name says, else 1."""
+    """Hash the image's files again; exit code 1 when one is missing or corrupt."""
     store = open_store(store_folder)
     verified = store.verify(store.find(reference))
     for status, path, expected, found in verified:
@@ -220,7 +231,7 @@ def context(name: str, folder: Path, store_folder: Path | None, repository: Path
 
 
 def check(environment: str, repository: Path) -> None:
-    """Errors: ConfigError with every fault."""
+    """Check an EDF. Errors: ConfigError with every fault."""
     cwd = Path.cwd()
     env = {**os.environ, "PWD": str(cwd)}
     path = find_edf(environment, env, cwd)

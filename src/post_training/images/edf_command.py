@@ -1,5 +1,7 @@
-"""`post-training edf resolve|run`: kept apart from the CLI, since every process of a job starts
-through it, and importing typer would cost more than starting the container.
+"""`post-training edf resolve|run`, and host commands that run themselves again inside an image.
+
+Kept apart from the command line's other code: every process of a job starts here, and importing
+typer would take longer than starting the container.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from post_training.images.runner import run
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code; `run` does not come back when the command could be started."""
+    """Run the command line; the exit code. What `edf run` starts replaces this process."""
     parser = argparse.ArgumentParser(prog="post-training edf", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     resolving = verbs.add_parser("resolve", help="check an EDF and print its path")
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         help="use the sources of this checkout instead of the image's; the record "
         "keeps the commit and the changes",
     )
-    # Split by hand: argparse takes a later `--` out of the command.
+    # Split by hand: argparse would remove a later `--` from the command.
     words = list(arguments)
     split = words.index("--") if "--" in words else len(words)
     options, command = parser.parse_args(words[:split]), words[split + 1 :]
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         running.error("give the command after `--`")
     try:
         cwd = Path.cwd()
-        # `${PWD}` is where we are, whatever the variable inherited from elsewhere says.
+        # `${PWD}` in an EDF is where we are, whatever an inherited variable says.
         env = {**os.environ, "PWD": str(cwd)}
         path = find_edf(options.environment, env, cwd)
         edf = load_edf(path, env, cwd)
@@ -63,14 +65,14 @@ def main(arguments: Sequence[str]) -> int:
         findings = {}
         if options.dev:
             edf, findings["dev"] = _with_checkout(edf, options.dev.absolute())
-        _tell_what_is_ignored(edf, env)
+        _warn_of_ignored_keys(edf, env)
         run(edf, command, env, findings)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
 
 
-def _tell_what_is_ignored(edf: Edf, env: Mapping[str, str]) -> None:
-    """Hooks and devices are for a site's own engine; said once a job, not once a rank."""
+def _warn_of_ignored_keys(edf: Edf, env: Mapping[str, str]) -> None:
+    """Hooks and devices are for a site's own engine. Only the first rank of a job warns."""
     hooks = [key for key, value in edf.annotations.items() if value not in ("false", "")]
     ignored = [*hooks, *(f"device {name}" for name in edf.devices)]
     if ignored and env.get("SLURM_PROCID", "0") == "0":
@@ -88,27 +90,25 @@ def _extra_mount(text: str, cwd: Path) -> Mount:
 
 
 def _with_checkout(edf: Edf, checkout: Path) -> tuple[Edf, dict]:
-    """The EDF with the checkout mounted where the image's `entrypoint` looks, and what it is."""
+    """Mount the checkout where the image's `entrypoint` looks; (the EDF, what git says of it)."""
     if not (checkout / "src/post_training").is_dir():
         raise UsageError("--dev: not a checkout of this project", where=str(checkout))
     target = Mount(checkout, FINDINGS / "dev", frozenset({"ro"}))
     return replace(edf, mounts=(*edf.mounts, target)), describe_changes(checkout)
 
 
-# Host commands that need the training stack run themselves again inside the image.
-
-
 def can_run_here(environment: str | None) -> bool:
-    """Whether this is an image, or the stack is installed and no EDF is named."""
+    """Whether this is an image, or the training stack is installed and no EDF is named."""
     return IMAGE_FILE.exists() or (environment is None and find_spec("transformers") is not None)
 
 
 def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> None:
-    """Replace this process by the same command in an EDF's image, by default post-training's. Come
-    back where it can run already: in an image, or where the stack is installed and no EDF is named.
+    """Run this very command line inside an image, in place of this process; return where it can run
+    here already.
 
-    written: by option, what the command writes.
-    Errors: UsageError for what would be lost with the container.
+    environment: the EDF; post-training's unless given.
+    written: {option: file or folder that the command writes}.
+    Errors: UsageError for a path outside the working directory, lost with the container.
     """
     if can_run_here(environment):
         return

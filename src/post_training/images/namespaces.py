@@ -1,6 +1,9 @@
-"""The few Linux calls that a container is made of, with errors that name what failed.
+"""The few Linux system calls that a container is made of, with errors that name what failed.
 
-libc is called directly: a mount(8) process per mount would cost more than the rest of a start.
+libc is called directly: a mount(8) process for each mount would take longer than the rest of a
+start. bubblewrap is no help: before 0.11 it has no overlay, it mounts no squashfs, and it stays the
+parent of the command, so Slurm's signals would reach it instead.
+
 Sources: mount(2), pivot_root(2), unshare(2), loop(4), prctl(2).
 """
 
@@ -24,6 +27,7 @@ MNT_DETACH = 2
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _LOOP_CTL_GET_FREE, _LOOP_SET_FD, _LOOP_CLR_FD, _LOOP_SET_STATUS64 = 0x4C82, 0x4C00, 0x4C01, 0x4C04
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+# Flags of a mount that statvfs shows.
 _ST_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNT_TIMEOUT_S = 30
 
@@ -33,6 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def mount(
     source: str, target: str | Path, kind: str | None = None, flags: int = 0, data: str = ""
 ) -> None:
+    """mount(2). kind: of the file system. data: its options."""
     _call(
         f"mount {source or kind or 'propagation'} on {target}",
         _libc.mount, source.encode(), os.fsencode(target), kind and kind.encode(),
@@ -43,27 +48,33 @@ def mount(
 def bind(
     source: str | Path, target: str | Path, *, read_only: bool = False, flags: int = 0
 ) -> None:
-    """Bind `source` with everything mounted below it. Its own restrictions stay in force."""
+    """Make `source`, with everything mounted below it, also visible at `target`.
+
+    Its own restrictions (read-only, nosuid, …) stay; flags: further MS_* ones.
+    """
     mount(str(source), target, flags=MS_BIND | MS_REC)
     wanted = flags | (MS_RDONLY if read_only else 0)
     if wanted:
-        # In a user namespace the flags that the mount has already may not be dropped.
+        # In a user namespace, a remount that drops one of the mount's flags is refused.
         kept = os.statvfs(target).f_flag & _ST_FLAGS
         mount("", target, flags=MS_REMOUNT | MS_BIND | kept | wanted)
 
 
 def detach(target: str | Path) -> None:
+    """Unmount at once from what is seen; really, when nobody uses it any more."""
     _call(f"unmount {target}", _libc.umount2, os.fsencode(target), MNT_DETACH)
 
 
 def pivot_root(new_root: str | Path, put_old: str | Path) -> None:
+    """Make the mount `new_root` the root, and move the old root to `put_old` below it."""
     _call("pivot_root", _libc.pivot_root, os.fsencode(new_root), os.fsencode(put_old))
 
 
 def enter_mount_namespace() -> None:
-    """Leave the host's mounts: what is mounted here is seen by this process and its children only.
+    """From now on, only this process and its children see what it mounts.
 
-    An ordinary user becomes root of a new user namespace; `become_user` undoes that.
+    An ordinary user becomes root in a new user namespace, since mounting needs that; `become_user`
+    undoes it.
     """
     if os.geteuid() == 0:
         _call("unshare", _libc.unshare, _CLONE_NEWNS)
@@ -72,32 +83,38 @@ def enter_mount_namespace() -> None:
         _call("unshare (are user namespaces allowed here?)",
               _libc.unshare, _CLONE_NEWUSER | _CLONE_NEWNS)  # fmt: skip
         _map_ids(inner=(0, 0), outer=(uid, gid))
-    # Unmounts on the host still reach us; ours never reach the host.
+    # Slave: mounts and unmounts on the host still reach us, ours never reach the host.
     mount("", "/", flags=MS_REC | PROPAGATION["slave"])
 
 
 def become_user(uid: int, gid: int) -> None:
-    """Back to the ids we came with, without the rights of the namespace's root."""
+    """Go back to the user's own ids, and give up the rights of the namespace's root."""
     _call("unshare", _libc.unshare, _CLONE_NEWUSER)
     _map_ids(inner=(uid, gid), outer=(0, 0))
 
 
 def _map_ids(inner: tuple[int, int], outer: tuple[int, int]) -> None:
+    """Give this process, (uid, gid) `outer` outside its user namespace, the ids `inner` in it."""
+    # The kernel refuses a gid_map of an ordinary user before setgroups(2) is denied.
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{inner[0]} {outer[0]} 1")
     Path("/proc/self/gid_map").write_text(f"{inner[1]} {outer[1]} 1")
 
 
 def mount_squashfs(file: int, name: Path, target: Path) -> None:
-    """Mount the squashfs open as descriptor `file`: the kernel's as root, squashfuse otherwise."""
+    """Mount the squashfs open as descriptor `file`: as root by the kernel, else by squashfuse.
+
+    name: its path, for errors. Errors: PostTrainingError.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() == 0 and _initial_user_namespace():
+    if os.geteuid() == 0 and _is_initial_user_namespace():
         _mount_squashfs_loop(file, name, target)
     else:
         _mount_squashfs_fuse(file, name, target)
 
 
-def _initial_user_namespace() -> bool:
+def _is_initial_user_namespace() -> bool:
+    """Root of any other namespace may not use loop devices."""
     return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
@@ -128,20 +145,20 @@ def _mount_squashfs_loop(file: int, name: Path, target: Path) -> None:
                                     hint="is it a squashfs? `file` tells") from None  # fmt: skip
         raise
     finally:
-        os.close(loop)  # The mount holds the device; it is freed with the last mount.
+        os.close(loop)  # AUTOCLEAR: the device is freed when its last mount goes.
 
 
 def _mount_squashfs_fuse(file: int, name: Path, target: Path) -> None:
     before = target.stat().st_dev
-    # A file and no pipe: nobody reads it once the command has taken our place.
-    said = tempfile.TemporaryFile()  # noqa: SIM115
+    # A file, not a pipe: nobody would read the pipe once the command has replaced this process.
+    output = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         process = subprocess.Popen(
             ["squashfuse_ll", "-f", f"/proc/self/fd/{file}", str(target)],
             pass_fds=[file], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=said, preexec_fn=dies_with(os.getpid()),
-            # A daemon would keep the namespace alive for ever; this one ends with the command.
-            # Ctrl-C is for the command, so it gets a session of its own.
+            stderr=output, preexec_fn=dies_with(os.getpid()),
+            # In the foreground (-f) it ends with us; a daemon would keep the namespace for ever.
+            # A session of its own: Ctrl-C is for the command.
             start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
@@ -153,18 +170,20 @@ def _mount_squashfs_fuse(file: int, name: Path, target: Path) -> None:
     while target.stat().st_dev == before:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines()
             raise PostTrainingError(
                 f"squashfuse cannot mount it: {lines[-1] if lines else 'it said nothing'}",
                 where=str(name),
                 hint="an ordinary user needs /dev/fuse open for reading and writing",
             )
         time.sleep(0.002)
-    process.returncode = 0  # It outlives this Popen on purpose; nobody waits for it.
+    # It outlives this Popen on purpose; a set return code keeps Popen from warning of that.
+    process.returncode = 0
 
 
 def _call(what: str, function, *arguments) -> None:
+    """Call a function of libc. Errors: PostTrainingError that begins with `what`."""
     if function(*arguments) != 0:
         number = ctypes.get_errno()
         raise PostTrainingError(f"{what}: {os.strerror(number).lower()}")

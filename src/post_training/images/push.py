@@ -1,5 +1,17 @@
-"""push-sqsh and push-sif: from the built OCI image to a squashfs in the store, and its record;
-from that squashfs to a SIF.
+"""push-sqsh and push-sif: the built OCI image as a squashfs in the store, with its record; and that
+squashfs as a SIF.
+
+Equal images give equal files. Times, owners and the root folder of the squashfs are fixed. The SIF
+is written here, not by `apptainer build`, which puts a random id and the time into its header.
+
+A SIF, the image of Singularity and Apptainer, is a header, a table of objects, and the objects:
+
+    0      header          launch line, magic, version, architecture, id, times, where what is
+    4096   48 descriptors  585 bytes each: kind, id, offset, size, name, what the kind needs
+    32768  squashfs        the primary partition, unchanged
+    …      metadata        JSON that `singularity inspect` shows: labels, environment
+
+Format: https://github.com/sylabs/sif, pkg/sif (sif.go, descriptor.go, create.go); little-endian.
 """
 
 import hashlib
@@ -28,24 +40,22 @@ from post_training.images.identity import OCI_DIGEST_FILE
 from post_training.images.recipe import SOURCE_DATE_EPOCH, Recipe
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
-# SIF, the one-file image of Singularity and Apptainer: a header, a table of objects, the objects.
-#
-#     0      header          launch line, magic, version, architecture, id, times, where what is
-#     4096   48 descriptors  585 bytes each: kind, id, offset, size, name, what the kind needs
-#     32768  squashfs        the primary partition, unchanged
-#     …      metadata        JSON that `singularity inspect` shows: labels, environment
-#
-# Written here and not by `apptainer build`, which puts a random id and the time into the header:
-# this one is a function of the squashfs and its metadata, so equal images are equal files.
-#
-# Format: https://github.com/sylabs/sif, pkg/sif (sif.go, descriptor.go, create.go); little-endian.
-
-
+# On an image of 1.66 GB: level 3 makes 469 MiB in 9.5 s, level 15 makes 407 MiB in 65 s.
+COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
+_TEMPORARY = ".push-"
+# What Singularity takes an image's variables from.
+_ENVIRONMENT_FILES = (
+    ".singularity.d/env/90-environment.sh",
+    ".singularity.d/env/99-base.sh",
+)
+# `singularity inspect` shows it.
+_OCI_DIGEST_LABEL = "org.post-training.oci-digest"
+_SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
 _LAUNCH = b"#!/usr/bin/env run-singularity\n"
-# launch line, magic, version, architecture, UUID, created, modified; descriptors free, all, where,
-# bytes; data where, bytes.
+# Launch line, magic, version, architecture, UUID, created, modified; of the descriptors: free, all,
+# offset, bytes; of the data: offset, bytes.
 _HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
-# kind, used, id, group, link, offset, size, size with padding, created, modified, uid, gid, name,
+# Kind, used, id, group, link, offset, size, size with padding, created, modified, uid, gid, name,
 # what the kind needs.
 _DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")
 _PARTITION = struct.Struct("<ii3s")
@@ -63,10 +73,93 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Written(NamedTuple):
-    """The sha256 of the squashfs that was read and of the SIF that was written."""
+    """What `write_sif` read and wrote."""
 
     sqsh_sha256: str
     sif_sha256: str
+
+
+def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
+    """Pack the built image into a squashfs in the store; its record."""
+    with store.lock():
+        # Left by a push that was killed: the store is locked, so nobody else pushes now.
+        for leftover in [*store.folder.glob(f"{_TEMPORARY}*"), *store.abandoned_work()]:
+            shutil.rmtree(leftover)
+        container = f"post-training-push-{sha256_text(str(store.folder))[:16]}"
+        with builder.mounted(image.tag, container) as root:
+            # Inside the store, so that the rename into place is one step on one file system.
+            with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
+                squashfs = Path(temporary) / "image.sqsh"
+                make_squashfs(root, squashfs, image.oci_digest)
+                squashfs.chmod(new_file_mode(store.folder))
+                # Flushing while hashing saves half a second of a push.
+                with ThreadPoolExecutor(max_workers=1) as beside:
+                    synced = beside.submit(sync, squashfs)
+                    digest = sha256_file(squashfs)
+                    synced.result()
+                size_bytes = squashfs.stat().st_size
+                squashfs.replace(store.image_path(digest))
+            record = image_record(
+                image, root, digest, size_bytes, describe_checkout(recipe.repository), _builder()
+            )
+        return store.add(record)
+
+
+def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
+    """Wrap the stored squashfs of `record` into a SIF beside it; the record, now with its digest.
+
+    Errors: PostTrainingError when the squashfs is damaged; UsageError when the record lacks what a
+    SIF needs.
+    """
+    if "labels" not in record:
+        raise UsageError(
+            "its record has no labels: an earlier version of post-training pushed it",
+            where=str(store.record_path(record["sqsh_sha256"])),
+            hint="build and push it again from today's sources",
+        )
+    squashfs = store.image_path(record["sqsh_sha256"])
+    _check_environment_files(squashfs)
+    with store.lock(), tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as folder:
+        sif = Path(folder) / "image.sif"
+        written = write_sif(
+            squashfs,
+            sif,
+            platform=record["platform"],
+            labels={**record["labels"], _OCI_DIGEST_LABEL: record["oci_digest"]},
+            environment=record["environment"],
+        )
+        if written.sqsh_sha256 != record["sqsh_sha256"]:
+            raise PostTrainingError(
+                f"the image is corrupt: its sha256 is {written.sqsh_sha256}",
+                where=str(squashfs),
+                hint="remove it and push it again",
+            )
+        # A SIF begins with a launch line and is a program: who may read it may run it.
+        mode = new_file_mode(store.folder)
+        sif.chmod(mode | (mode & 0o444) >> 2)
+        sync(sif)
+        size_bytes = sif.stat().st_size
+        sif.replace(store.sif_path(written.sif_sha256))
+        record = {**record, "sif_sha256": written.sif_sha256, "sif_size_bytes": size_bytes}
+        return store.add(record)
+
+
+def make_squashfs(root: Path, target: Path, oci_digest: str | None = None) -> None:
+    """Pack the folder `root` into a squashfs; equal trees give equal bytes.
+
+    oci_digest: written into the squashfs alone: an image can't hold its own digest.
+    """
+    epoch = str(SOURCE_DATE_EPOCH)
+    packed = f"{OCI_DIGEST_FILE.relative_to('/')} f 444 0 0 echo {oci_digest}"
+    # mksquashfs refuses these flags where SOURCE_DATE_EPOCH is set too.
+    environment = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
+    run_tool(
+        ["mksquashfs", root, target, "-noappend", "-quiet", "-no-progress", *COMPRESSION,
+         "-mkfs-time", epoch, "-all-time", epoch, "-root-mode", "0755",
+         *(["-p", packed] if oci_digest else [])],
+        env=environment,
+        ends_with_us=signal.SIGKILL,
+    )  # fmt: skip
 
 
 def write_sif(
@@ -79,9 +172,10 @@ def write_sif(
 ) -> Written:
     """Wrap `squashfs` into a SIF at `target`.
 
-    platform: as OCI writes it, linux/amd64. labels, environment: shown by `singularity inspect`;
-    what a container really gets comes from /.singularity.d/env in the squashfs.
-    Errors: PostTrainingError for a platform that SIF has no code for here.
+    platform: as OCI writes it, linux/amd64.
+    labels, environment: shown by `singularity inspect`. The variables of a container do not come
+    from here, but from /.singularity.d/env in the squashfs.
+    Errors: PostTrainingError for a platform whose SIF code is not known here.
     """
     if platform not in _ARCHITECTURES:
         raise PostTrainingError(
@@ -105,8 +199,62 @@ def write_sif(
     return Written(read.hexdigest(), written.hexdigest())
 
 
+def image_record(
+    image: BuiltImage,
+    root: Path,
+    sqsh_sha256: str,
+    size_bytes: int,
+    checkout: dict[str, Any] | None,
+    builder: dict[str, str],
+) -> dict[str, Any]:
+    """The record beside an image: what is in it, what it was made from and with, and when.
+
+    root: the image's root file system, from which the lists of packages are read.
+    checkout: as of `describe_checkout`. builder: {program: version}.
+    """
+    folders = [str(folder) for folder in root.glob(_SITE_PACKAGES)]
+    distributions = metadata.distributions(path=folders)
+    return {
+        "schema": RECORD_SCHEMA,
+        **image.identity,
+        "oci_digest": image.oci_digest,
+        "sqsh_sha256": sqsh_sha256,
+        "size_bytes": size_bytes,
+        "checkout": checkout,
+        "pushed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "compression": " ".join(COMPRESSION),
+        "builder": builder,
+        "labels": image.labels,
+        "environment": image.environment,
+        "packages": {
+            "debian": parse_dpkg_status((root / "var/lib/dpkg/status").read_text()),
+            "python": dict(sorted((d.name, d.version) for d in distributions)),
+        },
+    }
+
+
+def _builder() -> dict[str, str]:
+    return {
+        **builder.version(),
+        "mksquashfs": run_tool(["mksquashfs", "-version"]).splitlines()[0],
+    }
+
+
+def _check_environment_files(squashfs: Path) -> None:
+    """Errors: PostTrainingError when Singularity would silently ignore variables in this image."""
+    listed = run_tool(["unsquashfs", "-ls", squashfs, *_ENVIRONMENT_FILES]).splitlines()
+    for name in _ENVIRONMENT_FILES:
+        if not any(line.endswith(f"/{name}") for line in listed):
+            raise PostTrainingError(
+                f"/{name} is not in the image",
+                where=str(squashfs),
+                hint="Singularity takes the image's variables and --env from there; "
+                "containers/cpu/Dockerfile writes both files",
+            )
+
+
 def _head(partition_bytes: int, metadata_bytes: int, architecture: bytes) -> bytes:
-    """Everything before the squashfs."""
+    """Everything before the squashfs: header, descriptors, padding."""
     partition = _DESCRIPTOR.pack(
         _KIND_PARTITION, True, 1, _FIRST_GROUP, 0,
         PARTITION_AT, partition_bytes, PARTITION_AT - _DATA_AT + partition_bytes,
@@ -142,154 +290,3 @@ def _metadata(labels: Mapping[str, str], environment: Mapping[str, str]) -> byte
 def _chunks(source: IO[bytes]):
     while chunk := source.read(_CHUNK_BYTES):
         yield chunk
-
-
-# push-sqsh and push-sif: from the built OCI image to a squashfs in the store, and its record;
-
-
-# On an image of 1.66 GB: level 3 makes 469 MiB in 9.5 s, level 15 makes 407 MiB in 65 s.
-COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "3"]
-_TEMPORARY = ".push-"
-_ENVIRONMENT_FILES = (
-    ".singularity.d/env/90-environment.sh",
-    ".singularity.d/env/99-base.sh",
-)
-# For whoever looks at the SIF from outside.
-_OCI_DIGEST_LABEL = "org.post-training.oci-digest"
-_SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
-
-
-def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
-    """Add the image to the store and return its record; what is there already is left alone."""
-    with store.lock():
-        # Of a push that was killed; nobody else pushes now.
-        for leftover in [*store.folder.glob(f"{_TEMPORARY}*"), *store.abandoned_work()]:
-            shutil.rmtree(leftover)
-        container = f"post-training-push-{sha256_text(str(store.folder))[:16]}"
-        with builder.mounted(image.tag, container) as root:
-            # Inside the store, so that the rename into place is one step on one file system.
-            with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
-                squashfs = Path(temporary) / "image.sqsh"
-                make_squashfs(root, squashfs, image.oci_digest)
-                squashfs.chmod(new_file_mode(store.folder))
-                # The disk writes while the processor hashes: half a second of a push.
-                with ThreadPoolExecutor(max_workers=1) as beside:
-                    synced = beside.submit(sync, squashfs)
-                    digest = sha256_file(squashfs)
-                    synced.result()
-                size_bytes = squashfs.stat().st_size
-                squashfs.replace(store.image_path(digest))
-            record = image_record(
-                image, root, digest, size_bytes, describe_checkout(recipe.repository), _builder()
-            )
-        return store.add(record)
-
-
-def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
-    """Wrap the stored squashfs of `record` into a SIF beside it; the record with its digest.
-
-    Errors: PostTrainingError when the squashfs is damaged; UsageError when the record does not
-    say what a SIF needs.
-    """
-    if "labels" not in record:
-        raise UsageError(
-            "its record has no labels: an earlier version of post-training pushed it",
-            where=str(store.record_path(record["sqsh_sha256"])),
-            hint="build and push it again from today's sources",
-        )
-    squashfs = store.image_path(record["sqsh_sha256"])
-    _check_environment_files(squashfs)
-    with store.lock(), tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as folder:
-        sif = Path(folder) / "image.sif"
-        written = write_sif(
-            squashfs,
-            sif,
-            platform=record["platform"],
-            labels={**record["labels"], _OCI_DIGEST_LABEL: record["oci_digest"]},
-            environment=record["environment"],
-        )
-        if written.sqsh_sha256 != record["sqsh_sha256"]:
-            raise PostTrainingError(
-                f"the image is corrupt: its sha256 is {written.sqsh_sha256}",
-                where=str(squashfs),
-                hint="remove it and push it again",
-            )
-        # Runnable: it begins with a launch line for Singularity.
-        mode = new_file_mode(store.folder)
-        sif.chmod(mode | (mode & 0o444) >> 2)  # A SIF is a program: who may read it may run it.
-        sync(sif)
-        size_bytes = sif.stat().st_size
-        sif.replace(store.sif_path(written.sif_sha256))
-        record = {**record, "sif_sha256": written.sif_sha256, "sif_size_bytes": size_bytes}
-        return store.add(record)
-
-
-def _check_environment_files(squashfs: Path) -> None:
-    """Errors: PostTrainingError when Singularity would silently ignore variables in this image."""
-    listed = run_tool(["unsquashfs", "-ls", squashfs, *_ENVIRONMENT_FILES]).splitlines()
-    for name in _ENVIRONMENT_FILES:
-        if not any(line.endswith(f"/{name}") for line in listed):
-            raise PostTrainingError(
-                f"/{name} is not in the image",
-                where=str(squashfs),
-                hint="Singularity takes the image's variables and --env from there; "
-                "containers/cpu/Dockerfile writes both files",
-            )
-
-
-def make_squashfs(root: Path, target: Path, oci_digest: str | None = None) -> None:
-    """Pack `root` so that equal trees give equal bytes (fixed times, owner kept, fixed root).
-
-    oci_digest: goes into a file of its own, which only the packed image can have.
-    """
-    epoch = str(SOURCE_DATE_EPOCH)
-    packed = f"{OCI_DIGEST_FILE.relative_to('/')} f 444 0 0 echo {oci_digest}"
-    # SOURCE_DATE_EPOCH in the environment together with these flags is an error of mksquashfs.
-    environment = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
-    run_tool(
-        ["mksquashfs", root, target, "-noappend", "-quiet", "-no-progress", *COMPRESSION,
-         "-mkfs-time", epoch, "-all-time", epoch, "-root-mode", "0755",
-         *(["-p", packed] if oci_digest else [])],
-        env=environment,
-        ends_with_us=signal.SIGKILL,
-    )  # fmt: skip
-
-
-def image_record(
-    image: BuiltImage,
-    root: Path,
-    sqsh_sha256: str,
-    size_bytes: int,
-    checkout: dict[str, Any] | None,
-    builder: dict[str, str],
-) -> dict[str, Any]:
-    """The record beside an image: what is in it, what it was made from and with, and when.
-
-    root: the image's root file system, from which the package lists are read.
-    """
-    folders = [str(folder) for folder in root.glob(_SITE_PACKAGES)]
-    distributions = metadata.distributions(path=folders)
-    return {
-        "schema": RECORD_SCHEMA,
-        **image.identity,
-        "oci_digest": image.oci_digest,
-        "sqsh_sha256": sqsh_sha256,
-        "size_bytes": size_bytes,
-        "checkout": checkout,
-        "pushed": datetime.now(UTC).isoformat(timespec="seconds"),
-        "compression": " ".join(COMPRESSION),
-        "builder": builder,
-        "labels": image.labels,
-        "environment": image.environment,
-        "packages": {
-            "debian": parse_dpkg_status((root / "var/lib/dpkg/status").read_text()),
-            "python": dict(sorted((d.name, d.version) for d in distributions)),
-        },
-    }
-
-
-def _builder() -> dict[str, str]:
-    return {
-        **builder.version(),
-        "mksquashfs": run_tool(["mksquashfs", "-version"]).splitlines()[0],
-    }

@@ -1,9 +1,9 @@
-"""An image again from its recipe: whether the bits are the same (`post-training image rebuild`), or
-because it is needed and gone (`restore`).
+"""Build a recorded image again: `post-training image rebuild`, to see whether its bits are the
+same, and `restore`, because it is needed and gone.
 
 The recorded commit is checked out into a temporary folder and builds itself, with its own
 `image build` and `image push-sqsh`, in a store and a buildah storage of its own. What it is made of
-(base, wheels, a distribution's packages) comes from the real store by its hashes.
+(base, wheels, a distribution's packages) comes from the real store, by hash.
 """
 
 import itertools
@@ -25,9 +25,8 @@ from post_training.images.checkout import worktree
 from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore
 
-# Compare two root file systems: the paths that differ, first in order of their names.
-
-
+# That are named where two images differ.
+_MOST_PATHS = 10
 _KINDS = {
     stat.S_IFDIR: "folder",
     stat.S_IFREG: "file",
@@ -39,8 +38,73 @@ _KINDS = {
 }
 
 
+def rebuild(
+    record: Mapping[str, Any], store: ImageStore, repository: Path, *, cached: bool
+) -> list[str]:
+    """Build the image of `record` again; a line for everything that differs.
+
+    cached: take the layers that buildah already has; else every layer is built.
+    Errors: UsageError when its sources are unknown or lost; PostTrainingError when a build fails.
+    """
+    with _built_again(record, store, repository, cached=cached) as again:
+        return image_differences(record, store, again.records()[0], again)
+
+
+def restore(image: Mapping[str, Any], store: ImageStore, repository: Path) -> dict[str, Any]:
+    """Build an image that is in no store again and add it to this one; its record.
+
+    image: its record, or what a run's record says of it.
+    Errors: as of `rebuild`; PostTrainingError when the result is another image.
+    """
+    with _built_again(image, store, repository, cached=True) as again:
+        made = again.records()[0]
+        if made["oci_digest"] != image["oci_digest"]:
+            raise PostTrainingError(
+                "the image that its recipe gives now is another one: "
+                + "; ".join(image_differences(image, store, made, again))
+            )
+        with store.lock():
+            for path in again.files(made):
+                path.replace(store.folder / path.name)
+            store.add(made)
+    return made
+
+
+def image_differences(
+    record: Mapping[str, Any], store: ImageStore, other: Mapping[str, Any], again: ImageStore
+) -> list[str]:
+    """How the image of `record` in `store` differs from that of `other` in `again`, a line each.
+
+    First digests, then versions of tools, then the first paths of the root file systems. Empty when
+    the digests are equal.
+    """
+    lines = [
+        f"{key} is {record[key]}, then {other.get(key)}"
+        for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256")
+        if key in record and record[key] != other.get(key)
+    ]
+    if not lines:
+        return []
+    lines += [
+        f"{tool} is {version}, then {other['builder'].get(tool)}"
+        for tool, version in record.get("builder", {}).items()
+        if version != other["builder"].get(tool)
+    ]
+    before, after = store.image_path(record["sqsh_sha256"]), again.image_path(other["sqsh_sha256"])
+    if not before.exists():
+        return [*lines, f"{before} is gone, so no paths can be compared"]
+    with _mounted(before) as first, _mounted(after) as second:
+        paths = list(itertools.islice(differing_paths(first, second), _MOST_PATHS + 1))
+    if len(paths) > _MOST_PATHS:
+        paths[_MOST_PATHS:] = ["…"]
+    return [*lines, *(paths or ["every path is equal"])]
+
+
 def differing_paths(first: Path, second: Path, below: str = "") -> Iterator[str]:
-    """`path: what differs` for every path whose kind, mode, owner, time or content differs."""
+    """`path: what differs` for every path whose kind, mode, owner, time or content differs, sorted.
+
+    first, second: root folders. below: a folder in both, where to begin.
+    """
     ours, theirs = _entries(first / below), _entries(second / below)
     for name in sorted(ours.keys() | theirs.keys()):
         path = f"{below}/{name}" if below else name
@@ -81,44 +145,6 @@ def _difference(
     return None
 
 
-# An image again from its recipe: whether the bits are the same (`post-training image rebuild`), or
-
-
-_MOST_PATHS = 10
-
-
-def rebuild(
-    record: Mapping[str, Any], store: ImageStore, repository: Path, *, cached: bool
-) -> list[str]:
-    """Build the image of `record` again; what differs, a line each; empty when it is identical.
-
-    cached: take the layers that buildah already has; else everything is made from nothing.
-    Errors: UsageError when the sources are not to be had; PostTrainingError when a build fails.
-    """
-    with _built_again(record, store, repository, cached=cached) as again:
-        return image_differences(record, store, again.records()[0], again)
-
-
-def restore(image: Mapping[str, Any], store: ImageStore, repository: Path) -> dict[str, Any]:
-    """Build an image that is in no store again, and add it to this one; its record.
-
-    image: what a run's record, or the store's, says of it.
-    Errors: as `rebuild`; PostTrainingError when another image comes of it.
-    """
-    with _built_again(image, store, repository, cached=True) as again:
-        made = again.records()[0]
-        if made["oci_digest"] != image["oci_digest"]:
-            raise PostTrainingError(
-                "the image that its recipe gives now is another one: "
-                + "; ".join(image_differences(image, store, made, again))
-            )
-        with store.lock():
-            for path in again.files(made):
-                path.replace(store.folder / path.name)
-            store.add(made)
-    return made
-
-
 @contextmanager
 def _built_again(
     record: Mapping[str, Any], store: ImageStore, repository: Path, *, cached: bool
@@ -127,7 +153,7 @@ def _built_again(
     checkout = record["checkout"]
     if checkout is None:
         raise UsageError("the image was not built from a git checkout, so its sources are unknown")
-    # In the store: as large as an image, and files of the store can be linked.
+    # In the store: it has room for an image, and its files can be linked there.
     with store.work_folder() as folder:
         with worktree(repository, checkout["commit"], folder / "checkout") as sources:
             if checkout["dirty"]:
@@ -142,8 +168,8 @@ def _built_again(
 
 
 def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> None:
-    """A checkout counts as changed for any file; here only those of the image matter."""
-    # A run's record does not say the base.
+    """Errors: UsageError when the checkout's changes were in files that go into the image."""
+    # A run's record does not name the base, so its input hash can't be computed.
     base = record.get("base_sha256")
     if not base or load_recipe(record["name"], sources).input_hash(base) != record["input_hash"]:
         raise UsageError(
@@ -154,18 +180,20 @@ def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> No
 
 
 def _share_inputs(store: ImageStore, again: ImageStore, name: str) -> None:
-    """Bases, wheels and a distribution's packages are found by their hashes, so they can't make an
-    image come out alike."""
+    """Link what builds are made of from one store into the other.
+
+    All of it is found by its hash, so sharing it can't make two images equal that are not.
+    """
     again.folder.mkdir()
     for part in ("bases", f"wheels/{name}", "system"):
         if (store.folder / part).exists():
-            # Copied by links: what a build throws away stays in the store.
+            # Links: what the build throws away stays in the real store.
             shutil.copytree(store.folder / part, again.folder / part, copy_function=os.link)
 
 
 @contextmanager
 def _buildah_storage(folder: Path, *, cached: bool) -> Iterator[dict[str, str]]:
-    """Variables that name an empty storage; none with `cached`."""
+    """Variables that make buildah use an empty storage; none with `cached`."""
     if cached:
         yield {}
         return
@@ -188,43 +216,13 @@ def _run_own(
     done = subprocess.run(
         [sys.executable, "-m", "post_training.cli", "image", verb, name,
          "--repository", sources, "--store", store.folder],
-        # The rendered EDF is linked beside it and not into the user's folder.
+        # EDF_PATH: the rendered EDF must not be linked into the user's folder.
         env={**os.environ, **variables, "PYTHONPATH": str(sources / "src"),
              "EDF_PATH": str(sources.parent / "edf")},
         stdin=subprocess.DEVNULL, stdout=sys.stderr,
     )  # fmt: skip
     if done.returncode != 0:
         raise PostTrainingError(f"image {verb} of the recorded commit failed; see above")
-
-
-def image_differences(
-    record: Mapping[str, Any], store: ImageStore, other: Mapping[str, Any], again: ImageStore
-) -> list[str]:
-    """In what the image of `record` in `store` and that of `other` in `again` differ, a line each.
-
-    Digests, then the versions of the tools, then the first paths of the root file systems; empty
-    when the digests are equal.
-    """
-    lines = [
-        f"{key} is {record[key]}, then {other.get(key)}"
-        for key in ("base_sha256", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256")
-        if key in record and record[key] != other.get(key)
-    ]
-    if not lines:
-        return []
-    lines += [
-        f"{tool} is {version}, then {other['builder'].get(tool)}"
-        for tool, version in record.get("builder", {}).items()
-        if version != other["builder"].get(tool)
-    ]
-    before, after = store.image_path(record["sqsh_sha256"]), again.image_path(other["sqsh_sha256"])
-    if not before.exists():
-        return [*lines, f"{before} is gone, so no paths can be compared"]
-    with _mounted(before) as first, _mounted(after) as second:
-        paths = list(itertools.islice(differing_paths(first, second), _MOST_PATHS + 1))
-    if len(paths) > _MOST_PATHS:
-        paths[_MOST_PATHS:] = ["…"]
-    return [*lines, *(paths or ["every path is equal"])]
 
 
 @contextmanager

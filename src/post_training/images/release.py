@@ -1,7 +1,11 @@
-"""`post-training image release`: test a digest, then write it into containers/images.lock.
+"""`post-training image release`: test an image, then write it into containers/images.lock.
 
-The tests are those of the image's own commit, run inside the image on the code that is in it. What
-could not be built again is no release: a dirty checkout, a base that is not the locked one.
+The tests are those of the image's own commit, run inside the image on the code that is in it. An
+image that could not be built again is refused: one of a changed checkout, or of an unlocked base.
+
+containers/images.lock holds the released images and is committed with their recipes. It says which
+digests a version has, where there is no image store: on a site that gets the file by copy, and when
+an EDF is checked. A released version never becomes another image.
 """
 
 import subprocess
@@ -19,12 +23,8 @@ from post_training.images.checkout import worktree
 from post_training.images.render import edf_text, image_environment
 from post_training.images.store import ImageStore
 
-# containers/images.lock: the released images, committed with the recipes they came from.
-#
-# A release says which digests a version has, for whoever has no image store: a site that gets the
-# file by copy, an EDF that is checked. A version that was released is never another image.
-
-
+# pytest's arguments.
+TESTS = ("tests/stack", "-m", "stack and not long")
 _SCHEMA = "post-training/images-lock/1"
 _FROM_RECORD = (
     *("name", "version", "platform", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256"),
@@ -32,62 +32,12 @@ _FROM_RECORD = (
 )
 
 
-def images_lock(repository: Path) -> Path:
-    return repository / "containers/images.lock"
-
-
-def read_releases(repository: Path) -> list[dict[str, Any]]:
-    """Every release, in the order they were made; none where there is no lock."""
-    try:
-        return read_json(images_lock(repository), _SCHEMA)["images"]
-    except FileNotFoundError:
-        return []
-
-
-def release_entry(record: Mapping[str, Any], tested: str, released: str) -> dict[str, Any]:
-    """What the lock says of an image. tested: what was run in it; released: when."""
-    identity = {key: record.get(key) for key in _FROM_RECORD}
-    return {
-        **identity,
-        "commit": record["checkout"]["commit"],
-        "tested": tested,
-        "released": released,
-    }
-
-
-def check_version_is_free(repository: Path, record: Mapping[str, Any]) -> None:
-    """Errors: UsageError when this name and version were released as another image."""
-    for entry in read_releases(repository):
-        same_version = all(entry[key] == record[key] for key in ("name", "version", "platform"))
-        if same_version and entry["oci_digest"] != record["oci_digest"]:
-            raise UsageError(
-                f"{entry['name']} {entry['version']} is released as {entry['oci_digest']}",
-                where=str(images_lock(repository)),
-                hint="raise the version in pyproject.toml and src/post_training/__init__.py",
-            )
-
-
-def add_release(repository: Path, entry: dict[str, Any]) -> None:
-    """Append, or replace the entry of the same image."""
-    kept = [
-        other
-        for other in read_releases(repository)
-        if (other["name"], other["oci_digest"]) != (entry["name"], entry["oci_digest"])
-    ]
-    write_json(images_lock(repository), {"schema": _SCHEMA, "images": [*kept, entry]})
-
-
-# `post-training image release`: test a digest, then write it into containers/images.lock.
-
-
-TESTS = ("tests/stack", "-m", "stack and not long")
-
-
 def release(
     record: Mapping[str, Any], store: ImageStore, repository: Path, tests: Sequence[str]
 ) -> dict[str, Any]:
-    """The entry that was written. tests: pytest's arguments, relative to the image's commit.
+    """Test the image and write its entry into images.lock; the entry.
 
+    tests: pytest's arguments, in a checkout of the image's commit.
     Errors: UsageError when the image can't be released; PostTrainingError when a test fails.
     """
     _check_can_be_built_again(record)
@@ -99,10 +49,12 @@ def release(
         folder = Path(temporary)
         with worktree(repository, record["checkout"]["commit"], folder / "checkout") as sources:
             edf = folder / "release.toml"
-            write_atomic(edf, _edf(record, store, folder, sources))
-            _run(edf, ["python", "-m", "post_training.images.selfcheck"], "the self-check failed")
+            write_atomic(edf, _test_edf(record, store, folder, sources))
+            _run_inside(
+                edf, ["python", "-m", "post_training.images.selfcheck"], "the self-check failed"
+            )
             report = folder / "report.xml"
-            _run(
+            _run_inside(
                 edf,
                 ["python", "-m", "pytest", "-p", "no:cacheprovider", "-q",
                  f"--junit-xml={report}", *tests],
@@ -113,6 +65,51 @@ def release(
     entry = release_entry(record, tested, now)
     add_release(repository, entry)
     return entry
+
+
+def read_releases(repository: Path) -> list[dict[str, Any]]:
+    """The entries of images.lock, oldest first; none where there is no lock."""
+    try:
+        return read_json(images_lock(repository), _SCHEMA)["images"]
+    except FileNotFoundError:
+        return []
+
+
+def images_lock(repository: Path) -> Path:
+    return repository / "containers/images.lock"
+
+
+def release_entry(record: Mapping[str, Any], tested: str, released: str) -> dict[str, Any]:
+    """An image's entry in images.lock. tested: what was run in it. released: when."""
+    identity = {key: record.get(key) for key in _FROM_RECORD}
+    return {
+        **identity,
+        "commit": record["checkout"]["commit"],
+        "tested": tested,
+        "released": released,
+    }
+
+
+def check_version_is_free(repository: Path, record: Mapping[str, Any]) -> None:
+    """Errors: UsageError when this name and version was released as another image."""
+    for entry in read_releases(repository):
+        same_version = all(entry[key] == record[key] for key in ("name", "version", "platform"))
+        if same_version and entry["oci_digest"] != record["oci_digest"]:
+            raise UsageError(
+                f"{entry['name']} {entry['version']} is released as {entry['oci_digest']}",
+                where=str(images_lock(repository)),
+                hint="raise the version in pyproject.toml and src/post_training/__init__.py",
+            )
+
+
+def add_release(repository: Path, entry: dict[str, Any]) -> None:
+    """Append the entry to images.lock; it replaces an earlier one of the same image."""
+    kept = [
+        other
+        for other in read_releases(repository)
+        if (other["name"], other["oci_digest"]) != (entry["name"], entry["oci_digest"])
+    ]
+    write_json(images_lock(repository), {"schema": _SCHEMA, "images": [*kept, entry]})
 
 
 def _check_can_be_built_again(record: Mapping[str, Any]) -> None:
@@ -130,7 +127,7 @@ def _check_can_be_built_again(record: Mapping[str, Any]) -> None:
             )
 
 
-def _edf(record: Mapping[str, Any], store: ImageStore, folder: Path, sources: Path) -> str:
+def _test_edf(record: Mapping[str, Any], store: ImageStore, folder: Path, sources: Path) -> str:
     image = store.image_path(record["sqsh_sha256"])
     return edf_text(
         {
@@ -144,7 +141,7 @@ def _edf(record: Mapping[str, Any], store: ImageStore, folder: Path, sources: Pa
     )
 
 
-def _run(edf: Path, command: Sequence[str], failure: str) -> None:
+def _run_inside(edf: Path, command: Sequence[str], failure: str) -> None:
     runner = [sys.executable, "-m", "post_training.cli", "edf", "run", str(edf), "--"]
     done = subprocess.run([*runner, *command], stdin=subprocess.DEVNULL, stdout=sys.stderr)
     if done.returncode != 0:

@@ -1,9 +1,9 @@
-"""From a site's EDF and an image's record to one flat EDF that pins the image.
+"""Render an EDF: from a site's EDF and an image's record to one flat EDF that pins the image.
 
     edf/laptop.toml  +  store/sha256-….json   ->   edf/post-training.toml
 
-The rendered file stands alone: no base_environment, the image by path and digest, the store
-mounted read-only so that whoever runs the EDF can check the digest from inside.
+The rendered file needs no other: no base_environment, the image by path and digests. It mounts the
+store read-only, so that the digest can be checked from inside.
 """
 
 import json
@@ -17,6 +17,7 @@ from post_training.core.files import write_atomic
 from post_training.core.secrets import FoundCredentials
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import merge_edf
+from post_training.images.identity import PIN
 from post_training.images.store import ImageStore
 
 NO_CREDENTIALS = FoundCredentials()
@@ -24,18 +25,18 @@ RENDERED_NAME = "post-training.toml"
 
 
 def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
-    """The variables by which everything downstream knows, and checks, which image it is in.
+    """The variables that pin an image: by them a process knows, and checks, which one it is in.
 
     image: the file that runs, squashfs or SIF.
     """
     pins = {
-        "POST_TRAINING_IMAGE_PATH": str(image),
-        "POST_TRAINING_IMAGE_OCI_DIGEST": record["oci_digest"],
-        "POST_TRAINING_IMAGE_SQSH_SHA256": record["sqsh_sha256"],
-        "POST_TRAINING_IMAGE_INPUT_HASH": record["input_hash"],
+        f"{PIN}PATH": str(image),
+        f"{PIN}OCI_DIGEST": record["oci_digest"],
+        f"{PIN}SQSH_SHA256": record["sqsh_sha256"],
+        f"{PIN}INPUT_HASH": record["input_hash"],
     }
     if image.suffix == ".sif":
-        pins["POST_TRAINING_IMAGE_SIF_SHA256"] = record["sif_sha256"]
+        pins[f"{PIN}SIF_SHA256"] = record["sif_sha256"]
     return pins
 
 
@@ -46,9 +47,10 @@ def render_edf(
     image: Path | None = None,
     credentials: FoundCredentials = NO_CREDENTIALS,
 ) -> str:
-    """The EDF's text. Variables of the site file stay: they are expanded where it runs.
+    """The rendered EDF's text. Variables in the site's file stay: they are expanded where it runs.
 
-    image: the file that runs; the squashfs unless given. credentials: token files to mount.
+    record: the image's. image: the file that runs; the squashfs unless given. credentials: token
+    files to mount.
     """
     site = merge_edf(site_file, os.environ, Path.cwd())
     image = image or store.image_path(record["sqsh_sha256"])
@@ -77,7 +79,7 @@ def render_edf(
 
 
 def edf_text(keys: Mapping[str, Any], tables: Mapping[str, Mapping[str, str]]) -> str:
-    """TOML of an EDF's keys and tables; None and empty tables are left out."""
+    """An EDF's keys and tables as TOML. Keys that are None and empty tables are left out."""
     lines = [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
     for table, values in tables.items():
         if values:
@@ -86,9 +88,9 @@ def edf_text(keys: Mapping[str, Any], tables: Mapping[str, Mapping[str, str]]) -
 
 
 def install_edf(text: str, repository: Path, edf_folder: Path) -> Path:
-    """Write edf/post-training.toml and link it into the user's EDF folder; its path.
+    """Write edf/post-training.toml and link to it from the user's EDF folder; its path.
 
-    Errors: PostTrainingError when a file that is not our link is in the way there.
+    Errors: PostTrainingError when a file of that name, and no link, is in the user's folder.
     """
     rendered = repository / "edf" / RENDERED_NAME
     write_atomic(rendered, text)
@@ -108,6 +110,7 @@ def install_edf(text: str, repository: Path, edf_folder: Path) -> Path:
 
 
 def site_file(site: str, repository: Path) -> Path:
+    """The path of a site's EDF. Errors: UsageError for an unknown site."""
     path = repository / "edf" / f"{site}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.toml") if p.name != RENDERED_NAME)

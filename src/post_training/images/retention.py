@@ -1,21 +1,18 @@
-"""`post-training image gc`: which images may go.
+"""`post-training image gc`: which images may be removed.
 
-Kept are: the newest image of each name; released ones (containers/images.lock); those that the
-user's EDFs pin; and those that anything in the run folders names: a run's record, the record in an
-artifact, the EDF of a submitted job. Records are searched for the digests as text, so that no
-version of their format can be missed.
+Kept are the newest image of each name; released ones (containers/images.lock); those that the
+user's EDFs pin; and those that a file in the run folders names: a run's record, an artifact's, the
+EDF of a submitted job. The files are searched for digests as text, so their format does not matter.
 
-The folders searched are remembered in the store (runs.json); links in them are followed. What
-cannot be read there, or among the EDFs, ends it: it may name an image. A link to nothing names
-none, and is told.
+The run folders are remembered in the store (runs.json); links in them are followed. A file there,
+or an EDF, that can't be read is an error: it may name an image. A link to nothing gives a warning.
 
-What goes leaves its record in removed/, from which `post-training image rebuild` makes it again;
-so what those images were made of (bases, a distribution's packages) stays as well: its mirror may
+A removed image leaves its record in removed/, from which `post-training image rebuild` makes it
+again. For that, what it was made of (bases, a distribution's packages) is kept too: the mirrors may
 not have it any more.
 
-The builder's own storage holds each image once more. There the newest of each name stays, whose
-layers the next build takes, and what was never pushed; of what the store has, or had, the storage's
-copy may go.
+The builder's own storage holds each image once more. Kept there are the newest of each name, whose
+layers the next build uses, and images that were never pushed.
 """
 
 import errno
@@ -35,7 +32,7 @@ from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.images import builder
 from post_training.images.store import ImageStore, digests
 
-# environment.toml or, on a site of Singularity's, job.sh: what a submitted run will start in.
+# environment.toml, or job.sh on a site with Singularity, names the image of a submitted run.
 _RUN_FILES = {"run.json", ARTIFACT_RECORD, "environment.toml", "job.sh"}
 _RUN_HINT = "its runs may name images; mount it, or `image gc --forget FOLDER` if it is gone"
 _EDF_HINT = "it may pin an image; make it readable, or remove it"
@@ -43,7 +40,7 @@ _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 class Verdict(NamedTuple):
-    """kept_for: why the image stays, or None when it may go."""
+    """kept_for: why the image stays; None when it may be removed."""
 
     record: dict[str, Any]
     kept_for: str | None
@@ -51,9 +48,12 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """images: a verdict for each. files: what else may go (bases of no image, leftovers). built:
-    tags in the builder's storage that may go. size_bytes: of all that may go, but for `built`,
-    which share their layers. dangling: EDFs and records that are links to nothing."""
+    """What may be removed.
+
+    images: a verdict for each. files: bases that no image is made of, leftovers. built: tags in the
+    builder's storage. size_bytes: of all of it without `built`, whose images share their layers.
+    dangling: EDFs and records that are links to nothing.
+    """
 
     images: list[Verdict]
     files: list[Path]
@@ -78,7 +78,7 @@ class RunFolders:
 
     def forget(self, folder: Path) -> None:
         """Errors: UsageError when it is not remembered."""
-        # As it was given too: what is forgotten is often gone.
+        # Also as it was given: a folder that is gone can't be resolved.
         names = {str(folder), str(folder.resolve())}
         if not names & set(self.folders):
             raise UsageError(f"{folder} is not remembered", where=str(self._path))
@@ -94,10 +94,11 @@ def plan(
     locked: Iterable[str],
     built: Mapping[str, str],
 ) -> Plan:
-    """Decide for every image of the store. Call it locked.
+    """Decide what may be removed. Hold the store's lock while calling it.
 
-    locked: the sha256 of bases, and of locks of a distribution's packages, that a build would use
-    next. built: {tag: OCI digest} in the builder's storage.
+    run_folders, edf_folders: searched for digests. releases: the entries of images.lock.
+    locked: the sha256 of bases, and of locks of a distribution's packages, that the next build
+    would use. built: {tag: OCI digest} in the builder's storage.
     Errors: PostTrainingError when a run folder, an EDF folder or a file in them cannot be read.
     """
     dangling: list[Path] = []
@@ -141,7 +142,10 @@ def plan(
 
 
 def remove(store: ImageStore, decided: Plan) -> None:
-    """Remove what may go. Call it locked. Killed half-way, the rest goes the next time."""
+    """Remove what the plan says; what is left after a kill is removed the next time.
+
+    Hold the store's lock while calling it.
+    """
     for tag in decided.built:
         builder.remove(tag)
     for verdict in decided.images:
@@ -157,8 +161,8 @@ def remove(store: ImageStore, decided: Plan) -> None:
 def _leftovers(
     store: ImageStore, records: list[dict[str, Any]], needed: set[str]
 ) -> Iterator[Path]:
-    """Of killed pushes and builds (none runs: the store is locked) and rebuilds; bases and packages
-    that no image is made of. needed: their sha256."""
+    """What killed pushes, builds and rebuilds left (none of the first two runs: the store is
+    locked), and bases and packages whose sha256 is not in `needed`."""
     known = {path for record in records for path in store.files(record)}
     for pattern in ("sha256-*.sqsh", "sha256-*.sif"):
         yield from (path for path in store.folder.glob(pattern) if path not in known)
@@ -168,7 +172,7 @@ def _leftovers(
     for path in (store.folder / "bases").glob("*"):
         if path.name.startswith("sha256-") and path.stem.removeprefix("sha256-") not in needed:
             yield path
-    # A download that was killed has a name of its own.
+    # A killed download has a temporary name, which is not in `needed` either.
     yield from (path for path in (store.folder / "system").glob("*") if path.name not in needed)
 
 
@@ -179,12 +183,13 @@ def _size_bytes(path: Path) -> int:
 
 
 def _run_files(top: Path) -> Iterator[Path]:
+    """The files below `top` that may name an image."""
     left, seen = [top], set()
     while left:
         folder = left.pop()
         try:
             status = folder.stat()
-            # Links may lead round in a ring.
+            # Links may form a circle.
             if (place := (status.st_dev, status.st_ino)) in seen:
                 continue
             seen.add(place)
@@ -194,7 +199,7 @@ def _run_files(top: Path) -> Iterator[Path]:
                 elif _is_folder(entry):
                     left.append(folder / entry.name)
         except FileNotFoundError as error:
-            # A live run renames and removes folders; one that was named is missed.
+            # A live run may have removed a folder below; `top` itself must exist.
             if folder == top:
                 raise _unreadable(error, folder, _RUN_HINT) from None
         except OSError as error:
@@ -221,11 +226,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _digests_in(paths: Iterable[Path], hint: str, dangling: list[Path]) -> dict[str, Path]:
-    """{64 hexadecimal digits: a file that has them}. dangling: links to nothing are added to it."""
+    """{64 hexadecimal digits: a file that holds them}. dangling: links to nothing are added."""
     found: dict[str, Path] = {}
     for path in paths:
         try:
-            # A FIFO would keep us waiting.
+            # Reading a FIFO would wait for ever.
             content = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else b""
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP):

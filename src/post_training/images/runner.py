@@ -1,13 +1,17 @@
 """Run a command in the squashfs of an EDF: `post-training edf run FILE -- COMMAND`.
 
-The image is mounted below a throw-away overlay, the EDF's mounts on top, and the command takes
-this process's place: same pid, so signals, exit codes and Slurm's bookkeeping need no help.
-Works as root and as an ordinary user; on any Linux that has overlay and user namespaces.
+The image is mounted under a temporary overlay, the EDF's mounts over it, and the command replaces
+this process. It keeps the pid, so signals, exit codes and Slurm's accounting work as without a
+container. Works as root and as an ordinary user, on any Linux with overlayfs and user namespaces.
 
-Before anything starts, the image's sha256 is compared with the one the EDF pins. What was found
-is left for the entrypoint in /run/post-training/image.json. What is mounted is what was hashed: the
-file is opened once. Nothing is written to the host: what a container needs besides the image lies
-in the throw-away layer, under the EDF's mounts.
+    /tmp (a tmpfs)   image/   the squashfs, read-only
+                     upper/   what is written; gone with the container
+                     root/    the overlay of both, which becomes /
+    /.old-root       the host's root while mounts are made; then detached
+
+Before anything starts, the image's sha256 is compared with the one that the EDF pins. The file is
+opened once, so what is mounted is what was hashed. The result is left for the entrypoint in
+/run/post-training/image.json. Nothing is written to the host.
 """
 
 import grp
@@ -23,6 +27,7 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount, read_image_variables
 from post_training.images.identity import (
+    PIN,
     check_identity,
     check_unchanged,
     expect_digest,
@@ -34,8 +39,8 @@ from post_training.images.identity import (
 )
 from post_training.images.inside import FINDINGS, host_variables, is_over_files, without_lost_places
 
-PINNED_DIGEST = "POST_TRAINING_IMAGE_SQSH_SHA256"
-# On the host: a place that every machine has; the namespace hides what is mounted there.
+PINNED_DIGEST = f"{PIN}SQSH_SHA256"
+# A folder that every machine has; what is mounted there is seen in our namespace only.
 _STAGE = Path("/tmp")
 _OLD_ROOT = Path("/.old-root")
 _PACKED = Path("/.packed")
@@ -51,12 +56,13 @@ def run(
 ) -> NoReturn:
     """Replace this process by `command`, inside the EDF's image.
 
-    findings: further {name: JSON value} to leave in /run/post-training (a development mount).
-    Errors: PostTrainingError before anything was started.
+    host_env: the variables to go on from. findings: further {name: JSON value} to leave in
+    /run/post-training, as a development mount's.
+    Errors: PostTrainingError, while nothing was started yet.
     """
     image = image_file(edf)
     findings = dict(findings or {})
-    # Opened and resolved now: the host's paths are out of sight once the stage is mounted.
+    # Opened and resolved now: the tmpfs will hide the host's /tmp, and the new root its paths.
     image_descriptor = open_image(image)
     state = image_state(image_descriptor)
     pinned, record = edf.env.get(PINNED_DIGEST), None
@@ -77,10 +83,10 @@ def run(
     linux.mount("tmpfs", _STAGE, "tmpfs", data="mode=0755")
     root = _prepare_root(image_descriptor, image)
     check_unchanged(image_descriptor, state, image)
-    if pinned and edf.env.get("POST_TRAINING_IMAGE_INPUT_HASH"):
+    if pinned and edf.env.get(f"{PIN}INPUT_HASH"):
         is_bound = check_identity(edf.env, read_image(_STAGE / "image"), record)
         findings["image"] |= {
-            "oci_digest": edf.env["POST_TRAINING_IMAGE_OCI_DIGEST"] if is_bound else None,
+            "oci_digest": edf.env[f"{PIN}OCI_DIGEST"] if is_bound else None,
             "checkout": record and record.get("checkout"),
         }
     for index, descriptor in enumerate(packed):
@@ -89,28 +95,15 @@ def run(
     (root / ".old-root").mkdir()
     linux.pivot_root(root, root / ".old-root")
     os.chdir("/")
-    linux.detach(_OLD_ROOT / "tmp")  # Our stage; below it the host's /tmp is visible again.
+    linux.detach(_OLD_ROOT / "tmp")  # Our tmpfs, which hid the host's /tmp.
 
     _mount_system(host_files)
     _add_account(account)
     FINDINGS.mkdir(parents=True, exist_ok=True)
-    # What comes before the stage, such as `sh -c "pip install …"`, may change a writable image.
+    # A command before the stage, such as `sh -c "pip install …"`, may change a writable image.
     findings["mounted_over"] = ["/"] if edf.writable and command[:1] != ["entrypoint"] else []
-    places = [Path("/proc"), Path("/sys"), Path("/dev")]
-    for index, wanted in enumerate(edf.mounts):
-        place = Path(os.path.realpath(wanted.target))
-        _check_place(place, wanted, edf, [FINDINGS / f"{name}.json" for name in findings])
-        if is_over_files(place, places):
-            findings["mounted_over"].append(str(place))
-        if packed[index] is None:
-            _mount_into(_OLD_ROOT / sources[index], wanted, places)
-        else:
-            _mount_into(_PACKED / str(index), wanted, places)
-            linux.detach(_PACKED / str(index))
-            (_PACKED / str(index)).rmdir()
-        places.append(place)
-    if _PACKED.exists():
-        _PACKED.rmdir()
+    own = [FINDINGS / f"{name}.json" for name in findings]
+    findings["mounted_over"] += _mount_all(edf, sources, packed, own)
     for name, value in findings.items():
         (FINDINGS / f"{name}.json").write_text(json.dumps(value))
     environment = _environment(host_env, edf)
@@ -137,7 +130,7 @@ def image_file(edf: Edf) -> Path:
 
 
 def _prepare_root(image_descriptor: int, image: Path) -> Path:
-    """The image below a throw-away overlay: mount points and /run can be made on any image."""
+    """Mount the image and the overlay, on which mount points and /run can be made; the overlay."""
     for name in ("image", "upper", "work", "root"):
         (_STAGE / name).mkdir()
     linux.mount_squashfs(image_descriptor, image, _STAGE / "image")
@@ -147,7 +140,7 @@ def _prepare_root(image_descriptor: int, image: Path) -> Path:
 
 
 def _mount_system(host_files: Mapping[str, str]) -> None:
-    """What every program expects of a machine: /proc, /sys, /dev, a /tmp of its own, names."""
+    """Mount what every program expects: /proc, /sys, /dev, a /tmp of its own, and host names."""
     for name in ("proc", "sys", "dev"):
         Path("/", name).mkdir(exist_ok=True)
         linux.bind(_OLD_ROOT / name, f"/{name}")
@@ -161,9 +154,38 @@ def _mount_system(host_files: Mapping[str, str]) -> None:
         Path("/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
+def _mount_all(
+    edf: Edf, sources: Sequence[str], packed: Sequence[int | None], own: Sequence[Path]
+) -> list[str]:
+    """Make the EDF's mounts, in their order; where one hides files of the image.
+
+    sources: for each mount, its path below the host's root. packed: for each mount, the descriptor
+    of its squashfs, which is mounted below /.packed already, or None. own: the runner's files.
+    """
+    over_files = []
+    places = [Path("/proc"), Path("/sys"), Path("/dev")]
+    for index, wanted in enumerate(edf.mounts):
+        place = Path(os.path.realpath(wanted.target))
+        _check_place(place, wanted, edf, own)
+        if is_over_files(place, places):
+            over_files.append(str(place))
+        if packed[index] is None:
+            _mount_into(_OLD_ROOT / sources[index], wanted, places)
+        else:
+            _mount_into(_PACKED / str(index), wanted, places)
+            linux.detach(_PACKED / str(index))
+            (_PACKED / str(index)).rmdir()
+        places.append(place)
+    if _PACKED.exists():
+        _PACKED.rmdir()
+    return over_files
+
+
 def _check_place(place: Path, wanted: Mount, edf: Edf, own: Sequence[Path]) -> None:
-    """Errors: UsageError for a mount that would hide what the runner leaves, or have it written to
-    the host. own: its files."""
+    """Errors: UsageError for a mount that would hide the runner's files or put them on the host.
+
+    own: these files.
+    """
     if FINDINGS.is_relative_to(place) or place in own:
         raise UsageError(
             f"mounts: {FINDINGS} is the runner's own (got {wanted})",
@@ -173,9 +195,14 @@ def _check_place(place: Path, wanted: Mount, edf: Edf, own: Sequence[Path]) -> N
 
 
 def _mount_into(source: Path, wanted: Mount, places: Sequence[Path]) -> None:
+    """Bind `source` to the mount's target, with its flags.
+
+    places: where something is mounted already.
+    Errors: UsageError where the mount point would have to be made on the host.
+    """
     target = Path(os.path.realpath(wanted.target))
     if not target.exists() and (over := [p for p in places if target.is_relative_to(p)]):
-        # To make it would write through that mount, to the host.
+        # Making it would write through that mount, to the host.
         raise UsageError(
             f"mounts: {wanted.target} does not exist in what is mounted at {over[-1]}",
             hint="make it on the host first, or mount it elsewhere",
@@ -207,7 +234,7 @@ def _make_mount_point(target: Path, *, is_folder: bool) -> None:
 
 
 def _account_lines(uid: int, gid: int) -> dict[str, str]:
-    """This user's lines for the image's account files, from the host (which may use LDAP)."""
+    """{file: this user's line} for /etc/passwd and /etc/group; the host may have it from LDAP."""
     lines = {}
     try:
         lines["/etc/passwd"] = ":".join(str(field) for field in pwd.getpwuid(uid))
@@ -221,7 +248,7 @@ def _account_lines(uid: int, gid: int) -> dict[str, str]:
 
 
 def _add_account(lines: Mapping[str, str]) -> None:
-    """Give the user a name inside: libraries ask for it and fail on a bare number."""
+    """Add the lines where the image has none: libraries look up the user's name and need one."""
     for name, line in lines.items():
         path = Path(name)
         present = path.read_text() if path.exists() else ""
@@ -231,7 +258,10 @@ def _add_account(lines: Mapping[str, str]) -> None:
 
 
 def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
-    """The EDF's variables over the image's over the host's; empty ones of the EDF are unset."""
+    """The command's variables: the EDF's, over the image's, over the host's.
+
+    An empty one in the EDF is unset.
+    """
     image = read_image_variables()
     host, dropped = host_variables(host_env)
     if dropped and host_env.get("SLURM_PROCID", "0") == "0":
@@ -246,7 +276,7 @@ def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
 
 
 def _image_entrypoint(edf: Edf) -> list[str]:
-    """The script that enroot writes into the images it imports; it ends in `exec "$@"`."""
+    """/etc/rc, which enroot writes into images that it imports; it ends in `exec "$@"`."""
     if not edf.entrypoint:
         return []
     if not Path("/etc/rc").exists():
@@ -266,7 +296,8 @@ def _enter_workdir(edf: Edf) -> None:
 
 
 def _execute(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    os.environ["PATH"] = environment.get("PATH", os.defpath)  # What execvpe searches.
+    # execvpe searches this process's PATH, not that of the environment it is given.
+    os.environ["PATH"] = environment.get("PATH", os.defpath)
     try:
         os.execvpe(words[0], words, dict(environment))
     except OSError as error:

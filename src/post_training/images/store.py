@@ -2,13 +2,13 @@
 
     sha256-<hex>.sqsh      the image; complete or absent
     sha256-<hex>.json      its record; written after the image, so its presence means complete
-    sha256-<hex>.sif       the same for Singularity, by its own sha256; the record names it
-    index.json             the records in short; made anew from them at every push
+    sha256-<hex>.sif       the same image for Singularity, by its own sha256; the record names it
+    index.json             the most important keys of all records; written anew at every push
     removed/               records of images that `image gc` removed, to build them again
     runs.json              the folders in which `image gc` looks for runs
     bases/, wheels/NAME/, system/   what builds are made of, by hash
 
-The record is the truth, and its seal shows an edit; the index is derived and may be deleted.
+The record counts, and its seal shows an edit; the index is made from it and may be deleted.
 """
 
 import json
@@ -32,10 +32,11 @@ _INDEX_KEYS = (
     *("name", "version", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256"),
     *("size_bytes", "pushed"),
 )
-# Of these every record, and every entry of the index, has one that is no null.
+# Every record, and every entry of the index, has these, and none of them is null.
 _NEEDED = tuple(key for key in _INDEX_KEYS if key != "sif_sha256")
 _SHORTEST_PREFIX = 8
 _WORK = ".work-"
+# How long a work folder may have no lock yet: it is made a moment before its lock.
 _WORK_STARTS_S = 60
 
 
@@ -48,7 +49,7 @@ def default_store() -> Path:
 
 
 class Verification(NamedTuple):
-    """status: "ok", "missing" or "corrupt"."""
+    """One file of an image, hashed again. status: "ok", "missing" or "corrupt"."""
 
     status: str
     path: Path
@@ -57,6 +58,8 @@ class Verification(NamedTuple):
 
 
 class ImageStore:
+    """The images in `folder`; which need not exist before something is added."""
+
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
 
@@ -78,9 +81,9 @@ class ImageStore:
 
     @contextmanager
     def work_folder(self, part: str = "") -> Iterator[Path]:
-        """A folder in the store for work that does not lock it, removed at the end.
+        """A temporary folder in the store, for work that needs no lock; removed at the end.
 
-        part: the part of the store (`bases`) that what is made goes to.
+        part: the folder of the store (`bases`) that its result goes to.
         """
         (self.folder / part).mkdir(parents=True, exist_ok=True)
         with (
@@ -90,7 +93,7 @@ class ImageStore:
             yield Path(folder)
 
     def abandoned_work(self) -> list[Path]:
-        """Work folders whose process was killed."""
+        """The work folders of killed processes."""
         folders = [*self.folder.glob(f"{_WORK}*"), *self.folder.glob(f"bases/{_WORK}*")]
         return [path for path in folders if not _is_live(path)]
 
@@ -99,10 +102,13 @@ class ImageStore:
         return _read_records(self.folder)
 
     def index(self) -> list[dict[str, Any]]:
-        """The records in short, the last pushed first. A damaged index is made anew from them."""
+        """The most important keys of all records, the last pushed first.
+
+        A damaged index is written anew.
+        """
         path = self.folder / "index.json"
         if not path.exists():
-            return [_short(record) for record in self.records()]
+            return [_index_entry(record) for record in self.records()]
         try:
             images = json.loads(path.read_text())["images"]
             if all(entry[key] is not None for entry in images for key in _NEEDED):
@@ -111,20 +117,22 @@ class ImageStore:
             pass
         print(f"warning: {path}: damaged; made anew from the records", file=sys.stderr)
         self._write_index()
-        return [_short(record) for record in self.records()]
+        return [_index_entry(record) for record in self.records()]
 
     def removed_records(self) -> list[dict[str, Any]]:
         """The records of images that were removed, the last pushed first."""
         return _read_records(self.folder / "removed")
 
     def files(self, record: dict[str, Any]) -> list[Path]:
-        """Where the image's files are."""
+        """Where the image's files are: the squashfs, and the SIF if there is one."""
         sif = record.get("sif_sha256")
         return [self.image_path(record["sqsh_sha256"]), *([self.sif_path(sif)] if sif else [])]
 
     def add(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Seal and write the record of an image that is in its place, then the index; the sealed
-        record. Call it locked."""
+        """Seal and write the record of an image whose files are in place; the sealed record.
+
+        Hold `lock` while calling it.
+        """
         digest = record["sqsh_sha256"]
         record = {**record, "seal": seal(record)}
         write_json(self.record_path(digest), record)
@@ -133,9 +141,10 @@ class ImageStore:
         return record
 
     def remove(self, record: dict[str, Any]) -> None:
-        """Take an image away and keep its record in removed/. Call it locked."""
+        """Remove an image and keep its record in removed/. Hold `lock` while calling it."""
         digest = record["sqsh_sha256"]
-        # The record first: an image with none is a leftover, a record without its image is a fault.
+        # The record first: killed in between, an image without a record is a leftover for gc to
+        # remove, but a record without its image would be a fault.
         self._removed_path(digest).parent.mkdir(exist_ok=True)
         self.record_path(digest).replace(self._removed_path(digest))
         self._write_index()
@@ -147,7 +156,8 @@ class ImageStore:
 
     def _write_index(self) -> None:
         write_json(
-            self.folder / "index.json", {"images": [_short(record) for record in self.records()]}
+            self.folder / "index.json",
+            {"images": [_index_entry(record) for record in self.records()]},
         )
 
     def find(self, reference: str) -> dict[str, Any]:
@@ -166,7 +176,7 @@ class ImageStore:
         raise UsageError(f"no image {reference!r} in the store", where=str(self.folder), hint=hint)
 
     def find_recorded(self, reference: str) -> dict[str, Any]:
-        """As `find`, also among the images that were removed."""
+        """As `find`, but also among the images that were removed."""
         removed = self._match(reference, self.removed_records())
         return (
             removed
@@ -209,19 +219,19 @@ class ImageStore:
         return _read_record(self.record_path(sqsh_sha256))
 
     def file_fault(self, entry: dict[str, Any]) -> str | None:
-        """What a look at the image's file shows, without reading it: "missing" or "damaged"."""
+        """ "missing" or "damaged" (another size), or None. The file is not read: see `verify`."""
         path = self.image_path(entry["sqsh_sha256"])
         if not path.is_file():
             return "missing"
         return None if path.stat().st_size == entry["size_bytes"] else "damaged"
 
     def verify(self, record: dict[str, Any]) -> list[Verification]:
-        """Hash the image's files again, whole, and compare."""
+        """Hash the image's files again and compare with their names."""
         return [_verify(path) for path in self.files(record)]
 
 
 def _read_records(folder: Path) -> list[dict[str, Any]]:
-    """Of every image, the last pushed first."""
+    """Every record in the folder, the last pushed first."""
     records = [_read_record(path) for path in folder.glob("sha256-*.json")]
     return sorted(records, key=lambda record: record["pushed"], reverse=True)
 
@@ -244,7 +254,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _is_live(work_folder: Path) -> bool:
-    if not (work_folder / ".live").exists():  # Made this moment, or killed in the moment after.
+    # No lock yet: made this moment, or its process was killed in that moment.
+    if not (work_folder / ".live").exists():
         return time.time() - work_folder.stat().st_mtime < _WORK_STARTS_S
     return is_held(work_folder / ".live")
 
@@ -258,7 +269,7 @@ def _verify(path: Path) -> Verification:
 
 
 def digests(record: dict[str, Any]) -> set[str]:
-    """Every digest that means this image, as hexadecimal digits."""
+    """Every digest by which the image may be named, as hexadecimal digits."""
     return {
         record[key].removeprefix("sha256:")
         for key in ("oci_digest", "sqsh_sha256", "sif_sha256")
@@ -266,5 +277,5 @@ def digests(record: dict[str, Any]) -> set[str]:
     }
 
 
-def _short(record: dict[str, Any]) -> dict[str, Any]:
+def _index_entry(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record.get(key) for key in _INDEX_KEYS}
