@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from post_training.annotate import annotate as merge
+from post_training.annotate import annotate as annotate_module
 from post_training.annotate import plan, work
-from post_training.annotate import work as chunk_file
 from post_training.annotate.annotate import annotate
 from post_training.annotate.config import ChunkedStageConfig
 from post_training.annotate.work import Annotator, Row
@@ -28,10 +27,10 @@ from post_training.stages.context import Result, StageContext
 KILL_POINTS = {
     "the plan's rows are written": (plan, "write_json"),
     "a chunk is annotated": (work._Attempt, "annotate"),
-    "a chunk is written": (chunk_file, "write_atomic"),
-    "a chunk's record is written": (chunk_file, "write_json"),
-    "a chunk is checked": (merge, "read_chunk_record"),
-    "the counts are written": (merge, "write_json"),
+    "a chunk is written": (work, "write_atomic"),
+    "a chunk's record is written": (work, "write_json"),
+    "a chunk is checked": (annotate_module, "read_chunk_record"),
+    "the counts are written": (annotate_module, "write_json"),
 }
 
 

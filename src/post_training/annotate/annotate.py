@@ -1,4 +1,8 @@
-"""A stage over chunks, from its configuration to its result."""
+"""A stage over chunks, from its configuration to its result: plan, work, merge.
+
+The work of a model with tensor parallelism takes every rank for each of its layers. Then rank 0
+does the chunks, and the others compute what it computes (do_in_step).
+"""
 
 import hashlib
 import shutil
@@ -13,7 +17,7 @@ from post_training.annotate.work import (
     Row,
     Worker,
     WorkerPlace,
-    broken,
+    broken_chunk,
     read_chunk_record,
     rows_path,
 )
@@ -25,20 +29,146 @@ from post_training.data.rows import BadRow, Place
 from post_training.models.reference import Reference, common_reference
 from post_training.stages.context import PeerFailed, Ranks, Result, StageContext, remove_leftovers
 
-# The chunks put together, each of them checked first.
-#
-# A chunk must be of this plan (key), have the bytes that were written (sha256), and hold each of
-# its input's rows once and in order, but for those it says were rejected. So a row that was lost,
-# doubled or moved is found, whoever did it.
-
-
 ROWS, COUNTS = "rows.jsonl", "counts.json"
+MakeAnnotator = Callable[[], Annotator]
+# What rank 0 tells the others to do; or the rows of a call of the annotator.
+_LOAD, _STOP, _FAIL = "load", "stop", "fail"
 
 
-def merge(
+def annotate(
+    config: ChunkedStageConfig,
+    context: StageContext,
+    make_annotator: MakeAnnotator,
+    *,
+    reference: Callable[[], Reference] | None = None,
+) -> Result:
+    """Do chunks until none is left; a run that is no worker then puts them together.
+
+    make_annotator: called once, and only where there is a chunk to do.
+    reference: whose log-probabilities the rows now hold; by default, whose those of the input are.
+    Errors: PostTrainingError for rows or chunks that failed; UsageError for another run's chunks.
+    """
+    folder = config.chunks_dir(context.run_dir)
+    # Before the work, as datasets of two references can't become one.
+    of_inputs = None if reference else common_reference(config.data.datasets)
+    plan = make_plan(folder, config, context)
+    context.inputs.release("data.")  # All that is read from here on is the plan's own copy.
+    place = _worker_place(config, context.ranks)
+
+    def work(make_annotator: MakeAnnotator) -> int:
+        worker = Worker(
+            plan,
+            place,
+            make_annotator,
+            config.data.on_error,
+            config.max_failed_chunks,
+            config.max_failed_rows,
+            context,
+        )
+        worker.run()
+        return worker.num_done
+
+    num_done = (
+        do_in_step(work, make_annotator, context) if config.is_in_step else work(make_annotator)
+    )
+    if config.is_worker:
+        context.log(f"did {num_done} of {len(plan.chunks)} chunks")
+        return Result(artifacts={}, metrics={"timing": {"num_chunks": num_done}})
+
+    def merge() -> dict[str, Any]:
+        remove_leftovers(context.run_dir, "dataset", REJECTS)
+        now = reference() if reference else of_inputs
+        return merge_chunks(plan, config.data.on_error, now, context)
+
+    metrics = context.on_writer(merge)
+    return Result(artifacts={"dataset": "dataset"}, metrics=metrics)
+
+
+def _worker_place(config: ChunkedStageConfig, ranks: Ranks) -> WorkerPlace:
+    """The place of this process among the workers; ranks in step are one worker."""
+    rank, world_size = (0, 1) if config.is_in_step else (ranks.rank, ranks.world_size)
+    return WorkerPlace(
+        number=(config.workers.index or 0) * world_size + rank,
+        count=config.workers.count * world_size,
+        waits=ranks.is_writer and not config.is_worker,
+    )
+
+
+def do_in_step(
+    work: Callable[[MakeAnnotator], int], make_annotator: MakeAnnotator, context: StageContext
+) -> int:
+    """`work` on rank 0, with an annotator that calls those of all ranks; 0 on the others."""
+
+    def make() -> Annotator:
+        _broadcast(context, _LOAD)
+        return _Leader(make_annotator(), context)
+
+    if not context.ranks.is_writer:
+        _follow(make_annotator, context)
+        return 0
+    try:
+        done = work(make)
+    # Whatever it was, the others must not wait for ever. A signal is no Exception: it ends the
+    # others too, wherever they are.
+    except Exception:
+        _broadcast(context, _FAIL)
+        raise
+    _broadcast(context, _STOP)
+    return done
+
+
+def _follow(make_annotator: MakeAnnotator, context: StageContext) -> None:
+    """Do what rank 0 says, until it has done its chunks. Errors: PeerFailed where it failed."""
+    annotator: Annotator | None = None
+    while (told := _broadcast(context, None)) != _STOP:
+        if told == _FAIL:
+            raise PeerFailed("rank 0 failed, and says why")
+        if told == _LOAD:
+            annotator = make_annotator()
+            continue
+        assert annotator is not None
+        try:
+            annotator(told)
+        except Exception:
+            # It befell rank 0 as well, which finds the row that it is the fault of.
+            annotator.recover()
+
+
+class _Leader(Annotator):
+    """Rank 0's annotator: it has the other ranks call theirs with the same rows."""
+
+    def __init__(self, annotator: Annotator, context: StageContext):
+        self._annotator = annotator
+        self._context = context
+
+    def __call__(self, rows: list[Row]) -> list[Any]:
+        _broadcast(self._context, rows)
+        found = self._annotator(rows)
+        self.num_tokens = self._annotator.num_tokens
+        self.num_truncated = self._annotator.num_truncated
+        return found
+
+    def recover(self) -> None:
+        self._annotator.recover()
+
+
+def _broadcast(context: StageContext, what: Any) -> Any:
+    """Rank 0's `what`, on every rank."""
+    import torch.distributed as dist
+
+    said = [what]
+    dist.broadcast_object_list(said, src=0, group=context.ranks.group)
+    return said[0]
+
+
+def merge_chunks(
     plan: Plan, on_error: str, reference: Reference | None, context: StageContext
 ) -> dict[str, Any]:
     """Write RUN/dataset, and RUN/rejects.jsonl under on_error: quarantine; the run's metrics.
+
+    Each chunk is checked first: it must be of this plan (key), have the bytes that were written
+    (sha256), and hold each of its input's rows once and in order, but for those it says were
+    rejected. So a row that was lost, doubled or moved is found, whoever did it.
 
     reference: whose log-probabilities the rows hold, if anybody's.
 
@@ -54,7 +184,7 @@ def merge(
         with Verdicts(on_error, rejects) as verdicts, open(folder / ROWS, "wb") as file:
             for chunk in plan.chunks:
                 record = read_chunk_record(plan, chunk)
-                file.write(_checked(plan, chunk, record, verdicts))
+                file.write(_read_checked(plan, chunk, record, verdicts))
                 num_rows += record["num_rows"]
                 num_branches += record["num_branches"]
                 num_tokens += record["timing"]["num_tokens"]
@@ -64,7 +194,7 @@ def merge(
         if not num_rows:
             raise PostTrainingError(f"no row is left: {verdicts.summary()}", where=str(plan.folder))
         counts: dict[str, Any] = {"num_rows": num_rows, "num_branches": num_branches}
-        counts |= {"rejected": _added(plan.rejected, verdicts.counts)}
+        counts |= {"rejected": _sum_counts(plan.rejected, verdicts.counts)}
         if plan.sources is not None:
             counts["sources"] = plan.sources
         write_json(folder / COUNTS, counts)
@@ -86,22 +216,22 @@ def merge(
     return {**metrics, "timing": timing}
 
 
-def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts) -> bytes:
-    """The chunk's bytes."""
+def _read_checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdicts) -> bytes:
+    """The chunk's bytes; what it rejected goes to `verdicts`. Errors: as merge_chunks."""
     try:
         content = rows_path(plan, chunk).read_bytes()
     except FileNotFoundError:
-        raise broken(plan, chunk, "has lost its rows") from None
+        raise broken_chunk(plan, chunk, "has lost its rows") from None
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise broken(plan, chunk, "has other bytes than were written")
+        raise broken_chunk(plan, chunk, "has other bytes than were written")
     inputs = plan.read_input(chunk)
     ids = [row_id(line) for line in inputs]
     assert ids_sha256(ids) == chunk.ids_sha256
     rejected = {each[ID] for each in record["rejected"]}
     found = [row_id(line) for line in content.splitlines()]
-    expected = [row_id for row_id in ids if row_id not in rejected]
+    expected = [each for each in ids if each not in rejected]
     if found != expected:
-        raise broken(plan, chunk, _difference(found, expected))
+        raise broken_chunk(plan, chunk, _difference(found, expected))
     for each in record["rejected"]:
         line = inputs[each["row"] - 1 - chunk.first_row]
         bad = BadRow(each["reason"], f"{each[ID]}: {each['problem']}")
@@ -111,7 +241,7 @@ def _checked(plan: Plan, chunk: Chunk, record: dict[str, Any], verdicts: Verdict
 
 
 def _difference(found: list[str], expected: list[str]) -> str:
-    """Of two lists that are not equal; expected has each id once."""
+    """How two lists of row ids differ that are not equal; `expected` has each id once."""
     counts = Counter(found)
     for missing in expected:
         if counts[missing] != 1:
@@ -121,140 +251,5 @@ def _difference(found: list[str], expected: list[str]) -> str:
     return "has its rows in another order"
 
 
-def _added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+def _sum_counts(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
-
-
-# One model on all ranks: rank 0 does the chunks, and the others compute what it computes.
-#
-# A model with tensor parallelism takes every rank for each of its layers.
-
-
-_LOAD, _STOP, _FAIL = "load", "stop", "fail"
-MakeAnnotator = Callable[[], Annotator]
-
-
-def do_in_step(
-    work: Callable[[MakeAnnotator], int], make_annotator: MakeAnnotator, context: StageContext
-) -> int:
-    """`work` on rank 0, with an annotator that calls those of all ranks; 0 on the others."""
-
-    def make() -> Annotator:
-        _tell(context, _LOAD)
-        return _Leader(make_annotator(), context)
-
-    if not context.ranks.is_writer:
-        _follow(make_annotator, context)
-        return 0
-    try:
-        done = work(make)
-    # Whatever it was, the others must not wait for ever. A signal is no Exception: it ends the
-    # others too, wherever they are.
-    except Exception:
-        _tell(context, _FAIL)
-        raise
-    _tell(context, _STOP)
-    return done
-
-
-def _follow(make_annotator: MakeAnnotator, context: StageContext) -> None:
-    annotator: Annotator | None = None
-    while (told := _tell(context, None)) != _STOP:
-        if told == _FAIL:
-            raise PeerFailed("rank 0 failed, and says why")
-        if told == _LOAD:
-            annotator = make_annotator()
-            continue
-        assert annotator is not None
-        try:
-            annotator(told)
-        except Exception:
-            # It befell rank 0 as well, which finds the row that it is the fault of.
-            annotator.recover()
-
-
-class _Leader(Annotator):
-    def __init__(self, annotator: Annotator, context: StageContext):
-        self._annotator = annotator
-        self._context = context
-
-    def __call__(self, rows: list[Row]) -> list[Any]:
-        _tell(self._context, rows)
-        found = self._annotator(rows)
-        self.num_tokens = self._annotator.num_tokens
-        self.num_truncated = self._annotator.num_truncated
-        return found
-
-    def recover(self) -> None:
-        self._annotator.recover()
-
-
-def _tell(context: StageContext, what: Any) -> Any:
-    """What rank 0 says, on every rank."""
-    import torch.distributed as dist
-
-    said = [what]
-    dist.broadcast_object_list(said, src=0, group=context.ranks.group)
-    return said[0]
-
-
-# A stage over chunks, from its configuration to its result.
-
-
-def annotate(
-    config: ChunkedStageConfig,
-    context: StageContext,
-    make_annotator: Callable[[], Annotator],
-    *,
-    reference: Callable[[], Reference] | None = None,
-) -> Result:
-    """Do chunks until none is left; a run that is no worker then puts them together.
-
-    make_annotator: called once, and only where there is a chunk to do. reference: whose
-    log-probabilities the rows now hold; by default, whose those of the input are.
-    Errors: PostTrainingError for rows or chunks that failed; UsageError for another run's chunks.
-    """
-    folder = config.chunks_dir(context.run_dir)
-    # Before the work, as datasets of two references can't become one.
-    of_inputs = None if reference else common_reference(config.data.datasets)
-    plan = make_plan(folder, config, context)
-    context.inputs.release("data.")  # All that is read from here on is the plan's own copy.
-    place = _place(config, context.ranks)
-
-    def work(make_annotator: Callable[[], Annotator]) -> int:
-        worker = Worker(
-            plan,
-            place,
-            make_annotator,
-            config.data.on_error,
-            config.max_failed_chunks,
-            config.max_failed_rows,
-            context,
-        )
-        worker.run()
-        return worker.num_done
-
-    num_done = (
-        do_in_step(work, make_annotator, context) if config.is_in_step else work(make_annotator)
-    )
-    if config.is_worker:
-        context.log(f"did {num_done} of {len(plan.chunks)} chunks")
-        return Result(artifacts={}, metrics={"timing": {"num_chunks": num_done}})
-
-    def put_together() -> dict:
-        remove_leftovers(context.run_dir, "dataset", "rejects.jsonl")
-        now = reference() if reference else of_inputs
-        return merge(plan, config.data.on_error, now, context)
-
-    metrics = context.on_writer(put_together)
-    return Result(artifacts={"dataset": "dataset"}, metrics=metrics)
-
-
-def _place(config: ChunkedStageConfig, ranks: Ranks) -> WorkerPlace:
-    """Of this process among the workers; ranks in step are one."""
-    rank, world_size = (0, 1) if config.is_in_step else (ranks.rank, ranks.world_size)
-    return WorkerPlace(
-        number=(config.workers.index or 0) * world_size + rank,
-        count=config.workers.count * world_size,
-        waits=ranks.is_writer and not config.is_worker,
-    )

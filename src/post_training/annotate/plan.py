@@ -63,7 +63,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """folder: RUN/chunks. identity: sha256 of what decides the bytes of every chunk."""
+    """folder: RUN/chunks. identity: sha256 of what decides the bytes of every chunk. rejected: rows
+    that are not among the input, by reason. sources: what was read of each dataset's rows."""
 
     folder: Path
     identity: str
@@ -80,7 +81,7 @@ class Plan:
         return sha256_value([self.identity, chunk.number, chunk.sha256])
 
     def read_input(self, chunk: Chunk) -> list[bytes]:
-        """The chunk's lines. Errors: PostTrainingError when they are not what was planned."""
+        """The chunk's input lines. Errors: PostTrainingError when they are not what was planned."""
         path = self.folder / INPUT
         with open(path, "rb") as file:
             file.seek(chunk.start)
@@ -95,6 +96,7 @@ class Plan:
 
 
 def ids_sha256(ids: list[str]) -> str:
+    """Of conversation_ids, in order."""
     return sha256_value(ids)
 
 
@@ -109,11 +111,11 @@ def make_plan(folder: Path, config: ChunkedStageConfig, context: StageContext) -
     said = "data: waiting for the worker that reads the inputs"
     with locked(folder / ".plan.lock", lambda: context.log(said)):
         if not (folder / MANIFEST).exists():
-            _write(folder, config, description, context)
-    return _read(folder, config.version, description, context)
+            _write_plan(folder, config, description, context)
+    return _read_plan(folder, config.version, description, context)
 
 
-def _read(folder: Path, version: int, now: RunDescription, context: StageContext) -> Plan:
+def _read_plan(folder: Path, version: int, now: RunDescription, context: StageContext) -> Plan:
     path = folder / MANIFEST
     manifest = read_json(path, SCHEMA)
     changed = check_same_run(
@@ -142,7 +144,7 @@ def _read(folder: Path, version: int, now: RunDescription, context: StageContext
     )
 
 
-def _write(
+def _write_plan(
     folder: Path,
     config: ChunkedStageConfig,
     description: RunDescription,
@@ -156,7 +158,7 @@ def _write(
         atomic_file(folder / INPUT) as path,
         open(path, "wb") as file,
     ):
-        lines = _rows(config, verdicts, context, sources)
+        lines = _read_rows(config, verdicts, context, sources)
         while rows := list(islice(lines, config.chunk_rows)):
             content = b"".join(line for _, line in rows)
             file.write(content)
@@ -195,11 +197,14 @@ def _write(
 
 @dataclass(frozen=True)
 class _Conversion:
+    """What the processes that convert rows are given. keeps_pairs: preference rows stay as they
+    are; else they become branches."""
+
     reader: Reader
     names: tuple[str, ...]
     keeps_pairs: bool
 
-    def row(self, value: dict[str, Any], dataset: int) -> dict[str, Any]:
+    def convert_row(self, value: dict[str, Any], dataset: int) -> dict[str, Any]:
         found = self.reader.formats[dataset]
         if self.keeps_pairs and found.name == "preference":
             from post_training.data.preference_rows import preference_row  # it needs jinja2
@@ -217,13 +222,13 @@ class _Converted:
     rejected: list[Rejected]
 
 
-def _convert(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
+def _convert_chunk(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
     dataset, chunk = item
     result = _Converted(dataset, [], [])
     for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
-                row = state.row(value, dataset)
+                row = state.convert_row(value, dataset)
                 # What is said of a row that turns out to be one too many.
                 twice = BadRow("duplicate", f"a second row {row[ID]}")
                 place = Rejected(record.place, twice, record.raw)
@@ -233,7 +238,7 @@ def _convert(state: _Conversion, item: tuple[int, SourceChunk]) -> _Converted:
     return result
 
 
-def _rows(
+def _read_rows(
     config: ChunkedStageConfig,
     verdicts: Verdicts,
     context: StageContext,
@@ -253,7 +258,7 @@ def _rows(
     seen: set[bytes] = set()
     state = _Conversion(Reader(data, formats, for_training=False), names, config.keeps_pairs)
     report = ColumnReport(formats, {ID: "id"})
-    for chunk in read_chunks(_convert, state, sources, data, num_rows.__getitem__, report):
+    for chunk in read_chunks(_convert_chunk, state, sources, data, num_rows.__getitem__, report):
         for rejected in chunk.rejected:
             verdicts.reject(rejected.place, rejected.bad, rejected.raw)
         for row_id, line, place in chunk.rows:

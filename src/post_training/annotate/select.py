@@ -1,19 +1,22 @@
-"""Write `RUN/dataset/pairs.jsonl`, whose logprobs those are, and `RUN/report/`.
+"""Choose pairs among the branches of rows: `RUN/dataset/pairs.jsonl` and `RUN/report/`.
+
+RUN/dataset/pairs.jsonl      preference rows (pairs.py)
+            reference.json   whose log-probabilities they hold, if anybody's
+            counts.json      pairs and prompts; what was read, dropped and rejected
+RUN/report/                  report.json and report.html (report.py)
 
 Prompts are done by worker processes, and pairs written in the prompts' order: the same bytes for
 any number of workers.
 """
 
 import shutil
-from array import array
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from post_training.annotate.config import SelectConfig
-from post_training.annotate.pairs import DROPPED, Selected, select_pairs
+from post_training.annotate.pairs import Selected, select_pairs
+from post_training.annotate.report import Report, table_lines
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.data.branches import BRANCHES, ID, branch_row
@@ -32,152 +35,8 @@ from post_training.data.sources.json_rows import json_line
 from post_training.models.reference import common_reference
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
 
-# What was selected, as figures, a table and a page with histograms.
-#
-# A distribution is told by its mean and its quantiles (the nearest rank: a value that is there),
-# and by a histogram of 20 equal bins between its least and its largest value.
-
-
-_QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95,
-              "largest": 1.0}  # fmt: skip
-_NUM_BINS = 20
-# {figure: the columns of a pair that it is of}; a margin is chosen minus rejected.
-_COLUMNS = {
-    "reward, chosen": "chosen_reward",
-    "reward, rejected": "rejected_reward",
-    "quantile reward, chosen": "chosen_quantile_reward",
-    "quantile reward, rejected": "rejected_quantile_reward",
-    "length in tokens, chosen": "chosen_length",
-    "length in tokens, rejected": "rejected_length",
-    "reference logprob, chosen": "ref_chosen_logprob",
-    "reference logprob, rejected": "ref_rejected_logprob",
-}
-_MARGINS = {"margin of the rewards": "{}_reward", "margin of the lengths": "{}_length"}
-
-
-@dataclass
-class Report:
-    num_prompts: int = 0
-    num_pairs: int = 0
-    num_samples: int = 0
-    num_cut_off: int = 0
-    num_truncated: Counter[str] = field(default_factory=Counter)
-    dropped: dict[str, int] = field(default_factory=dict)
-    sources: Counter[str] = field(default_factory=Counter)
-    _values: dict[str, array] = field(default_factory=dict)
-
-    def add(self, selected: Selected) -> None:
-        """What became of one prompt."""
-        self.num_prompts += 1
-        self.num_samples += selected.num_samples
-        self.num_cut_off += selected.num_cut_off
-        pairs = selected.pairs
-        if isinstance(pairs, str):
-            self.dropped[pairs] = self.dropped.get(pairs, 0) + 1
-            return
-        self._keep("reward, reference samples", *pairs[0].get("ref_rewards", ()))
-        for row in pairs:
-            self.num_pairs += 1
-            self.sources[str(row["source"])] += 1
-            for side in ("chosen", "rejected"):
-                self.num_truncated[side] += row[f"{side}_is_truncated"]
-            for name, column in _COLUMNS.items():
-                if column in row:
-                    self._keep(name, row[column])
-            for name, column in _MARGINS.items():
-                columns = column.format("chosen"), column.format("rejected")
-                if all(each in row for each in columns):
-                    self._keep(name, row[columns[0]] - row[columns[1]])
-
-    def _keep(self, name: str, *values: float) -> None:
-        if values:
-            self._values.setdefault(name, array("d")).extend(values)
-
-    def cut_off(self) -> str | None:
-        """Of the samples to choose from; the pairs have their own figures."""
-        if not self.num_cut_off:
-            return None
-        return (
-            f"{self.num_samples:,} samples, {self.num_cut_off:,} cut off at max_tokens: left out "
-            "(exclude_truncated)"
-        )
-
-    def reasons(self) -> str:
-        return _reasons(self.dropped)
-
-    def figures(self) -> dict[str, Any]:
-        return {
-            "num_prompts": self.num_prompts,
-            "num_pairs": self.num_pairs,
-            "prompts_without_a_pair": self.dropped,
-            "pairs_by_source": dict(sorted(self.sources.items())),
-            "truncated": dict(self.num_truncated),
-            "distributions": {
-                name: distribution(values) for name, values in sorted(self._values.items())
-            },
-        }
-
-    def page(self) -> str:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-        figures = self.figures()
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html.jinja").render(
-            figures=figures, reasons=DROPPED, quantiles=list(_QUANTILES), shown=shown
-        )
-
-
-def _reasons(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{number:,}: {DROPPED[key]}" for key, number in dropped.items())
-
-
-def distribution(values: array) -> dict[str, Any]:
-    """number, mean, the quantiles, and histogram: {from, to, counts of the bins}."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    quantiles = {name: ordered[round(share * last)] for name, share in _QUANTILES.items()}
-    least, largest = ordered[0], ordered[-1]
-    width = (largest - least) / _NUM_BINS
-    counts = [0] * _NUM_BINS
-    for value in ordered:
-        counts[min(int((value - least) / width), _NUM_BINS - 1) if width else 0] += 1
-    return {
-        "number": len(ordered),
-        "mean": sum(ordered) / len(ordered),
-        **quantiles,
-        "histogram": {"from": least, "to": largest, "counts": counts},
-    }
-
-
-def table(figures: dict[str, Any]) -> Iterator[str]:
-    """For the log."""
-    yield f"{figures['num_pairs']:,} pairs from {figures['num_prompts']:,} prompts"
-    without = figures["prompts_without_a_pair"]
-    if without:
-        yield f"{sum(without.values()):,} prompts without a pair: {_reasons(without)}"
-    distributions = figures["distributions"]
-    width = max(map(len, distributions))
-    columns = ["number", "mean", *_QUANTILES]
-    yield " ".join([" " * width, *(f"{column:>9}" for column in columns)])
-    for name, found in distributions.items():
-        yield " ".join([f"{name:<{width}}", *(f"{shown(found[each]):>9}" for each in columns)])
-
-
-def shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-# Write `RUN/dataset/pairs.jsonl`, whose logprobs those are, and `RUN/report/`.
-
-
 PAIRS = "pairs.jsonl"
-# What select itself reads of a row and its branches (pairs.py, candidates.py).
+# What select itself reads of a row and its branches (pairs.py).
 _READ = {
     ID: "id",
     "dataset_source": "source",
@@ -210,12 +69,13 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
     ):
         sources = _write_pairs(folder / PAIRS, config, report, verdicts, context)
         context.inputs.check()
+        cut_off = report.describe_cut_off()
         if not report.num_pairs:
             raise PostTrainingError(
-                f"not one pair from {report.num_prompts} prompts: {report.reasons()}",
+                f"not one pair from {report.num_prompts} prompts: {report.describe_dropped()}",
                 where="strategy",
-                hint=report.cut_off()
-                and f"{report.cut_off()}; sample with a larger "
+                hint=cut_off
+                and f"{cut_off}; sample with a larger "
                 "sampling.max_tokens, or set exclude_truncated: false",
             )
         if reference is not None:
@@ -227,10 +87,10 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
         figures = report.figures()
         write_json(folder / "report.json", figures)
         (folder / "report.html").write_text(report.page(), encoding="utf-8")
-    for line in table(figures):
+    for line in table_lines(figures):
         context.log(line)
-    if report.cut_off():
-        context.log(report.cut_off())
+    if cut_off:
+        context.log(cut_off)
     if verdicts.counts:
         context.log(f"data: {verdicts.summary()}")
     return {
@@ -242,9 +102,10 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
 
 
 def _write_pairs(
-    path: Any, config: SelectConfig, report: Report, verdicts: Verdicts, context: StageContext
+    path: Path, config: SelectConfig, report: Report, verdicts: Verdicts, context: StageContext
 ) -> list[dict[str, Any]]:
-    """What was read of each dataset's rows; no file's name, which decides no bytes."""
+    """Write the pairs of every prompt, in the order of the inputs. Returned: what was read of each
+    dataset's rows; no file's name, which decides no bytes."""
     sources, formats = open_sources(config.data, for_training=False)
     names = tuple(name_of(dataset) for dataset in config.data.datasets)
     for name, found in zip(names, formats, strict=True):

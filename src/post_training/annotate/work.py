@@ -1,5 +1,10 @@
 """A worker: claim a chunk, annotate its rows, write it, until there is none to claim.
 
+    RUN/chunks/000012.jsonl   the annotated rows
+               000012.json    from what they were made (key), their sha256, who was rejected; last
+               000012.lock    held by the worker that does it; a killed one lets go
+               000012.log     only of trouble: what went wrong, with its traceback
+
 What is wrong with a row the annotator says itself (BadRow). Where it fails, the engine or the model
 is at fault: it is started anew, and the rows are halved until one is left, which is named and ends
 the stage. Were that a bad row, quarantine would drop every row that an engine can't do. It is left
@@ -27,17 +32,16 @@ from post_training.data.reading import MEANT
 from post_training.data.rows import SIDES, BadRow
 from post_training.stages.context import Progress, StageContext
 
-# What a stage does to rows: the one thing that it brings itself.
-
-
+SCHEMA = "post-training/chunk/1"
 Row = dict[str, Any]
 
 
 class Annotator(ABC):
-    """Made once in a process, and only if there is a chunk to do.
+    """What a stage does to rows: the one thing that it brings itself.
 
-    What becomes of a row must not depend on the other rows of the call: chunks are cut otherwise
-    in another run, and halved to find a row that fails.
+    Made once in a process, and only if there is a chunk to do. What becomes of a row must not
+    depend on the other rows of the call: chunks are cut otherwise in another run, and halved to
+    find a row that fails.
     num_tokens: generated, scored or read so far; shown as a speed. num_truncated: samples that were
     cut off so far; None where a stage has none.
     """
@@ -56,108 +60,6 @@ class Annotator(ABC):
 
     def recover(self) -> None:  # noqa: B027 - most have nothing to do
         """Called after an exception, before the next call: an engine that died is started anew."""
-
-
-# One chunk's outcome: its rows, and the record that says the rows are all there.
-#
-# RUN/chunks/000012.jsonl   the annotated rows
-#            000012.json    from what they were made (key), their sha256, who was rejected; last
-#            000012.lock    held by the worker that does it; a killed one lets go
-#            000012.log     only of trouble: what went wrong, with its traceback
-
-
-SCHEMA = "post-training/chunk/1"
-
-
-def rows_path(plan: Plan, chunk: Chunk) -> Path:
-    return plan.folder / f"{chunk.name}.jsonl"
-
-
-def log_path(plan: Plan, chunk: Chunk) -> Path:
-    return plan.folder / f"{chunk.name}.log"
-
-
-def is_done(plan: Plan, chunk: Chunk) -> bool:
-    return _record_path(plan, chunk).exists()
-
-
-@contextmanager
-def claimed(plan: Plan, chunk: Chunk, *, wait: bool = False) -> Iterator[bool]:
-    """Whether the chunk is this process's to do: nobody else holds it, and it is not done.
-
-    wait: until whoever holds it has done it, or is gone.
-    """
-    path = plan.folder / f"{chunk.name}.lock"
-    holding = locked(path) if wait else hold(path)
-    if holding is None:
-        yield False
-        return
-    with holding:
-        try:
-            yield not is_done(plan, chunk)
-        finally:
-            # Who opened it before now finds the chunk done, once it has the lock.
-            if is_done(plan, chunk):
-                path.unlink(missing_ok=True)
-
-
-def write_chunk(
-    plan: Plan,
-    chunk: Chunk,
-    inputs: list[Row],
-    outputs: list[bytes | BadRow],
-    counts: dict[str, int],
-    timing: dict[str, Any],
-) -> None:
-    """Write the rows, then the record. outputs: of each input, its line or why there is none.
-    counts: of the lines' rows, together: num_branches, and what the stage counts."""
-    pairs = list(enumerate(zip(inputs, outputs, strict=True), chunk.first_row + 1))
-    rejected = [
-        {"row": number, ID: row[ID], "reason": output.reason, "problem": output.problem}
-        for number, (row, output) in pairs
-        if isinstance(output, BadRow)
-    ]
-    lines = [output for output in outputs if isinstance(output, bytes)]
-    path = rows_path(plan, chunk)
-    write_atomic(path, b"".join(lines))
-    record = {
-        "schema": SCHEMA,
-        "key": plan.key(chunk),
-        "sha256": sha256_file(path),
-        "num_rows": len(lines),
-        **counts,
-        "rejected": rejected,
-        "timing": timing,
-        "process": os.getpid(),
-    }
-    write_json(_record_path(plan, chunk), record)
-
-
-def read_chunk_record(plan: Plan, chunk: Chunk) -> dict[str, Any]:
-    """Errors: PostTrainingError when it is missing, or was not made of this plan's chunk."""
-    path = _record_path(plan, chunk)
-    try:
-        record = read_json(path, SCHEMA)
-    except FileNotFoundError:
-        raise broken(plan, chunk, "is missing") from None
-    if record["key"] != plan.key(chunk):
-        raise broken(plan, chunk, "was made of other rows or settings")
-    return record
-
-
-def broken(plan: Plan, chunk: Chunk, problem: str) -> PostTrainingError:
-    return PostTrainingError(
-        f"chunk {chunk.number} {problem}",
-        where=str(rows_path(plan, chunk)),
-        hint=f"remove {plan.folder / chunk.name}.json and start again: the chunk is done anew",
-    )
-
-
-def _record_path(plan: Plan, chunk: Chunk) -> Path:
-    return plan.folder / f"{chunk.name}.json"
-
-
-# A worker: claim a chunk, annotate its rows, write it, until there is none to claim.
 
 
 @dataclass(frozen=True)
@@ -182,7 +84,11 @@ class WorkerPlace:
 
 @dataclass
 class Worker:
-    """failed: chunks, with what went wrong. num_failed_rows: at which the annotator failed."""
+    """Does chunks of `plan` in the order of its place.
+
+    failed: chunks by their number, with what went wrong. num_failed_rows: at which the annotator
+    failed. _seen: the numbers of chunks that are done, by whomever.
+    """
 
     plan: Plan
     place: WorkerPlace
@@ -239,7 +145,7 @@ class Worker:
     def _do(self, chunk: Chunk, *, wait: bool) -> None:
         if wait and not is_done(self.plan, chunk):
             self.context.log(f"waiting for chunk {chunk.number}, which another worker holds")
-        with claimed(self.plan, chunk, wait=wait) as is_ours:
+        with claim(self.plan, chunk, wait=wait) as is_ours:
             if is_ours:
                 try:
                     self._annotate(chunk)
@@ -279,7 +185,7 @@ class Worker:
 
 @dataclass
 class _Attempt:
-    """At one chunk. num_branches: of the rows that were done."""
+    """One try at one chunk. num_branches: of the rows that were done."""
 
     worker: Worker
     annotator: Annotator
@@ -307,11 +213,11 @@ class _Attempt:
                     hint="the row is not known to be bad, and data.on_error does not leave it out; "
                     f"max_failed_rows: {self.worker.num_failed_rows} does, once you know why",
                 ) from None
-            return self._lines(rows, [BadRow("failed", _first_line(error))])
+            return self._to_lines(rows, [BadRow("failed", _first_line(error))])
         assert len(outputs) == len(rows), f"{len(rows)} rows became {len(outputs)}"
-        return self._lines(rows, outputs)
+        return self._to_lines(rows, outputs)
 
-    def _lines(self, rows: list[Row], outputs: list[Row | BadRow]) -> list[bytes | BadRow]:
+    def _to_lines(self, rows: list[Row], outputs: list[Row | BadRow]) -> list[bytes | BadRow]:
         lines: list[bytes | BadRow] = []
         for row, output in zip(rows, outputs, strict=True):
             try:
@@ -334,3 +240,98 @@ class _Attempt:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def rows_path(plan: Plan, chunk: Chunk) -> Path:
+    return plan.folder / f"{chunk.name}.jsonl"
+
+
+def log_path(plan: Plan, chunk: Chunk) -> Path:
+    return plan.folder / f"{chunk.name}.log"
+
+
+def is_done(plan: Plan, chunk: Chunk) -> bool:
+    return _record_path(plan, chunk).exists()
+
+
+@contextmanager
+def claim(plan: Plan, chunk: Chunk, *, wait: bool = False) -> Iterator[bool]:
+    """Lock the chunk, and yield whether it is this process's to do: nobody else holds it, and it is
+    not done. wait: until whoever holds it has done it, or is gone.
+    """
+    path = plan.folder / f"{chunk.name}.lock"
+    holding = locked(path) if wait else hold(path)
+    if holding is None:
+        yield False
+        return
+    with holding:
+        try:
+            yield not is_done(plan, chunk)
+        finally:
+            # Who opened it before now finds the chunk done, once it has the lock.
+            if is_done(plan, chunk):
+                path.unlink(missing_ok=True)
+
+
+def write_chunk(
+    plan: Plan,
+    chunk: Chunk,
+    inputs: list[Row],
+    outputs: list[bytes | BadRow],
+    counts: dict[str, int],
+    timing: dict[str, Any],
+) -> None:
+    """Write the rows, then the record.
+
+    outputs: of each input, its line or why there is none.
+    counts: of the lines' rows, together: num_branches, and what the stage counts.
+    timing: seconds and num_tokens of the work.
+    """
+    pairs = list(enumerate(zip(inputs, outputs, strict=True), chunk.first_row + 1))
+    rejected = [
+        {"row": number, ID: row[ID], "reason": output.reason, "problem": output.problem}
+        for number, (row, output) in pairs
+        if isinstance(output, BadRow)
+    ]
+    lines = [output for output in outputs if isinstance(output, bytes)]
+    path = rows_path(plan, chunk)
+    write_atomic(path, b"".join(lines))
+    record = {
+        "schema": SCHEMA,
+        "key": plan.key(chunk),
+        "sha256": sha256_file(path),
+        "num_rows": len(lines),
+        **counts,
+        "rejected": rejected,
+        "timing": timing,
+        "process": os.getpid(),
+    }
+    write_json(_record_path(plan, chunk), record)
+
+
+def read_chunk_record(plan: Plan, chunk: Chunk) -> dict[str, Any]:
+    """The record of a chunk that is done.
+
+    Errors: PostTrainingError when it is missing, or was not made of this plan's chunk.
+    """
+    path = _record_path(plan, chunk)
+    try:
+        record = read_json(path, SCHEMA)
+    except FileNotFoundError:
+        raise broken_chunk(plan, chunk, "is missing") from None
+    if record["key"] != plan.key(chunk):
+        raise broken_chunk(plan, chunk, "was made of other rows or settings")
+    return record
+
+
+def broken_chunk(plan: Plan, chunk: Chunk, problem: str) -> PostTrainingError:
+    """The error of a chunk that can't be used. problem: what is wrong with it, after its number."""
+    return PostTrainingError(
+        f"chunk {chunk.number} {problem}",
+        where=str(rows_path(plan, chunk)),
+        hint=f"remove {plan.folder / chunk.name}.json and start again: the chunk is done anew",
+    )
+
+
+def _record_path(plan: Plan, chunk: Chunk) -> Path:
+    return plan.folder / f"{chunk.name}.json"
