@@ -16,7 +16,7 @@ from pydantic import (
 
 from post_training.config.model import Config, Role, not_default
 from post_training.core.errors import UsageError
-from post_training.data.config import TEMPLATES, SourcesConfig, SpecialTokens
+from post_training.data.config import ChatTemplate, SourcesConfig, TemplatedDataConfig
 from post_training.models.config import ModelConfig
 from post_training.records.run import SHARED_FOLDERS
 from post_training.stages.config import StageConfig
@@ -66,8 +66,8 @@ class VllmConfig(Config):
         description="Longest sequence, prompt and answer, in tokens. By default the model's "
         "positions; a smaller number needs less memory.",
     )
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Role.PLACEMENT] = Field(
-        0.9, description="Share of the GPU's memory that vLLM may take."
+    gpu_memory_utilization: Annotated[float, Role.PLACEMENT] = Field(
+        0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM may take."
     )
     max_restarts: Annotated[NonNegativeInt, Role.PLACEMENT] = Field(
         16,
@@ -90,24 +90,6 @@ def check_backend(config: Any, of_transformers: Sequence[str] = ()) -> None:
         others += [f"model.{key}" for key in not_default(config.model, ["attn_implementation"])]
     if others:
         raise ValueError(f"{others[0]} is no setting of backend: {config.backend}")
-
-
-class TemplatedDataConfig(SourcesConfig):
-    """What is annotated, and how a model reads it."""
-
-    chat_template: Literal[(*TEMPLATES, "model")] = Field(
-        description="Template that turns messages into text: one of ours, or model, the "
-        "tokenizer's own. It must be the one that the model is trained with."
-    )
-    special_tokens: SpecialTokens = Field(
-        SpecialTokens(),
-        description="Special tokens, where they should differ from the tokenizer's.",
-    )
-    control_tokens: Literal["refuse", "keep"] = Field(
-        "refuse",
-        description="A special token written inside a message's text: refuse makes the row bad, "
-        "keep encodes it as the special token, which lets a text end its own turn.",
-    )
 
 
 class ChunkedStageConfig(StageConfig):
@@ -231,8 +213,10 @@ class SamplingConfig(Config):
     temperature: NonNegativeFloat = Field(
         1.0, description="The logits are divided by it. 0 takes the likeliest token."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+    top_p: float = Field(
         1.0,
+        gt=0,
+        le=1,
         description="Draw from the smallest set of tokens that has this probability. 1: from all.",
     )
     max_tokens: PositiveInt = Field(
@@ -311,8 +295,9 @@ class LogprobsConfig(ScoringStageConfig):
 class RewardConfig(Config):
     """One reward, of a model or of a function."""
 
-    name: Annotated[str, Field(min_length=1)] = Field(
-        description="Name of the reward: a branch has it as rewards.NAME, so no two have the same."
+    name: str = Field(
+        min_length=1,
+        description="Name of the reward: a branch has it as rewards.NAME, so no two have the same.",
     )
     function: str | None = Field(
         None,
@@ -322,7 +307,7 @@ class RewardConfig(Config):
     model: ModelConfig | None = Field(
         None, description="A model for sequence classification with one output, the reward."
     )
-    chat_template: Literal[(*TEMPLATES, "model")] = Field(
+    chat_template: ChatTemplate = Field(
         "model",
         description="Template by which the model reads a conversation: its own (model), or one of "
         "ours.",
@@ -351,9 +336,7 @@ class RewardConfig(Config):
 class RewardsConfig(ScoringStageConfig):
     """`entrypoint rewards`: rewards of answers, by models and functions."""
 
-    rewards: Annotated[list[RewardConfig], Field(min_length=1)] = Field(
-        description="The rewards, at least one."
-    )
+    rewards: list[RewardConfig] = Field(min_length=1, description="The rewards, at least one.")
     functions: Annotated[list[Path], Role.INPUT] = Field(
         default_factory=list,
         description="Python files that register the functions which the rewards name.",
@@ -428,7 +411,7 @@ class SelectConfig(StageConfig):
     num_ref_rewards: PositiveInt | None = Field(
         None, description="Use the first so many reference rewards of a prompt. By default all."
     )
-    min_ref_rewards: Annotated[int, Field(ge=0)] = Field(
+    min_ref_rewards: NonNegativeInt = Field(
         1, description="A prompt with fewer reference rewards is left out."
     )
     exclude_truncated: bool = Field(

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from post_training.annotate.config import TemplatedDataConfig, VllmConfig
+from post_training.annotate.config import VllmConfig
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.chat.templates import choose_template, with_special_tokens
+from post_training.data.config import TemplatedDataConfig
 from post_training.data.tokenize import Encoder
 from post_training.models.attention import check_positions, most_positions
 from post_training.models.config import ModelConfig

@@ -122,13 +122,13 @@ def read_layer(path: Path, overrides: Sequence[str] = ()) -> Layer:
     return layer
 
 
-def extended(layer: Layer, file: Path) -> Layer:
+def read_section(layer: Layer, file: Path) -> Layer:
     """A section of `file` over everything that its own `extends` names, as for a file.
 
     Errors: ConfigError.
     """
     try:
-        whole = _extended(layer, str(file), file, {})
+        whole = _read_extended(layer, str(file), file, {})
     except UsageError as error:
         raise ConfigError([str(error)]) from None
     whole.origins[()] = layer.origins[()]
@@ -199,10 +199,10 @@ def _read(name: str, path: Path, above: dict[Path, str]) -> Layer:
     if not isinstance(document.data, dict):
         raise UsageError("must be a mapping at the top level", where=name)
     origins = {key: document.where(key) for key in document.lines}
-    return _extended(Layer(document.data, origins), name, path, above)
+    return _read_extended(Layer(document.data, origins), name, path, above)
 
 
-def _extended(own: Layer, name: str, path: Path, above: dict[Path, str]) -> Layer:
+def _read_extended(own: Layer, name: str, path: Path, above: dict[Path, str]) -> Layer:
     """`own`, which stands in `path`, over everything it extends."""
     above = {**above, path.resolve(): name}
     layer = Layer({}, {})

@@ -1,6 +1,7 @@
 """What a stage's configuration is made of, and which part of it is identity.
 
-Every setting has a role (see "Identity" in the README). Unmarked settings are recipe:
+Every setting has a description, Field(description=…), and a role (see "Identity" in the README).
+Unmarked settings are recipe:
 
     class Training(Config):
         learning_rate: PositiveFloat                       # recipe: what is computed
@@ -22,8 +23,13 @@ from pydantic import BaseModel, ConfigDict
 from post_training.core.errors import shown
 from post_training.core.hashing import sha256_value
 
+_MOST_CHARACTERS = 60
+_CHARACTERS_BEFORE_CHANGE = 20
+
 
 class Role(Enum):
+    """What a setting counts for in the identity of a run."""
+
     RECIPE = "recipe"
     TOPOLOGY = "topology"
     PLACEMENT = "placement"
@@ -31,6 +37,8 @@ class Role(Enum):
 
 
 class Mark(Enum):
+    """What else is said of a setting."""
+
     ADDED_LATER = "added later"
 
 
@@ -44,8 +52,8 @@ class Config(BaseModel):
 
 
 def not_default(config: Config, names: Iterable[str]) -> list[str]:
-    """Of these settings, those that don't have their default; by value, as a resolved configuration
-    has every default written out."""
+    """Of these settings, those that don't have their default."""
+    # By value and not by what was set: a resolved configuration has every default written out.
     fields = type(config).model_fields
     return [
         name
@@ -95,15 +103,9 @@ def _walk(config: Config, prefix: str, inherited: Role | None) -> Iterator[tuple
             yield key, dumped[name], role or Role.RECIPE
 
 
-# The identity of what a stage computes, and what changed between two configurations.
-
-
-_MOST_CHARACTERS = 60
-_CHARACTERS_BEFORE_CHANGE = 20
-
-
 def recipe_hash(stage_name: str, config: Config) -> str:
-    """sha256 of the stage's name and its recipe settings; nothing of topology or placement."""
+    """The identity of what a stage computes: sha256 of its name and its recipe settings; nothing of
+    topology or placement."""
     return sha256_value({"stage": stage_name, "recipe": settings_by_role(config)[Role.RECIPE]})
 
 

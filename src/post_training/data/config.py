@@ -22,8 +22,15 @@ TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain
 # Settings that choose among a dataset's rows; a stage that keeps every row refuses them.
 _CHOOSE_ROWS = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
 
-_OnError = Literal["fail", "skip", "quarantine"]
-_Packing = Literal["none", "bfd", "k_bin_packed", "next_fit"]
+OnError = Literal["fail", "skip", "quarantine"]
+Packing = Literal["none", "bfd", "k_bin_packed", "next_fit"]
+ChatTemplate = Literal[(*TEMPLATES, "model")]  # one of ours, or the tokenizer's own
+ControlTokens = Literal["refuse", "keep"]
+_CONTROL_TOKENS = (
+    "A special token written inside a message's text: refuse makes the row bad, keep encodes it as "
+    "the special token, which lets a text end its own turn."
+)
+_SPECIAL_TOKENS = "Special tokens, where they should differ from the tokenizer's."
 _PACKING = (
     "How sequences share a row, each seeing only itself. none: one a row; bfd: best fit, the "
     "longest first, over the whole dataset; k_bin_packed: best fit among 16 open rows, in the "
@@ -197,7 +204,7 @@ class SourcesConfig(Config):
         default_factory=list,
         description="Python files that register the transforms which datasets name.",
     )
-    on_error: _OnError = Field(
+    on_error: OnError = Field(
         "fail",
         description="What a bad row does. fail: end the run; skip: be left out; quarantine: be "
         "left out and copied to RUN/rejects.jsonl.",
@@ -248,7 +255,7 @@ class SourcesConfig(Config):
 class DataConfig(SourcesConfig):
     """What is trained on: datasets with their chat template, or data that is already tokenised."""
 
-    chat_template: Literal[(*TEMPLATES, "model")] | None = Field(
+    chat_template: ChatTemplate | None = Field(
         None,
         description="Template that turns messages into text: one of ours, or model, the "
         "tokenizer's own. It belongs to datasets: data that is already tokenised needs none.",
@@ -274,11 +281,7 @@ class DataConfig(SourcesConfig):
     train_on_thoughts: bool = Field(
         True, description="Whether the assistant's thoughts are trained on too."
     )
-    control_tokens: Literal["refuse", "keep"] = Field(
-        "refuse",
-        description="A special token written inside a message's text: refuse makes the row bad, "
-        "keep encodes it as the special token, which lets a text end its own turn.",
-    )
+    control_tokens: ControlTokens = Field("refuse", description=_CONTROL_TOKENS)
     without_kinds: Literal["refuse", "train_all"] = Field(
         "refuse",
         description="What to do with indexed files without PREFIX_kinds_document, which says which "
@@ -311,6 +314,20 @@ class DataConfig(SourcesConfig):
         return self
 
 
+class TemplatedDataConfig(SourcesConfig):
+    """What is annotated, and how a model reads it."""
+
+    chat_template: ChatTemplate = Field(
+        description="Template that turns messages into text: one of ours, or model, the "
+        "tokenizer's own. It must be the one that the model is trained with."
+    )
+    special_tokens: SpecialTokens = Field(
+        SpecialTokens(),
+        description="Special tokens, where they should differ from the tokenizer's.",
+    )
+    control_tokens: ControlTokens = Field("refuse", description=_CONTROL_TOKENS)
+
+
 class SequenceConfig(Config):
     """How conversations and texts become the rows of supervised fine-tuning."""
 
@@ -320,7 +337,7 @@ class SequenceConfig(Config):
         description="What becomes of a longer sequence. truncate: its end is cut off; split: it "
         "becomes several; drop: it is a bad row; fail: the run ends.",
     )
-    packing: _Packing = Field("none", description=_PACKING)
+    packing: Packing = Field("none", description=_PACKING)
 
 
 class PairConfig(Config):
@@ -348,7 +365,7 @@ class PairConfig(Config):
         description="Compute quantiles from the first so many ref_rewards of a row. By default the "
         "row's own quantile rewards are used, or else all of its ref_rewards.",
     )
-    packing: _Packing = Field("none", description="As sft.packing, with whole pairs.")
+    packing: Packing = Field("none", description="As sft.packing, with whole pairs.")
     max_seq_length: PositiveInt | None = Field(
         None, description="Length of a packed row, in tokens. Only packing needs it."
     )

@@ -41,9 +41,9 @@ from post_training.config.load import (
     Layer,
     Override,
     check_layer,
-    extended,
     parse_override,
     read_layer,
+    read_section,
 )
 from post_training.config.model import (
     Config,
@@ -88,9 +88,10 @@ class PipelineConfig(Config):
     """A pipeline's file."""
 
     run_dir: Path = Field(description="Folder of the pipeline; every run folder is below it.")
-    stages: Annotated[dict[Name, StageEntry], Field(min_length=1)] = Field(
+    stages: dict[Name, StageEntry] = Field(
+        min_length=1,
         description="{name: stage}, at least one. Names are letters, digits, _ and -, since they "
-        "name folders and stand in references."
+        "name folders and stand in references.",
     )
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict,
@@ -258,7 +259,7 @@ def _variant(path: Path, layer: Layer, settings: Mapping[str, Any]) -> Pipeline:
 def _stage_layer(path: Path, layer: Layer, name: str) -> Layer:
     if "config" not in layer.data["stages"][name]:
         return Layer({}, {(): layer.origin(("stages", name))})
-    return extended(layer.section(("stages", name, "config")), path)
+    return read_section(layer.section(("stages", name, "config")), path)
 
 
 def _referred(value: Any) -> set[str]:

@@ -9,6 +9,7 @@ from post_training.config.model import ADDED_LATER, Config, Role
 from post_training.data.config import (
     TEMPLATES,
     DataConfig,
+    OnError,
     PairConfig,
     SequenceConfig,
     SourcesConfig,
@@ -62,8 +63,10 @@ class StageConfig(Config):
         None,
         description="CPU threads of each process. By default its share of the machine's cores.",
     )
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(
+    seed: int = Field(
         0,
+        ge=0,
+        le=2**32 - 1,
         description="Seed of all that is random. At most 2³² − 1: numpy, which trainers seed too, "
         "takes 32 bits.",
     )
@@ -106,8 +109,9 @@ class InitModelConfig(StageConfig):
     tie_word_embeddings: bool = Field(
         False, description="Whether the output layer is the matrix of the embeddings."
     )
-    corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)] = Field(
-        description="Files of rows (as JSONL); the tokenizer is trained on every string in them."
+    corpus: Annotated[list[Path], Role.INPUT] = Field(
+        min_length=1,
+        description="Files of rows (as JSONL); the tokenizer is trained on every string in them.",
     )
     chat_template: Literal[TEMPLATES] = Field(
         "chatml", description="Chat template of the tokenizer, one of ours."
@@ -211,8 +215,9 @@ class ControlTokensConfig(Config):
 class TokenizeConfig(StageConfig):
     """`entrypoint tokenize`: documents with markers to .bin and .idx files."""
 
-    inputs: Annotated[list[Path], Role.INPUT, Field(min_length=1)] = Field(
-        description='JSONL files of documents: {"text": "<<<|user|>>>…<<<|user|>>>…"}.'
+    inputs: Annotated[list[Path], Role.INPUT] = Field(
+        min_length=1,
+        description='JSONL files of documents: {"text": "<<<|user|>>>…<<<|user|>>>…"}.',
     )
     tokenizer: Annotated[Path, Role.INPUT] = Field(
         description="A SentencePiece model, or the folder of a Hugging Face tokenizer."
@@ -222,15 +227,16 @@ class TokenizeConfig(StageConfig):
     )
     eod: str = Field("<|endoftext|>", description="The piece that ends a document.")
     append_eod: bool = Field(True, description="Whether eod is appended to each document.")
-    output_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    output_prefix: str = Field(
         "data",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Beginning of the files' names, OUTPUT_PREFIX_text_document.bin and so on. "
         "Letters, digits and . _ - alone, since it names files and no folder.",
     )
     max_rows: PositiveInt | None = Field(
         None, description="Stop after so many good documents. By default all are used."
     )
-    on_error: Literal["fail", "skip", "quarantine"] = Field(
+    on_error: OnError = Field(
         "fail",
         description="What a bad line does. fail: end the run; skip: be left out; quarantine: be "
         "left out and copied to RUN/rejects.jsonl.",
@@ -258,9 +264,10 @@ class ConvertTokenizerConfig(StageConfig):
     """`entrypoint convert-tokenizer`: a SentencePiece model into a Hugging Face tokenizer."""
 
     sentencepiece_model: Annotated[Path, Role.INPUT] = Field(description="The .model file.")
-    corpus: Annotated[list[Path], Role.INPUT, Field(min_length=1)] = Field(
+    corpus: Annotated[list[Path], Role.INPUT] = Field(
+        min_length=1,
         description="Files of rows (as JSONL). Both tokenizers must give the same ids for every "
-        "string in them."
+        "string in them.",
     )
     control_tokens: ControlTokensConfig | None = Field(
         None, description="As in `tokenize`. By default the tokenizer has no such tokens."

@@ -17,8 +17,9 @@ from transformers import Adafactor, TrainingArguments
 from trl import SFTConfig
 
 from post_training.core.errors import UsageError
-from post_training.train.config import TrainingConfig, TrainingStageConfig
+from post_training.train.config import TrainingStageConfig
 from post_training.train.optim import transformers_arguments
+from post_training.train.training_config import TrainingConfig
 
 # Our losses are computed on the output layer in chunks, and need its plain forward.
 _LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}

@@ -34,7 +34,9 @@ class TrainingStageConfig(StageConfig):
 
     model: ModelConfig = Field(description="The model to train.")
     lora: LoraConfig | None = Field(
-        None, description="Train a low-rank addition (LoRA). By default the whole model is trained."
+        None,
+        description="Train a low-rank addition (LoRA): RUN/adapter has it alone, RUN/model the "
+        "sum. By default the whole model is trained.",
     )
     training: TrainingConfig = Field(
         description="The length of the run, its batches, its numerics and its optimizer."

@@ -37,8 +37,10 @@ class AdamW(Config):
 class AdEMAMix(AdamW):
     """AdamW with a second, slow average of the gradients (https://arxiv.org/abs/2409.03137)."""
 
-    beta3: Annotated[float, Field(gt=0, lt=1)] = Field(
+    beta3: float = Field(
         0.999,
+        gt=0,
+        lt=1,
         description="Decay of the slow average. At least betas[0], the decay of the fast one.",
     )
     alpha: NonNegativeFloat = Field(
@@ -52,6 +54,7 @@ class AdEMAMix(AdamW):
 
     @model_validator(mode="after")
     def _slow_is_slower(self) -> "AdEMAMix":
+        # The slow decay grows from betas[0] to beta3, along a curve of their logarithms.
         if not 0 < self.betas[0] <= self.beta3:
             raise ValueError(f"betas[0]: must be > 0 and <= beta3 (got {self.betas[0]})")
         return self
@@ -78,8 +81,9 @@ class Adafactor(Config):
     clip_threshold: PositiveFloat = Field(
         1.0, description="Root mean square of an update above which it is scaled down."
     )
-    decay_rate: Annotated[float, Field(lt=0)] = Field(
+    decay_rate: float = Field(
         -0.8,
+        lt=0,
         description="Exponent of the decay of the squares' average, 1 − step^decay_rate. Negative: "
         "the average becomes longer with the steps.",
     )

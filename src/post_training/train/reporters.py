@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from post_training.records.run_record import read_record
 from post_training.stages.context import StageContext
-from post_training.train.config import LoggingConfig
+from post_training.train.training_config import LoggingConfig
 
 Line = dict[str, Any]
 

@@ -30,7 +30,7 @@ from post_training.train.checkpoint import (
     open_inference_checkpoints,
 )
 from post_training.train.checksums import FILES, Division, check_files
-from post_training.train.config import TrainingStageConfig, accumulation_steps
+from post_training.train.config import TrainingStageConfig
 from post_training.train.loss import Evaluation, Loss
 from post_training.train.metrics import Metrics, StepLog, num_steps_made
 from post_training.train.policy import (
@@ -43,6 +43,7 @@ from post_training.train.policy import (
 from post_training.train.reporters import Reporters, open_reporters
 from post_training.train.throughput import ModelFlops, Throughput, model_flops, peak_flops_per_s
 from post_training.train.trainer import Trainer, TrainingData, TrainingRun, read_totals
+from post_training.train.training_config import accumulation_steps
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,17 @@ DURATIONS = ("max_steps", "num_train_epochs", "num_training_samples", "num_train
 
 
 class LoraConfig(Config):
-    """Train a low-rank addition to some matrices, W + (alpha / rank) B A, and nothing else
-    (https://arxiv.org/abs/2106.09685). RUN/adapter has it alone, RUN/model the sum."""
+    """Train a low-rank addition to some matrices and nothing else (arXiv 2106.09685)."""
 
     rank: PositiveInt = Field(16, description="Rank of the addition B A.")
     alpha: PositiveFloat = Field(
         32.0, description="The addition is multiplied by alpha / rank, as W + (alpha / rank) B A."
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Probability that an input of the addition is set to 0 in training."
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability that an input of the addition is set to 0 in training.",
     )
     target_modules: list[str] | None = Field(
         None,
@@ -280,16 +282,16 @@ class CheckpointingConfig(Config):
 
 
 class LoggingConfig(Config):
-    """Where metrics go beside metrics.jsonl. W&B is online with a key, from the file that
-    WANDB_API_KEY_FILE names or in WANDB_API_KEY, and else offline; WANDB_MODE overrides that."""
+    """Where the metrics go."""
 
     logging_steps: Annotated[PositiveInt, Role.PLACEMENT] = Field(
         10, description="Steps that one line of metrics.jsonl is about."
     )
     report_to: Annotated[list[Literal["tensorboard", "wandb"]], Role.PLACEMENT] = Field(
         default_factory=list,
-        description="Who else gets the lines, in RUN/tensorboard and RUN/wandb. W&B is online only "
-        "with a key (WANDB_API_KEY_FILE or WANDB_API_KEY).",
+        description="Who else gets the lines, in RUN/tensorboard and RUN/wandb. W&B is online with "
+        "a key, from the file that WANDB_API_KEY_FILE names or in WANDB_API_KEY, and else offline; "
+        "WANDB_MODE overrides that.",
     )
     wandb_project: Annotated[str, Role.PLACEMENT] = Field(
         "post-training", description="Project of the run at W&B."

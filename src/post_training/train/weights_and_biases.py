@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.train.config import LoggingConfig
 from post_training.train.reporters import Line, scalars
+from post_training.train.training_config import LoggingConfig
 
 _START_TIMEOUT_S = 30.0
 _UPLOAD_TIMEOUT_S = 120.0

@@ -14,14 +14,13 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Literal
 
 import numpy as np
 
 from post_training.core.errors import PostTrainingError
+from post_training.data.config import Packing
 from post_training.data.order import permutation
 
-Method = Literal["none", "bfd", "k_bin_packed", "next_fit"]
 NUM_OPEN_ROWS = 16
 
 
@@ -42,7 +41,7 @@ class PackedRows:
         return self.sequences[self.offsets[row] : self.offsets[row + 1]]
 
 
-def pack(lengths: np.ndarray, capacity: int, method: Method) -> PackedRows:
+def pack(lengths: np.ndarray, capacity: int, method: Packing) -> PackedRows:
     """Plan the rows of sequences of these lengths (in tokens).
 
     bfd: sequences from long to short (equal ones in their order), each into the fullest row that
