@@ -142,10 +142,10 @@ def explain(
     origin: Callable[[KeyPath], str],
 ) -> list[str]:
     """One line a fault, in the order of the model. `origin`: path -> `file.yaml:12`."""
-    faults = [_fault(model, detail, data) for detail in error.errors(include_url=False)]
+    faults = [_to_fault(model, detail, data) for detail in error.errors(include_url=False)]
     lines = []
     for union, group in groupby(faults, key=lambda fault: fault.union):
-        for fault in group if union is None else _meant(union, list(group)):
+        for fault in group if union is None else _choose_meant(union, list(group)):
             place = [origin(fault.written), dotted(fault.path)]
             lines.append(": ".join([part for part in place if part] + [fault.words]))
     return list(dict.fromkeys(lines))
@@ -157,7 +157,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f", did you mean '{near[0]}'?" if near else ""
 
 
-def _fault(model: type[BaseModel], error: ErrorDetails, data: Any) -> _Fault:
+def _to_fault(model: type[BaseModel], error: ErrorDetails, data: Any) -> _Fault:
     path, union, member = _locate(model, error["loc"], data)
     written, wanted = path, None
     match error["type"]:
@@ -226,7 +226,7 @@ def _locate(
     return path, union, member
 
 
-def _meant(union: KeyPath, faults: list[_Fault]) -> list[_Fault]:
+def _choose_meant(union: KeyPath, faults: list[_Fault]) -> list[_Fault]:
     """What the type that was meant says; if none was, one fault with the kinds it may be."""
     members: dict[str | int | None, list[_Fault]] = {}
     for fault in faults:
@@ -265,13 +265,13 @@ def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
     elif name in here and section in ("", written.rpartition(".")[0]):
         offered = [name]
     elif other in elsewhere.get(name, []):
-        offered = [_placed(other)]
+        offered = [_with_place(other)]
     else:
         offered = difflib.get_close_matches(key, here, n=1)
-    offered += [_placed(path) for path in elsewhere.get(key, [])[:2]]
+    offered += [_with_place(path) for path in elsewhere.get(key, [])[:2]]
     if not offered:
         near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=_NEAR_ELSEWHERE)
-        offered = [_placed(elsewhere[name][0]) for name in near]
+        offered = [_with_place(elsewhere[name][0]) for name in near]
     if offered:
         quoted = (name if " " in name else f"'{name}'" for name in dict.fromkeys(offered))
         return f"unknown key '{key}', did you mean {' or '.join(quoted)}?"
@@ -284,14 +284,14 @@ def _initials(name: str) -> str:
     return "".join(word[:1] for word in name.split("_"))
 
 
-def _placed(path: str) -> str:
+def _with_place(path: str) -> str:
     """The path of a key in another section, which the reader is told."""
     return path if "." in path else f"'{path}' at the top level"
 
 
 def describe(field: FieldInfo) -> str:
     """The type and limits in plain words: `an integer > 0`."""
-    words = " or ".join(dict.fromkeys(_kind(member) for member in _members(field.annotation)))
+    words = " or ".join(dict.fromkeys(_kind(member) for member in _union_types(field.annotation)))
     for name, sign in _LIMIT_WORDS:
         for mark in field.metadata:
             if getattr(mark, name, None) is not None:
@@ -314,7 +314,7 @@ def fields_at(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     """{key: field} of the mapping at `path`; nothing where the model has none there."""
     members: list[Any] = [model]
     for part in path:
-        members = [inner for member in members for inner in _inside(member, part)]
+        members = [inner for member in members for inner in _types_inside(member, part)]
     models = [member for member in members if _is_model(member)]
     return {key: field for found in models for key, field in found.model_fields.items()}
 
@@ -322,49 +322,49 @@ def fields_at(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
 def paths_of_keys(model: type[BaseModel], *, but: str) -> dict[str, list[str]]:
     """{key: dotted paths of this model that end in it}, `[]` for any index; `but` left out."""
     paths: dict[str, list[str]] = {}
-    for key, path in _walk(model, ""):
+    for key, path in _walk_keys(model, ""):
         if path != but:
             paths.setdefault(key, []).append(path)
     return paths
 
 
-def _walk(annotation: Any, path: str) -> Iterator[tuple[str, str]]:
+def _walk_keys(annotation: Any, path: str) -> Iterator[tuple[str, str]]:
     """(key, path) of every field of the models in `annotation`, which stands at `path`."""
-    for member in _members(annotation):
+    for member in _union_types(annotation):
         if _is_model(member):
             for key, field in member.model_fields.items():
                 here = f"{path}.{key}" if path else key
                 yield key, here
-                yield from _walk(field.annotation, here)
+                yield from _walk_keys(field.annotation, here)
         else:
             for argument in get_args(member):
-                yield from _walk(argument, f"{path}[]")
+                yield from _walk_keys(argument, f"{path}[]")
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def _union_types(annotation: Any) -> Iterator[Any]:
     """The types of a union, through Annotated."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
+        yield from _union_types(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
         for member in get_args(annotation):
-            yield from _members(member)
+            yield from _union_types(member)
     else:
         yield annotation
 
 
-def _inside(member: Any, part: str | int) -> Iterator[Any]:
+def _types_inside(member: Any, part: str | int) -> Iterator[Any]:
     """The types of what stands at `part` in a value of type `member`."""
     arguments = [argument for argument in get_args(member) if argument is not ...]
     if _is_model(member):
         if part in member.model_fields:
-            yield from _members(member.model_fields[part].annotation)
+            yield from _union_types(member.model_fields[part].annotation)
     elif not arguments or get_origin(member) is Literal:
         return
     elif _is_mapping(member):
-        yield from _members(arguments[-1])
+        yield from _union_types(arguments[-1])
     elif isinstance(part, int):
-        yield from _members(arguments[min(part, len(arguments) - 1)])
+        yield from _union_types(arguments[min(part, len(arguments) - 1)])
 
 
 def _is_model(member: Any) -> bool:

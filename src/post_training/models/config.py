@@ -18,8 +18,8 @@ class ModelConfig(Config):
     )
     attn_implementation: Annotated[Attention, Role.TOPOLOGY] = Field(
         "sdpa",
-        description="How attention is computed. All but sdpa and eager need a GPU or an image that "
-        "has them.",
+        description="How attention is computed. sdpa and eager work everywhere; the others need a "
+        "GPU, and the flash ones 16 bits and their package.",
     )
     # The optimizer's averages have the dtype of the weights. bfloat16 has 8 bits of precision, and
     # an average with a decay of 0.999 moves by less than the last of them.

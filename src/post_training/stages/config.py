@@ -52,12 +52,14 @@ class StageConfig(Config):
     continues: ClassVar[bool] = False
 
     run_dir: Annotated[Path | None, Role.PLACEMENT] = Field(
-        None, description="The run folder. By default a new one below runs/."
+        None,
+        description="The run folder. By default runs/STAGE-DIGEST, of the recipe and the inputs: "
+        "the same run finds its own folder again.",
     )
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
         None,
         description="Processes on this machine, where no launcher (srun, torchrun) starts them. "
-        "By default one a GPU.",
+        "By default one a GPU, and one where there is none.",
     )
     num_threads: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
         None,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft
 from post_training.train.arguments import optimizer_class_and_arguments
-from post_training.train.config import TrainingConfig
 from post_training.train.optim import OPTIMIZERS
+from post_training.train.training_config import TrainingConfig
 
 RATE, DECAY, STEPS = 0.01, 0.1, 12
 

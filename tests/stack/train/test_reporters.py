@@ -18,9 +18,9 @@ from post_training.core.errors import Interrupted
 from post_training.core.files import write_json
 from post_training.records.run_record import SCHEMA
 from post_training.stages.context import Ranks, StageContext
-from post_training.train.config import LoggingConfig
 from post_training.train.reporters import Reporters, open_reporters, scalars
 from post_training.train.tensorboard import TensorBoard
+from post_training.train.training_config import LoggingConfig
 
 RUN_ID = "sft-20261121-100000-abcdef"
 SETTINGS = {"seed": 7, "training": {"learning_rate": 0.001}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from post_training.train.config import TrainingConfig
 from post_training.train.optim import SCHEDULES, transformers_arguments
+from post_training.train.training_config import TrainingConfig
 
 RATE, STEPS, WARMUP = 0.02, 40, 8
 

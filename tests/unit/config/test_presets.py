@@ -7,7 +7,8 @@ import pytest
 
 from post_training.config.load import PRESETS_DIR, load_config
 from post_training.stages.config import InitModelConfig
-from post_training.train.config import SftConfig, accumulation_steps
+from post_training.train.config import SftConfig
+from post_training.train.training_config import accumulation_steps
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS_DIR.glob("tiny-*.yaml")))

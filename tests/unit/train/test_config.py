@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import UsageError
-from post_training.train.config import SftConfig, TrainingConfig, accumulation_steps
+from post_training.train.config import SftConfig
+from post_training.train.training_config import TrainingConfig, accumulation_steps
 
 COUNTS = {"num_rows": 30, "num_sequences": 90, "num_tokens": 12_000}
 
