@@ -30,7 +30,7 @@ _CONSTANTS = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 
-# PyYAML's problem, our words, and whether to name the line where the construct starts.
+# (a pattern of PyYAML's message, our words, whether to name the line where the construct starts).
 _SYNTAX_FAULTS = (
     (r"'\\t' that cannot start", "a tab where only spaces may stand", False),
     (r"('.') that cannot start any token", r"text that starts with \1 must be quoted", False),
@@ -44,7 +44,11 @@ _SYNTAX_FAULTS = (
 
 @dataclass(frozen=True)
 class Document:
-    """`lines` maps the path of a key or list item, as ("data", 0, "name"), to its 1-based line."""
+    """A document that was read.
+
+    name: of the file.
+    lines: {path of a key or list item, as ("data", 0, "name"): its line, from 1}.
+    """
 
     name: str
     data: Any
@@ -56,8 +60,9 @@ class Document:
 
 
 def load(text: str | bytes, name: str) -> Document:
-    """Read one document; `name` stands for the file in messages.
+    """Read one document.
 
+    name: of the file, for messages.
     Errors: UsageError, `name:line: what is wrong`, for the first fault.
     """
     if isinstance(text, bytes):
@@ -85,7 +90,7 @@ def dump(data: Any) -> str:
 
 
 class _Builder:
-    """Data and lines from PyYAML's events; its own constructors know only YAML 1.1."""
+    """Data and lines from PyYAML's events. Its own constructors know only YAML 1.1."""
 
     def __init__(self, name: str, text: str):
         self.name = name
@@ -160,7 +165,7 @@ class _Builder:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Knows plain data only, and quotes text that the core schema would read as something else."""
+    """Writes plain data only, and quotes text that the core schema would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -180,7 +185,8 @@ class _Dumper(yaml.SafeDumper):
         for key in mapping:
             if not isinstance(key, str):
                 raise TypeError(f"a key must be text, not {key!r}")
-        return self.represent_dict(mapping.items())  # items are not sorted, a dict would be
+        # PyYAML sorts the keys of a dict, but not a list of items.
+        return self.represent_dict(mapping.items())
 
     def refuse(self, data: Any) -> yaml.Node:
         raise TypeError(f"not plain data: {data!r}")
@@ -224,7 +230,7 @@ def _line(event: events.Event) -> int:
 
 
 def decode(data: bytes, name: str) -> str:
-    """Errors: UsageError when `data` is not UTF-8."""
+    """The text of UTF-8 bytes. Errors: UsageError, with the line, for other bytes."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -116,7 +116,8 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
     remembered = store.folder / f"bases/instead-of-{lock.sha256}.json"
     if remembered.exists():
         kept = json.loads(remembered.read_text())
-        base = Base(file=_base_path(store, kept["sha256"]), **kept)
+        file = _base_path(store, kept["sha256"])
+        base = Base(kept["sha256"], file, kept["packages"], kept["moved"])
         if base.file.exists():
             _say(f"base: unlocked ({len(base.moved)} packages are not those of {BASE_LOCK})")
             _check_file(base)

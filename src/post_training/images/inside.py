@@ -36,14 +36,19 @@ DEVELOPMENT_SOURCES = FINDINGS / "dev/src"
 # NAME/NAME, as models and datasets are called on the Hugging Face hub.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Folders of programs, libraries, packages and the settings that say where they are.
-_CODE = tuple(
-    Path(name)
-    for name in ("/opt/post-training", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
-)
+_CODE_FOLDERS = ("/opt/post-training", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
+_CODE = tuple(Path(name) for name in _CODE_FOLDERS)
 # Files of the host that every engine mounts; no code is in them.
 _HARMLESS = {
-    *(f"/etc/{name}" for name in ("hosts", "hostname", "resolv.conf", "localtime", "timezone")),
-    *("/etc/passwd", "/etc/group", "/etc/mtab", "/"),
+    "/",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+    "/etc/localtime",
+    "/etc/timezone",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/mtab",
 }
 # Where people mount data.
 _DATA = tuple(Path(f"/{name}") for name in ("home", "mnt", "media", "proc", "root", "run", "srv",
@@ -57,9 +62,20 @@ _DRIVER = re.compile(
 )
 # Each names code, or a place where code is looked for before the image's own.
 _VARIABLES = (
-    *("LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "GCONV_PATH", "GLIBC_TUNABLES"),
-    *("BASH_ENV", "ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE"),
-    *("PYTHONEXECUTABLE", "PYTHONPLATLIBDIR", "PYTHONPYCACHEPREFIX"),
+    "LD_PRELOAD",
+    "LD_AUDIT",
+    "LD_LIBRARY_PATH",
+    "GCONV_PATH",
+    "GLIBC_TUNABLES",
+    "BASH_ENV",
+    "ENV",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "PYTHONEXECUTABLE",
+    "PYTHONPLATLIBDIR",
+    "PYTHONPYCACHEPREFIX",
 )
 # Where Singularity mounts the driver's libraries.
 _ENGINE_LIBRARIES = "/.singularity.d/libs"
@@ -67,8 +83,15 @@ _ENGINE_LIBRARIES = "/.singularity.d/libs"
 _LANGUAGE = ("LANGUAGE", "LC_")
 # These name folders and files of the host, which may not exist inside.
 PLACES = (
-    *("TMPDIR", "TMP", "TEMP", "TEMPDIR", "XDG_RUNTIME_DIR"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    "TMPDIR",
+    "TMP",
+    "TEMP",
+    "TEMPDIR",
+    "XDG_RUNTIME_DIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
 )
 
 

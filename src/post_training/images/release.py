@@ -27,8 +27,15 @@ from post_training.images.store import ImageStore
 TESTS = ("tests/stack", "-m", "stack and not long")
 _SCHEMA = "post-training/images-lock/1"
 _FROM_RECORD = (
-    *("name", "version", "platform", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256"),
-    *("base_sha256", "lock_sha256"),
+    "name",
+    "version",
+    "platform",
+    "input_hash",
+    "oci_digest",
+    "sqsh_sha256",
+    "sif_sha256",
+    "base_sha256",
+    "lock_sha256",
 )
 
 

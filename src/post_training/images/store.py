@@ -29,8 +29,14 @@ from post_training.images.identity import seal
 
 RECORD_SCHEMA = "post-training/image-record/1"
 _INDEX_KEYS = (
-    *("name", "version", "input_hash", "oci_digest", "sqsh_sha256", "sif_sha256"),
-    *("size_bytes", "pushed"),
+    "name",
+    "version",
+    "input_hash",
+    "oci_digest",
+    "sqsh_sha256",
+    "sif_sha256",
+    "size_bytes",
+    "pushed",
 )
 # Every record, and every entry of the index, has these, and none of them is null.
 _NEEDED = tuple(key for key in _INDEX_KEYS if key != "sif_sha256")
