@@ -22,7 +22,7 @@ _KEYS_OF_MAKER = {"run_id", "stage", "recipe", "recipe_hash", "inputs", "image"}
 
 
 def seal_artifact(folder: Path, kind: str, run_record: dict[str, Any]) -> dict[str, Any]:
-    """Fingerprint the folder's files and write artifact.json; what it says.
+    """Fingerprint the folder's files and write artifact.json; returns what it says.
 
     Errors: PostTrainingError when the folder is missing or empty.
     """

@@ -34,9 +34,14 @@ _HOW_FAR_UP = 3
 
 @dataclass
 class Check:
-    """faults: how it is not what the run left, a line each. gone: recorded files that are not there
-    any more. num_read: files whose bytes are as recorded, or a fault. unread: those that are too
-    large for a glance, or not for this user to read. notes: what nothing is recorded of."""
+    """What was found.
+
+    faults: how it is not what the run left, a line each.
+    gone: recorded files that are not there any more.
+    num_read: files whose bytes are as recorded, or a fault.
+    unread: those that are too large for a glance, or not for this user to read.
+    notes: what nothing is recorded of.
+    """
 
     faults: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
@@ -65,8 +70,9 @@ class Check:
 
 
 def check_run(run_dir: Path, *, most_bytes: int | None = None) -> Check:
-    """most_bytes: read the smallest files up to so much; None: all of them.
+    """Compare run.json and the files it lists with what is there.
 
+    most_bytes: read the smallest files up to so much; None: all of them.
     Errors: UsageError for what is no record.
     """
     record = read_whole_record(run_dir)
@@ -103,7 +109,10 @@ def check_run(run_dir: Path, *, most_bytes: int | None = None) -> Check:
 
 
 def check_artifact(folder: Path, *, most_bytes: int | None = None) -> Check:
-    """Errors: UsageError for what is no artifact."""
+    """Compare artifact.json and its files, and the record of its run where it lies in that folder.
+
+    most_bytes: as of `check_run`. Errors: UsageError for what is no artifact.
+    """
     artifact = read_artifact(folder)
     found = Check(artifact_record_faults(artifact))
     for parent in folder.absolute().parents[:_HOW_FAR_UP]:

@@ -1,11 +1,22 @@
-"""Compare two finished runs that should be equal: the first thing that differs, or nothing.
+"""Where two runs part: what they are (`runs diff`), and what they made (`reproduce` asks it too).
+
+What they made, in this order, so that what is found first is nearest to the cause:
 
     steps.jsonl -> metrics.jsonl -> data -> checkpoints -> everything else -> final metrics
 
-The first step that differs is told with the first row of the data that does and the first weights,
-so that what comes first is nearest to the cause. What holds times or paths is left out: `timing`,
-and the files that a record lists as unstable. The records' hashes stand for the files: who asks for
-a verdict has compared them with the bytes (check.py).
+The first step that differs is told with the first row of the data that does and the first weights.
+What holds times or paths is left out: `timing`, and the files that a record lists as unstable. The
+records' hashes stand for the files: who asks for a verdict has compared them with the bytes
+(check.py).
+
+What they are, a line for each difference:
+
+    stage, recipe, topology, input, image, code    any of these may change the bits; of input
+                                                   folders that are still there, the files
+    packages, environment, machine                 what these rest on
+    placement                                      never changes them
+    outcome                                        the first difference in what they made: there is
+                                                   one where the recipe or an input is another
 """
 
 import json
@@ -37,13 +48,20 @@ from post_training.records.run_record import (
 )
 
 _MADE_FIRST = ("data", "evaluation", "reference", "evaluation_reference")
+SAME, DIFFERENT = 0, 4
+# Where one of these is another, so should be what comes out.
+_CAUSES = ("stage", "recipe", "input")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """difference: None when everything compared is equal. num_*: how much was compared.
-    deviation: relative, of the figures in metrics.jsonl; None where lines, or figures that
-    are counts, are not the same."""
+    """What came of comparing what two runs made.
+
+    difference: the first; None when everything compared is equal.
+    num_files, num_metric_lines: how much was compared.
+    deviation: relative, the largest of the figures in metrics.jsonl; None where lines, or figures
+    that are counts, are not the same.
+    """
 
     difference: str | None
     num_files: int
@@ -61,9 +79,10 @@ class Comparison:
 def compare_runs(
     first: dict[str, Any], first_dir: Path, second: dict[str, Any], second_dir: Path
 ) -> Comparison:
-    """Compare records and metrics; the records' hashes stand for the files.
+    """Compare what two runs made, by their records and their lines of figures.
 
-    Returns a difference, too, when there is nothing to compare. An unfinished run has no files.
+    Where there is nothing to compare, that is a difference too. An unfinished run has no files.
+    Errors: UsageError for a damaged line of figures.
     """
     lines = _read_lines(first_dir), _read_lines(second_dir)
     files = _files(first), _files(second)
@@ -73,8 +92,18 @@ def compare_runs(
     return Comparison(found, len(files[0]), len(lines[0]), _deviation(*lines))
 
 
-def _files(record: dict[str, Any]) -> dict[str, str]:
-    return {} if record["outputs"] is None else record["outputs"]["files"]
+def _deviation(one: Any, other: Any) -> float | None:
+    """The largest relative deviation of floats; None where anything else differs."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        one, other = list(one.values()), [other[key] for key in one]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = [_deviation(*pair) for pair in zip(one, other, strict=True)]
+        return None if None in parts else max(parts, default=0.0)
+    if one == other:
+        return 0.0
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) / max(abs(one), abs(other))
+    return None
 
 
 def _differences(
@@ -103,6 +132,10 @@ def _differences(
     yield from _final_difference(first["metrics"], second["metrics"])
     if not ours:
         yield "there are no recorded output files to compare"
+
+
+def _files(record: dict[str, Any]) -> dict[str, str]:
+    return {} if record["outputs"] is None else record["outputs"]["files"]
 
 
 def _read_lines(run_dir: Path, name: str = METRICS_NAME) -> list[dict[str, Any]]:
@@ -219,36 +252,6 @@ def _final_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[
             return
 
 
-def _deviation(one: Any, other: Any) -> float | None:
-    """The largest relative deviation of floats; None where anything else differs."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        one, other = list(one.values()), [other[key] for key in one]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        parts = [_deviation(*pair) for pair in zip(one, other, strict=True)]
-        return None if None in parts else max(parts, default=0.0)
-    if one == other:
-        return 0.0
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) / max(abs(one), abs(other))
-    return None
-
-
-# `post-training runs diff A B`: what two runs are, and where what they made parts.
-#
-# stage, recipe, topology, input, image, code        identity: any of these may change the bits;
-#                                                    of input folders that are still there, the files
-# packages, environment, machine                     what the identity rests on
-# placement                                          never changes them
-# outcome                                            the first difference, as `reproduce` finds it;
-#                                                    it must be there where the recipe or an input is
-#                                                    another
-
-
-SAME, DIFFERENT = 0, 4
-# Where one of these is another, so should be what comes out.
-_CAUSES = ("stage", "recipe", "input")
-
-
 @dataclass(frozen=True)
 class _Run:
     folder: Path
@@ -261,7 +264,10 @@ class _Run:
 
 
 def print_diffs(run_dirs: Sequence[Path]) -> int:
-    """The first of the runs beside each of the others; the exit code, 0 where all are the same."""
+    """Print how each of the other runs differs from the first; the exit code, SAME or DIFFERENT.
+
+    Errors: UsageError for a folder that is no run, or whose record is damaged.
+    """
     first, *others = [_Run(folder, read_whole_record(folder)) for folder in run_dirs]
     codes = []
     for other in others:
@@ -272,8 +278,8 @@ def print_diffs(run_dirs: Sequence[Path]) -> int:
 
 
 def _print_diff(first: _Run, second: _Run) -> int:
-    """A line for each difference; the exit code, 0 where the outcomes are the same."""
-    lines = _settings(first.record, second.record)
+    """Print a line for each difference; the exit code, SAME where the outcomes are."""
+    lines = _changed_settings(first.record, second.record)
     causes = [text for label, text in lines if label in _CAUSES]
     is_same, outcome = _outcome(first, second, causes)
     for label, text in [*lines, *(("outcome", text) for text in outcome)]:
@@ -281,7 +287,7 @@ def _print_diff(first: _Run, second: _Run) -> int:
     return SAME if is_same else DIFFERENT
 
 
-def _settings(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
+def _changed_settings(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
     described = [
         {
             "stage": {"stage": record["stage"]},
@@ -329,8 +335,10 @@ def _changed_files(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def _outcome(first: _Run, second: _Run, causes: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether they are the same, and the lines that say it. A verdict is one on bytes: there is
-    none where a run is not what it left."""
+    """Whether what they made is the same, and the lines that say it.
+
+    A verdict is one on bytes: there is none where a run is not what it left.
+    """
     lines = [
         f"{run.folder} is not finished: {run.record['status']}"
         for run in (first, second)

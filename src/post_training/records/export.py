@@ -2,15 +2,23 @@
 tools of others.
 
 RUN_ID.zip    ro-crate-metadata.json    for people and catalogues (records/provenance.py)
-              provenance.intoto.json    for supply chains (records/provenance.py); only of a finished
-                                        run whose record and files are what it left, by their bytes
+              provenance.intoto.json    for supply chains (the same); only of a finished run whose
+                                        record and files are what it left, by their bytes
               run.json config.yaml metrics.jsonl steps.jsonl, each artifact.json, the report
 
 Weights, datasets, samples, chunks and logs stay where they are; both descriptions name what was
 made by its sha256. `with_data` packs the recorded files of up to 1 MiB too, as they are.
 
-What is packed names no folder, host or person of the place it is from (records/export.py). Its
-run.json says so under `redaction`, with the sha256 of the original, and holds together by itself:
+What is packed names no folder, host or person of the place it is from:
+
+    below the working folder or the run's   relative to it
+    what every image has (/opt, /etc, …)    as it is
+    any other absolute path                 [path]/NAME
+    hosts, and the owner's name             [host], [user]
+    secrets of a known form                 [redacted: KIND]
+
+Recipe and topology stay as they are: the identity is made of them. Its run.json says under
+`redaction` what was replaced, with the sha256 of the original, and holds together by itself:
 `post-training runs show` of the unpacked folder finds no fault.
 """
 
@@ -32,7 +40,7 @@ from post_training.core.hashing import ARTIFACT_RECORD, sha256_bytes
 from post_training.core.secrets import redact
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
-from post_training.records.provenance import CRATE_NAME, STATEMENT_NAME, crate, statement
+from post_training.records.provenance import CRATE_NAME, STATEMENT_NAME, make_crate, make_statement
 from post_training.records.run import is_live
 from post_training.records.run_record import (
     CONFIG_NAME,
@@ -45,113 +53,22 @@ from post_training.records.run_record import (
     seal,
 )
 
-# A record without the place it is from: what an export shows of paths, hosts and people.
-#
-#     below the working folder or the run's   relative to it
-#     what every image has (/opt, /etc, …)    as it is
-#     any other absolute path                 [path]/NAME
-#     hosts, and the owner's name             [host], [user]
-#     secrets of a known form                 [redacted: KIND]
-#
-# Recipe and topology stay as they are: the identity is made of them.
-
-
 # Not after a letter, a dot or a slash: no part of a relative path, of an address, of `1/2`.
 _ABSOLUTE = re.compile(r"(?<![\w./~\]-])/(?![/\s])[^\s:,;'\"=\[\](){}<>|]+")
 _OF_EVERY_IMAGE = ("/opt/", "/etc/", "/run/", "/usr/", "/dev/", "/proc/", "/sys/")
 _HOME = re.compile(r"/(?:home|users|Users)/([\w.-]+)|/root(?=/|$)")
+# Of a record, what stays as it is.
 _KEPT = ("recipe", "topology", "identity", "packages", "seal")
 _NODES = "SLURM_JOB_NODELIST"
 # A shorter name is likely a word, or part of one.
 _SHORTEST_NAME = 4
-
-
-class Redaction:
-    """places: the dotted keys of what was replaced so far."""
-
-    def __init__(self, record: dict[str, Any], run_dir: Path):
-        self.places: list[str] = []
-        working = record["working_dir"].rstrip("/")
-        own = {str(run_dir.absolute()), str(run_dir.resolve())}
-        self._folders = sorted({working, *own} - {""}, key=len, reverse=True)
-        machines = [record["machine"], *(each["machine"] for each in record["attempts"])]
-        hosts = {machine.get("host", "") for machine in machines}
-        hosts |= {socket.gethostname(), record["environment"].get(_NODES, "")}
-        self._hosts = {name for name in hosts if name}
-        owner = _owner(run_dir)
-        users = {owner, os.environ.get("USER", ""), *_homes_in(record)}
-        self._users = {name for name in users if name not in ("", "root")}
-
-    def value(self, value: Any, place: str = "") -> Any:
-        """A JSON value without what is told above."""
-        if isinstance(value, str):
-            is_name = place.endswith((".host", f".{_NODES}"))
-            text = "[host]" if is_name else self.text(value)
-            if text != value:
-                self.places.append(place)
-            return text
-        if isinstance(value, dict):
-            return {
-                key: below
-                if not place and key in _KEPT
-                else self.value(below, f"{place}.{key}" if place else key)
-                for key, below in value.items()
-            }
-        if isinstance(value, list):
-            return [self.value(below, f"{place}[{index}]") for index, below in enumerate(value)]
-        return value
-
-    def text(self, text: str) -> str:
-        text, _ = redact(text)
-        text = _ABSOLUTE.sub(lambda found: self._path(found[0]), text)
-        for names, instead in ((self._hosts, "[host]"), (self._users, "[user]")):
-            for name in sorted(names, key=len, reverse=True):
-                if len(name) >= _SHORTEST_NAME:
-                    text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", instead, text)
-        return text
-
-    def _path(self, path: str) -> str:
-        for folder in self._folders:
-            if path == folder:
-                return "."
-            if path.startswith(f"{folder}/"):
-                return path[len(folder) + 1 :]
-        if path.startswith(_OF_EVERY_IMAGE):
-            return path
-        if _HOME.fullmatch(path):
-            return "[path]"
-        return f"[path]/{path.rstrip('/').rpartition('/')[2]}"
-
-
-def _owner(run_dir: Path) -> str:
-    try:
-        return pwd.getpwuid(run_dir.stat().st_uid).pw_name
-    except KeyError:  # Of another machine.
-        return ""
-
-
-def _homes_in(value: Any) -> Iterator[str]:
-    """The names of the people whose homes are named anywhere in a record."""
-    if isinstance(value, str):
-        yield from (name for name in _HOME.findall(value) if name)
-    elif isinstance(value, dict):
-        for below in value.values():
-            yield from _homes_in(below)
-    elif isinstance(value, list):
-        for below in value:
-            yield from _homes_in(below)
-
-
-# `post-training runs export`: a run's record as one archive, the same bytes each time, for the
-
-
 LARGEST_BYTES = 1 << 20
 _FIGURES = (METRICS_NAME, STEPS_NAME, "report/report.json")
 _DATE = (1980, 1, 1, 0, 0, 0)  # The first that a ZIP can say.
 
 
 def export_run(run_dir: Path, target: Path | None, *, with_data: bool = False) -> Path:
-    """The archive, RUN_ID.zip in the working folder unless `target` names another.
+    """Write the archive; its path, RUN_ID.zip in the working folder unless `target` names another.
 
     Errors: UsageError for a live run, when the archive is there already, and for a file that is a
     link out of the run's folder.
@@ -169,9 +86,9 @@ def export_run(run_dir: Path, target: Path | None, *, with_data: bool = False) -
     for line in why_not:
         print(f"warning: {run_dir}: {line}, so there is no {STATEMENT_NAME}", file=sys.stderr)
     files, shown = _packed(run_dir, record, with_data=with_data)
-    made = {CRATE_NAME: crate(shown, sorted(files))}
+    made = {CRATE_NAME: make_crate(shown, sorted(files))}
     if record["outputs"] is not None and not why_not:
-        made[STATEMENT_NAME] = statement(
+        made[STATEMENT_NAME] = make_statement(
             shown, gone=found.gone, packed={name: sha256_bytes(files[name]) for name in files}
         )
     with (
@@ -265,3 +182,82 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry.external_attr = 0o644 << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(entry, content)
+
+
+class Redaction:
+    """Takes out of a record what says where it is from.
+
+    places: the dotted keys of what was replaced so far.
+    """
+
+    def __init__(self, record: dict[str, Any], run_dir: Path):
+        self.places: list[str] = []
+        working = record["working_dir"].rstrip("/")
+        own = {str(run_dir.absolute()), str(run_dir.resolve())}
+        self._folders = sorted({working, *own} - {""}, key=len, reverse=True)
+        machines = [record["machine"], *(each["machine"] for each in record["attempts"])]
+        hosts = {machine.get("host", "") for machine in machines}
+        hosts |= {socket.gethostname(), record["environment"].get(_NODES, "")}
+        self._hosts = {name for name in hosts if name}
+        owner = _owner(run_dir)
+        users = {owner, os.environ.get("USER", ""), *_homes_in(record)}
+        self._users = {name for name in users if name not in ("", "root")}
+
+    def value(self, value: Any, place: str = "") -> Any:
+        """A JSON value without paths, hosts, people and secrets. place: its dotted key."""
+        if isinstance(value, str):
+            is_name = place.endswith((".host", f".{_NODES}"))
+            text = "[host]" if is_name else self.text(value)
+            if text != value:
+                self.places.append(place)
+            return text
+        if isinstance(value, dict):
+            return {
+                key: below
+                if not place and key in _KEPT
+                else self.value(below, f"{place}.{key}" if place else key)
+                for key, below in value.items()
+            }
+        if isinstance(value, list):
+            return [self.value(below, f"{place}[{index}]") for index, below in enumerate(value)]
+        return value
+
+    def text(self, text: str) -> str:
+        text, _ = redact(text)
+        text = _ABSOLUTE.sub(lambda found: self._path(found[0]), text)
+        for names, instead in ((self._hosts, "[host]"), (self._users, "[user]")):
+            for name in sorted(names, key=len, reverse=True):
+                if len(name) >= _SHORTEST_NAME:
+                    text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", instead, text)
+        return text
+
+    def _path(self, path: str) -> str:
+        for folder in self._folders:
+            if path == folder:
+                return "."
+            if path.startswith(f"{folder}/"):
+                return path[len(folder) + 1 :]
+        if path.startswith(_OF_EVERY_IMAGE):
+            return path
+        if _HOME.fullmatch(path):
+            return "[path]"
+        return f"[path]/{path.rstrip('/').rpartition('/')[2]}"
+
+
+def _owner(run_dir: Path) -> str:
+    try:
+        return pwd.getpwuid(run_dir.stat().st_uid).pw_name
+    except KeyError:  # Of another machine.
+        return ""
+
+
+def _homes_in(value: Any) -> Iterator[str]:
+    """The names of the people whose homes are named anywhere in a record."""
+    if isinstance(value, str):
+        yield from (name for name in _HOME.findall(value) if name)
+    elif isinstance(value, dict):
+        for below in value.values():
+            yield from _homes_in(below)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _homes_in(below)

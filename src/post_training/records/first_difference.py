@@ -1,7 +1,15 @@
-"""The first tensor in which two safetensors files differ.
+"""The first tensor in which two safetensors files differ, and the first row in which two prepared
+datasets do (`data/` of a run). Read without torch and numpy, since a login node has neither.
 
-The format (https://huggingface.co/docs/safetensors): eight bytes, little-endian, with the length of
-a JSON header {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the tensors' bytes.
+safetensors (https://huggingface.co/docs/safetensors): eight bytes, little-endian, with the length
+of a JSON header {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the tensors' bytes.
+
+A prepared dataset (data/prepared/dataset.py, data/pairs/dataset.py, data/indexed.py):
+
+    row_offsets.npy  row_pieces.npy    row r is pieces[offsets[r] : offsets[r + 1]]; of each piece
+                                       its sequence, first token, number of tokens
+    tokens.idx  kinds.idx              where each sequence lies in tokens.bin and kinds.bin
+    pairs.npy                          there for pairs alone, whose pieces are whole sequences
 """
 
 import json
@@ -16,6 +24,58 @@ from typing import IO, Any
 
 _CHUNK_BYTES = 1 << 24
 _TENSOR_FORMATS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
+_INDEX_HEADER = struct.Struct("<9sQBQQ")
+# As numpy.save writes it: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00.."
+    rb"\{'descr': '<i8', 'fortran_order': False, 'shape': \([0-9, ]+\),? ?\} *\n",
+    re.DOTALL,
+)
+_KINDS = ("prompt", "completion", "excluded")  # data/rows.py
+_ROW_FORMATS = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
+_NEEDED = ("row_offsets.npy", "row_pieces.npy", "tokens.idx", "tokens.bin", "kinds.idx")
+
+
+def first_tensor_difference(first: Path, second: Path) -> str | None:
+    """The first difference, or None when names, dtypes, shapes and values are equal. It is such as
+    "model.layers.3.mlp.down_proj.weight (first of 4 tensors): element 17 is 0.5, then 0.25".
+
+    Layers come in the order of their numbers.
+
+    Errors: ValueError, LookupError, struct.error for what are no tensors any more.
+    """
+    with open(first, "rb") as one, open(second, "rb") as other:
+        ours, theirs = _Tensors.read(one), _Tensors.read(other)
+        names = sorted(ours.described.keys() | theirs.described.keys(), key=natural_order)
+        found = [text for name in names if (text := _tensor_difference(name, ours, theirs))]
+    if not found:
+        return None
+    name, _, text = found[0].partition(": ")
+    return f"{name} (first of {len(found)} tensors): {text}" if len(found) > 1 else found[0]
+
+
+def first_row_difference(first: Path, second: Path) -> str | None:
+    """The first difference, such as "row 12: token 5 is 17, then 99"; rows count from 0, as in
+    training.
+
+    None where the rows are the same, and where a folder has no rows of its own.
+    Errors: OSError, ValueError, LookupError, struct.error for files that are damaged.
+    """
+    if not all((folder / name).exists() for folder in (first, second) for name in _NEEDED):
+        return None
+    with ExitStack() as stack:
+        ours, theirs = (_Rows(folder, stack) for folder in (first, second))
+        for row in range(min(len(ours), len(theirs))):
+            if text := _row_difference(list(ours.parts(row)), list(theirs.parts(row))):
+                return f"row {row}: {text}"
+        if len(ours) != len(theirs):
+            return f"{len(ours)} rows, then {len(theirs)}"
+    return None
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts layers.2 before layers.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 @dataclass(frozen=True)
@@ -33,27 +93,6 @@ class _Tensors:
         described = json.loads(file.read(length))
         described.pop("__metadata__", None)
         return cls(file, 8 + length, described)
-
-
-def first_tensor_difference(first: Path, second: Path) -> str | None:
-    """Such as "model.layers.3.mlp.down_proj.weight (first of 4 tensors): element 17 is 0.5, then
-    0.25"; None when tensors, names, dtypes and shapes are equal. Layers come in their order.
-
-    Errors: ValueError, LookupError, struct.error for what are no tensors any more.
-    """
-    with open(first, "rb") as one, open(second, "rb") as other:
-        ours, theirs = _Tensors.read(one), _Tensors.read(other)
-        names = sorted(ours.described.keys() | theirs.described.keys(), key=natural_order)
-        found = [text for name in names if (text := _tensor_difference(name, ours, theirs))]
-    if not found:
-        return None
-    name, _, text = found[0].partition(": ")
-    return f"{name} (first of {len(found)} tensors): {text}" if len(found) > 1 else found[0]
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """A key that sorts layers.2 before layers.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _tensor_difference(name: str, ours: _Tensors, theirs: _Tensors) -> str | None:
@@ -106,46 +145,6 @@ def _value(data: bytes, dtype: str) -> str:
     if dtype not in _TENSOR_FORMATS:
         return f"0x{data.hex()}"
     return repr(struct.unpack(_TENSOR_FORMATS[dtype], data)[0])
-
-
-# The first row in which two prepared datasets differ (`data/` of a run), read without numpy.
-#
-# The files (data/prepared/dataset.py, data/pairs/dataset.py, data/indexed.py):
-#
-#     row_offsets.npy  row_pieces.npy    row r is pieces[offsets[r] : offsets[r + 1]]; of each piece
-#                                        its sequence, first token, number of tokens
-#     tokens.idx  kinds.idx              where each sequence lies in tokens.bin and kinds.bin
-#     pairs.npy                          there for pairs alone, whose pieces are whole sequences
-
-
-_INDEX_HEADER = struct.Struct("<9sQBQQ")
-# As numpy.save writes it: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00.."
-    rb"\{'descr': '<i8', 'fortran_order': False, 'shape': \([0-9, ]+\),? ?\} *\n",
-    re.DOTALL,
-)
-_KINDS = ("prompt", "completion", "excluded")  # data/rows.py
-_ROW_FORMATS = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
-_NEEDED = ("row_offsets.npy", "row_pieces.npy", "tokens.idx", "tokens.bin", "kinds.idx")
-
-
-def first_row_difference(first: Path, second: Path) -> str | None:
-    """Such as "row 12: token 5 is 17, then 99"; rows count from 0, as training counts them.
-
-    None where the rows are the same, and where a folder has no rows of its own.
-    Errors: OSError, ValueError, LookupError, struct.error for files that are damaged.
-    """
-    if not all((folder / name).exists() for folder in (first, second) for name in _NEEDED):
-        return None
-    with ExitStack() as stack:
-        ours, theirs = (_Rows(folder, stack) for folder in (first, second))
-        for row in range(min(len(ours), len(theirs))):
-            if text := _row_difference(list(ours.parts(row)), list(theirs.parts(row))):
-                return f"row {row}: {text}"
-        if len(ours) != len(theirs):
-            return f"{len(ours)} rows, then {len(theirs)}"
-    return None
 
 
 @dataclass(frozen=True)

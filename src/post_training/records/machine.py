@@ -71,7 +71,7 @@ def portable_environment(recorded: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Host, kernel, architecture, processor, its vector instructions, and accelerators."""
     return {
         "host": socket.gethostname(),
@@ -80,11 +80,11 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "instructions": _instructions(),
         "cpus": len(os.sched_getaffinity(0)),
-        **accelerators(),
+        **find_accelerators(),
     }
 
 
-def accelerators(root: Path = Path("/")) -> dict[str, Any]:
+def find_accelerators(root: Path = Path("/")) -> dict[str, Any]:
     """{"accelerators": {model: how many}, "driver": its version or None}, as the kernel tells it:
     /proc/driver/nvidia, or /sys/class/kfd (AMD, by its graphics target such as gfx90a)."""
     models: list[str] = []
@@ -105,7 +105,7 @@ def accelerators(root: Path = Path("/")) -> dict[str, Any]:
     return {"accelerators": dict(sorted(Counter(models).items())), "driver": found}
 
 
-def packages() -> dict[str, str]:
+def installed_packages() -> dict[str, str]:
     """{name: version} of every installed Python distribution."""
     found = importlib.metadata.distributions()
     return dict(sorted({(d.name or "?").lower(): d.version for d in found}.items()))

@@ -1,7 +1,15 @@
-"""A run as a Workflow Run RO-Crate: its profile for one run of one program, Process Run Crate 0.5.
+"""A run's record in the two forms that the tools of others read; pure functions of the record.
 
+**Workflow Run RO-Crate**, by its profile for one run of one program (Process Run Crate 0.5): what
+people and catalogues of research data read, of any run that has ended.
 https://www.researchobject.org/workflow-run-crate/profiles/process_run_crate
 https://www.researchobject.org/ro-crate/specification/1.1/
+
+**in-toto statement with SLSA's provenance**: what was made, of what, by what; of a finished run
+alone. Only this form can be signed by the tools of supply chains. It is not signed here: `cosign
+attest-blob --statement` and the like do that for its owner.
+https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
+https://slsa.dev/spec/v1.0/provenance
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +24,16 @@ _CONTEXT = [f"{_SPECIFICATION}/context", "https://w3id.org/ro/terms/workflow-run
 _COMPLETED, _FAILED = (f"http://schema.org/{word}ActionStatus" for word in ("Completed", "Failed"))
 _PROGRAM = "urn:post-training"
 _MEDIA_TYPES = {"json": "application/json", "yaml": "application/yaml"}
+STATEMENT_NAME = "provenance.intoto.json"
+_BUILD_TYPE = "urn:post-training:stage-run:1"
 
 
-def crate(record: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
-    """ro-crate-metadata.json. record: of a run that has ended. files: the names in the archive,
-    run.json and config.yaml among them."""
+def make_crate(record: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
+    """The content of ro-crate-metadata.json.
+
+    record: of a run that has ended.
+    files: the names in the archive, run.json and config.yaml among them.
+    """
     first, last = record["attempts"][0], record["attempts"][-1]
     image, inputs, outputs = _image(record["image"]), _inputs(record), _outputs(record)
     environment = _environment(record["environment"])
@@ -76,6 +89,53 @@ def crate(record: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
             *environment,
             *(_file(name) for name in files),
         ],
+    }
+
+
+def make_statement(
+    record: dict[str, Any], *, gone: Collection[str] = (), packed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The content of provenance.intoto.json; its subjects are the files that the run made.
+
+    record: of a finished run.
+    gone: of these files, what is not there any more, and so is not stated.
+    packed: sha256 of the files that the statement goes with, such as the record.
+    """
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [
+            {"name": name, "digest": {"sha256": digest}}
+            for name, digest in sorted(record["outputs"]["files"].items())
+            if name not in gone
+        ],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": _BUILD_TYPE,
+                "externalParameters": {"stage": record["stage"], "recipe": record["recipe"]},
+                "internalParameters": {
+                    "topology": record["topology"],
+                    "environment": record["environment"],
+                },
+                "resolvedDependencies": _dependencies(record),
+            },
+            "runDetails": {
+                "builder": {
+                    "id": "urn:post-training:entrypoint",
+                    "version": {"post-training": record["packages"]["post-training"]},
+                },
+                "metadata": {
+                    "invocationId": record["run_id"],
+                    "startedOn": _utc(record["attempts"][0]["started"]),
+                    "finishedOn": _utc(record["attempts"][-1]["ended"]),
+                },
+                "byproducts": [
+                    {"name": name, "digest": {"sha256": digest}}
+                    for name, digest in sorted((packed or {}).items())
+                    if name not in record["outputs"]["files"]
+                ],
+            },
+        },
     }
 
 
@@ -157,64 +217,6 @@ def _file(name: str) -> dict[str, Any]:
 
 def _references(entities: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return [{"@id": entity["@id"]} for entity in entities]
-
-
-# A finished run as an in-toto statement with SLSA's provenance: what was made, of what, by what.
-#
-# https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
-# https://slsa.dev/spec/v1.0/provenance
-#
-# It is not signed here: `cosign attest-blob --statement` and the like do that for its owner.
-
-
-STATEMENT_NAME = "provenance.intoto.json"
-_BUILD_TYPE = "urn:post-training:stage-run:1"
-
-
-def statement(
-    record: dict[str, Any], *, gone: Collection[str] = (), packed: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Its subjects are the files that the run made, by their sha256.
-
-    gone: of these, what is not there any more, and so is not stated. packed: sha256 of the files
-    that the statement goes with, such as the record that it is made from.
-    """
-    return {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [
-            {"name": name, "digest": {"sha256": digest}}
-            for name, digest in sorted(record["outputs"]["files"].items())
-            if name not in gone
-        ],
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": _BUILD_TYPE,
-                "externalParameters": {"stage": record["stage"], "recipe": record["recipe"]},
-                "internalParameters": {
-                    "topology": record["topology"],
-                    "environment": record["environment"],
-                },
-                "resolvedDependencies": _dependencies(record),
-            },
-            "runDetails": {
-                "builder": {
-                    "id": "urn:post-training:entrypoint",
-                    "version": {"post-training": record["packages"]["post-training"]},
-                },
-                "metadata": {
-                    "invocationId": record["run_id"],
-                    "startedOn": _utc(record["attempts"][0]["started"]),
-                    "finishedOn": _utc(record["attempts"][-1]["ended"]),
-                },
-                "byproducts": [
-                    {"name": name, "digest": {"sha256": digest}}
-                    for name, digest in sorted((packed or {}).items())
-                    if name not in record["outputs"]["files"]
-                ],
-            },
-        },
-    }
 
 
 def _dependencies(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -287,7 +287,7 @@ def _made_nothing(run_dir: Path, record: dict[str, Any]) -> bool:
 
 
 def _remove_first_try(run_dir: Path) -> None:
-    """Remove all but the lock, what `submit` wrote, and the record, which is replaced in one step."""
+    """Remove all but the lock, what `submit` wrote, and the record: it is replaced in one step."""
     for path in run_dir.iterdir():
         if path.name in (_LOCK_NAME, RECORD_NAME, LAUNCH_FOLDER):
             continue

@@ -1,4 +1,6 @@
-"""`post-training runs show`: a run's record, for a person; and whether it still is what it left."""
+"""`post-training runs show` and `artifact show | lineage | verify`: a record for a person, and
+whether the files are still what the run left.
+"""
 
 import json
 import sys
@@ -14,7 +16,7 @@ from post_training.records.run_record import read_whole_record
 
 
 def show_run(run_dir: Path, state: str, *, as_json: bool, verify: bool = False) -> int:
-    """The exit code: 1 where `verify`, for which all files are read, finds a fault.
+    """Print the record; the exit code, 1 where `verify`, which reads all files, finds a fault.
 
     state: of the run now, of which its record may know nothing: it was killed, or is queued.
     """
@@ -26,6 +28,60 @@ def show_run(run_dir: Path, state: str, *, as_json: bool, verify: bool = False) 
         for label, value in _lines(record, run_dir, state, found):
             print(f"{label:12} {value}")
     return 1 if verify and found.faults else 0
+
+
+def show_artifact(folder: Path, *, as_json: bool) -> None:
+    """Print what an artifact is, and what made it. Errors: UsageError for what is none."""
+    artifact = read_artifact(folder)
+    if as_json:
+        print(json.dumps(artifact, indent=2))
+        return
+    record = artifact["made_by"]
+    image = record["image"]
+    lines = {
+        "artifact": f"{artifact['kind']}, {len(artifact['files'])} files",
+        "fingerprint": artifact["fingerprint"],
+        "lineage": artifact["lineage_hash"],
+        "made by": f"{record['stage']}, run {record['run_id']}",
+        "image": image["oci_digest"] if image else "unpinned: not reproducible by digest",
+    }
+    found = check_artifact(folder, most_bytes=GLANCE_BYTES)
+    warnings = [("warning", f"not what its run left: {fault}") for fault in found.faults]
+    for label, value in [*lines.items(), *warnings, ("checked", found.told)]:
+        print(f"{label:12} {value}")
+
+
+def show_lineage(folder: Path, *, as_json: bool) -> None:
+    """Print a tree: what made the artifact, and below it what made its inputs.
+
+    Errors: PostTrainingError for an artifact that is not what the run left, as far as a glance at
+    its smaller files tells; `verify_artifact` reads all. UsageError for a record that was changed.
+    """
+    found = check_artifact(folder, most_bytes=GLANCE_BYTES)
+    if found.faults:
+        told = "; ".join(found.faults)
+        raise PostTrainingError(
+            f"is not what its run left, so nobody knows where it comes from: {told}",
+            where=str(folder),
+        )
+    if found.unread:
+        print(f"note: checked: {found.told}; `artifact verify` reads all", file=sys.stderr)
+    origin = origin_of(folder, read_artifact(folder)["fingerprint"])
+    assert origin is not None
+    if as_json:
+        print(json.dumps(origin, indent=2))
+        return
+    print(f"{folder} ({_told(origin)})")
+    for line in _tree(origin["inputs"], ""):
+        print(line)
+
+
+def verify_artifact(folder: Path) -> None:
+    """Read all files again. Errors: PostTrainingError that names what differs."""
+    found = check_artifact(folder)
+    if found.faults:
+        raise PostTrainingError("; ".join(found.faults), where=str(folder / ARTIFACT_RECORD))
+    print(f"ok: {read_artifact(folder)['fingerprint']}")
 
 
 def _lines(
@@ -90,62 +146,6 @@ def _code(record: dict[str, Any]) -> str:
         return f"from the {code['from']}"
     changed = " with changes" if code.get("dirty") or code.get("diff") else ""
     return f"from the {code['from']}, commit {(code['commit'] or 'unknown')[:12]}{changed}"
-
-
-# `post-training artifact show | lineage | verify`: what an artifact is, and came from.
-
-
-def show_artifact(folder: Path, *, as_json: bool) -> None:
-    artifact = read_artifact(folder)
-    if as_json:
-        print(json.dumps(artifact, indent=2))
-        return
-    record = artifact["made_by"]
-    image = record["image"]
-    lines = {
-        "artifact": f"{artifact['kind']}, {len(artifact['files'])} files",
-        "fingerprint": artifact["fingerprint"],
-        "lineage": artifact["lineage_hash"],
-        "made by": f"{record['stage']}, run {record['run_id']}",
-        "image": image["oci_digest"] if image else "unpinned: not reproducible by digest",
-    }
-    found = check_artifact(folder, most_bytes=GLANCE_BYTES)
-    warnings = [("warning", f"not what its run left: {fault}") for fault in found.faults]
-    for label, value in [*lines.items(), *warnings, ("checked", found.told)]:
-        print(f"{label:12} {value}")
-
-
-def show_lineage(folder: Path, *, as_json: bool) -> None:
-    """A tree: what made the artifact, and below it what made its inputs.
-
-    Errors: PostTrainingError for an artifact that is not what the run left, as far as a glance at
-    its smaller files tells; `verify_artifact` reads all. UsageError for a record that was changed.
-    """
-    found = check_artifact(folder, most_bytes=GLANCE_BYTES)
-    if found.faults:
-        told = "; ".join(found.faults)
-        raise PostTrainingError(
-            f"is not what its run left, so nobody knows where it comes from: {told}",
-            where=str(folder),
-        )
-    if found.unread:
-        print(f"note: checked: {found.told}; `artifact verify` reads all", file=sys.stderr)
-    origin = origin_of(folder, read_artifact(folder)["fingerprint"])
-    assert origin is not None
-    if as_json:
-        print(json.dumps(origin, indent=2))
-        return
-    print(f"{folder} ({_told(origin)})")
-    for line in _tree(origin["inputs"], ""):
-        print(line)
-
-
-def verify_artifact(folder: Path) -> None:
-    """Read all files again. Errors: PostTrainingError that names what differs."""
-    found = check_artifact(folder)
-    if found.faults:
-        raise PostTrainingError("; ".join(found.faults), where=str(folder / ARTIFACT_RECORD))
-    print(f"ok: {read_artifact(folder)['fingerprint']}")
 
 
 def _tree(inputs: dict[str, Any], indent: str) -> Iterator[str]:

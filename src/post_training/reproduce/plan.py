@@ -17,7 +17,11 @@ from post_training.images.render import edf_text, image_environment, site_file
 from post_training.images.store import ImageStore
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
-from post_training.records.machine import machine, portable_environment, recorded_environment
+from post_training.records.machine import (
+    describe_machine,
+    portable_environment,
+    recorded_environment,
+)
 from post_training.records.run import LAUNCH_FOLDER
 from post_training.records.run_record import RECORD_NAME, read_record, read_whole_record
 from post_training.slurm.run_index import find_run
@@ -279,7 +283,7 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options, *, stale: b
         notes += _commit_note(record["image"], image.record)
     site = None
     if options.site is None:
-        notes += machine_differences(record["machine"], machine())
+        notes += machine_differences(record["machine"], describe_machine())
     else:
         try:
             site = _for_ranks(options.site, num_ranks(record), options.nodes)

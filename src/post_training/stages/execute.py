@@ -343,9 +343,9 @@ def _describe(
             "mounted_over": mounted_over,
             "foreign_variables": foreign,
             "environment": machine.recorded_environment(os.environ),
-            "machine": machine.machine(),
+            "machine": machine.describe_machine(),
             "scheduler_job": machine.scheduler_job(os.environ),
-            "packages": machine.packages(),
+            "packages": machine.installed_packages(),
         },
     )
 

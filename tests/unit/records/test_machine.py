@@ -1,6 +1,6 @@
 from post_training.records.machine import (
-    accelerators,
-    machine,
+    describe_machine,
+    find_accelerators,
     portable_environment,
     recorded_environment,
     remove_overruling,
@@ -64,7 +64,7 @@ def test_recorded_environment_has_no_secret_and_reproduces_none():
 
 
 def test_accelerators_are_counted_by_model(tmp_path):
-    assert accelerators(tmp_path) == {"accelerators": {}, "driver": None}
+    assert find_accelerators(tmp_path) == {"accelerators": {}, "driver": None}
     for index in range(2):
         gpu = tmp_path / f"proc/driver/nvidia/gpus/{index}"
         gpu.mkdir(parents=True)
@@ -74,21 +74,21 @@ def test_accelerators_are_counted_by_model(tmp_path):
         (node / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {90010 * index}\n")
     (tmp_path / "sys/module/nvidia").mkdir(parents=True)
     (tmp_path / "sys/module/nvidia/version").write_text("570.86.15\n")
-    assert accelerators(tmp_path) == {
+    assert find_accelerators(tmp_path) == {
         "accelerators": {"NVIDIA GH200 120GB": 2, "gfx90a": 1},
         "driver": "570.86.15",
     }
 
 
 def test_machine_names_the_processor():
-    assert machine()["processor"]
-    assert machine()["cpus"] >= 1
+    assert describe_machine()["processor"]
+    assert describe_machine()["cpus"] >= 1
 
 
 def test_machine_names_the_instructions_that_choose_how_sums_round(monkeypatch):
     text = "flags\t\t: fpu avx2 avx512f sse2\n"
     monkeypatch.setattr("pathlib.Path.read_text", lambda path: text)
-    assert machine()["instructions"] == ["avx2", "avx512f"]
+    assert describe_machine()["instructions"] == ["avx2", "avx512f"]
 
 
 def test_scheduler_job_is_job_and_step():
