@@ -5,6 +5,7 @@ Also: JSON records, permissions of new files, and flushing to the disk.
 
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -155,6 +156,20 @@ def refuse_special_file(path: Path) -> None:
         return
     if kind in _SPECIAL_FILES:
         raise UsageError(f"must be a file or a folder (is {_SPECIAL_FILES[kind]})", where=str(path))
+
+
+def parse_mount_table(mount_table: str) -> list[tuple[str, str]]:
+    """(where, type of the file system) of each mount, in the order they were made.
+
+    mount_table: the text of /proc/self/mountinfo.
+    """
+    mounts = []
+    for line in mount_table.splitlines():
+        place, kind = line.split()[4], line.partition(" - ")[2].split()[:1]
+        # The kernel writes a space as \040.
+        place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), place)
+        mounts.append((place, kind[0] if kind else "unknown"))
+    return mounts
 
 
 def user_cache() -> Path:

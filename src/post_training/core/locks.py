@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from post_training.core.errors import UsageError
+from post_training.core.files import parse_mount_table
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len (0: the whole file), l_pid (must be
 # 0 for this kind of lock).
@@ -127,10 +128,8 @@ def _file_system(path: Path) -> tuple[str, str]:
     """The type of the path's file system and where it is mounted: `lustre`, `/scratch`."""
     real = Path(os.path.realpath(path))
     found = ("unknown", "/")
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mounted, kind = line.split()[4], line.partition(" - ")[2].split()[0]
-        place = Path(mounted.encode().decode("unicode_escape"))  # A space is \040.
+    for place, kind in parse_mount_table(Path("/proc/self/mountinfo").read_text()):
         # A later mount covers an earlier one at the same place.
-        if real.is_relative_to(place) and len(place.parts) >= len(Path(found[1]).parts):
-            found = (kind, str(place))
+        if real.is_relative_to(place) and len(Path(place).parts) >= len(Path(found[1]).parts):
+            found = (kind, place)
     return found

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import parse_mount_table
 from post_training.images.edf import read_image_variables
 from post_training.images.identity import (
     IMAGE_FILE,
@@ -216,12 +217,7 @@ def mounts_over_code(mount_table: str) -> list[str]:
 
     mount_table: the text of /proc/self/mountinfo.
     """
-    # The table has \040 for a space.
-    octal = re.compile(r"\\([0-7]{3})")
-    places = {
-        octal.sub(lambda match: chr(int(match[1], 8)), line.split()[4])
-        for line in mount_table.splitlines()
-    }
+    places = {place for place, _ in parse_mount_table(mount_table)}
     return sorted(p for p in places if is_over_code(Path(p)) and not _DRIVER.fullmatch(p))
 
 

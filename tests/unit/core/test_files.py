@@ -9,6 +9,7 @@ from post_training.core.files import (
     atomic_directory,
     atomic_file,
     copy_folder,
+    parse_mount_table,
     write_atomic,
     write_json,
 )
@@ -114,3 +115,11 @@ def test_write_atomic_full_disk_keeps_the_old_content(tmp_path):
         assert os.listdir(tmp_path) == ["file"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_parse_mount_table_gives_places_as_they_are_written_and_their_file_systems():
+    table = (
+        "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "40 22 0:3 / /Übung\\040zwei rw - lustre host:/x rw,flock\n"
+    )
+    assert parse_mount_table(table) == [("/", "ext4"), ("/Übung zwei", "lustre")]
