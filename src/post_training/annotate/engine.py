@@ -1,4 +1,4 @@
-"""A vLLM engine of one worker: started, asked, and started again when it died.
+"""The model of an annotation stage: how it reads rows, and a vLLM engine of one worker.
 
 On GPUs all prompts of a call are in the engine at once, and it is the batch-invariant kernels that
 keep a prompt's bits from its neighbours (https://docs.vllm.ai/en/latest/features/batch_invariance).
@@ -31,14 +31,32 @@ from post_training.stages.context import StageContext
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
-
 _LEAST_BATCHED_TOKENS = 4096  # of one step: vLLM's own choice for CPUs
 _MOST_CHARACTERS = 300  # of what vLLM says when it can't start
 
 
-class VllmEngine:
-    """longest: of a prompt with what is drawn after it, in tokens.
+def load_own_tokenizer(path: Path, data: TemplatedDataConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder, with the special tokens that the settings ask for.
 
+    Errors: PostTrainingError when there is none.
+    """
+    return with_special_tokens(load_tokenizer(path), data.special_tokens)
+
+
+def load_encoder(path: Path, data: TemplatedDataConfig) -> Encoder:
+    """How the model of a folder reads rows: its tokenizer, with a chat template.
+
+    Errors: PostTrainingError when there is none, or the template doesn't go with it.
+    """
+    tokenizer = load_own_tokenizer(path, data)
+    template = choose_template(data.chat_template, tokenizer)
+    return Encoder.create(tokenizer, template, control_tokens=data.control_tokens)
+
+
+class VllmEngine:
+    """A vLLM engine: started, asked, and started again when it died.
+
+    longest: of a prompt with what is drawn after it, in tokens.
     sequences_per_prompt: that are drawn from a prompt at once.
     Errors: UsageError where vLLM is missing or can't be had with these settings; PostTrainingError
     where it doesn't start.
@@ -85,7 +103,7 @@ class VllmEngine:
     def generate(
         self, prompts: Sequence[list[int]], parameters: Sequence["SamplingParams"]
     ) -> list["RequestOutput"]:
-        """Of each prompt, a list of token ids."""
+        """vLLM's output of each prompt, a list of token ids."""
         if self._has_gpu:
             return self._generate(prompts, parameters) if prompts else []
         pairs = zip(prompts, parameters, strict=True)
@@ -115,7 +133,7 @@ class VllmEngine:
 
         settings = self._settings
         varying = self._has_gpu and not settings.batch_invariant
-        with _explained(self._model.path):
+        with _explain_failed_start(self._model.path):
             return LLM(
                 model=str(self._model.path),
                 dtype=self._model.dtype,
@@ -159,8 +177,9 @@ class VllmEngine:
 
 
 @contextmanager
-def _explained(model: Path) -> Iterator[None]:
-    """vLLM fails to start with whatever exception its parts raise; none is a row's fault."""
+def _explain_failed_start(model: Path) -> Iterator[None]:
+    """Raise PostTrainingError for whatever exception vLLM's parts raise when it starts: none is a
+    row's fault."""
     try:
         yield
     except Exception as error:
@@ -173,7 +192,7 @@ def _explained(model: Path) -> Iterator[None]:
 
 
 def _set_environment(settings: VllmConfig, context: StageContext, has_gpu: bool) -> None:
-    """What vLLM reads when it is imported, and its engine's processes when they start."""
+    """Set what vLLM reads when it is imported, and its engine's processes when they start."""
     cache = context.run_dir / "cache" / "vllm"
     for name, value in {
         "VLLM_CACHE_ROOT": cache,
@@ -194,24 +213,3 @@ def _set_environment(settings: VllmConfig, context: StageContext, has_gpu: bool)
             if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
                 devices = visible.split(",")
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[context.ranks.local_rank % len(devices)]
-
-
-# How a model reads rows: its tokenizer, with a chat template.
-
-
-def load_own_tokenizer(path: Path, data: TemplatedDataConfig) -> PreTrainedTokenizerBase:
-    """Of a model's folder, with the special tokens that the settings ask for.
-
-    Errors: PostTrainingError when there is none.
-    """
-    return with_special_tokens(load_tokenizer(path), data.special_tokens)
-
-
-def load_encoder(path: Path, data: TemplatedDataConfig) -> Encoder:
-    """Of the tokenizer in a model's folder.
-
-    Errors: PostTrainingError when there is none, or the template doesn't go with it.
-    """
-    tokenizer = load_own_tokenizer(path, data)
-    template = choose_template(data.chat_template, tokenizer)
-    return Encoder.create(tokenizer, template, control_tokens=data.control_tokens)

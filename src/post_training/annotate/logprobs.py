@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from post_training.annotate.annotate import annotate
 from post_training.annotate.config import LogprobsConfig
-from post_training.annotate.engine import VllmEngine
+from post_training.annotate.engine import VllmEngine, load_encoder, load_own_tokenizer
 from post_training.annotate.work import Annotator, Row
 from post_training.data.branches import (
     BRANCHES,
@@ -23,7 +23,12 @@ from post_training.data.branches import (
 from post_training.data.preference_rows import read_written_pair
 from post_training.data.rows import COMPLETION, SIDES, BadRow, Conversation
 from post_training.data.tokenize import Encoder
-from post_training.models.score import Asked, CompletionLogprob
+from post_training.models.attention import most_positions
+from post_training.models.device import on_device
+from post_training.models.left_out import told
+from post_training.models.load import check_vocabulary, load_model
+from post_training.models.reference import reference_of
+from post_training.models.score import Asked, CompletionLogprob, LogprobScorer
 from post_training.stages.context import Result, StageContext
 
 if TYPE_CHECKING:
@@ -31,19 +36,14 @@ if TYPE_CHECKING:
 
 
 def run(config: LogprobsConfig, context: StageContext) -> Result:
-    from post_training.annotate.engine import load_encoder, load_own_tokenizer
-    from post_training.models.attention import most_positions
-    from post_training.models.device import on_device
-    from post_training.models.left_out import told
-    from post_training.models.load import check_vocabulary, load_model
-    from post_training.models.reference import reference_of
-    from post_training.models.score import LogprobScorer
-
     path = config.model.path
     tokenizer = load_own_tokenizer(path, config.data)
     encoder = load_encoder(path, config.data)
 
-    def with_transformers() -> LogprobAnnotator:
+    def make_annotator() -> LogprobAnnotator:
+        if config.backend == "vllm":
+            engine = VllmEngine(config.model, config.vllm, context, sequences_per_prompt=1)
+            return LogprobAnnotator(encoder, VllmScorer(engine), engine.longest, engine.restart)
         model = load_model(
             path,
             dtype=config.model.dtype,
@@ -60,27 +60,14 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
         )
         return LogprobAnnotator(encoder, scorer, most_positions(model.config))
 
-    def with_vllm() -> LogprobAnnotator:
-        from post_training.annotate.engine import VllmEngine
-
-        engine = VllmEngine(config.model, config.vllm, context, sequences_per_prompt=1)
-        return LogprobAnnotator(encoder, VllmScorer(engine), engine.longest, engine.restart)
-
     return annotate(
         config,
         context,
-        with_vllm if config.backend == "vllm" else with_transformers,
+        make_annotator,
         reference=lambda: reference_of(
             path, tokenizer, encoder.template.text, config.model.dtype, config.backend
         ),
     )
-
-
-# From rows to what the scorer works on, and its figures into the rows.
-#
-# The tokens of an answer are those that a model sampled, where the row has them: never its text
-# tokenised again, which may give others. Else they are those that training would see, masks
-# included.
 
 
 @dataclass(frozen=True)
@@ -94,11 +81,18 @@ class Answer:
 
 class Scorer(Protocol):
     def score(self, prompts: Sequence[Asked]) -> list[list[CompletionLogprob]]:
-        """Of each completion of each prompt; `asked` is given for all of them."""
+        """The log-probability of each completion of each prompt; `asked` is given for all."""
 
 
 class LogprobAnnotator(Annotator):
-    """max_length: of a prompt with an answer, in tokens. restart: a scorer that died."""
+    """Adds the log-probabilities of a row's answers to it.
+
+    The tokens of an answer are those that a model sampled, where the row has them: never its text
+    tokenised again, which may give others. Else they are those that training would see, masks
+    included.
+
+    max_length: of a prompt with an answer, in tokens. restart: starts a scorer anew that died.
+    """
 
     def __init__(
         self,
@@ -125,12 +119,12 @@ class LogprobAnnotator(Annotator):
                 answers.append(bad)
         found = iter(self._score([each for each in answers if not isinstance(each, BadRow)]))
         return [
-            own if isinstance(own, BadRow) else _annotated(row, next(found))
+            own if isinstance(own, BadRow) else _add_logprobs(row, next(found))
             for row, own in zip(rows, answers, strict=True)
         ]
 
     def _answers(self, row: Row) -> list[Answer]:
-        """Errors: BadRow."""
+        """The answers of the row's branches, or of its two sides. Errors: BadRow."""
         if BRANCHES in row:
             prompt, conversations = prompt_of(row), conversations_of(row)
             sampled = [branch.get("completion_token_ids") for branch in row[BRANCHES]]
@@ -153,8 +147,11 @@ class LogprobAnnotator(Annotator):
         ]
 
     def _prompt_ids(self, prompt: Conversation, stored: list[int] | None) -> list[int]:
-        """Errors: BadRow where those that were sampled after are not what the template gives: the
-        sampled ids may then be another tokenizer's."""
+        """The prompt's token ids.
+
+        Errors: BadRow where `stored`, which the answers were sampled after, is not what the template
+        gives: the sampled ids may then be another tokenizer's.
+        """
         [encoded] = self._encoder.encode_prompts([prompt])
         if isinstance(encoded, BadRow):
             raise encoded
@@ -171,7 +168,7 @@ class LogprobAnnotator(Annotator):
         sampled: list[int] | None,
     ) -> Answer:
         if sampled is None:
-            answer = self._tokenised(key, conversation)
+            answer = self._tokenise(key, conversation)
         elif not sampled:
             raise BadRow("untrained", f"{key}: no token was sampled")
         else:
@@ -183,7 +180,7 @@ class LogprobAnnotator(Annotator):
             raise BadRow("failed", problem)
         return answer
 
-    def _tokenised(self, key: str, conversation: Conversation) -> Answer:
+    def _tokenise(self, key: str, conversation: Conversation) -> Answer:
         [sequence] = self._encoder.encode([conversation])
         if isinstance(sequence, BadRow):
             raise BadRow(sequence.reason, f"{key}: {sequence.problem}")
@@ -197,7 +194,8 @@ class LogprobAnnotator(Annotator):
         )
 
     def _score(self, answers: list[list[Answer]]) -> list[list[CompletionLogprob]]:
-        """Of each row's answers. Those of one row nearly always have one prompt in common."""
+        """Of each row's answers. Those of one row nearly always have one prompt in common, which is
+        then read once."""
         prompts: list[Asked] = []
         places: list[list[tuple[int, int]]] = []
         for own in answers:
@@ -219,7 +217,7 @@ class LogprobAnnotator(Annotator):
         return [[scores[number][index] for number, index in own] for own in places]
 
 
-def _annotated(row: Row, scores: list[CompletionLogprob]) -> Row:
+def _add_logprobs(row: Row, scores: list[CompletionLogprob]) -> Row:
     if BRANCHES in row:
         branches = [
             {**branch, "completion_ref_logprob": each.logprob, "completion_length": each.num_tokens}
@@ -232,20 +230,20 @@ def _annotated(row: Row, scores: list[CompletionLogprob]) -> Row:
     return {**row, **added}
 
 
-# Scoring with vLLM (annotation/vllm_engine.py), from its prompt_logprobs.
-#
-# The engine is given the prompt and all of the answer but its last token, and asked for that one as
-# what comes next: an answer that fills the model to its last position leaves no room for more. It
-# draws a token too, which nobody looks at. Each term is float32, the sum float64, as in
-# models/score.py.
-
-
 class VllmScorer:
+    """Scoring with vLLM, from its prompt_logprobs.
+
+    The engine is given the prompt and all of the answer but its last token, and asked for that one
+    as what comes next: an answer that fills the model to its last position leaves no room for more.
+    It draws a token too, which nobody looks at. Each term is float32, the sum float64, as in
+    models/score.py.
+    """
+
     def __init__(self, engine: VllmEngine):
         self._engine = engine
 
     def score(self, prompts: Sequence[Asked]) -> list[list[CompletionLogprob]]:
-        """Of each completion of each prompt."""
+        """As Scorer.score."""
         answers = [(prompt, completion) for prompt in prompts for completion in prompt.completions]
         outputs = iter(
             self._engine.generate(
@@ -255,7 +253,7 @@ class VllmScorer:
         )
         return [
             [
-                _summed(_terms(next(outputs), len(prompt.ids), completion), asked)
+                _sum_asked(_terms(next(outputs), len(prompt.ids), completion), asked)
                 for completion, asked in zip(prompt.completions, prompt.asked, strict=True)
             ]
             for prompt in prompts
@@ -285,6 +283,6 @@ def _terms(output: "RequestOutput", prompt_length: int, completion: Sequence[int
     return [*within, drawn.logprobs[0][completion[-1]].logprob]
 
 
-def _summed(terms: list[float], asked: Sequence[bool]) -> CompletionLogprob:
+def _sum_asked(terms: list[float], asked: Sequence[bool]) -> CompletionLogprob:
     counted = [term for term, counts in zip(terms, asked, strict=True) if counts]
     return CompletionLogprob(fsum(counted), len(counted))

@@ -28,7 +28,37 @@ from post_training.models.load import check_vocabulary, load_reward_model, load_
 from post_training.models.score import RewardScorer
 from post_training.stages.context import Result, StageContext
 
-# Rows to rows with rewards: every judge judges every branch.
+
+def run(config: RewardsConfig, context: StageContext) -> Result:
+    for reward in config.rewards:
+        if reward.function is not None:
+            # Refused now, and not in every worker.
+            find_reward(reward.function, config.functions, config.data.function_limits)
+
+    def make_annotator() -> RewardAnnotator:
+        return RewardAnnotator([_load_judge(reward, config, context) for reward in config.rewards])
+
+    try:
+        result = annotate(config, context, make_annotator)
+    finally:
+        end_functions()
+    if config.is_worker or not context.ranks.is_writer:
+        return result
+    means = _means(context.run_dir / "dataset" / ROWS, [reward.name for reward in config.rewards])
+    context.log(", ".join(f"{name}: {mean:.4g}" for name, mean in means.items()))
+    return replace(result, metrics={**result.metrics, **means})
+
+
+def _means(rows: Path, names: Sequence[str]) -> dict[str, float]:
+    """The mean of each reward over the branches in a file of rows; see the module."""
+    found: dict[str, list[float]] = {}
+    with open(rows, "rb") as file:
+        for line in file:
+            for branch in json.loads(line)[BRANCHES]:
+                kind = "" if branch.get("is_reference_completion") else "/offline"
+                for name in names:
+                    found.setdefault(f"{name}{kind}", []).append(branch["rewards"][name])
+    return {name: fsum(values) / len(values) for name, values in sorted(found.items())}
 
 
 # What a judge says of a branch: the reward, and whether it saw only the beginning.
@@ -36,7 +66,7 @@ Judgement = tuple[float, bool]
 
 
 class Judge(Protocol):
-    """name: of the reward. num_tokens: read so far."""
+    """What gives rewards: a function, or a model. name: of the reward. num_tokens: read so far."""
 
     name: str
     num_tokens: int
@@ -45,6 +75,57 @@ class Judge(Protocol):
         self, rows: list[Row], conversations: list[list[Conversation]]
     ) -> list[list[Judgement] | BadRow]:
         """For each row: of each of its branches, whose conversations are given; or why not."""
+
+
+class RewardAnnotator(Annotator):
+    """Every judge judges every branch."""
+
+    def __init__(self, judges: list[Judge]):
+        self._judges = judges
+
+    def __call__(self, rows: list[Row]) -> list[Row | BadRow]:
+        results: list[Row | BadRow] = []
+        conversations: dict[int, list[Conversation]] = {}
+        for index, row in enumerate(rows):
+            try:
+                self._check_names(row)
+                conversations[index] = conversations_of(row)
+                results.append(row)
+            except BadRow as bad:
+                results.append(bad)
+        for judge in self._judges:
+            good = [index for index in conversations if not isinstance(results[index], BadRow)]
+            before = judge.num_tokens
+            judged = judge([rows[index] for index in good], [conversations[i] for i in good])
+            self.num_tokens += judge.num_tokens - before
+            for index, found in zip(good, judged, strict=True):
+                results[index] = _add_reward(results[index], judge.name, found)
+        return results
+
+    def _check_names(self, row: Row) -> None:
+        for index, branch in enumerate(row[BRANCHES]):
+            for judge in self._judges:
+                if judge.name in (branch.get("rewards") or {}):
+                    key = f"{BRANCHES}[{index}].rewards"
+                    raise BadRow("columns", f"{key}: there is a reward {judge.name!r} already")
+
+
+def _add_reward(row: Any, name: str, found: list[Judgement] | BadRow) -> Row | BadRow:
+    if isinstance(found, BadRow):
+        return BadRow(found.reason, f"reward {name}: {found.problem}")
+    branches = []
+    for index, (branch, (reward, is_truncated)) in enumerate(
+        zip(row[BRANCHES], found, strict=True)
+    ):
+        if not math.isfinite(reward):
+            problem = f"reward {name}: {BRANCHES}[{index}]: must be finite (got {reward})"
+            return BadRow("failed", problem)
+        branch = {**branch, "rewards": {**(branch.get("rewards") or {}), name: reward}}
+        if is_truncated:
+            marks = branch.get("reward_is_truncated") or {}
+            branch["reward_is_truncated"] = {**marks, name: True}
+        branches.append(branch)
+    return {**row, BRANCHES: branches}
 
 
 class FunctionJudge:
@@ -65,129 +146,9 @@ class FunctionJudge:
         ]
 
 
-class RewardAnnotator(Annotator):
-    def __init__(self, judges: list[Judge]):
-        self._judges = judges
-
-    def __call__(self, rows: list[Row]) -> list[Row | BadRow]:
-        results: list[Row | BadRow] = []
-        conversations: dict[int, list[Conversation]] = {}
-        for index, row in enumerate(rows):
-            try:
-                self._check_names(row)
-                conversations[index] = conversations_of(row)
-                results.append(row)
-            except BadRow as bad:
-                results.append(bad)
-        for judge in self._judges:
-            good = [index for index in conversations if not isinstance(results[index], BadRow)]
-            before = judge.num_tokens
-            judged = judge([rows[index] for index in good], [conversations[i] for i in good])
-            self.num_tokens += judge.num_tokens - before
-            for index, found in zip(good, judged, strict=True):
-                results[index] = _with_reward(results[index], judge.name, found)
-        return results
-
-    def _check_names(self, row: Row) -> None:
-        for index, branch in enumerate(row[BRANCHES]):
-            for judge in self._judges:
-                if judge.name in (branch.get("rewards") or {}):
-                    key = f"{BRANCHES}[{index}].rewards"
-                    raise BadRow("columns", f"{key}: there is a reward {judge.name!r} already")
-
-
-def _with_reward(row: Any, name: str, found: list[Judgement] | BadRow) -> Row | BadRow:
-    if isinstance(found, BadRow):
-        return BadRow(found.reason, f"reward {name}: {found.problem}")
-    branches = []
-    for index, (branch, (reward, is_truncated)) in enumerate(
-        zip(row[BRANCHES], found, strict=True)
-    ):
-        if not math.isfinite(reward):
-            problem = f"reward {name}: {BRANCHES}[{index}]: must be finite (got {reward})"
-            return BadRow("failed", problem)
-        branch = {**branch, "rewards": {**(branch.get("rewards") or {}), name: reward}}
-        if is_truncated:
-            marks = branch.get("reward_is_truncated") or {}
-            branch["reward_is_truncated"] = {**marks, name: True}
-        branches.append(branch)
-    return {**row, BRANCHES: branches}
-
-
-# Add rewards to branches: RUN/dataset/rows.jsonl.
-
-
-def run(config: RewardsConfig, context: StageContext) -> Result:
-    for reward in config.rewards:
-        if reward.function is not None:
-            find_reward(
-                reward.function, config.functions, config.data.function_limits
-            )  # refused now, not in every worker
-
-    def make_annotator() -> RewardAnnotator:
-        return RewardAnnotator([_judge(reward, config, context) for reward in config.rewards])
-
-    try:
-        result = annotate(config, context, make_annotator)
-    finally:
-        end_functions()
-    if config.is_worker or not context.ranks.is_writer:
-        return result
-    means = _means(context.run_dir / "dataset" / ROWS, [reward.name for reward in config.rewards])
-    context.log(", ".join(f"{name}: {mean:.4g}" for name, mean in means.items()))
-    return replace(result, metrics={**result.metrics, **means})
-
-
-def _means(rows: Path, names: Sequence[str]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    with open(rows, "rb") as file:
-        for line in file:
-            for branch in json.loads(line)[BRANCHES]:
-                kind = "" if branch.get("is_reference_completion") else "/offline"
-                for name in names:
-                    found.setdefault(f"{name}{kind}", []).append(branch["rewards"][name])
-    return {name: fsum(values) / len(values) for name, values in sorted(found.items())}
-
-
-def _judge(reward: RewardConfig, config: RewardsConfig, context: StageContext) -> Judge:
-    if reward.function is not None:
-        limits = config.data.function_limits
-        function = find_reward(reward.function, config.functions, limits)
-        return FunctionJudge(reward.name, function)
-
-    return load_judge(reward, config, context.ranks.local_rank)
-
-
-# A reward model as a judge of branches.
-
-
-def load_judge(reward: RewardConfig, config: RewardsConfig, local_rank: int) -> "ModelJudge":
-    """Errors: PostTrainingError for what is no reward model, or a template that doesn't fit."""
-    assert reward.model is not None
-    path = reward.model.path
-    tokenizer = load_tokenizer(path)
-    encoder = TextEncoder(tokenizer, reward.chat_template)
-    model = load_reward_model(
-        path,
-        dtype=reward.model.dtype,
-        attn_implementation=reward.model.attn_implementation,
-        tensor_parallel_size=config.tensor_parallel_size,
-    )
-    check_vocabulary(model, tokenizer)
-    scorer = RewardScorer(
-        on_device(model, local_rank),
-        max_batch_tokens=config.max_batch_tokens,
-        prompts_per_batch=config.prompts_per_batch,
-    )
-    if reward.max_seq_length is not None:
-        where = f"rewards: {reward.name}: max_seq_length"
-        check_positions(model.config, reward.max_seq_length, where=where)
-    max_length = reward.max_seq_length or most_positions(model.config)
-    return ModelJudge(reward.name, encoder, scorer, max_length, marks=reward.overlong == "mark")
-
-
 class ModelJudge:
-    """max_length: of a conversation. marks: a longer one is cut and marked, not refused."""
+    """A reward model. max_length: of a conversation, in tokens. marks: a longer one is cut and
+    marked, not refused."""
 
     def __init__(
         self,
@@ -236,3 +197,36 @@ class ModelJudge:
         ids = ids[:limit] if is_cut else ids
         self.num_tokens += len(ids)
         return ids, is_cut
+
+
+def _load_judge(reward: RewardConfig, config: RewardsConfig, context: StageContext) -> Judge:
+    if reward.function is not None:
+        limits = config.data.function_limits
+        function = find_reward(reward.function, config.functions, limits)
+        return FunctionJudge(reward.name, function)
+    return _load_model_judge(reward, config, context.ranks.local_rank)
+
+
+def _load_model_judge(reward: RewardConfig, config: RewardsConfig, local_rank: int) -> ModelJudge:
+    """Errors: PostTrainingError for what is no reward model, or a template that doesn't fit."""
+    assert reward.model is not None
+    path = reward.model.path
+    tokenizer = load_tokenizer(path)
+    encoder = TextEncoder(tokenizer, reward.chat_template)
+    model = load_reward_model(
+        path,
+        dtype=reward.model.dtype,
+        attn_implementation=reward.model.attn_implementation,
+        tensor_parallel_size=config.tensor_parallel_size,
+    )
+    check_vocabulary(model, tokenizer)
+    scorer = RewardScorer(
+        on_device(model, local_rank),
+        max_batch_tokens=config.max_batch_tokens,
+        prompts_per_batch=config.prompts_per_batch,
+    )
+    if reward.max_seq_length is not None:
+        where = f"rewards: {reward.name}: max_seq_length"
+        check_positions(model.config, reward.max_seq_length, where=where)
+    max_length = reward.max_seq_length or most_positions(model.config)
+    return ModelJudge(reward.name, encoder, scorer, max_length, marks=reward.overlong == "mark")
