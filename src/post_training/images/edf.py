@@ -184,18 +184,19 @@ def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
 
 def parse_mount(text: str, cwd: Path) -> Mount:
     """Parse `SRC:DST[:FLAGS]`, or one path that is both. Errors: ValueError."""
-    source, *rest = text.split(":")
-    target, flags = (rest + [source, ""][len(rest) :])[:2] if len(rest) <= 2 else (None, None)
-    if target is None or not source or not target:
+    parts = text.split(":")
+    source = parts[0]
+    target = parts[1] if len(parts) > 1 else source
+    if len(parts) > 3 or not source or not target:
         raise ValueError(f"must be SRC:DST[:FLAGS] (got {text!r})")
-    words = frozenset(word for word in flags.split("+") if word)
-    if unknown := sorted(words - _FLAGS):
+    flags = frozenset(word for part in parts[2:] for word in part.split("+") if word)
+    if unknown := sorted(flags - _FLAGS):
         raise ValueError(f"unknown flag {unknown[0]!r} (known: {', '.join(sorted(_FLAGS))})")
-    if "sqsh" in words and len(words) > 1:
+    if "sqsh" in flags and len(flags) > 1:
         raise ValueError("the flag sqsh stands alone")
     if not target.startswith("/") or os.path.normpath(target) == "/":
         raise ValueError(f"target must be an absolute path below / (got {target!r})")
-    return Mount(Path(os.path.normpath(cwd / source)), Path(os.path.normpath(target)), words)
+    return Mount(Path(os.path.normpath(cwd / source)), Path(os.path.normpath(target)), flags)
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
