@@ -16,8 +16,8 @@ def examine_machine(
     store: Store = None,
 ) -> None:
     """Say what of this machine is not ready for a site's jobs; exit 1 if anything is wrong."""
-    from post_training.images.commands import open_store
     from post_training.images.doctor import print_findings
+    from post_training.images.store import open_store
     from post_training.slurm.doctor import examine_host
 
     sys.exit(print_findings(examine_host(site, open_store(store))))

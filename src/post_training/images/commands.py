@@ -27,11 +27,7 @@ from post_training.images.recipe import SYSTEM_LOCK, load_recipe, locked_bases
 from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
 from post_training.images.render import install_edf, render_edf, site_file
-from post_training.images.store import ImageStore, default_store
-
-
-def open_store(folder: Path | None) -> ImageStore:
-    return ImageStore(folder or default_store())
+from post_training.images.store import ImageStore, open_store
 
 
 def build(name: str, store_folder: Path | None, repository: Path, *, force: bool) -> None:

@@ -46,14 +46,6 @@ _WORK = ".work-"
 _WORK_STARTS_S = 60
 
 
-def default_store() -> Path:
-    """$POST_TRAINING_IMAGE_STORE, or post-training/images in the user's data folder."""
-    if chosen := os.environ.get("POST_TRAINING_IMAGE_STORE"):
-        return Path(chosen)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
-    return Path(data) / "post-training/images"
-
-
 class Verification(NamedTuple):
     """One file of an image, hashed again. status: "ok", "missing" or "corrupt"."""
 
@@ -234,6 +226,19 @@ class ImageStore:
     def verify(self, record: dict[str, Any]) -> list[Verification]:
         """Hash the image's files again and compare with their names."""
         return [_verify(path) for path in self.files(record)]
+
+
+def open_store(folder: Path | None) -> ImageStore:
+    """The image store in `folder`; unless given, the user's (see `default_store`)."""
+    return ImageStore(folder or default_store())
+
+
+def default_store() -> Path:
+    """$POST_TRAINING_IMAGE_STORE, or post-training/images in the user's data folder."""
+    if chosen := os.environ.get("POST_TRAINING_IMAGE_STORE"):
+        return Path(chosen)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    return Path(data) / "post-training/images"
 
 
 def _read_records(folder: Path) -> list[dict[str, Any]]:

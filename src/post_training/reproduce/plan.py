@@ -10,11 +10,10 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
 from post_training.core.secrets import is_redacted
 from post_training.images.checkout import has_commit
-from post_training.images.commands import open_store
 from post_training.images.edf import escape, expand, merge_edf, parse_mount
 from post_training.images.identity import check_image_digest
 from post_training.images.render import edf_text, image_environment, site_file
-from post_training.images.store import ImageStore
+from post_training.images.store import ImageStore, open_store
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
 from post_training.records.machine import (

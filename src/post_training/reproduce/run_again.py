@@ -16,8 +16,8 @@ from post_training.config.load import load_config
 from post_training.config.model import changed_settings
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import write_atomic, write_json
-from post_training.images.commands import open_store
 from post_training.images.rebuild import restore
+from post_training.images.store import open_store
 from post_training.records.compare import Comparison, compare_runs
 from post_training.records.run_record import CONFIG_NAME, RECORD_NAME, read_record
 from post_training.reproduce.plan import (
