@@ -6,7 +6,7 @@
 Rows that have the format keep all they hold, in its order. Of others, a prompt of several turns has
 all but its last message in earlier_messages, and each answer becomes a branch that is not for
 reference; the columns that aren't the prompt are kept as original_metadata, where
-a reward finds what it checks against. A stage adds its figures to a branch's own object.
+a reward function finds what it checks against. A stage adds its figures to a branch's own object.
 """
 
 import json

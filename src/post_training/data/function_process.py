@@ -1,12 +1,16 @@
 """The process in which functions of the user's are called: whatever one does, it does there.
 
-    FunctionProcess   ours: starts it, sends rows, gets what the functions made of them
-    main              its own: loads the files (function_files.py), calls the functions
+    FunctionFiles     Python files of the user's, whose functions register themselves by name
+    FunctionProcess   in our process: starts the other, sends rows, gets what was made of them
+    main              in the other: loads the files, calls the functions
 
 A function may loop for ever, end the process, change its folder or leave a thread behind: the run
 ends with one line that names the file, the function and the row, or isn't touched by it at all. A
 function gets a copy of the row, and what it prints goes to stderr. A call that takes too long ends
 the run and is no verdict on its row, or the rows of a dataset would depend on the machine's speed.
+
+A file's content is part of the recipe, so it can't import files beside it. It is executed once, in
+each such process.
 """
 
 import gc
@@ -34,14 +38,14 @@ from post_training.data.rows import BadRow
 if TYPE_CHECKING:  # pydantic takes longer to import than a small file of functions
     from post_training.data.config import FunctionLimits
 
-
-# Python files of the user's whose functions register themselves, by name.
-#
-# The file's content is part of the recipe, so it can't import files beside it. It is executed,
-# once, in each process that calls its functions, which does nothing else (function_process.py).
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_STEP_S = 0.25  # of waiting; counted, so that a job that was suspended meanwhile is not too slow
+_ROWS_AT_ONCE = 32  # many enough that the process is not waited for at each
+_REPLY_BYTES = 1 << 20
+# What both processes see: calls that were begun so far, and which row is under way.
+_CALLS, _ROW = range(2)
+_NUMBERS_BYTES = 2 * 8
 
 
 class WrongResult(Exception):
@@ -49,9 +53,12 @@ class WrongResult(Exception):
 
 
 class FunctionFiles:
-    """Functions of one kind. what: the word for them; `@register_<what>` marks one. module: has
-    this as FILES, and `call(function, argument, started)`, by which one is called. setting: that
-    names the files. key: of the setting that names a function."""
+    """Functions of one kind (transforms, rewards), by name.
+
+    what: the word for one; `@register_<what>` marks it. module: has this object as FILES, and
+    `call(function, argument, started)`, by which a function is called. setting: the setting that
+    names the files. key: of the setting that names a function.
+    """
 
     def __init__(self, what: str, module: str, *, setting: str, key: str):
         self.what = what
@@ -133,19 +140,9 @@ def _line(path: Path, error: BaseException) -> int | None:
     return line
 
 
-# The process in which functions of the user's are called: whatever one does, it does there.
-
-
-_STEP_S = 0.25  # of waiting; counted, so that a job that was suspended meanwhile is not too slow
-_ROWS_AT_ONCE = 32  # many enough that the process is not waited for at each
-_REPLY_BYTES = 1 << 20
-# What both processes see: calls that were begun so far, and which row is under way.
-_CALLS, _ROW = range(2)
-_NUMBERS_BYTES = 2 * 8
-
-
 class FunctionProcess:
-    """functions: {name: file}. has_ended: it is of no more use."""
+    """The process of some files, as ours sees it. functions: {name: file}. has_ended: it was
+    killed, and is of no more use."""
 
     def __init__(self, files: FunctionFiles, paths: tuple[Path, ...], limits: "FunctionLimits"):
         """Errors: UsageError for a file that fails, or registers nothing."""
@@ -259,17 +256,16 @@ class FunctionProcess:
         self._connection.close()
 
 
-# In the process itself.
-
-
 @dataclass(frozen=True)
 class _Fault:
-    """Of the function, whatever the row was."""
+    """A fault of the function itself, whatever the row was: it ends the run."""
 
     problem: str
 
 
 def main() -> None:
+    """What the process of the functions runs. Its arguments: the descriptors of the connection and
+    of the shared numbers, and our process id."""
     channel, memory, parent = map(int, sys.argv[1:])
     dies_with(parent)()
     os.environ.pop("PYTHONSAFEPATH", None)  # Ours, and not for programs that a function starts.

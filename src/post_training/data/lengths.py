@@ -14,6 +14,13 @@ from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
 from post_training.data.rows import COMPLETION
 
 _TOKENS_AT_ONCE = 1 << 22
+# How they are shown on a terminal.
+_BAR_WIDTH = 40
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_COLUMNS = (
+    *("sequences", "tokens", "trained", "mean", "median", "p95", "p99", "longest"),
+    "generation ratio",
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,12 @@ class PieceTable:
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """num_sequences: a sequence that is used twice counts twice. num_tokens, num_trained_tokens: of
-    the pieces. mean to longest: of whole lengths. generation_ratio: completion tokens over prompt
-    tokens of whole sequences, as in prepared.json; None without any prompt."""
+    """The lengths of a source's sequences.
+
+    num_sequences: one that is used twice counts twice. num_tokens, num_trained_tokens: of the
+    pieces. mean to longest: of whole lengths. generation_ratio: completion tokens over prompt
+    tokens of whole sequences, as in prepared.json; None without any prompt.
+    """
 
     name: str
     num_sequences: int
@@ -71,7 +81,7 @@ def source_starts(dataset: PreparedDataset) -> np.ndarray:
 
 
 def build_piece_table(dataset: PreparedDataset) -> PieceTable:
-    """Reads the kinds of every token, some megabytes at a time."""
+    """The table of a dataset; reads the kinds of every token, some megabytes at a time."""
     pieces = np.asarray(dataset.pieces)
     numbers, starts, num_tokens = pieces.T
     num_trained, length, num_prompt = np.zeros((3, len(pieces)), np.int64)
@@ -100,11 +110,11 @@ def build_piece_table(dataset: PreparedDataset) -> PieceTable:
 
 
 def summarise_lengths(table: PieceTable, names: Sequence[str]) -> list[LengthSummary]:
-    """Of each source that is used, then of all when there are several."""
+    """The lengths of each source that is used, then of all when there are several."""
     chosen = [(name, table.source == source) for source, name in enumerate(names)]
     if len(names) > 1:
         chosen.append(("all", np.ones(len(table.source), bool)))
-    return [_figures(table, own, name) for name, own in chosen if own.any()]
+    return [_summarise(table, own, name) for name, own in chosen if own.any()]
 
 
 def histogram(lengths: np.ndarray) -> list[Bin]:
@@ -137,7 +147,7 @@ def write_per_sample(table: PieceTable, names: Sequence[str], file: TextIO) -> N
         print(row, names[source], *others, sep="\t", file=file)
 
 
-def _figures(table: PieceTable, own: np.ndarray, name: str) -> LengthSummary:
+def _summarise(table: PieceTable, own: np.ndarray, name: str) -> LengthSummary:
     once = own & table.is_first
     lengths = table.length[once]
     num_prompt = int(table.num_prompt[once].sum())
@@ -203,20 +213,9 @@ def _read_block(store: SequenceStore, sequences: np.ndarray) -> _Block:
     return _Block(starts, num_before)
 
 
-# Counts as text for a terminal: a table of the sources, and the lengths as bars.
-
-
-_BAR_WIDTH = 40
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-_COLUMNS = (
-    *("sequences", "tokens", "trained", "mean", "median", "p95", "p99", "longest"),
-    "generation ratio",
-)
-
-
-def table_lines(figures: Sequence[LengthSummary]) -> Iterator[str]:
-    """Numbers are aligned below their titles."""
-    cells = [("source", *_COLUMNS), *((each.name, *_values(each)) for each in figures)]
+def table_lines(summaries: Sequence[LengthSummary]) -> Iterator[str]:
+    """A table of the sources for a terminal; numbers are aligned below their titles."""
+    cells = [("source", *_COLUMNS), *((each.name, *_values(each)) for each in summaries)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, *numbers in cells:
         aligned = (f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=True))
@@ -224,6 +223,7 @@ def table_lines(figures: Sequence[LengthSummary]) -> Iterator[str]:
 
 
 def histogram_lines(bins: Sequence[Bin]) -> Iterator[str]:
+    """The lengths as bars."""
     yield "sequences by length, in tokens"
     most = max(each.num_sequences for each in bins)
     lengths = [f"{each.start:,} to {each.end - 1:,}" for each in bins]
@@ -234,14 +234,14 @@ def histogram_lines(bins: Sequence[Bin]) -> Iterator[str]:
         yield f"{text:>{width}}  {each.num_sequences:{count_width},}  {bar}".rstrip()
 
 
-def _values(figures: LengthSummary) -> Iterator[str]:
-    yield f"{figures.num_sequences:,}"
-    yield f"{figures.num_tokens:,}"
-    yield f"{figures.num_trained_tokens:,}"
-    yield f"{figures.mean:,.1f}"
-    for length in (figures.median, figures.p95, figures.p99, figures.longest):
+def _values(summary: LengthSummary) -> Iterator[str]:
+    yield f"{summary.num_sequences:,}"
+    yield f"{summary.num_tokens:,}"
+    yield f"{summary.num_trained_tokens:,}"
+    yield f"{summary.mean:,.1f}"
+    for length in (summary.median, summary.p95, summary.p99, summary.longest):
         yield f"{length:,}"
-    yield "-" if figures.generation_ratio is None else f"{figures.generation_ratio:.3f}"
+    yield "-" if summary.generation_ratio is None else f"{summary.generation_ratio:.3f}"
 
 
 def _bar(share: float) -> str:

@@ -1,9 +1,4 @@
-"""Which row is used when.
-
-The rows are shuffled anew for each epoch, and the epochs follow one another without a seam: every
-batch is full, whatever the number of rows, and a position in the stream depends on the seed alone,
-never on batch sizes, ranks or where the run was stopped.
-"""
+"""Which row is used when, and which rows are set apart for evaluation: by a seed alone."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,30 +10,30 @@ from post_training.core.errors import PostTrainingError
 
 
 def row_stream(num_rows: int, seed: int) -> Iterator[int]:
-    """Row indices without end; each run of `num_rows` of them is a permutation of all rows."""
+    """Row indices without end; each run of `num_rows` of them is a permutation of all rows.
+
+    The rows are shuffled anew for each epoch, and the epochs follow one another without a seam:
+    every batch is full, whatever the number of rows, and a position in the stream depends on the
+    seed alone, never on batch sizes, ranks or where the run was stopped.
+    """
     for epoch in count():
         yield from map(int, permutation(num_rows, f"row order, seed {seed}, epoch {epoch}"))
 
 
-def permutation(length: int, label: str) -> "np.ndarray":
+def permutation(length: int, label: str) -> np.ndarray:
     """0 … length - 1 in an order that `label` decides, as int64 [length].
 
     Sorted by the output of SHAKE-256, a standard: numpy may change the numbers of its generators
     (NEP 19) and Python promises only `random()`, but what a seed means must never change.
     """
-    import numpy as np
-
     keys = hashlib.shake_256(label.encode()).digest(8 * length)
     return np.argsort(np.frombuffer(keys, "<u8"), kind="stable")
 
 
-# Which rows are set apart for evaluation: of each stratum the same share as of all.
-
-
 def choose_evaluation_rows(strata: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
-    """Sorted numbers of the rows. strata: of each row, its stratum. eval_size: a share < 1 of the
-    rows, rounded; or their number.
+    """Sorted numbers of the rows for evaluation: of each stratum the same share as of all.
 
+    strata: of each row, its stratum. eval_size: a share < 1 of the rows, rounded; or their number.
     The number is dealt out to the strata by their exact quotas, rounded down; what is left goes to
     the largest remainders (Hamilton's method), of equal ones to the first stratum.
     Errors: PostTrainingError when none, or not one row to train on, would be left.

@@ -41,7 +41,10 @@ def call(
     argument: tuple[list[str], bytes],
     started: Callable[[], None],
 ) -> list[float]:
-    """As it is called in its process. argument: the answers to a row, and the row, pickled."""
+    """Call a reward, in the process of its file.
+
+    argument: the answers to a row, and the row, pickled. started: to be called before each call.
+    """
     answers, row = argument
     rewards = []
     for answer in answers:

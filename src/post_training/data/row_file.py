@@ -28,8 +28,11 @@ MAX_STRATA = 1000
 
 @dataclass(frozen=True)
 class LineReader:
-    """stratify_by: a column that each row must have. source_column: one that is added to dataset
-    d's rows, with names[d]; no row may have it."""
+    """What a worker needs to read rows as lines.
+
+    stratify_by: a column that each row must have. source_column: a column that is added to the rows
+    of dataset d, with names[d]; no row may have it.
+    """
 
     reader: Reader
     stratify_by: str | None = None
@@ -39,7 +42,8 @@ class LineReader:
 
 @dataclass(frozen=True)
 class ChunkOfLines:
-    """lines: JSON objects in UTF-8. strata: of each, its value in the column, as JSON."""
+    """A chunk as lines: JSON objects in UTF-8. strata: of each line, its value in the column
+    `stratify_by`, as JSON."""
 
     dataset: int
     lines: list[bytes]
@@ -48,13 +52,14 @@ class ChunkOfLines:
 
 
 def read_chunk(state: LineReader, item: tuple[int, Chunk]) -> ChunkOfLines:
+    """The good rows of a chunk: checked as for training, and written again as they are."""
     dataset, chunk = item
     result = ChunkOfLines(dataset, [], [], [])
     for record in state.reader.records(chunk, dataset):
         try:
             for value in state.reader.values(record, dataset):
                 state.reader.parse(value, dataset)
-                line = json_line(_named(value, state, dataset))
+                line = json_line(_with_source(value, state, dataset))
                 stratum = _stratum(value, state.stratify_by)
                 result.lines.append(line)
                 result.strata.append(stratum)
@@ -71,7 +76,7 @@ def _stratum(value: dict[str, Any], column: str | None) -> str:
     return json.dumps(value[column], sort_keys=True)
 
 
-def _named(value: dict[str, Any], state: LineReader, dataset: int) -> dict[str, Any]:
+def _with_source(value: dict[str, Any], state: LineReader, dataset: int) -> dict[str, Any]:
     column = state.source_column
     if column is None:
         return value
@@ -82,8 +87,11 @@ def _named(value: dict[str, Any], state: LineReader, dataset: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class RowFile:
-    """path: the lines. By row: its first byte in `offsets`, int64 [R + 1]; its `dataset` and
-    `stratum`, int32 [R]. num_rows: by dataset."""
+    """Rows in one file, a JSON object a line.
+
+    offsets: int64 [R + 1], the first byte of each row; then the end. dataset, stratum: int32 [R],
+    of each row. num_rows: by dataset.
+    """
 
     path: Path
     offsets: np.ndarray
@@ -132,13 +140,13 @@ def gather(
                 file.write(line)
                 offsets.append(offsets[-1] + len(line))
                 datasets.append(chunk.dataset)
-                stratum.append(_number(value, strata))
+                stratum.append(_number_of(value, strata))
                 num_rows[chunk.dataset] += 1
             on_progress(len(datasets))
     return RowFile(path, np.array(offsets), np.array(datasets), np.array(stratum), num_rows)
 
 
-def _number(value: str, strata: dict[str, int]) -> int:
+def _number_of(value: str, strata: dict[str, int]) -> int:
     if value not in strata and len(strata) == MAX_STRATA:
         raise PostTrainingError(
             f"more than {MAX_STRATA} different values, one of them {value[:60]}",

@@ -1,6 +1,6 @@
 """The row types: what every format is read into, and everything after works on.
 
-    file -> Record (a place, and a JSON object or a fault) -> Row -> tokens
+    file -> Record (a place, and a JSON object or a fault) -> Row -> sequence of tokens
 
 A row that can't be used is raised as BadRow, with one of the REASONS; Verdicts (reading.py) decide
 what becomes of it. Rows travel between processes: everything here is small and picklable.
@@ -36,8 +36,11 @@ REASONS = {
 
 
 class BadRow(Exception):
-    """Why a row can't be used. reason: a key of REASONS. problem: one line, lower case. hint: how
-    such rows can be used after all, where a setting decides."""
+    """Why a row can't be used.
+
+    reason: a key of REASONS. problem: one line, lower case. hint: how such rows can be used after
+    all, where a setting decides.
+    """
 
     def __init__(self, reason: str, problem: str, hint: str | None = None):
         super().__init__(reason, problem, hint)
@@ -61,8 +64,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Record:
-    """value: the JSON object, or why there is none. raw: its bytes, for the rejects file.
-    transformed: what the dataset's transform made of the value, where it was called already."""
+    """A row as it stands in its file.
+
+    value: the JSON object, or why there is none. raw: its bytes, for the rejects file. transformed:
+    what the dataset's transform made of the value, where it was called already.
+    """
 
     place: Place
     value: dict[str, Any] | BadRow
@@ -72,7 +78,8 @@ class Record:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """arguments: JSON text. id: that of its row, by which an output says whose it is."""
+    """A call of a tool. arguments: JSON text. id: where the row has one; by it an output names its
+    call."""
 
     name: str
     arguments: str
@@ -101,7 +108,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """tools: JSON text of each tool, as a server is sent it (formats/tools.py)."""
+    """Messages of one conversation. tools: JSON text of each tool, as a server is sent it
+    (formats/tools.py)."""
 
     messages: tuple[Message, ...]
     tools: tuple[str, ...] = ()
@@ -116,9 +124,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Preference:
-    """prompt: ends before the answers. chosen, rejected: messages of the assistant's turn(s).
-    figures: what stands beside them (reference logprobs, rewards, token ids, …), by column:
-    numbers, lists of numbers, and whether an answer is_truncated."""
+    """Two answers to one prompt.
+
+    prompt: ends before the answers. chosen, rejected: messages of the assistant's turn(s). figures:
+    what stands beside them (reference logprobs, rewards, token ids, …), by column: numbers, lists
+    of numbers, and whether an answer is_truncated.
+    """
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]

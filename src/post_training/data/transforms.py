@@ -33,7 +33,7 @@ register_transform = FILES.register
 
 
 def call(function: Function, row: Object, started: Callable[[], None]) -> list[Object]:
-    """As it is called in its process."""
+    """Call a transform, in the process of its file. started: to be called before each call."""
     started()
     result = function(row)
     if result is None:

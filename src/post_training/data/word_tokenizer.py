@@ -21,26 +21,8 @@ from tokenizers import Tokenizer
 
 from post_training.core.errors import PostTrainingError
 
-# A pattern that finds tokens in a text.
-
-
-def any_of(tokens: list[str]) -> str:
-    """Finds the longest token at a place. It branches by character: with a thousand special tokens,
-    one that tries them in turn takes longer at each `<` of a text than tokenising it does."""
-    rest_by_first: dict[str, list[str]] = {}
-    for token in filter(None, tokens):
-        rest_by_first.setdefault(token[0], []).append(token[1:])
-    branches = [re.escape(first) + any_of(rest) for first, rest in rest_by_first.items()]
-    if not branches:
-        return ""
-    return f"(?:{'|'.join(branches)})" + ("?" if "" in tokens else "")
-
-
-# Token ids by a table of words: the library's ids, at several times its speed for English text.
-
-
-# Of GPT-2, Llama 3, Qwen 2, and Mistral's tekken, which Apertus has; sources: encoder.py of
-# https://github.com/openai/gpt-2, and the tokenizer.json of these models.
+# How GPT-2, Llama 3, Qwen 2, and Mistral's tekken, which Apertus has, cut a text into words; from
+# https://github.com/openai/gpt-2 (its encoder), and the tokenizer.json of these models.
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -53,7 +35,7 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PATTERNS = (_GPT_2, _LLAMA_3, _QWEN_2, _TEKKEN)
-# What the classes hold of ASCII; the first ones stand in brackets already.
+# What the classes of these patterns hold of ASCII; the first ones stand in brackets already.
 _IN_ASCII = {
     r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}": "A-Z",
     r"\p{Ll}\p{Lm}\p{Lo}\p{M}": "a-z",
@@ -101,7 +83,7 @@ class WordTokenizer:
     def create(cls, backend: Tokenizer, state: dict[str, Any]) -> "WordTokenizer | None":
         """None where the words of a text can't be known this way.
 
-        backend: byte-level BPE that token_spans.byte_lengths knows. state: its tokenizer.json.
+        backend: byte-level BPE that tokenize.byte_lengths knows. state: its tokenizer.json.
         """
         if state["model"].get("dropout"):
             return None  # Each time it asks, a word may have other ids.
@@ -134,7 +116,7 @@ class WordTokenizer:
         return ids
 
     def _prove(self, texts: list[str], ids: list[list[int]]) -> None:
-        """That both engines agree was tried on patterns that are known; here it is on the data."""
+        """Compare with the library, on the data itself: a wrong id would spoil it in silence."""
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         for text, own, encoding in zip(texts, ids, encodings, strict=False):
             if own != encoding.ids:
@@ -202,3 +184,18 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
         }:
             return pattern
     return None
+
+
+def any_of(tokens: list[str]) -> str:
+    """A pattern that finds the longest of the tokens at a place.
+
+    It branches by character: with a thousand special tokens, a pattern that tries them in turn
+    takes longer at each `<` of a text than tokenising it does.
+    """
+    rest_by_first: dict[str, list[str]] = {}
+    for token in filter(None, tokens):
+        rest_by_first.setdefault(token[0], []).append(token[1:])
+    branches = [re.escape(first) + any_of(rest) for first, rest in rest_by_first.items()]
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in tokens else "")

@@ -40,8 +40,9 @@ def ordered_map(
 ) -> Iterator[Output]:
     """`function(state, item)` of each item, in the items' order, with a bounded number under way.
 
-    function: of a module. state: sent to each worker once. num_workers: default, one for each core
-    this process may use, at most 16; a single item or worker is done in this process.
+    function: at the top of a module, so that it can be pickled. state: sent to each worker once.
+    num_workers: by default one for each core that this process may use, at most 16. A single item,
+    or all of a single worker, is done in this process.
     Errors: what `function` raises, in its turn; PostTrainingError when a worker ends or is killed.
     """
     iterator = iter(items)
@@ -79,7 +80,7 @@ def ordered_map(
 
 
 class _Worker:
-    """A process, and our end of the pipe to it."""
+    """A worker process, and our end of the pipe to it."""
 
     def __init__(self, function: Callable[[Any, Any], Any], state: Any):
         # Not forked: this process may hold threads (torch's, gloo's) whose locks a fork would

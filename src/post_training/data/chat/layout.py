@@ -1,6 +1,7 @@
 """A row as one text, and what a loss makes of its characters; or why it can't be one.
 
 What a template can't express is refused here, row by row: nothing of a row is left out silently.
+TextEncoder makes token ids of a conversation where nothing is trained.
 """
 
 import json
@@ -29,7 +30,8 @@ _PART_OF_AN_ANSWER = re.compile(r"</?[a-z_]*(think|reason|tool|function|answer|r
 
 @dataclass(frozen=True)
 class Layout:
-    """parts[i]: what the loss makes of the characters spans[i]; of others, nothing."""
+    """The text of a row. parts[i]: what the loss makes of the characters spans[i]; the others are
+    context."""
 
     text: str
     spans: Spans
@@ -76,8 +78,9 @@ def lay_out(
     special_tokens: dict[str, str],
     control: re.Pattern[str] | None,
 ) -> Layout:
-    """A text has no spans. control: of control_pattern, or None to let them be.
+    """The text of a row, and the spans in it that have a use in the loss; a Text has no spans.
 
+    control: finds the tokens that a content may not hold (control_pattern); None: it may hold any.
     Errors: BadRow.
     """
     if isinstance(row, Text):
@@ -118,7 +121,7 @@ def _lay_out_conversation(
 
 
 def _parts_of_spans(spans: Spans, messages: list[list[Part]], template: ChatTemplate) -> list[Part]:
-    """messages: the parts of each of the assistant's."""
+    """The part that each span is. messages: the parts of each of the assistant's messages."""
     if template.marks == "parts":
         parts = [part for own in messages for part in own]
     else:
@@ -163,17 +166,15 @@ def _list(needs: set[str]) -> str:
     return ", ".join(sorted(needs))
 
 
-# Conversations as the ids of their whole text, by a template that need not mark anything.
-#
-# For a model that judges what was written, such as a reward model, and reads it by its own
-# template. A template that was made for messages of another structure drops contents, or writes the
-# structure itself (`{'role': …}`): the one is refused row by row, the other before any row is read.
-
-
-_KEYS = ("role", "content")
-
-
 class TextEncoder:
+    """Conversations as the ids of their whole text, by a template that need not mark anything.
+
+    For a model that judges what was written, such as a reward model, and reads it by its own
+    template. A template that was made for messages of another structure drops contents, or writes
+    the structure itself (`{'role': …}`): the first is refused row by row, the second before any row
+    is read.
+    """
+
     def __init__(self, tokenizer: Any, template: str):
         """template: the name of one of ours, or `model`: the tokenizer's own.
 
@@ -225,7 +226,9 @@ class TextEncoder:
                 f"it leaves out {missing[0]!r}: it was made for messages of another structure",
                 where=self._where,
             )
-        if written := [key for key in _KEYS if f"'{key}':" in text or f'"{key}":' in text]:
+        if written := [
+            key for key in ("role", "content") if f"'{key}':" in text or f'"{key}":' in text
+        ]:
             raise PostTrainingError(
                 f"it writes the messages' structure ({written[0]!r}), not what they say",
                 where=self._where,

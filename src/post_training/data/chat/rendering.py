@@ -36,15 +36,16 @@ from post_training.core.errors import PostTrainingError
 from post_training.data.rows import BadRow, Conversation, Message
 
 THOUGHT, TEXT, CALLS = range(3)
-# A template that ends needs a thousandth of a second.
-_MOST_SECONDS = 20.0
+# Of processor time, for one row. A template that ends needs a thousandth of a second.
+_TIMEOUT_S = 20.0
 
 Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """what: THOUGHT, TEXT or CALLS. kind, weight: as in rows.Message."""
+    """A part of an assistant's dict. what: THOUGHT, TEXT or CALLS. kind, weight: as in
+    rows.Message."""
 
     what: int
     kind: int
@@ -53,8 +54,11 @@ class Part:
 
 @dataclass(frozen=True)
 class MessageDicts:
-    """parts: of each assistant's dict. needs: what not every template can express: system,
-    developer, thought, tools, calls, and steps: two dicts of the assistant in a row."""
+    """What a template gets of a row.
+
+    parts: of each assistant's dict. needs: what not every template can express, of: system,
+    developer, thought, tools, calls, steps (two dicts of the assistant one after the other).
+    """
 
     messages: list[dict[str, Any]]
     parts: list[list[Part]]
@@ -185,12 +189,12 @@ def _bounded(dicts: MessageDicts) -> Iterator[None]:
     if is_main:
         if signal.getsignal(signal.SIGVTALRM) is not _end:
             signal.signal(signal.SIGVTALRM, _end)
-        signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+        signal.setitimer(signal.ITIMER_VIRTUAL, _TIMEOUT_S)
     try:
         yield
     except _NoEnd:
         raise PostTrainingError(
-            f"rendering one row took more than {_MOST_SECONDS:g} s of processor time: the one with "
+            f"rendering one row took more than {_TIMEOUT_S:g} s of processor time: the one with "
             f"{dicts.messages[0]['content'][:40]!r}",
             where="chat template",
             hint="does it loop without an end? use one of ours, or mend it",

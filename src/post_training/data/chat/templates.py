@@ -1,12 +1,15 @@
-"""Chat templates by name, and which rows one can express.
+"""Chat templates by name, and the proof that one trains what it promises.
 
 A template renders messages (rendering.py says their form) to text and marks what the assistant
 wrote with `{% generation %}`. Ours mark each part that may be weighed differently on its own: a
 thought, the text, the calls; the last one with the end of the turn. Their texts are the public
 formats, but for what would change a row: no content is stripped, and there is no date.
 
-One without the marks yields no trained token at all, and a training run that does nothing
-(trl#5471), so a template is tried (proof.py) before any data is touched.
+A template without the marks yields no trained token at all, and a training run that does nothing
+(trl#5471). And what a template can't express it must refuse, or a row would lose a part of its
+content silently; templates of models do drop things. So `prove` tries a template on small
+conversations of known words before any data is read: each need of a row (a system message, a
+thought, tools, …) once, and what was not rendered, or not marked right, is refused in every row.
 """
 
 import copy
@@ -24,16 +27,31 @@ from post_training.data.chat.rendering import Spans, message_dicts, render
 from post_training.data.config import SpecialTokens
 from post_training.data.rows import COMPLETION, Conversation, Message, ToolCall
 
-# The proof that a chat template trains what it promises, on small conversations of known words.
-#
-# What a template can't express it must refuse, or a row would lose a part of its content silently;
-# templates of models do drop things. So each need of a row (a system message, a thought, tools, …)
-# is tried once, and what was not rendered, or not marked right, is refused in every row.
-
-
 Marks = Literal["parts", "messages"]
 RENDERING_FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-
+# What has to be a single token each; a template without any writes its roles as ordinary text.
+MARKERS: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "tulu": (),
+    "zephyr": (),
+    "mistral": (
+        *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    ),
+    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "apertus": (
+        *("<|system_start|>", "<|system_end|>", "<|developer_start|>", "<|developer_end|>"),
+        *("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
+        *("<|inner_prefix|>", "<|inner_suffix|>", "<|tools_prefix|>", "<|tools_suffix|>"),
+    ),
+    "plain": ("<|user|>", "<|assistant|>"),
+}
+_MARKS_HINT = (
+    "copy the tokenizer's folder, put {% generation %} and {% endgeneration %} around what the "
+    "assistant writes, up to the end of its turn, in the copy's chat_template.jinja, and name the "
+    "copy"
+)
+# The conversation that every template is tried on; then what the others are made of.
 PROBE = Conversation(
     (
         Message("user", "first-question"),
@@ -66,136 +84,13 @@ _NEEDS: dict[str, tuple[Conversation, ...]] = {
 
 
 @dataclass(frozen=True)
-class Proof:
-    """marks: one span for each part of the assistant's messages, or one for a whole message.
-    lost: the needs that it can't express. end_of_turn: what the model says when it is done."""
-
-    marks: Marks
-    lost: frozenset[str]
-    end_of_turn: str
-
-
-def has_marks(template: str) -> bool:
-    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
-
-
-def prove(
-    template: str, special_tokens: dict[str, str], fail: Callable[[str], PostTrainingError]
-) -> Proof:
-    """fail: makes the error of a problem, raised when the template can't be used at all."""
-    endings = set()
-    for conversation in (PROBE, Conversation(PROBE.messages[:2])):
-        try:
-            text, spans = render(template, message_dicts(conversation), special_tokens)
-        except RENDERING_FAILURES as error:
-            raise fail(f"it can't be rendered: {error}") from None
-        endings |= _endings_of_turns(text, spans, conversation, fail)
-    # Where the document ends there may be more than where a turn does.
-    end_of_turn = min(endings, key=len)
-    if not end_of_turn:
-        raise fail("it leaves the end of a turn untrained, the model would never stop")
-    if not all(ending.startswith(end_of_turn) for ending in endings):
-        raise fail(f"its turns end differently: {sorted(endings)}")
-
-    possible: set[Marks] = {"parts", "messages"}
-    lost = set()
-    for need, conversations in _NEEDS.items():
-        fitting = [_fitting_marks(template, each, special_tokens) for each in conversations]
-        fitting = [marks & possible for marks in fitting if marks & possible]
-        if need == "steps" and fitting:
-            text, _ = render(template, message_dicts(conversations[0]), special_tokens)
-            if end_of_turn in text.partition("some-words")[2].partition("first-answer")[0]:
-                fitting = []
-        for marks in fitting:
-            possible &= marks
-        if not fitting:
-            lost.add(need)
-    return Proof("parts" if "parts" in possible else "messages", frozenset(lost), end_of_turn)
-
-
-def _endings_of_turns(
-    text: str,
-    spans: Spans,
-    conversation: Conversation,
-    fail: Callable[[str], PostTrainingError],
-) -> set[str]:
-    """What is trained after each answer, of a conversation with a text alone in each turn."""
-    trained = [text[start:end] for start, end in spans]
-    answers = [each.content for each in conversation.messages if each.role == "assistant"]
-    questions = [each.content for each in conversation.messages if each.role == "user"]
-    if len(trained) != len(answers) or any(
-        answer not in turn for answer, turn in zip(answers, trained, strict=True)
-    ):
-        raise fail(f"of {len(answers)} answers it marks {len(trained)} as trained: {trained}")
-    if any(question in turn for question in questions for turn in trained):
-        raise fail(f"it would train on the user's words: {trained}")
-    return {
-        turn.partition(answer)[2].strip() for answer, turn in zip(answers, trained, strict=True)
-    }
-
-
-def _fitting_marks(
-    template: str, conversation: Conversation, special_tokens: dict[str, str]
-) -> set[Marks]:
-    """Which marks the template makes here; none if it drops something, or marks another's words."""
-    try:
-        text, spans = render(template, message_dicts(conversation), special_tokens)
-    except RENDERING_FAILURES:
-        return set()
-    own: list[list[str]] = []
-    others = ["a-purpose"] if conversation.tools else []
-    for message in conversation.messages:
-        if message.role == "assistant":
-            words = [message.thought, message.content, message.tool_calls and "an-argument"]
-            own.append([word for word in words if word])
-        else:
-            others.append(message.content)
-    words = [word for words in own for word in words]
-    marked = [
-        [word for word in (*words, *others) if word in text[start:end]] for start, end in spans
-    ]
-    if not all(word in text for word in others):
-        return set()
-    fitting: set[Marks] = set()
-    if marked == [[word] for word in words]:
-        fitting.add("parts")
-    if marked == own:
-        fitting.add("messages")
-    return fitting
-
-
-# Chat templates by name, and which rows one can express.
-
-
-# What has to be a single token each; a template without any writes its roles as ordinary text.
-MARKERS: dict[str, tuple[str, ...]] = {
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-    "tulu": (),
-    "zephyr": (),
-    "mistral": (
-        *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
-    ),
-    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "apertus": (
-        *("<|system_start|>", "<|system_end|>", "<|developer_start|>", "<|developer_end|>"),
-        *("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
-        *("<|inner_prefix|>", "<|inner_suffix|>", "<|tools_prefix|>", "<|tools_suffix|>"),
-    ),
-    "plain": ("<|user|>", "<|assistant|>"),
-}
-_MARKS_HINT = (
-    "copy the tokenizer's folder, put {% generation %} and {% endgeneration %} around what the "
-    "assistant writes, up to the end of its turn, in the copy's chat_template.jinja, and name the "
-    "copy"
-)
-
-
-@dataclass(frozen=True)
 class ChatTemplate:
-    """name: as configured. text: the Jinja source. end_of_turn: what the model says when done.
-    marks: whether it marks the parts of an assistant's message, or whole messages.
-    lost: what a row may need (rendering.MessageDicts.needs) that it can't express."""
+    """A template that was proved to work with the tokenizer at hand.
+
+    name: as configured. text: the Jinja source. end_of_turn: what the model says when it is done.
+    marks: whether it marks the parts of an assistant's message, or whole messages. lost: what a row
+    may need (rendering.MessageDicts.needs) that it can't express.
+    """
 
     name: str
     text: str
@@ -288,11 +183,9 @@ def _check_tokens(name: str, text: str, tokenizer: Any) -> None:
             raise _fail(name, f"it writes the {token}, and the tokenizer has none", hint=hint)
 
 
-# The tokenizer's bos, eos and pad tokens, where the settings name others than its own.
-
-
 def with_special_tokens(tokenizer: Any, settings: SpecialTokens) -> Any:
-    """A copy of the tokenizer with the tokens that the settings name.
+    """A copy of the tokenizer with the bos, eos and pad tokens that the settings name; where they
+    name none, the tokenizer itself.
 
     Errors: PostTrainingError for a token that is not in the vocabulary: its embedding would have
     been trained by nobody.
@@ -310,3 +203,105 @@ def with_special_tokens(tokenizer: Any, settings: SpecialTokens) -> Any:
     # As special tokens, so that where a template writes one it is never split.
     changed.add_special_tokens(named)
     return changed
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What `prove` found of a template: the marks, lost and end_of_turn of ChatTemplate."""
+
+    marks: Marks
+    lost: frozenset[str]
+    end_of_turn: str
+
+
+def has_marks(template: str) -> bool:
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
+def prove(
+    template: str, special_tokens: dict[str, str], fail: Callable[[str], PostTrainingError]
+) -> Proof:
+    """Try the template on known conversations.
+
+    special_tokens: by the names that a template has for them. fail: makes the error of a problem;
+    it is raised when the template can't be used at all.
+    """
+    endings = set()
+    for conversation in (PROBE, Conversation(PROBE.messages[:2])):
+        try:
+            text, spans = render(template, message_dicts(conversation), special_tokens)
+        except RENDERING_FAILURES as error:
+            raise fail(f"it can't be rendered: {error}") from None
+        endings |= _endings_of_turns(text, spans, conversation, fail)
+    # Where the document ends there may be more than where a turn does.
+    end_of_turn = min(endings, key=len)
+    if not end_of_turn:
+        raise fail("it leaves the end of a turn untrained, the model would never stop")
+    if not all(ending.startswith(end_of_turn) for ending in endings):
+        raise fail(f"its turns end differently: {sorted(endings)}")
+
+    possible: set[Marks] = {"parts", "messages"}
+    lost = set()
+    for need, conversations in _NEEDS.items():
+        fitting = [_fitting_marks(template, each, special_tokens) for each in conversations]
+        fitting = [marks & possible for marks in fitting if marks & possible]
+        if need == "steps" and fitting:
+            text, _ = render(template, message_dicts(conversations[0]), special_tokens)
+            if end_of_turn in text.partition("some-words")[2].partition("first-answer")[0]:
+                fitting = []
+        for marks in fitting:
+            possible &= marks
+        if not fitting:
+            lost.add(need)
+    return Proof("parts" if "parts" in possible else "messages", frozenset(lost), end_of_turn)
+
+
+def _endings_of_turns(
+    text: str,
+    spans: Spans,
+    conversation: Conversation,
+    fail: Callable[[str], PostTrainingError],
+) -> set[str]:
+    """What is trained after each answer, of a conversation with a text alone in each turn."""
+    trained = [text[start:end] for start, end in spans]
+    answers = [each.content for each in conversation.messages if each.role == "assistant"]
+    questions = [each.content for each in conversation.messages if each.role == "user"]
+    if len(trained) != len(answers) or any(
+        answer not in turn for answer, turn in zip(answers, trained, strict=True)
+    ):
+        raise fail(f"of {len(answers)} answers it marks {len(trained)} as trained: {trained}")
+    if any(question in turn for question in questions for turn in trained):
+        raise fail(f"it would train on the user's words: {trained}")
+    return {
+        turn.partition(answer)[2].strip() for answer, turn in zip(answers, trained, strict=True)
+    }
+
+
+def _fitting_marks(
+    template: str, conversation: Conversation, special_tokens: dict[str, str]
+) -> set[Marks]:
+    """Which marks the template makes here; none if it drops something, or marks another's words."""
+    try:
+        text, spans = render(template, message_dicts(conversation), special_tokens)
+    except RENDERING_FAILURES:
+        return set()
+    own: list[list[str]] = []
+    others = ["a-purpose"] if conversation.tools else []
+    for message in conversation.messages:
+        if message.role == "assistant":
+            words = [message.thought, message.content, message.tool_calls and "an-argument"]
+            own.append([word for word in words if word])
+        else:
+            others.append(message.content)
+    words = [word for words in own for word in words]
+    marked = [
+        [word for word in (*words, *others) if word in text[start:end]] for start, end in spans
+    ]
+    if not all(word in text for word in others):
+        return set()
+    fitting: set[Marks] = set()
+    if marked == [[word] for word in words]:
+        fitting.add("parts")
+    if marked == own:
+        fitting.add("messages")
+    return fitting

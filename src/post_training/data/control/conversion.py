@@ -7,7 +7,7 @@ SentencePiece does. Control ones, and the user-defined ones that are used as con
 special tokens: the text on either side is a span of its own, with its own dummy prefix. (A
 tokenizer whose prefix comes from Metaspace's `first` has none after a control token, and other
 ids there.) Not everything can be had (jamo and other marks that a character map composes; sums of
-scores that only tie in 32 bits), so ids are compared on real texts: tokenizer_gate.py.
+scores that only tie in 32 bits), so ids are compared on real texts: `require_same_ids`.
 """
 
 import re
@@ -28,11 +28,16 @@ _BPE, _UNIGRAM = ModelProto().trainer_spec.BPE, ModelProto().trainer_spec.UNIGRA
 # A word: spaces and what follows them, up to the next space.
 _WORD = Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _FIRST_PRIVATE_CHARACTER = 0xE000
+# Of the comparison of ids: spans at once, and how much of a difference is shown.
+_BATCH_SIZE = 1000
+_TOKENS_SHOWN = 3
+_CHARACTERS_SHOWN = 30
 
 
 def to_fast_tokenizer(model: ModelProto, control_ids: frozenset[int] = frozenset()) -> Tokenizer:
-    """control_ids: user-defined pieces that are control tokens.
+    """The fast tokenizer of a SentencePiece model.
 
+    control_ids: user-defined pieces that are control tokens.
     Errors: PostTrainingError for a model of a kind that has no counterpart.
     """
     _check_kind(model)
@@ -160,19 +165,10 @@ def _spaces_inside(piece: str) -> bool:
     return SPACE in piece.lstrip(SPACE)
 
 
-# Whether two tokenizers give the same ids on a corpus: the gate of a conversion.
-#
-# Every string of every row is compared: cut at control markers (control_tokens.py), each span alone
-# and behind a control token, where converted tokenizers go wrong most often.
-
-
-_BATCH_SIZE = 1000
-_TOKENS_SHOWN = 3
-_CHARACTERS_SHOWN = 30
-
-
 @dataclass(frozen=True)
 class Compared:
+    """How much was compared."""
+
     num_spans: int
     num_tokens: int
 
@@ -183,8 +179,11 @@ def require_same_ids(
     converted: Callable[[list[str]], list[list[int]]],
     control: int | None,
 ) -> Compared:
-    """converted: ids of each text. control: the id, in both, of a control token.
+    """Refuse a converted tokenizer that gives other ids than the original on a corpus.
 
+    Every string of every row is compared, cut at control markers (documents.py): each span alone
+    and behind a control token, where converted tokenizers go wrong most often.
+    converted: ids of each text. control: the id, in both, of a control token.
     Errors: PostTrainingError at the first difference, with its place and the ids of both; and for
     a row that can't be read.
     """

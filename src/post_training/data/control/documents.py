@@ -5,7 +5,8 @@
 
 A turn stands between two copies of its marker; turns alternate, the user first, and nothing stands
 between them. Only these markers count, everything else is text. Each turn's text is encoded on its
-own. The loss is on what the assistant wrote, the marker that closes it, and the end of document.
+own (SpanTokenizer). The loss is on what the assistant wrote, the marker that closes it, and the end
+of document.
 """
 
 import re
@@ -23,18 +24,19 @@ from tokenizers import Tokenizer
 from post_training.core.errors import PostTrainingError, UsageError, shown
 from post_training.data.rows import COMPLETION, PROMPT, BadRow
 
-# Tokenizers of spans: stretches of text between control tokens, each encoded on its own.
-#
-# So a SentencePiece model gives every span a dummy prefix (▁). The control tokens around the spans
-# are written by id (control_tokens.py). Both kinds can be sent to another process.
-
-
 Piece = ModelProto.SentencePiece
+ROLES = ("user", "assistant")
+_MARKER = re.compile(r"<<<\|(user|assistant)\|>>>")
 
 
 class SpanTokenizer(Protocol):
-    """vocab_size: every id is below it. control_ids: may serve as control tokens, because no word
-    is made of them. special_ids: those of them that a text must not spell out."""
+    """Encodes spans: stretches of text between control tokens, each encoded on its own.
+
+    So a SentencePiece model gives every span a dummy prefix (▁). The control tokens around the
+    spans are written by id (DocumentEncoder.join). Can be sent to another process.
+    vocab_size: every id is below it. control_ids: may serve as control tokens, because no word is
+    made of them. special_ids: those of them that a text must not spell out.
+    """
 
     vocab_size: int
     control_ids: frozenset[int]
@@ -48,7 +50,7 @@ class SpanTokenizer(Protocol):
 
 
 def load_span_tokenizer(path: Path) -> SpanTokenizer:
-    """path: a SentencePiece model, or a folder with a Hugging Face tokenizer.json.
+    """The tokenizer at `path`: a SentencePiece model, or a folder with a tokenizer.json.
 
     Errors: PostTrainingError for anything else.
     """
@@ -127,16 +129,10 @@ def _ids_of_types(model: ModelProto, *types: int) -> frozenset[int]:
     return frozenset(key for key, piece in enumerate(model.pieces) if piece.type in types)
 
 
-# Documents with control markers, as they are written for GPT-NeoX on LUMI:
-
-
-ROLES = ("user", "assistant")
-_MARKER = re.compile(r"<<<\|(user|assistant)\|>>>")
-
-
 @dataclass(frozen=True)
 class EncodedDocuments:
-    """tokens: int32 [N], of all documents. kinds: uint8 [N]. lengths: int64, of each document."""
+    """Documents one after another. tokens: int32 [N]. kinds: uint8 [N]. lengths: int64, of each
+    document, in tokens."""
 
     tokens: np.ndarray
     kinds: np.ndarray

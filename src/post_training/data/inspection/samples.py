@@ -1,4 +1,4 @@
-"""Rows of a prepared dataset as what can be shown of them.
+"""Rows of a prepared dataset, made ready to be looked at: in a terminal, or as an HTML page.
 
     Sample (a row) -> Part (a piece of a sequence) -> Run (tokens of one kind and weight)
 
@@ -26,6 +26,12 @@ from post_training.data.lengths import source_starts
 from post_training.data.prepared.dataset import PreparedDataset, PreparedRow
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 
+# How the kinds of tokens look in a terminal.
+_COLOURS = {PROMPT: "dim", COMPLETION: "green", EXCLUDED: "yellow"}
+_BRACKETS = {PROMPT: ("", ""), COMPLETION: ("⟦", "⟧"), EXCLUDED: ("⟪", "⟫")}
+_STYLES = {"plain": "", "mark": "blue", "special": "bold"}
+_LEGEND = {COMPLETION: b"trained", PROMPT: b"context", EXCLUDED: b"excluded from the loss"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -38,8 +44,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Part:
-    """sequence: its number within the source, from 1. start: of the part in it. length: of all of
-    it, in tokens."""
+    """A piece of a sequence, in a row.
+
+    sequence: its number within the source, from 1. start: of the part in it, in tokens. length: of
+    the whole sequence, in tokens.
+    """
 
     source: str
     sequence: int
@@ -67,7 +76,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sample:
-    """row: its number, from 1."""
+    """A row and its parts. row: its number, from 1."""
 
     row: int
     parts: tuple[Part, ...]
@@ -82,7 +91,10 @@ class Sample:
 def read_samples(
     dataset: PreparedDataset, vocabulary: Vocabulary, rows: Iterable[int]
 ) -> Iterator[Sample]:
-    """rows: from 0. Errors: UsageError for an id that is not in the vocabulary."""
+    """The samples of these rows, numbered from 0.
+
+    Errors: UsageError for an id that is not in the vocabulary.
+    """
     starts = source_starts(dataset)
     names = [source["name"] for source in dataset.record["sources"]]
     for index in rows:
@@ -125,19 +137,12 @@ def _runs(row: PreparedRow, begin: int, end: int, vocabulary: Vocabulary) -> Ite
         yield Run(kind, weight, tuple(token for _, token in group))
 
 
-# Samples in a terminal: each part as text, as tokens, and as ids.
-#
-# In colour where there is some; elsewhere (a file, a pipe, NO_COLOR) trained tokens stand in
-# brackets. Nothing is folded by us, so that what is copied is what is there.
-
-
-_COLOURS = {PROMPT: "dim", COMPLETION: "green", EXCLUDED: "yellow"}
-_BRACKETS = {PROMPT: ("", ""), COMPLETION: ("⟦", "⟧"), EXCLUDED: ("⟪", "⟫")}
-_STYLES = {"plain": "", "mark": "blue", "special": "bold"}
-_LEGEND = {COMPLETION: b"trained", PROMPT: b"context", EXCLUDED: b"excluded from the loss"}
-
-
 def show(samples: Iterable[Sample], console: Console) -> None:
+    """Samples in a terminal: each part as text, as tokens, and as ids.
+
+    In colour where there is some; elsewhere (a file, a pipe, NO_COLOR) trained tokens stand in
+    brackets. Nothing is folded by us, so that what is copied is what is there.
+    """
     printer = _Printer(console)
     printer.legend()
     for sample in samples:
@@ -189,10 +194,8 @@ class _Printer:
         self._console.print(line, soft_wrap=True)
 
 
-# Samples as one HTML page (page.html.jinja, page.css).
-
-
 def page(samples: Iterable[Sample], title: str) -> str:
+    """Samples as one HTML page (page.html.jinja, page.css)."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

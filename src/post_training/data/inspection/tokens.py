@@ -1,7 +1,13 @@
-"""What each token id spells.
+"""What each token id spells (Vocabulary), and its bytes as a person can read them (Stretch).
 
 Byte-level BPE has a character for each byte of a piece. SentencePiece, and what is made of it, has
 ▁ for a space and pieces <0x00> to <0xFF> for single bytes. Pieces of others are shown as they are.
+
+Nothing that is shown is invisible, and nothing steers a terminal:
+
+    ↵ line break   ⇥ tab   · space   ⟨e2 96⟩ bytes of a part of a character   ⟨U+200B⟩ invisible
+
+A single space between words is left as it is, unless every space is asked for.
 """
 
 import json
@@ -19,12 +25,24 @@ from post_training.data.control.documents import Piece, read_model, read_tokeniz
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"
+_MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
+# Control and format characters, unassigned ones, and spaces that look like another or like none.
+_INVISIBLE = {"Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs"}
+# Joiners are part of how emoji and several scripts are written.
+_JOINERS = ("\u200c", "\u200d")
+# Bytes that are no UTF-8 (as surrogateescape has them), and characters that may need a mark.
+_BYTES, _UNUSUAL = "[\udc80-\udcff]+", "[^ -~]"
+_UNUSUAL_OR_ANY_SPACE = re.compile(f"{_BYTES}|{_UNUSUAL}| ")
+_UNUSUAL_OR_ODD_SPACE = re.compile(rf"{_BYTES}|{_UNUSUAL}|(?<!\S) | (?!\S)")
 
 
 @dataclass(frozen=True)
 class Spelled:
-    """content: in UTF-8, though a token may end within a character. is_special: a token that no
-    text is made of (a control token, a marker of the template)."""
+    """What an id spells.
+
+    content: in UTF-8, though a token may end within a character. is_special: no text is made of it
+    (a control token, a marker of the template).
+    """
 
     id: int
     content: bytes
@@ -32,8 +50,11 @@ class Spelled:
 
 
 class Vocabulary:
-    """piece_of: of an id, None where there is none. whole: ids that stand for themselves, and not
-    for the bytes that `spell` makes of a piece: {id: (text, is_special)}."""
+    """What each id of a tokenizer spells.
+
+    piece_of: of an id, None where there is none. whole: ids that stand for themselves, and not
+    for the bytes that `spell` makes of a piece: {id: (text, is_special)}.
+    """
 
     def __init__(
         self,
@@ -135,27 +156,9 @@ def _byte_level() -> Callable[[str], bytes]:
     return spell
 
 
-# Bytes of tokens as a person can read them: nothing invisible, nothing that steers a terminal.
-#
-#     ↵ line break   ⇥ tab   · space   ⟨e2 96⟩ bytes of a part of a character   ⟨U+200B⟩ invisible
-#
-# A single space between words is left as it is, unless every space is asked for.
-
-
-_MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
-# Control and format characters, unassigned ones, and spaces that look like another or like none.
-_INVISIBLE = {"Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs"}
-# Joiners are part of how emoji and several scripts are written.
-_JOINERS = ("\u200c", "\u200d")
-# Bytes that are no UTF-8 (as surrogateescape has them), and characters that may need a mark.
-_BYTES, _UNUSUAL = "[\udc80-\udcff]+", "[^ -~]"
-_UNUSUAL_OR_ANY_SPACE = re.compile(f"{_BYTES}|{_UNUSUAL}| ")
-_UNUSUAL_OR_ODD_SPACE = re.compile(rf"{_BYTES}|{_UNUSUAL}|(?<!\S) | (?!\S)")
-
-
 @dataclass(frozen=True)
 class Stretch:
-    """style: plain text, a mark of ours, or a special token."""
+    """A stretch of shown text of one style: plain text, a mark of ours, or a special token."""
 
     text: str
     style: Literal["plain", "mark", "special"] = "plain"

@@ -1,1 +1,1 @@
-"""Preference rows as pairs of token sequences: encoded, planned into rows, kept on disk."""
+"""Preference rows as pairs of token sequences: encoded, packed into rows, kept on disk."""

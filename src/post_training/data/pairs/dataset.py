@@ -48,9 +48,12 @@ REF_LOGPROB, QUANTILE, NUM_REF_REWARDS = range(3)
 
 @dataclass(frozen=True)
 class Pair:
-    """number: in the dataset. source: index of its dataset. prefix: ids int32 [P] that both answers
-    begin with, none of them trained. chosen, rejected: what each goes on with. figures: float64
-    [2, 3]. is_cut: whether the limits cut something off."""
+    """Two answers to one prompt.
+
+    number: in the dataset. source: index of its dataset. prefix: int32 [P], the ids that both
+    answers begin with, none of them trained. chosen, rejected: what each goes on with. figures:
+    float64 [2, 3], of chosen and rejected. is_cut: whether the limits cut something off.
+    """
 
     number: int
     source: int
@@ -137,7 +140,7 @@ def length_in_row(pair: np.ndarray, *, share_prompt: bool) -> int:
 
 
 def describe_pairs(record: dict[str, Any]) -> Iterator[str]:
-    """The record's figures, in a few lines for a person."""
+    """The counts of prepared.json, in a few lines for a person."""
     counts, rejected = record["counts"], record["rejected"]
     for source in record["sources"]:
         good = f"{source['num_used']:,} of {source['num_pairs']:,} good pairs"

@@ -126,7 +126,7 @@ def prepare_pairs(
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """All that a worker needs. num_ids: those of the data must be below it."""
+    """All that a worker needs to encode a chunk. num_ids: those of the data must be below it."""
 
     reader: Reader
     encoder: Encoder
@@ -145,7 +145,8 @@ class EncodedPairs(EncodedChunk):
 
 
 def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
-    """Errors: PostTrainingError for a row without two answers."""
+    """The work of one process, on one chunk. Errors: PostTrainingError for a row without two
+    answers."""
     dataset, chunk = item
     rejected: list[Rejected] = []
     rows = [
@@ -164,7 +165,7 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
             rejected.append(Rejected(record.place, bad, record.raw))
             continue
         if pair[CUT]:
-            for figure in own:  # they are of other tokens than those that are trained
+            for figure in own:  # the logprobs are of other tokens than those that are trained
                 figure[REF_LOGPROB] = float("nan")
         sequences.append(sequence)
         pairs.append([*pair, dataset])
@@ -212,7 +213,7 @@ def _both_sequences(
 
 
 def _from_ids(figures: dict[str, Any], side: str, num_ids: int) -> TokenSequence | BadRow | None:
-    """Of the ids in the data; None where they aren't there."""
+    """Prompt and answer as the row's own token ids; None where it has none."""
     columns = ("prompt_token_ids", f"{side}_token_ids")
     if any(column not in figures for column in columns):
         return None
@@ -294,7 +295,7 @@ def _num_common(chosen: TokenSequence, rejected: TokenSequence) -> int:
 
 
 def _answer_figures(figures: dict[str, Any], side: str, limits: PairConfig) -> list[float]:
-    """In the order of the columns. Errors: BadRow."""
+    """REF_LOGPROB, QUANTILE and NUM_REF_REWARDS of an answer. Errors: BadRow."""
     unknown = float("nan")
     values = {
         column: figures.get(column)
@@ -332,8 +333,11 @@ def _answer_figures(figures: dict[str, Any], side: str, limits: PairConfig) -> l
 def _counts(
     rows: RowPlan, pairs: np.ndarray, figures: np.ndarray, limits: PairConfig
 ) -> dict[str, Any]:
-    """Of the rows as they are trained on; a pair that is used twice counts twice. num_sequences:
-    pairs. num_tokens: as they lie in the rows. longest_sequence: a prompt with its answer."""
+    """Counts of the rows as they are trained on; a pair that is used twice counts twice.
+
+    num_sequences: pairs. num_tokens: as they lie in the rows. longest_sequence: a prompt with its
+    answer.
+    """
     used = pairs[rows.sequences]
     lengths = rows.pieces[:, LENGTH]
     answers = used[:, [PREFIX]] + used[:, [CHOSEN, REJECTED]]

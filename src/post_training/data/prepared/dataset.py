@@ -43,7 +43,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_files(folder: Path, schema: str = SCHEMA) -> None:
-    """That a dataset which was made before, here or by another run, is what was written.
+    """Check that a dataset which was made before, here or by another run, is what was written.
 
     schema: of its prepared.json; pairs have their own.
     Errors: UsageError that names the first file which is not.
@@ -62,8 +62,11 @@ def check_files(folder: Path, schema: str = SCHEMA) -> None:
 
 @dataclass(frozen=True)
 class PreparedRow:
-    """ids int32 [T], kinds uint8 [T], weights float32 [T] or None when each is 1; lengths of the
-    pieces, whose sum is T."""
+    """A row of one or several pieces, one after another.
+
+    ids: int32 [T]. kinds: uint8 [T]. weights: float32 [T], or None when each is 1. lengths: of the
+    pieces, in tokens; their sum is T.
+    """
 
     ids: np.ndarray
     kinds: np.ndarray
@@ -81,7 +84,7 @@ class UsedTemplate:
 
 
 class SequenceStore:
-    """The sequences of a pair of .bin/.idx files, and the kinds of their tokens from another.
+    """Sequences on disk: ids and kinds from two pairs of .bin/.idx files, and their weights.
 
     kinds: None when every token is COMPLETION.
     """
@@ -95,7 +98,7 @@ class SequenceStore:
         return len(self.tokens)
 
     def read(self, index: int, start: int, length: int) -> PreparedRow:
-        """One piece of one sequence."""
+        """A piece of sequence `index`: `length` tokens from `start`."""
         ids = self.tokens.read(index, start, length).astype(np.int32, copy=False)
         if self.kinds is None:
             kinds = np.full(length, COMPLETION, np.uint8)
@@ -140,7 +143,7 @@ class PreparedDataset:
                 hint="give the RUN/dataset folder of `entrypoint prepare`",
             )
         record = read_json(folder / RECORD, SCHEMA)
-        # Mapped, not read: a million rows are 24 MB.
+        # Mapped, not read: the pieces of a million rows are 24 MB, in each process of a node.
         pieces = np.load(folder / PIECES, mmap_mode="r")
         return cls(stores or [open_own_store(folder)], np.load(folder / OFFSETS), pieces, record)
 
@@ -186,7 +189,7 @@ def metrics_of(record: dict[str, Any]) -> dict[str, float]:
 
 
 def describe_prepared(record: dict[str, Any]) -> Iterator[str]:
-    """The record's figures, in a few lines for a person."""
+    """The counts of prepared.json, in a few lines for a person."""
     counts, rejected = record["counts"], record["rejected"]
     for source in record["sources"]:
         ratio = source["generation_ratio"]

@@ -1,9 +1,8 @@
-"""Which rows of several datasets make up the mixture, and in which order.
+"""Which sequences of several datasets are used, in which order, and which share a packed row.
 
-Of each dataset: a subsample, then duplication, then the caps; then, where the datasets have
-weights, the largest mixture in those shares that needs no row more often than it is there. One
-dataset that is used whole keeps its order; any other mixture is shuffled. It all depends on the
-seed and on the rows alone.
+    table of all sequences -> deduplicate -> first rows only -> mixture -> packing -> order of rows
+
+Lengths alone decide, and the seed: no token is looked at.
 """
 
 from collections import Counter
@@ -19,13 +18,105 @@ from post_training.data.prepared.packing import PackedRows, pack, reorder, shuff
 from post_training.data.prepared.sequences import LENGTH, SEQUENCE, SequenceBatch
 
 
+@dataclass(frozen=True)
+class SequenceTable:
+    """All sequences, in order. Of each: the index of its dataset, its length and number of prompt
+    tokens, and its digest (empty where none are needed). pieces: int64 [P, 4], ordered by sequence
+    (sequences.py)."""
+
+    dataset: np.ndarray
+    lengths: np.ndarray
+    num_prompt_tokens: np.ndarray
+    digests: np.ndarray
+    pieces: np.ndarray
+
+
+class TableBuilder:
+    """Gathers batches into a table. About 60 bytes a sequence, 16 of them the digest."""
+
+    def __init__(self) -> None:
+        self.num_sequences = self.num_pieces = 0
+        self.num_rows: Counter[int] = Counter()  # by dataset
+        self._columns: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, dataset: int, batch: SequenceBatch) -> None:
+        size = len(batch.lengths)
+        pieces = batch.pieces.copy()
+        pieces[:, SEQUENCE] += self.num_sequences
+        index = np.full(size, dataset, np.int32)
+        self._columns.append((index, batch.lengths, batch.num_prompt_tokens, batch.digests, pieces))
+        self.num_sequences += size
+        self.num_pieces += len(pieces)
+        self.num_rows[dataset] += size
+
+    def table(self) -> SequenceTable:
+        return SequenceTable(*map(np.concatenate, zip(*self._columns, strict=True)))
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The packed rows. offsets: int64 [R + 1]: row r is pieces[offsets[r] : offsets[r + 1]].
+    pieces: int64 [N, 4]. sequences: those in use, as often as they are used. num_duplicates: how
+    many sequences were left out for an earlier one that is the same."""
+
+    offsets: np.ndarray
+    pieces: np.ndarray
+    sequences: np.ndarray
+    num_duplicates: int
+
+
+def plan_rows(table: SequenceTable, data: DataConfig, config: SequenceConfig, seed: int) -> RowPlan:
+    """Decide which sequences are used, and pack their pieces.
+
+    Errors: PostTrainingError where a dataset has too few rows for its settings.
+    """
+    kept = np.unique(table.pieces[:, SEQUENCE])
+    num_duplicates = 0
+    if data.deduplicate:
+        _, first = np.unique(table.digests[kept], return_index=True)
+        num_duplicates = len(kept) - len(first)
+        kept = kept[np.sort(first)]
+    if data.debug_subsample is not None:
+        # Sequences stand in the order of the datasets.
+        position = np.arange(len(kept)) - np.searchsorted(table.dataset[kept], table.dataset[kept])
+        kept = kept[position < data.debug_subsample]
+    settings = data.datasets or [DatasetConfig(path=path) for path in data.indexed]
+    num_rows = np.bincount(table.dataset[kept], minlength=len(settings))
+    lengths = np.split(table.lengths[kept], np.cumsum(num_rows)[:-1])
+    used = kept[choose_rows(settings, num_rows.tolist(), seed, lengths)]
+    pieces = table.pieces[_pieces_of(used, table.pieces[:, SEQUENCE])]
+    rows = pack(pieces[:, LENGTH], config.max_seq_length, config.packing)
+    if config.packing != "none":
+        rows = shuffle_rows(rows, seed)
+    if data.debug_oom:
+        rows = _longest_first(rows, pieces[:, LENGTH])
+    return RowPlan(rows.offsets, pieces[rows.sequences], used, num_duplicates)
+
+
+def _pieces_of(sequences: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Indices of the pieces of each of these sequences, one after another. owners: sorted."""
+    first = np.searchsorted(owners, sequences)
+    sizes = np.searchsorted(owners, sequences, side="right") - first
+    starts = np.cumsum(sizes) - sizes
+    return np.repeat(first - starts, sizes) + np.arange(sizes.sum())
+
+
+def _longest_first(rows: PackedRows, lengths: np.ndarray) -> PackedRows:
+    totals = np.add.reduceat(lengths[rows.sequences], rows.offsets[:-1])
+    return reorder(rows, np.argsort(-totals, kind="stable"))
+
+
 def choose_rows(
     datasets: Sequence[DatasetConfig],
     num_rows: Sequence[int],
     seed: int,
     num_tokens: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Numbers of the rows to use, int64; a row may be there several times.
+    """The mixture: numbers of the rows to use, int64, in order; a row may be there several times.
+
+    Of each dataset: a subsample, then duplication, then the caps; then, where the datasets have
+    weights, the largest mixture in those shares that needs no row more often than it is there. One
+    dataset that is used whole keeps its order; any other mixture is shuffled.
 
     The rows are numbered through all datasets, num_rows[d] of dataset d. num_tokens[d]: lengths of
     its rows, needed where it has max_tokens.
@@ -80,91 +171,3 @@ def _in_shares(chosen: list[np.ndarray], weights: Sequence[float]) -> list[np.nd
     # The dataset that limits the total is used whole, whatever its quotient was rounded to.
     counts = np.floor(total * shares + 1e-6).astype(int)
     return [order[: max(1, count)] for order, count in zip(chosen, counts, strict=True)]
-
-
-# Which sequences are used, and which share a row: decided from their lengths alone.
-#
-# table of all sequences -> deduplicate -> first rows only -> mixture -> packing -> order of rows
-
-
-@dataclass(frozen=True)
-class SequenceTable:
-    """Of every sequence, in order: dataset (its index), lengths and num_prompt_tokens (in tokens),
-    digests (empty where none are needed). pieces: [P, 4], ordered by sequence (sequences.py)."""
-
-    dataset: np.ndarray
-    lengths: np.ndarray
-    num_prompt_tokens: np.ndarray
-    digests: np.ndarray
-    pieces: np.ndarray
-
-
-class TableBuilder:
-    """Gathers batches into a table. About 60 bytes a sequence, 16 of them the digest."""
-
-    def __init__(self) -> None:
-        self.num_sequences = self.num_pieces = 0
-        self.num_rows: Counter[int] = Counter()  # by dataset
-        self._columns: list[tuple[np.ndarray, ...]] = []
-
-    def add(self, dataset: int, batch: SequenceBatch) -> None:
-        size = len(batch.lengths)
-        pieces = batch.pieces.copy()
-        pieces[:, SEQUENCE] += self.num_sequences
-        index = np.full(size, dataset, np.int32)
-        self._columns.append((index, batch.lengths, batch.num_prompt_tokens, batch.digests, pieces))
-        self.num_sequences += size
-        self.num_pieces += len(pieces)
-        self.num_rows[dataset] += size
-
-    def table(self) -> SequenceTable:
-        return SequenceTable(*map(np.concatenate, zip(*self._columns, strict=True)))
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """offsets: int64 [R + 1]: row r is pieces[offsets[r] : offsets[r + 1]]. pieces: [N, 4].
-    sequences: those in use, as often as they are used. num_duplicates: left out for one earlier."""
-
-    offsets: np.ndarray
-    pieces: np.ndarray
-    sequences: np.ndarray
-    num_duplicates: int
-
-
-def plan_rows(table: SequenceTable, data: DataConfig, config: SequenceConfig, seed: int) -> RowPlan:
-    """Errors: PostTrainingError where a dataset has too few rows for its settings."""
-    kept = np.unique(table.pieces[:, SEQUENCE])
-    num_duplicates = 0
-    if data.deduplicate:
-        _, first = np.unique(table.digests[kept], return_index=True)
-        num_duplicates = len(kept) - len(first)
-        kept = kept[np.sort(first)]
-    if data.debug_subsample is not None:
-        # Sequences stand in the order of the datasets.
-        position = np.arange(len(kept)) - np.searchsorted(table.dataset[kept], table.dataset[kept])
-        kept = kept[position < data.debug_subsample]
-    settings = data.datasets or [DatasetConfig(path=path) for path in data.indexed]
-    num_rows = np.bincount(table.dataset[kept], minlength=len(settings))
-    lengths = np.split(table.lengths[kept], np.cumsum(num_rows)[:-1])
-    used = kept[choose_rows(settings, num_rows.tolist(), seed, lengths)]
-    pieces = table.pieces[_pieces_of(used, table.pieces[:, SEQUENCE])]
-    rows = pack(pieces[:, LENGTH], config.max_seq_length, config.packing)
-    if config.packing != "none":
-        rows = shuffle_rows(rows, seed)
-    if data.debug_oom:
-        rows = _longest_first(rows, pieces[:, LENGTH])
-    return RowPlan(rows.offsets, pieces[rows.sequences], used, num_duplicates)
-
-
-def _pieces_of(sequences: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Indices of the pieces of each of these sequences, one after another. owners: sorted."""
-    first = np.searchsorted(owners, sequences)
-    sizes = np.searchsorted(owners, sequences, side="right") - first
-    starts = np.cumsum(sizes) - sizes
-    return np.repeat(first - starts, sizes) + np.arange(sizes.sum())
-
-
-def _longest_first(rows: PackedRows, lengths: np.ndarray) -> PackedRows:
-    totals = np.add.reduceat(lengths[rows.sequences], rows.offsets[:-1])
-    return reorder(rows, np.argsort(-totals, kind="stable"))

@@ -1,4 +1,4 @@
-"""Which sequences share a row of at most `capacity` tokens.
+"""Which sequences share a row of at most `capacity` tokens (a packed row).
 
     lengths -> pack -> PackedRows -> shuffle_rows -> the order in which rows are trained on
 
@@ -42,7 +42,7 @@ class PackedRows:
 
 
 def pack(lengths: np.ndarray, capacity: int, method: Packing) -> PackedRows:
-    """Plan the rows of sequences of these lengths (in tokens).
+    """Decide which sequences share a row, from their lengths in tokens.
 
     bfd: sequences from long to short (equal ones in their order), each into the fullest row that
     has room, of equally full ones the first. k_bin_packed: in the data's order, each into the

@@ -161,7 +161,7 @@ def prepare_indexed(
 
 @dataclass(frozen=True)
 class ChunkEncoder:
-    """All that a worker needs."""
+    """All that a worker needs to encode a chunk."""
 
     reader: Reader
     encoder: Encoder
@@ -170,7 +170,8 @@ class ChunkEncoder:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """dataset: its index. rejected: in the order of the file."""
+    """What a worker made of a chunk of dataset number `dataset`. rejected: in the order of the
+    file."""
 
     dataset: int
     sequences: SequenceBatch
@@ -289,7 +290,7 @@ class SequenceWriter:
             weights = np.ones(len(batch.ids), np.float32)
         with open(self._weights_path, "ab") as file:
             if not file.tell():
-                # The first weights that aren't 1: those of every token before them are.
+                # The first weights that aren't 1: the file begins with a 1 for every token so far.
                 block = np.ones(1 << 20, "<f4").tobytes()
                 for start in range(0, 4 * self.num_tokens, len(block)):
                     file.write(block[: 4 * self.num_tokens - start])
@@ -310,7 +311,7 @@ def write_rows(
 ) -> dict[str, Any]:
     """Decide the rows, write them and prepared.json, which is returned.
 
-    sources: what to say of each, beside its counts. identity: what decides the bytes.
+    builder: the table of all sequences. sources: what to say of each, beside its counts. identity: what decides the bytes.
     Errors: PostTrainingError where a dataset has too few rows for its settings.
     """
     table = builder.table()
@@ -342,7 +343,7 @@ def used_template(template: ChatTemplate) -> UsedTemplate:
 
 
 def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict[str, Any]:
-    """Of the rows as they are trained on; a sequence that is used twice counts twice."""
+    """Counts of the rows as they are trained on; a sequence that is used twice counts twice."""
     lengths = rows.pieces[:, LENGTH]
     num_rows, num_tokens = len(rows.offsets) - 1, int(lengths.sum())
     overlong = table.lengths[rows.sequences] > limits.max_seq_length
@@ -358,7 +359,7 @@ def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict
 
 
 def _counts_of_source(table: SequenceTable, rows: RowPlan, dataset: int) -> dict[str, Any]:
-    """Of one source. generation_ratio: completion tokens over prompt tokens (R_g in 2401.13586),
+    """Counts of one source. generation_ratio: completion tokens over prompt tokens (R_g in 2401.13586),
     null without any prompt."""
     own = table.dataset == dataset
     times = np.bincount(rows.sequences, minlength=len(own))[own]

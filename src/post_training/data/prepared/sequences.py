@@ -1,4 +1,4 @@
-"""Token sequences in bulk, and which pieces of one that is too long are used.
+"""Token sequences in batches, and which pieces of one that is too long are used.
 
 A sequence is what one row of a source became. A *piece* of it, at most as long as the limit, is
 what is packed and trained on; most sequences are one piece. Position 0 of a piece is never
@@ -15,7 +15,7 @@ from post_training.data.config import SequenceConfig
 from post_training.data.rows import COMPLETION, BadRow
 from post_training.data.tokenize import TokenSequence
 
-# Columns of an array of pieces, int64 [P, 4].
+# Columns of an array of pieces, int64 [P, 4]; start and length in tokens.
 SEQUENCE, START, LENGTH, NUM_TRAINED = range(4)
 
 
@@ -42,8 +42,9 @@ def cut_to_limit(
 ) -> list[tuple[int, int, int]]:
     """(start, length, number of trained tokens) of the pieces to use, at least one.
 
-    kinds: uint8 [T], of the whole sequence. A piece with nothing to train is left out.
-    Errors: BadRow ("too-long", "untrained"); PostTrainingError naming `where` for overlong: fail.
+    A piece with nothing to train is left out. kinds: uint8 [T], of the whole sequence. where: the
+    place of its row.
+    Errors: BadRow ("too-long", "untrained"); PostTrainingError for overlong: fail.
     """
     limit, length = config.max_seq_length, len(kinds)
     end = length
@@ -72,7 +73,8 @@ def make_batch(
     *,
     with_digests: bool,
 ) -> SequenceBatch:
-    """pieces[i]: those of sequences[i]. with_digests: else there are none."""
+    """Join sequences to one batch. pieces[i]: (start, length, trained tokens) of the pieces of
+    sequences[i]. with_digests: if not, the batch has none."""
     weights = None
     if any(sequence.weights is not None for sequence in sequences):
         weights = np.concatenate([_weights(sequence) for sequence in sequences])

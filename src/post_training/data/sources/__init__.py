@@ -18,11 +18,13 @@ CHUNK_ROWS = 512
 
 
 class Chunk(Protocol):
+    """A piece of a source."""
+
     def records(self) -> Iterator[Record]: ...
 
 
 class Source(Protocol):
-    """name: what messages and records call it."""
+    """Rows of one dataset. name: what messages and records call it."""
 
     @property
     def name(self) -> str: ...

@@ -1,8 +1,12 @@
-"""Datasets of the hub, as `post-training data fetch` left them in `data.hub_dir`.
+"""Datasets of the hub: read from `data.hub_dir`, where `post-training data fetch` has put them.
 
     HUB_DIR/<owner>--<name>/<commit>/<subset or default>/<split>/{rows.parquet,fetched.json}
 
 A run never touches the network: what is not there is refused with the command that fetches it.
+
+`fetch` gets one split of a hub dataset, at one commit. The repository's files are downloaded by the
+hub's own client, read by `datasets`, and written as one parquet file with a record beside it.
+Everything happens in a folder that is removed in the end; what stays is complete.
 """
 
 import re
@@ -95,16 +99,9 @@ def _command(dataset: DatasetConfig, hub_dir: Path | None) -> str:
     return " ".join(["post-training data fetch", str(dataset.hub), *words])
 
 
-# `post-training data fetch`: one split of a hub dataset, at one commit, to where runs look for it.
-#
-# The repository's files are downloaded by the hub's own client, read by `datasets`, and written as
-# one parquet file with a record beside it (sources/hub.py). Everything happens in a folder that is
-# removed in the end; what stays is complete.
-
-
 @dataclass(frozen=True)
 class Fetched:
-    """commit: to be written into the configuration."""
+    """A split that lies in `hub_dir` now. commit: to be written into the configuration."""
 
     folder: Path
     hub: str
@@ -121,8 +118,9 @@ class Fetched:
 
 
 def fetch(hub: str, revision: str | None, subset: str | None, split: str, hub_dir: Path) -> Fetched:
-    """revision: a branch, a tag or a commit; None: the main branch.
+    """Download a split to where runs look for it, unless it is there already.
 
+    revision: a branch, a tag or a commit; None: the main branch.
     Errors: UsageError when the hub has no such dataset, revision, subset or split;
     PostTrainingError when it can't be reached, or its files can't be read.
     """

@@ -1,8 +1,9 @@
-"""One JSON object, or what is wrong with the text that should have been one; a call's arguments and
-tools that are kept as text are read as strictly.
+"""Rows of JSON files: one object a line (.jsonl), or one array of objects (.json).
 
-Stricter than `json.loads`: a key that stands twice, NaN and Infinity, half of a surrogate pair and
-very deep nesting are faults too, since the row would not mean the same to the next reader.
+JSON is read more strictly than by `json.loads`: a key that stands twice, NaN and Infinity, half of
+a surrogate pair and very deep nesting are faults too, since the row would not mean the same to the
+next reader. Arguments of a call and tools that are kept as text are read as strictly
+(formats/values.py).
 """
 
 import codecs
@@ -27,6 +28,157 @@ _ESCAPE = re.compile(
     r"|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+# What holds neither the end of an item nor a bracket: strings, and what stands between them. (Not
+# with possessive quantifiers: they are wrong before Python 3.11.5, gh-106052.)
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_BETWEEN_ITEMS = re.compile(rb"(?:[^\"\[\]{},]+|" + _STRING + rb")*", re.DOTALL)
+_INSIDE_ITEM = re.compile(rb"(?:[^\"\[\]{}]+|" + _STRING + rb")*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class JsonlSource:
+    """JSON objects, one a line.
+
+    A line is what ends in a newline byte: U+2028 and its like inside a string don't end one. A
+    byte-order mark at the file's start and blank lines are accepted. The memory needed is that of
+    the longest line.
+    """
+
+    path: Path
+    name: str
+
+    def chunks(self) -> Iterator["JsonlChunk"]:
+        number, byte, empty = 1, 0, True
+        with open(self.path, "rb") as file:
+            while lines := file.readlines(CHUNK_BYTES):
+                if byte == 0 and lines[0].startswith(codecs.BOM_UTF8):
+                    byte = len(codecs.BOM_UTF8)
+                    lines[0] = lines[0][byte:]
+                empty = empty and not any(line.strip() for line in lines)
+                yield JsonlChunk(str(self.path), number, byte, lines)
+                number += len(lines)
+                byte += sum(map(len, lines))
+        if empty:
+            raise no_rows(self.path)
+
+
+@dataclass(frozen=True)
+class JsonlChunk:
+    """Lines of a file. first_number, first_byte: the place of the first of them."""
+
+    path: str
+    first_number: int
+    first_byte: int
+    lines: list[bytes]
+
+    def records(self) -> Iterator[Record]:
+        byte = self.first_byte
+        for number, line in enumerate(self.lines, start=self.first_number):
+            text = line.rstrip(b"\r\n")
+            if text.strip():
+                yield Record(Place(self.path, number, byte), parse_object(text), text)
+            byte += len(line)
+
+
+@dataclass(frozen=True)
+class JsonFileSource:
+    """A file with one JSON array of objects, or, where it starts with an object, one object a line.
+
+    The array is cut between its items by a look at its brackets and strings alone, so that a file
+    larger than memory can be read, and a malformed item spoils only itself.
+    """
+
+    path: Path
+    name: str
+
+    def chunks(self) -> Iterator[Chunk]:
+        with open(self.path, "rb") as file:
+            head = file.read(CHUNK_BYTES)
+            start = len(head) - len(head.removeprefix(codecs.BOM_UTF8).lstrip())
+            if head[start : start + 1] == b"[":
+                file.seek(start + 1)
+                yield from self._chunks_of_array(file, start + 1)
+                return
+        if start == len(head):
+            raise no_rows(self.path)
+        if head[start : start + 1] != b"{":
+            problem = f"must be an array of objects (starts with {head[start : start + 10]!r})"
+            raise PostTrainingError(problem, where=str(self.path))
+        yield from JsonlSource(self.path, self.name).chunks()
+
+    def _chunks_of_array(self, file: IO[bytes], start: int) -> Iterator["JsonItems"]:
+        number, size, items = 1, 0, []
+        for byte, item in _items(file, start, str(self.path)):
+            items.append((byte, item))
+            size += len(item)
+            if size >= CHUNK_BYTES or len(items) == CHUNK_ROWS:
+                yield JsonItems(str(self.path), number, items)
+                number, size, items = number + len(items), 0, []
+        if items:
+            yield JsonItems(str(self.path), number, items)
+        elif number == 1:
+            raise no_rows(self.path)
+
+
+@dataclass(frozen=True)
+class JsonItems:
+    """Items of an array. items: (byte offset in the file, text) of each."""
+
+    path: str
+    first_number: int
+    items: list[tuple[int, bytes]]
+
+    def records(self) -> Iterator[Record]:
+        for number, (byte, item) in enumerate(self.items, start=self.first_number):
+            yield Record(Place(self.path, number, byte), parse_object(item), item)
+
+
+def _items(file: IO[bytes], start: int, path: str) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, text) of what stands between the commas of the array that `start` is in.
+
+    Errors: PostTrainingError when the array has no end, or something follows it.
+    """
+    buffer, position, depth, is_first = b"", 0, 0, True
+    # Twice as much each time while one string goes on: it is matched from its start each time, and
+    # by a fixed step a long string would take quadratic time.
+    while more := file.read(max(CHUNK_BYTES, len(buffer))):
+        # `buffer` starts with the item under way; what is before `position` has been looked at.
+        buffer += more
+        item_start = 0
+        while True:
+            pattern = _INSIDE_ITEM if depth else _BETWEEN_ITEMS
+            match = pattern.match(buffer, position)
+            assert match is not None
+            position = match.end()
+            sign = buffer[position : position + 1]
+            if sign in (b"", b'"'):  # the rest of the item, or of a string, is still to be read
+                break
+            position += 1
+            if sign in b"[{":
+                depth += 1
+            elif depth:
+                depth -= 1
+            else:
+                text = buffer[item_start : position - 1]
+                item = text.strip()
+                ends = sign != b","
+                if item or not (ends and is_first):
+                    yield start + item_start + len(text) - len(text.lstrip()), item
+                if ends:
+                    _refuse_more(buffer[position:], file, path)
+                    return
+                item_start, is_first = position, False
+        buffer, start = buffer[item_start:], start + item_start
+        position -= item_start
+    problem = "the array does not end, or a bracket or quote of an item is missing"
+    raise PostTrainingError(problem, where=f"{path}: byte {start}")
+
+
+def _refuse_more(rest: bytes, file: IO[bytes], path: str) -> None:
+    while not rest.strip():
+        if not (rest := file.read(CHUNK_BYTES)):
+            return
+    raise PostTrainingError(f"more after the array: {rest.strip()[:20]!r}", where=path)
 
 
 def parse_object(data: bytes) -> dict[str, Any] | BadRow:
@@ -133,155 +285,3 @@ _JSON_NAMES = {
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_no_constant
 )
-
-
-# JSON objects, one a line.
-#
-# A line is what ends in a newline byte: U+2028 and its like inside a string don't end one. A
-# byte-order mark at the file's start and blank lines are accepted. The memory needed is that of the
-# longest line.
-
-
-@dataclass(frozen=True)
-class JsonlSource:
-    path: Path
-    name: str
-
-    def chunks(self) -> Iterator["JsonlChunk"]:
-        number, byte, empty = 1, 0, True
-        with open(self.path, "rb") as file:
-            while lines := file.readlines(CHUNK_BYTES):
-                if byte == 0 and lines[0].startswith(codecs.BOM_UTF8):
-                    byte = len(codecs.BOM_UTF8)
-                    lines[0] = lines[0][byte:]
-                empty = empty and not any(line.strip() for line in lines)
-                yield JsonlChunk(str(self.path), number, byte, lines)
-                number += len(lines)
-                byte += sum(map(len, lines))
-        if empty:
-            raise no_rows(self.path)
-
-
-@dataclass(frozen=True)
-class JsonlChunk:
-    """first_number, first_byte: the place of the first of `lines`."""
-
-    path: str
-    first_number: int
-    first_byte: int
-    lines: list[bytes]
-
-    def records(self) -> Iterator[Record]:
-        byte = self.first_byte
-        for number, line in enumerate(self.lines, start=self.first_number):
-            text = line.rstrip(b"\r\n")
-            if text.strip():
-                yield Record(Place(self.path, number, byte), parse_object(text), text)
-            byte += len(line)
-
-
-# A file with one JSON array of objects, or, where it starts with an object, one object a line.
-#
-# The array is cut between its items by a look at its brackets and strings alone, so that a file
-# larger than memory can be read, and a malformed item spoils only itself.
-
-
-# What holds neither the end of an item nor a bracket: strings, and what stands between them. (Not
-# with possessive quantifiers: they are wrong before Python 3.11.5, gh-106052.)
-_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_BETWEEN_ITEMS = re.compile(rb"(?:[^\"\[\]{},]+|" + _STRING + rb")*", re.DOTALL)
-_INSIDE_ITEM = re.compile(rb"(?:[^\"\[\]{}]+|" + _STRING + rb")*", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class JsonFileSource:
-    path: Path
-    name: str
-
-    def chunks(self) -> Iterator[Chunk]:
-        with open(self.path, "rb") as file:
-            head = file.read(CHUNK_BYTES)
-            start = len(head) - len(head.removeprefix(codecs.BOM_UTF8).lstrip())
-            if head[start : start + 1] == b"[":
-                file.seek(start + 1)
-                yield from self._chunks_of_array(file, start + 1)
-                return
-        if start == len(head):
-            raise no_rows(self.path)
-        if head[start : start + 1] != b"{":
-            problem = f"must be an array of objects (starts with {head[start : start + 10]!r})"
-            raise PostTrainingError(problem, where=str(self.path))
-        yield from JsonlSource(self.path, self.name).chunks()
-
-    def _chunks_of_array(self, file: IO[bytes], start: int) -> Iterator["JsonItems"]:
-        number, size, items = 1, 0, []
-        for byte, item in _items(file, start, str(self.path)):
-            items.append((byte, item))
-            size += len(item)
-            if size >= CHUNK_BYTES or len(items) == CHUNK_ROWS:
-                yield JsonItems(str(self.path), number, items)
-                number, size, items = number + len(items), 0, []
-        if items:
-            yield JsonItems(str(self.path), number, items)
-        elif number == 1:
-            raise no_rows(self.path)
-
-
-@dataclass(frozen=True)
-class JsonItems:
-    """items: (byte offset in the file, text) of each."""
-
-    path: str
-    first_number: int
-    items: list[tuple[int, bytes]]
-
-    def records(self) -> Iterator[Record]:
-        for number, (byte, item) in enumerate(self.items, start=self.first_number):
-            yield Record(Place(self.path, number, byte), parse_object(item), item)
-
-
-def _items(file: IO[bytes], start: int, path: str) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, text) of what stands between the commas of the array that `start` is in.
-
-    Errors: PostTrainingError when the array has no end, or something follows it.
-    """
-    buffer, position, depth, is_first = b"", 0, 0, True
-    # Twice as much each time while one string goes on, since it is looked at from its start.
-    while more := file.read(max(CHUNK_BYTES, len(buffer))):
-        # `buffer` starts with the item under way; what is before `position` has been looked at.
-        buffer += more
-        item_start = 0
-        while True:
-            pattern = _INSIDE_ITEM if depth else _BETWEEN_ITEMS
-            match = pattern.match(buffer, position)
-            assert match is not None
-            position = match.end()
-            sign = buffer[position : position + 1]
-            if sign in (b"", b'"'):  # the rest of the item, or of a string, is still to be read
-                break
-            position += 1
-            if sign in b"[{":
-                depth += 1
-            elif depth:
-                depth -= 1
-            else:
-                text = buffer[item_start : position - 1]
-                item = text.strip()
-                ends = sign != b","
-                if item or not (ends and is_first):
-                    yield start + item_start + len(text) - len(text.lstrip()), item
-                if ends:
-                    _refuse_more(buffer[position:], file, path)
-                    return
-                item_start, is_first = position, False
-        buffer, start = buffer[item_start:], start + item_start
-        position -= item_start
-    problem = "the array does not end, or a bracket or quote of an item is missing"
-    raise PostTrainingError(problem, where=f"{path}: byte {start}")
-
-
-def _refuse_more(rest: bytes, file: IO[bytes], path: str) -> None:
-    while not rest.strip():
-        if not (rest := file.read(CHUNK_BYTES)):
-            return
-    raise PostTrainingError(f"more after the array: {rest.strip()[:20]!r}", where=path)

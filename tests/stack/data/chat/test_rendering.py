@@ -383,7 +383,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 
 
 def test_template_that_does_not_end_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rendering, "_MOST_SECONDS", 0.2)
+    monkeypatch.setattr(rendering, "_TIMEOUT_S", 0.2)
     conversation = Conversation((Message("user", "a question"), Message("assistant", "x")))
     with pytest.raises(PostTrainingError) as error:
         render(ENDLESS, message_dicts(conversation), {})
