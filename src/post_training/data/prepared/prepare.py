@@ -311,7 +311,8 @@ def write_rows(
 ) -> dict[str, Any]:
     """Decide the rows, write them and prepared.json, which is returned.
 
-    builder: the table of all sequences. sources: what to say of each, beside its counts. identity: what decides the bytes.
+    builder: has all sequences. sources: what to say of each, beside its counts. identity: what
+    decides the bytes.
     Errors: PostTrainingError where a dataset has too few rows for its settings.
     """
     table = builder.table()
@@ -359,8 +360,8 @@ def _counts(table: SequenceTable, rows: RowPlan, limits: SequenceConfig) -> dict
 
 
 def _counts_of_source(table: SequenceTable, rows: RowPlan, dataset: int) -> dict[str, Any]:
-    """Counts of one source. generation_ratio: completion tokens over prompt tokens (R_g in 2401.13586),
-    null without any prompt."""
+    """Counts of one source. generation_ratio: completion tokens over prompt tokens (R_g in
+    arXiv:2401.13586), null without any prompt."""
     own = table.dataset == dataset
     times = np.bincount(rows.sequences, minlength=len(own))[own]
     num_tokens = int((times * table.lengths[own]).sum())
