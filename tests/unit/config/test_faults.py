@@ -2,12 +2,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from post_training.config.faults import OTHER_NAMES, describe, fields_at, paths_of_keys
 from post_training.config.load import load_config
 from post_training.config.model import Config
 from post_training.core import yaml
 from post_training.core.errors import ConfigError
+from post_training.stages.registry import STAGES
 
 
 class Sample(Config):
@@ -245,3 +255,108 @@ def test_error_without_words_of_ours_keeps_those_of_pydantic(faults_of):
 def test_number_passes_the_check_bit_by_bit(tmp_path, value):
     (tmp_path / "f.yaml").write_text(yaml.dump({"number": value}))
     assert load_config(Settings, tmp_path / "f.yaml").number == value
+
+
+def test_other_names_stand_for_settings_that_a_stage_has():
+    settings: set[str] = set()
+    for stage in STAGES.values():
+        for key, paths in paths_of_keys(stage.load_config_class(), but="").items():
+            settings |= {key, *paths}
+    assert [ours for ours in OTHER_NAMES.values() if " " not in ours and ours not in settings] == []
+
+
+# What a model may hold at a path, and in which words that is said.
+
+
+class Local(BaseModel):
+    kind: Literal["local"]
+    path: Path
+
+
+class Hub(BaseModel):
+    kind: Literal["hub", "mirror"]
+    revision: str
+
+
+class Leaf(BaseModel):
+    name: str = ""
+
+
+class Node(BaseModel):
+    name: str = ""
+    children: list[Leaf] = Field(default_factory=list)
+
+
+class Nested(BaseModel):
+    source: Local
+    sources: list[Hub] = Field(default_factory=list)
+    by_name: dict[str, Local] = Field(default_factory=dict)
+    pair: tuple[Local, Hub] | None = None
+    tree: Node = Node()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    ratio: Annotated[float, Field(gt=0, le=1, description="share of rows")] = 1.0
+    floor: NonNegativeFloat | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+    names: list[str] = Field(default_factory=list)
+    optional: Node | None = None
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        (("source",), ["kind", "path"]),
+        (("sources", 3), ["kind", "revision"]),
+        (("by_name", "x"), ["kind", "path"]),
+        (("pair", 0), ["kind", "path"]),
+        (("pair", 1), ["kind", "revision"]),
+        (("tree", "children", 0), ["name"]),
+        (("optional",), ["name", "children"]),
+        (("sources", "kind"), []),
+        (("precision",), []),
+        (("counts", "x"), []),
+        (("nowhere", "x"), []),
+    ],
+)
+def test_fields_at_path_are_those_of_the_model_there(path, keys):
+    assert list(fields_at(Nested, path)) == keys
+
+
+def test_paths_of_keys_find_every_place_but_one():
+    paths = paths_of_keys(Nested, but="source.path")
+    assert paths["path"] == ["by_name[].path", "pair[].path"]
+    assert paths["name"] == [
+        "tree.name",
+        "tree.children[].name",
+        "optional.name",
+        "optional.children[].name",
+    ]
+    assert paths["ratio"] == ["ratio"]
+
+
+def test_describe_choice_lists_the_values():
+    assert describe(Hub.model_fields["kind"]) == "one of 'hub', 'mirror'"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("source", "a mapping with kind, path"),
+        ("sources", "a list"),
+        ("counts", "a mapping"),
+        ("tree", "a mapping"),
+        ("precision", "one of 'bf16', 'fp32'"),
+        ("ratio", "a number > 0 <= 1"),
+        ("optional", "a mapping or null"),
+    ],
+)
+def test_describe_field_says_type_and_limits(key, words):
+    assert describe(Nested.model_fields[key]) == words
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [(int, "an integer"), (bool, "true or false"), (str, "a string"), (Path, "a path")],
+)
+def test_describe_plain_type_uses_plain_words(annotation, words):
+    model = type("Plain", (BaseModel,), {"__annotations__": {"x": annotation}})
+    assert describe(model.model_fields["x"]) == words
