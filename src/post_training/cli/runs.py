@@ -180,7 +180,7 @@ def reproduce_run(
 
     Exit code 0: identical; 3: equivalent, on another machine; 4: differs."""
     from post_training.core.errors import UsageError
-    from post_training.reproduce import plan, run_again
+    from post_training.reproduce import plan, verdict
     from post_training.slurm.run_index import find_run
     from post_training.slurm.site import load_site
 
@@ -188,5 +188,14 @@ def reproduce_run(
         raise UsageError("--nodes and --time: of a job, so only with --site")
     where = site and (site, load_site(site, {"time": time}))
     runs = "all" if upstream else "stale" if stale else "none"
-    options = plan.Options(run_dir, store, runs, dry_run, tolerance, where, nodes, repository)
-    sys.exit(run_again.reproduce(find_run(run), options))
+    options = plan.Options(
+        new_dir=run_dir,
+        store=store,
+        upstream=runs,
+        dry_run=dry_run,
+        tolerance=tolerance,
+        site=where,
+        nodes=nodes,
+        repository=repository,
+    )
+    sys.exit(verdict.reproduce(find_run(run), options))

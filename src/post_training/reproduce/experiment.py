@@ -19,7 +19,7 @@ from post_training.core.errors import ConfigError, UsageError
 from post_training.core.files import read_json, write_json
 from post_training.records.check import check_run
 from post_training.records.run_record import read_record
-from post_training.reproduce.run_again import DIFFERS, EQUIVALENT, IDENTICAL
+from post_training.reproduce.verdict import DIFFERS, EQUIVALENT, IDENTICAL
 from post_training.slurm.pipeline_commands import Where, run_pipeline
 
 SCHEMA = "post-training/expected/1"

@@ -1,8 +1,11 @@
-"""What has to run, in its order, and what stands in its way; nothing is run or written here."""
+"""What has to run again, in its order, and what stands in its way.
+
+Nothing is run or written here: files are read and hashed, and images looked up.
+"""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,36 +13,47 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
 from post_training.core.secrets import is_redacted
 from post_training.images.checkout import has_commit
-from post_training.images.edf import escape, expand, merge_edf, parse_mount
 from post_training.images.identity import check_image_digest
-from post_training.images.render import edf_text, image_environment, site_file
 from post_training.images.store import ImageStore, open_store
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
-from post_training.records.machine import (
-    describe_machine,
-    portable_environment,
-    recorded_environment,
-)
-from post_training.records.run import LAUNCH_FOLDER
+from post_training.records.machine import describe_machine
 from post_training.records.run_record import RECORD_NAME, read_record, read_whole_record
 from post_training.slurm.run_index import find_run
 from post_training.slurm.site import Site
 from post_training.slurm.storage import promoted_copy
 
-# The EDF of a reproduction: the recorded image, environment and mounts, for one new run.
-#
-# A record says which variables were set and, where our runner made them, which mounts. Another
-# engine keeps its mounts to itself, and no record has annotations (Alps chooses the network plugin
-# by them): for a job of a site these come from the run's frozen EDF, or else from the site's own.
+# Of a machine's description, what may change bits.
+_MACHINE = ("architecture", "processor", "instructions", "accelerators", "driver")
 
 
-_PINS = "POST_TRAINING_IMAGE_"
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to reproduce.
+
+    new_dir: None: beside the run.
+    store: of images; None: the user's own.
+    upstream: which of the runs that made its inputs are run again too: all of them, back to the
+    data; or those whose artifact is gone or was changed (stale).
+    tolerance: of the figures, relative, on another machine.
+    site: the scheduler's name and settings, to run as jobs of it; None: here.
+    nodes: of a job of several ranks; None: as many as they fill.
+    repository: the checkout that an image is built from, when it is in no store.
+    """
+
+    new_dir: Path | None = None
+    store: Path | None = None
+    upstream: Literal["none", "stale", "all"] = "none"
+    dry_run: bool = False
+    tolerance: float = 0.01
+    site: tuple[str, Site] | None = None
+    nodes: int | None = None
+    repository: Path = Path()
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """record: the store's."""
+    """An image that a store has. record: the store's."""
 
     record: dict[str, Any]
     store: ImageStore
@@ -62,112 +76,17 @@ class StoredImage:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What an EDF has that a record may lack."""
-
-    mounts: list[str] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
-
-
-HERE = Surroundings()
-
-
-def site_surroundings(record: Mapping[str, Any], run_dir: Path, repository: Path) -> Surroundings:
-    """Of a job of the site that the run was at. Errors: UsageError, ConfigError."""
-    frozen = run_dir / LAUNCH_FOLDER / "environment.toml"
-    site = record["environment"].get("POST_TRAINING_SITE")
-    if frozen.exists():
-        path = frozen
-    elif site is not None:
-        path = site_file(site, repository)
-    else:
-        return HERE
-    merged = merge_edf(path, os.environ, Path.cwd())
-    env = merged.get("env", {})
-    # What a record names, it names as it was, absent or not.
-    told = recorded_environment(env)
-    return Surroundings(
-        [expand(text, os.environ) for text in merged.get("mounts", [])],
-        {
-            name: value
-            for name, value in env.items()
-            if name not in told and not name.startswith(_PINS)
-        },
-        merged.get("annotations", {}),
-    )
-
-
-def reproduction_edf(
-    record: Mapping[str, Any],
-    run_dir: Path,
-    new_dir: Path,
-    inputs: Mapping[str, Path],
-    image: tuple[StoredImage, Path],
-    around: Surroundings,
-) -> str:
-    """All that the run saw, read-only, and the new folder's place on top of it, writable.
-
-    image: with the file that is to be run.
-    """
-    stored, path = image
-    mounts = [f"{folder}:{folder}:ro" for folder in (stored.store.folder, run_dir)]
-    for text in [*around.mounts, *record["mounts"]]:
-        mount = parse_mount(text, Path("/"))
-        if mount.source.exists():
-            mounts.append(f"{mount.source}:{mount.target}:ro")
-    for named in inputs.values():
-        mounted = named if named.exists() else named.parent  # a prefix of indexed datasets
-        mounts.append(f"{mounted}:{mounted}:ro")
-    mounts.append(f"{new_dir.parent}:{new_dir.parent}")
-    # Values were expanded when they were recorded.
-    environment = {
-        name: escape(value) for name, value in portable_environment(record["environment"]).items()
-    }
-    pins = image_environment(stored.record, path)
-    return edf_text(
-        {
-            "image": str(path),
-            "workdir": str(new_dir.parent),
-            "entrypoint": False,
-            "writable": False,
-            "mounts": list(dict.fromkeys(mounts)),
-        },
-        {"env": {**around.env, **environment, **pins}, "annotations": around.annotations},
-    )
-
-
-# What has to run, in its order, and what stands in its way; nothing is run or written here.
-
-
-_MACHINE = ("architecture", "processor", "instructions", "accelerators", "driver")
-
-
-@dataclass(frozen=True)
-class Options:
-    """new_dir: None: beside the run. upstream: which of the runs that made its inputs are run again
-    too: all of them, back to the data; or those whose artifact is gone or was changed (stale).
-    site: the scheduler's, to run as jobs of it; None: here. nodes: of a job of several ranks; None:
-    as many as they fill. repository: the checkout that an image is built from, when it is in no
-    store. tolerance: of the figures, relative, on another machine.
-    """
-
-    new_dir: Path | None = None
-    store: Path | None = None
-    upstream: Literal["none", "stale", "all"] = "none"
-    dry_run: bool = False
-    tolerance: float = 0.01
-    site: tuple[str, Site] | None = None
-    nodes: int | None = None
-    repository: Path = Path()
-
-
-@dataclass(frozen=True)
 class Plan:
-    """inputs: {key of an input: where it is now}. upstream: {key of an input: (run folder that made
-    it, where in it)}, if they are to be run again as well. image: None: it has to be built first.
-    site: with nodes for its ranks. notes: what will not be as it was, as far as it is known before.
-    missing: what stands in the way."""
+    """A run that is to be run again.
+
+    image: None: it has to be built first.
+    site: its name and settings, with nodes for the run's ranks; None: here.
+    inputs: {key of an input: where it is now}.
+    upstream: {key of an input: (run folder that made it, where in it)}, of those that are to be run
+    again as well.
+    notes: what will not be as it was, as far as it is known before.
+    missing: what stands in the way.
+    """
 
     run_dir: Path
     record: dict[str, Any]
@@ -180,13 +99,14 @@ class Plan:
 
 
 def make_plans(run: Path, options: Options) -> list[Plan]:
-    """The run itself is the last. run: its folder, or what it made.
+    """A plan for each run that is to be run again, in their order; the run itself is the last.
 
+    run: its folder, or what it made.
     Errors: UsageError for a run that cannot be run again anywhere.
     """
     stores = _stores(options)
     plans: dict[Path, Plan] = {}
-    named = _run_folder(run)
+    named = _find_run_folder(run)
 
     def visit(run_dir: Path) -> None:
         if run_dir in plans:
@@ -211,14 +131,14 @@ def _stores(options: Options) -> list[ImageStore]:
     return stores
 
 
-def _run_folder(path: Path) -> Path:
+def _find_run_folder(path: Path) -> Path:
     """Of a run, or of what it made."""
     if (path / RECORD_NAME).exists() or not (path / ARTIFACT_RECORD).exists():
         return path
-    return _maker(path, read_artifact(path)["made_by"]["run_id"])
+    return _find_maker(path, read_artifact(path)["made_by"]["run_id"])
 
 
-def _maker(path: Path, run_id: str) -> Path:
+def _find_maker(path: Path, run_id: str) -> Path:
     """The run that made an artifact: above it, or where it is known to be. Errors: UsageError."""
     for folder in path.parents:
         if (folder / RECORD_NAME).exists() and read_record(folder).get("run_id") == run_id:
@@ -245,26 +165,58 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options, *, stale: b
     for fault in found.faults:
         told = notes if fault.startswith(tuple(of_artifacts)) else missing
         told.append(f"{run_dir}: not what the run left: {fault}")
-    inputs, makers = {}, {}
     notes += [
         f"{name} held a secret and is not set again"
         for name, value in record["environment"].items()
         if is_redacted(value)
     ]
+    inputs, makers = _plan_inputs(record, options, notes, missing)
+    image = _plan_image(record, stores, options, notes, missing)
+    site = None
+    if options.site is None:
+        notes += machine_differences(record["machine"], describe_machine())
+    else:
+        try:
+            site = _for_ranks(options.site, num_ranks(record), options.nodes)
+        except UsageError as error:
+            missing.append(f"{record['run_id']}: {error.problem} ({error.hint})")
+        missing += _sif_faults(image, options.site[1])
+        notes.append(
+            f"the machine is known when the job starts; the run's was {_name_machine(record)}"
+        )
+    return Plan(run_dir, record, image, site, inputs, makers, notes, missing)
+
+
+def _plan_inputs(
+    record: dict[str, Any], options: Options, notes: list[str], missing: list[str]
+) -> tuple[dict[str, Path], dict[str, tuple[Path, Path]]]:
+    """`inputs` and `upstream` of the plan; adds to its notes and to what is missing."""
+    inputs: dict[str, Path] = {}
+    makers: dict[str, tuple[Path, Path]] = {}
     for key, value in record["inputs"].items():
         path = Path(value["path"])
         is_made_again = options.upstream == "all" and "made_by" in value
         inputs[key], fault = path, None
         if not is_made_again:
-            inputs[key], fault = _found_input(path, value["fingerprint"])
+            inputs[key], fault = _find_input(path, value["fingerprint"])
         if inputs[key] != path:
             notes.append(f"{key}: from its promoted copy {inputs[key]}, instead of {path}")
         if is_made_again or (fault and options.upstream == "stale" and "made_by" in value):
-            folder = _maker(path, value["made_by"]["run_id"])
+            folder = _find_maker(path, value["made_by"]["run_id"])
             makers[key] = (folder, _place_in(folder, path))
         elif fault:
             missing.append(f"{key}: {fault}")
-    image = None
+    return inputs, makers
+
+
+def _plan_image(
+    record: dict[str, Any],
+    stores: list[ImageStore],
+    options: Options,
+    notes: list[str],
+    missing: list[str],
+) -> StoredImage | None:
+    """None where it has to be built again; adds to the plan's notes and to what is missing."""
     try:
         image = _find_image(record, stores)
     except UsageError as error:
@@ -276,21 +228,12 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options, *, stale: b
                 f"image {record['image']['oci_digest'][:19]} is in no store; "
                 f"it is built again from commit {commit[:12]}"
             )
+        return None
     except PostTrainingError as error:
         missing.append(str(error))
-    else:
-        notes += _commit_note(record["image"], image.record)
-    site = None
-    if options.site is None:
-        notes += machine_differences(record["machine"], describe_machine())
-    else:
-        try:
-            site = _for_ranks(options.site, num_ranks(record), options.nodes)
-        except UsageError as error:
-            missing.append(f"{record['run_id']}: {error.problem} ({error.hint})")
-        missing += _sif_faults(image, options.site[1])
-        notes.append(f"the machine is known when the job starts; the run's was {_told(record)}")
-    return Plan(run_dir, record, image, site, inputs, makers, notes, missing)
+        return None
+    notes += _commit_note(record["image"], image.record)
+    return image
 
 
 def _for_ranks(named: tuple[str, Site], ranks: int, nodes: int | None) -> tuple[str, Site]:
@@ -398,7 +341,7 @@ def _restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:
     return None
 
 
-def _found_input(path: Path, recorded: str) -> tuple[Path, str | None]:
+def _find_input(path: Path, recorded: str) -> tuple[Path, str | None]:
     """Where it is now: as it was, or a promoted copy of it; and what is wrong with it there."""
     fault = _input_fault(path, recorded)
     if fault is None or (copy := promoted_copy(path)) is None:
@@ -434,7 +377,7 @@ def _sif_faults(image: StoredImage | None, site: Site) -> list[str]:
     return []
 
 
-def _told(record: Mapping[str, Any]) -> str:
+def _name_machine(record: Mapping[str, Any]) -> str:
     then = record["machine"]
     told = [then[key] for key in _MACHINE if key != "instructions" and then.get(key)]
     return ", ".join(map(str, told))

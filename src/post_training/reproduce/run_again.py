@@ -2,71 +2,62 @@
 on this machine, or as a job of a site's scheduler.
 
 Its inputs are seen read-only; the new folder is the one place that can be written to.
+
+A record says which variables were set and, where our runner made them, which mounts. Another
+engine keeps its mounts to itself, and no record has annotations (Alps chooses the network plugin
+by them): for a job of a site these come from the run's frozen EDF, or else from the site's own.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from post_training.config.load import load_config
-from post_training.config.model import changed_settings
-from post_training.core.errors import ConfigError, PostTrainingError, UsageError
-from post_training.core.files import write_atomic, write_json
-from post_training.images.rebuild import restore
-from post_training.images.store import open_store
-from post_training.records.compare import Comparison, compare_runs
+from post_training.core.errors import PostTrainingError
+from post_training.core.files import write_atomic
+from post_training.images.edf import escape, expand, merge_edf, parse_mount
+from post_training.images.render import edf_text, image_environment, site_file
+from post_training.records.machine import portable_environment, recorded_environment
+from post_training.records.run import LAUNCH_FOLDER
 from post_training.records.run_record import CONFIG_NAME, RECORD_NAME, read_record
-from post_training.reproduce.plan import (
-    HERE,
-    Options,
-    Plan,
-    StoredImage,
-    machine_differences,
-    make_plans,
-    num_ranks,
-    reproduction_edf,
-    site_surroundings,
-)
+from post_training.reproduce.plan import Plan, StoredImage, num_ranks
 from post_training.slurm.queue import wait_for
-from post_training.slurm.site import Site
 from post_training.slurm.submit import Request, print_job_and_log, submit
 from post_training.stages.registry import find_stage
 
 _MAX_FAILURES = 3
+_PINS = "POST_TRAINING_IMAGE_"
 
 
 def run_again(
-    record: dict[str, Any],
-    run_dir: Path,
-    new_dir: Path,
-    inputs: Mapping[str, Path],
-    image: StoredImage,
-    site: tuple[str, Site] | None,
-    repository: Path,
+    plan: Plan, new_dir: Path, inputs: Mapping[str, Path], image: StoredImage, repository: Path
 ) -> None:
-    """Run what `record` of `run_dir` says in `new_dir`. inputs: where each input is now. site: its
-    name and settings, to run there as a job of as many ranks; None: here. repository: has the
-    sites' EDFs.
+    """Run the plan's run in `new_dir`: here, or at its site as a job of as many ranks.
 
+    inputs: where each input is now.
+    repository: has the sites' EDFs.
     Errors: PostTrainingError when it fails.
     """
+    record, run_dir, site = plan.record, plan.run_dir, plan.site
     new_dir.parent.mkdir(parents=True, exist_ok=True)
     settings = _settings(record, new_dir, inputs)
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         edf = Path(temporary) / "reproduce.toml"
-        around = HERE if site is None else site_surroundings(record, run_dir, repository)
+        around = HERE if site is None else read_surroundings(record, run_dir, repository)
         takes_sif = site is not None and site[1].launcher.kind == "singularity"
         path = image.sif if takes_sif else image.squashfs
         text = reproduction_edf(record, run_dir, new_dir, inputs, (image, path), around)
         write_atomic(edf, text)
         if site is None:
-            _run_here(record, run_dir, new_dir, settings, edf)
+            _run_here(plan, new_dir, settings, edf)
             return
-        request = _request(record, run_dir, new_dir, settings, edf, site)
+        request = _request(plan, new_dir, settings, edf)
         job_id = submit(request)
     print_job_and_log(request, job_id)
     wait_for(job_id)
@@ -78,32 +69,24 @@ def run_again(
         )
 
 
-def _run_here(
-    record: dict[str, Any], run_dir: Path, new_dir: Path, settings: dict[str, Any], edf: Path
-) -> None:
+def _run_here(plan: Plan, new_dir: Path, settings: dict[str, Any], edf: Path) -> None:
     command = [
         sys.executable, "-m", "post_training.cli", "edf", "run", str(edf), "--",
-        "entrypoint", record["stage"], str(run_dir / CONFIG_NAME), *_overrides(settings),
+        "entrypoint", plan.record["stage"], str(plan.run_dir / CONFIG_NAME), *_overrides(settings),
     ]  # fmt: skip
     code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
     if code != 0:
         raise PostTrainingError(f"the run failed again with exit code {code}", where=str(new_dir))
 
 
-def _request(
-    record: dict[str, Any],
-    run_dir: Path,
-    new_dir: Path,
-    settings: dict[str, Any],
-    edf: Path,
-    named_site: tuple[str, Site],
-) -> Request:
-    site_name, site = named_site
+def _request(plan: Plan, new_dir: Path, settings: dict[str, Any], edf: Path) -> Request:
+    assert plan.site is not None
+    site_name, site = plan.site
     if site.scheduler.num_tasks > 1:
         settings = {**settings, "num_processes": None}  # The launcher starts them.
-    stage = find_stage(record["stage"])
+    stage = find_stage(plan.record["stage"])
     overrides = _overrides(settings)
-    config = load_config(stage.load_config_class(), run_dir / CONFIG_NAME, overrides)
+    config = load_config(stage.load_config_class(), plan.run_dir / CONFIG_NAME, overrides)
     return Request(
         stage=stage.name,
         config=config,
@@ -116,9 +99,81 @@ def _request(
     )
 
 
-def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    # JSON is YAML: text stays text, whatever it looks like.
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+@dataclass(frozen=True)
+class Surroundings:
+    """What an EDF has that a record may lack: mounts as SRC:DST[:FLAGS], variables, annotations."""
+
+    mounts: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+HERE = Surroundings()
+
+
+def read_surroundings(record: Mapping[str, Any], run_dir: Path, repository: Path) -> Surroundings:
+    """What a job of the site that the run was at has. Errors: UsageError, ConfigError."""
+    frozen = run_dir / LAUNCH_FOLDER / "environment.toml"
+    site = record["environment"].get("POST_TRAINING_SITE")
+    if frozen.exists():
+        path = frozen
+    elif site is not None:
+        path = site_file(site, repository)
+    else:
+        return HERE
+    merged = merge_edf(path, os.environ, Path.cwd())
+    env = merged.get("env", {})
+    # What a record names, it names as it was, absent or not.
+    told = recorded_environment(env)
+    return Surroundings(
+        [expand(text, os.environ) for text in merged.get("mounts", [])],
+        {
+            name: value
+            for name, value in env.items()
+            if name not in told and not name.startswith(_PINS)
+        },
+        merged.get("annotations", {}),
+    )
+
+
+def reproduction_edf(
+    record: Mapping[str, Any],
+    run_dir: Path,
+    new_dir: Path,
+    inputs: Mapping[str, Path],
+    image: tuple[StoredImage, Path],
+    around: Surroundings,
+) -> str:
+    """The EDF of a reproduction: the recorded image, environment and mounts, for one new run. All
+    that the run saw is read-only, and the new folder's place on top of it is writable.
+
+    inputs: where each input is now. image: with the file that is to be run.
+    """
+    stored, path = image
+    mounts = [f"{folder}:{folder}:ro" for folder in (stored.store.folder, run_dir)]
+    for text in [*around.mounts, *record["mounts"]]:
+        mount = parse_mount(text, Path("/"))
+        if mount.source.exists():
+            mounts.append(f"{mount.source}:{mount.target}:ro")
+    for named in inputs.values():
+        mounted = named if named.exists() else named.parent  # a prefix of indexed datasets
+        mounts.append(f"{mounted}:{mounted}:ro")
+    mounts.append(f"{new_dir.parent}:{new_dir.parent}")
+    # Values were expanded when they were recorded.
+    environment = {
+        name: escape(value) for name, value in portable_environment(record["environment"]).items()
+    }
+    pins = image_environment(stored.record, path)
+    return edf_text(
+        {
+            "image": str(path),
+            "workdir": str(new_dir.parent),
+            "entrypoint": False,
+            "writable": False,
+            "mounts": list(dict.fromkeys(mounts)),
+        },
+        {"env": {**around.env, **environment, **pins}, "annotations": around.annotations},
+    )
 
 
 def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -131,6 +186,11 @@ def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path])
         **_reported_to_nobody(record),
         **{key: str(path) for key, path in inputs.items()},
     }
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    # JSON is YAML: text stays text, whatever it looks like.
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def _folders(record: dict[str, Any]) -> dict[str, str | None]:
@@ -147,126 +207,3 @@ def _folders(record: dict[str, Any]) -> dict[str, str | None]:
 def _reported_to_nobody(record: dict[str, Any]) -> dict[str, list[str]]:
     """A reproduction is no further run on anybody's dashboard."""
     return {"logging.report_to": []} if record["placement"].get("logging.report_to") else {}
-
-
-# `post-training reproduce RUN`: from a recorded digest to a verdict.
-#
-#     RUN, or an artifact -> its record, and its files by their bytes
-#         -> the image by its digest, every input by its fingerprint
-#         -> what this machine can't give again is said -> the run, again, in a new folder
-#         -> identical | equivalent | differs: the first difference
-#
-# With `upstream`, what the inputs were made from is run again first, each run once, back to the
-# data or as far as it is gone; a later run then gets the reproduced artifacts.
-
-
-IDENTICAL, EQUIVALENT, DIFFERS = 0, 3, 4
-
-
-def reproduce(run: Path, options: Options) -> int:
-    """Exit code: 0 identical, 3 equivalent, 4 differs. Errors: UsageError, ConfigError when the run
-    can't be run again here; PostTrainingError when it fails."""
-    plans = make_plans(run.absolute(), options)
-    for plan in plans:
-        _tell(plan, len(plans) > 1 or options.dry_run)
-    if missing := [line for plan in plans for line in plan.missing]:
-        raise ConfigError(missing, hint="put this right first; nothing was run")
-    new_dirs = [
-        _choose_new_dir(plan.run_dir, options.new_dir if plan is plans[-1] else None)
-        for plan in plans
-    ]
-    if options.dry_run:
-        for plan, new_dir in zip(plans, new_dirs, strict=True):
-            print(_would_run(plan, new_dir), file=sys.stderr)
-        print(f"{len(plans)} runs would be run again" if len(plans) > 1 else "ready to run again")
-        return IDENTICAL
-    made: dict[Path, Path] = {}
-    for plan, new_dir in zip(plans, new_dirs, strict=True):
-        code, verdict = _run(plan, new_dir, made, options)
-        if plan is plans[-1]:
-            print(verdict)
-        else:
-            print(f"{plan.record['run_id']}: {verdict}", file=sys.stderr)
-        if code != IDENTICAL:
-            if plan is not plans[-1]:
-                print(f"upstream, {plan.record['run_id']} {verdict}")
-            return code
-        made[plan.run_dir] = new_dir
-    return IDENTICAL
-
-
-def _tell(plan: Plan, is_named: bool) -> None:
-    name = f"{plan.record['run_id']}: " if is_named else ""
-    for line in plan.notes:
-        print(f"note: {name}{line}", file=sys.stderr)
-
-
-def _would_run(plan: Plan, new_dir: Path) -> str:
-    image = plan.record["image"]
-    where = f"as a job at {plan.site[0]}" if plan.site else "here"
-    return (
-        f"would run {plan.record['run_id']} again in {new_dir}, {where}: world size "
-        f"{num_ranks(plan.record)}, image {image['name']} {image['version']} "
-        f"{image['oci_digest'][:19]}"
-    )
-
-
-def _choose_new_dir(run_dir: Path, chosen: Path | None) -> Path:
-    if chosen is not None:
-        if chosen.exists() and any(chosen.iterdir()):
-            raise UsageError("the folder is not empty", where=str(chosen))
-        return chosen.absolute()
-    number = 1
-    while (candidate := run_dir.with_name(f"{run_dir.name}-reproduced-{number}")).exists():
-        number += 1
-    return candidate
-
-
-def _run(plan: Plan, new_dir: Path, made: dict[Path, Path], options: Options) -> tuple[int, str]:
-    """The exit code and the verdict, which the new folder keeps."""
-    upstream = {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
-    inputs = plan.inputs | upstream
-    image = plan.image or _restored(plan.record["image"], options)
-    print(f"running {plan.record['run_id']} again in {new_dir}", file=sys.stderr)
-    run_again(plan.record, plan.run_dir, new_dir, inputs, image, plan.site, options.repository)
-    record = read_record(new_dir)
-    changes = machine_differences(plan.record["machine"], record["machine"])
-    comparison = compare_runs(plan.record, plan.run_dir, record, new_dir)
-    code, verdict = _grade(comparison, changes, options.tolerance)
-    packages = changed_settings(plan.record["packages"], record["packages"])
-    if code != IDENTICAL and packages:
-        verdict += f"; packages: {', '.join(packages)}"
-    write_json(
-        new_dir / "reproduction.json",
-        {
-            "reproduces": plan.record["run_id"],
-            "path": str(plan.run_dir),
-            "verdict": verdict,
-            "machine_differences": changes,
-        },
-    )
-    return code, verdict
-
-
-def _restored(image: dict[str, Any], options: Options) -> StoredImage:
-    store = open_store(options.store)
-    try:
-        record = store.find(image["oci_digest"])  # Built for a run upstream, a moment ago.
-    except UsageError:
-        print(f"building image {image['oci_digest']} again", file=sys.stderr)
-        record = restore(image, store, options.repository)
-    return StoredImage(record, store)
-
-
-def _grade(comparison: Comparison, changes: list[str], tolerance: float) -> tuple[int, str]:
-    """The exit code and the verdict. Other bits are forgiven on another machine alone, and there
-    only where figures say how far they are off."""
-    if comparison.difference is None:
-        return IDENTICAL, comparison.verdict
-    deviation = comparison.deviation
-    if not changes or not comparison.num_metric_lines or deviation is None or deviation > tolerance:
-        return DIFFERS, comparison.verdict
-    return EQUIVALENT, (
-        f"equivalent: the figures are off by at most {deviation:.1e} (tolerance {tolerance:g}, "
-        f"relative) where {'; '.join(changes)}; first difference: {comparison.difference}"
-    )

@@ -7,7 +7,8 @@ import pytest
 
 from post_training.core.errors import UsageError
 from post_training.images.store import ImageStore
-from post_training.reproduce.plan import HERE, StoredImage, reproduction_edf, site_surroundings
+from post_training.reproduce.plan import StoredImage
+from post_training.reproduce.run_again import HERE, read_surroundings, reproduction_edf
 
 REPOSITORY = Path(__file__).parents[3]
 IMAGE = {"oci_digest": "sha256:1", "sqsh_sha256": "22", "input_hash": "33"}
@@ -55,7 +56,7 @@ def test_reproduction_sets_what_was_set_and_not_where_it_ran(text):
 
 
 def test_reproduction_at_a_site_has_its_hooks_and_folders_and_the_recorded_network(text, tmp_path):
-    made = text(around=site_surroundings(RECORD, tmp_path / "runs/one", REPOSITORY))
+    made = text(around=read_surroundings(RECORD, tmp_path / "runs/one", REPOSITORY))
     hooks = made["annotations"]
     assert hooks["com.hooks.aws_ofi_nccl.enabled"] == "true"
     assert made["env"]["HF_HOME"] == "/dev/shm/${USER}/huggingface"
@@ -72,7 +73,7 @@ def test_reproduction_of_a_submitted_run_takes_its_frozen_environment(text, tmp_
         '[env]\nPOST_TRAINING_IMAGE_PATH = "/old.sqsh"\nXDG_CACHE_HOME = "/tmp/${USER}"\n'
         '[annotations]\n"com.hooks.cxi.enabled" = "false"\n'
     )
-    made = text(around=site_surroundings(RECORD, tmp_path / "runs/one", tmp_path / "no-checkout"))
+    made = text(around=read_surroundings(RECORD, tmp_path / "runs/one", tmp_path / "no-checkout"))
     assert f"{tmp_path}:/seen:ro" in made["mounts"]
     assert made["env"]["XDG_CACHE_HOME"] == "/tmp/${USER}"
     assert made["env"]["POST_TRAINING_IMAGE_PATH"] == made["image"] != "/old.sqsh"
