@@ -149,8 +149,8 @@ class LogprobAnnotator(Annotator):
     def _prompt_ids(self, prompt: Conversation, stored: list[int] | None) -> list[int]:
         """The prompt's token ids.
 
-        Errors: BadRow where `stored`, which the answers were sampled after, is not what the template
-        gives: the sampled ids may then be another tokenizer's.
+        stored: the ids that the answers were sampled after. Errors: BadRow where the template gives
+        others: the sampled ids may then be another tokenizer's.
         """
         [encoded] = self._encoder.encode_prompts([prompt])
         if isinstance(encoded, BadRow):

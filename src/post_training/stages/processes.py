@@ -1,4 +1,9 @@
-"""This process's rank, from the launcher that started it: torch's variables, Slurm's, or none."""
+"""The processes of a run: which rank this one is, ranks that are started here, and how they end.
+
+A launcher says this process's rank: torch's variables, Slurm's, or none. Where there is none, one
+process per device is started here (run_local_ranks). SIGTERM, SIGUSR1 (of Slurm, before the wall
+time) and Ctrl-C end a run in good order.
+"""
 
 import contextlib
 import os
@@ -16,11 +21,17 @@ from post_training.core.process import dies_with
 
 TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _FIRST_PORT, _NUM_PORTS = 20000, 20000
+_GRACE_S = 20
+# A rank that has done its work ends with this code instead of 0, which is that of a library's own
+# _exit(0) in the middle of it; the rank itself can say nothing then.
+DONE_VARIABLE, _DONE = "POST_TRAINING_EXIT_CODE_OF_SUCCESS", 77
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of a job. rendezvous: where rank 0 listens, as `host:port`."""
+    """One process of a job, as its launcher started it. rendezvous: where rank 0 listens, as
+    `host:port`."""
 
     rank: int
     world_size: int
@@ -98,15 +109,6 @@ def _integers(environment: Mapping[str, str], names: tuple[str, ...]) -> list[in
         ) from None
 
 
-# Start one process per local device when no launcher did, and end together.
-
-
-_GRACE_S = 20
-# A rank that has done its work ends with this code instead of 0, which is that of a library's own
-# _exit(0) in the middle of it; the rank itself can say nothing then.
-DONE_VARIABLE, _DONE = "POST_TRAINING_EXIT_CODE_OF_SUCCESS", 77
-
-
 def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
     """Run `command` once per rank; 0, or the exit code of the first process that failed. A rank
     that succeeds ends with the code that its variable DONE_VARIABLE has.
@@ -175,7 +177,7 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
 
 
 def _wait_any(processes: list[subprocess.Popen]) -> int:
-    """The return code of the next of our processes that ends."""
+    """Wait for the next of our processes that ends; its return code."""
     while True:
         pid, status = os.waitpid(-1, 0)
         for process in processes:
@@ -188,12 +190,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-# What ends a stage's process from without, and from within by a library: a run that is told so.
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: of Slurm, before the wall time
 
 
 def raise_on_signals() -> None:
@@ -216,6 +212,12 @@ def raise_on_signals() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
+def ignore_signals() -> None:
+    """From here on SIGTERM and SIGUSR1 change nothing: what is left takes moments."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def exits_are_failures() -> Iterator[None]:
     """A library that leaves by os._exit(0) in the middle of the work has not done it: to a script 0
@@ -234,8 +236,3 @@ def exits_are_failures() -> Iterator[None]:
         yield
     finally:
         os._exit = end
-
-
-def ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

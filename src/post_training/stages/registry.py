@@ -1,4 +1,4 @@
-"""The stages by name. A stage's configuration is light; its `run` brings torch."""
+"""The stages by name: the module that runs each, and the class of its configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from post_training.stages.context import Result, StageContext
 
 @dataclass(frozen=True)
 class Stage:
-    """module: with `run`; `config_class` is in config.py beside it. artifacts: the folders of
-    artifacts that a run can leave, which pipelines refer to."""
+    """module: below post_training, as `train.sft`; it has `run`. config_class: in config.py beside
+    the module. artifacts: the folders of artifacts that a run can leave, which pipelines refer to.
+    """
 
     name: str
     module: str
@@ -21,10 +22,12 @@ class Stage:
     artifacts: tuple[str, ...] = ("dataset",)
 
     def load_config_class(self) -> type[StageConfig]:
-        module = import_module(f"post_training.{self.module.rpartition('.')[0]}.config")
-        return getattr(module, self.config_class)
+        """Light: it imports nothing of the training stack."""
+        package, _, _ = self.module.rpartition(".")
+        return getattr(import_module(f"post_training.{package}.config"), self.config_class)
 
     def load_run(self) -> Callable[[StageConfig, StageContext], Result]:
+        """What does the stage. The training stack is imported here."""
         return import_module(f"post_training.{self.module}").run
 
 
@@ -93,6 +96,7 @@ STAGES = {
 
 
 def find_stage(name: str) -> Stage:
+    """Errors: UsageError, with the names that there are."""
     if name not in STAGES:
         raise UsageError(f"no stage {name!r}", hint=f"there are: {', '.join(STAGES)}")
     return STAGES[name]
