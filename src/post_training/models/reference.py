@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
-from post_training.core.hashing import fingerprint_files, sha256_file, sha256_text
+from post_training.core.hashing import (
+    fingerprint_files,
+    sha256_file,
+    sha256_text,
+    sha256_value,
+)
 from post_training.data.config import DatasetConfig
 
 if TYPE_CHECKING:
@@ -26,9 +31,12 @@ _WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 @dataclass(frozen=True)
 class Reference:
-    """weights: `weights_fingerprint` of the model's folder. tokenizer: `tokenizer_fingerprint`.
-    chat_template: sha256 of its text. dtype: of the weights as they were loaded. backend: who
-    computed the log-probabilities."""
+    """weights: `weights_fingerprint` of the model's folder.
+    tokenizer: `tokenizer_fingerprint`.
+    chat_template: sha256 of its text.
+    dtype: of the weights as they were loaded.
+    backend: who computed the log-probabilities.
+    """
 
     weights: str
     tokenizer: str
@@ -61,8 +69,11 @@ class Reference:
             raise UsageError(f"not a reference: {error}", where=str(path)) from None
 
     def check(self, other: "Reference", where: str) -> None:
-        """Errors: PostTrainingError that names what differs, the backend apart. where: whose `self`
-        is."""
+        """Compare all but the backend.
+
+        where: whose `self` is, for the error.
+        Errors: PostTrainingError that names what differs.
+        """
         own, others = asdict(self), asdict(replace(other, backend=self.backend))
         different = [name for name in own if own[name] != others[name]]
         if different:
@@ -81,15 +92,20 @@ def weights_fingerprint(folder: Path) -> str:
     return fingerprint_files({path.name: sha256_file(path) for path in files})
 
 
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Of what decides the ids of a text: the tokenizer itself and its special tokens' names; not
+    of its chat template or its folder."""
+    return sha256_value([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map])
+
+
 def reference_of(
     model_path: Path,
     tokenizer: "PreTrainedTokenizerBase",
     template: str,
     dtype: str,
-    backend: str,
+    backend: str = "transformers",
 ) -> Reference:
-    from post_training.models.fingerprint import tokenizer_fingerprint  # it needs transformers
-
+    """Reads the whole weights of the folder. template: text of the chat template."""
     return Reference(
         weights_fingerprint(model_path),
         tokenizer_fingerprint(tokenizer),

@@ -40,9 +40,8 @@ from post_training.data.prepared.prepare import (
 from post_training.data.reading import Reader, name_of, open_sources
 from post_training.data.sources import Source
 from post_training.data.tokenize import Encoder
-from post_training.models.fingerprint import tokenizer_fingerprint
 from post_training.models.load import read_model_settings
-from post_training.models.reference import Reference
+from post_training.models.reference import Reference, tokenizer_fingerprint
 from post_training.stages.context import Progress, StageContext
 
 

@@ -21,14 +21,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory
-from post_training.core.hashing import sha256_text
 from post_training.data.pairs.dataset import REF_LOGPROB, Pair, PairDataset
 from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION
 from post_training.models.device import explained_forward
-from post_training.models.fingerprint import tokenizer_fingerprint
 from post_training.models.load import load_model
-from post_training.models.reference import Reference, weights_fingerprint
+from post_training.models.reference import Reference, reference_of
 from post_training.models.score import Asked, LogprobScorer
 from post_training.stages.context import Progress, StageContext
 from post_training.train.config import DpoConfig
@@ -94,7 +92,8 @@ def _check_stored(
     tokenizer: PreTrainedTokenizerBase,
     dataset: PairDataset,
 ) -> None:
-    own = _fingerprints(config.model.path, config, tokenizer, dataset)
+    template = dataset.template.text
+    own = reference_of(config.model.path, tokenizer, template, config.model.dtype)
     for name, record in zip(dataset.source_names, dataset.record["references"], strict=True):
         if record is None:
             problem = f"no reference.json says which model made the reference logprobs of {name}"
@@ -115,17 +114,6 @@ def _check_stored(
         if made_by.backend != own.backend:
             context.log(f"reference: the logprobs of {name} were made by {made_by.backend}")
         replace(made_by, dtype=own.dtype).check(own, name)
-
-
-def _fingerprints(
-    model: Path, config: DpoConfig, tokenizer: PreTrainedTokenizerBase, dataset: PairDataset
-) -> Reference:
-    return Reference(
-        weights=weights_fingerprint(model),
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        chat_template=sha256_text(dataset.template.text),
-        dtype=config.model.dtype,
-    )
 
 
 def _compute(
@@ -203,4 +191,4 @@ def _write(
     path = config.reference.ref_model_name_or_path or config.model.path
     with atomic_directory(folder) as temporary:
         np.save(temporary / LOGPROBS, values)
-        _fingerprints(path, config, tokenizer, dataset).write(temporary)
+        reference_of(path, tokenizer, dataset.template.text, config.model.dtype).write(temporary)
