@@ -24,8 +24,8 @@ from post_training.data.preference_rows import read_written_pair
 from post_training.data.rows import COMPLETION, SIDES, BadRow, Conversation
 from post_training.data.tokenize import Encoder
 from post_training.models.attention import most_positions
-from post_training.models.device import on_device
-from post_training.models.left_out import told
+from post_training.models.device import move_to_device
+from post_training.models.left_out import describe_left_out
 from post_training.models.load import check_vocabulary, load_model
 from post_training.models.reference import reference_of
 from post_training.models.score import Asked, CompletionLogprob, LogprobScorer
@@ -50,11 +50,11 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
             attn_implementation=config.model.attn_implementation,
             tensor_parallel_size=config.tensor_parallel_size,
         )
-        if (left_out := told(model, path)) is not None:
+        if (left_out := describe_left_out(model, path)) is not None:
             context.log(f"warning: {left_out}")
         check_vocabulary(model, tokenizer)
         scorer = LogprobScorer(
-            on_device(model, context.ranks.local_rank),
+            move_to_device(model, context.ranks.local_rank),
             max_batch_tokens=config.max_batch_tokens,
             prompts_per_batch=config.prompts_per_batch,
         )

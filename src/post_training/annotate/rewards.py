@@ -23,7 +23,7 @@ from post_training.data.rewards import RewardFunction, find_reward
 from post_training.data.rows import BadRow, Conversation
 from post_training.data.user_functions import end_functions
 from post_training.models.attention import check_positions, most_positions
-from post_training.models.device import on_device
+from post_training.models.device import move_to_device
 from post_training.models.load import check_vocabulary, load_reward_model, load_tokenizer
 from post_training.models.score import RewardScorer
 from post_training.stages.context import Result, StageContext
@@ -221,7 +221,7 @@ def _load_model_judge(reward: RewardConfig, config: RewardsConfig, local_rank: i
     )
     check_vocabulary(model, tokenizer)
     scorer = RewardScorer(
-        on_device(model, local_rank),
+        move_to_device(model, local_rank),
         max_batch_tokens=config.max_batch_tokens,
         prompts_per_batch=config.prompts_per_batch,
     )

@@ -20,8 +20,8 @@ from post_training.annotate.config import GenerateConfig, SamplingConfig
 from post_training.annotate.engine import VllmEngine, load_own_tokenizer
 from post_training.data.tokenize import Encoder
 from post_training.models.attention import most_positions
-from post_training.models.device import on_device
-from post_training.models.left_out import told
+from post_training.models.device import move_to_device
+from post_training.models.left_out import describe_left_out
 from post_training.models.load import check_vocabulary, load_model, read_model_settings
 from post_training.models.score import keeps_keys_and_values
 from post_training.stages.context import StageContext
@@ -162,10 +162,10 @@ class TransformersSampler(Sampler):
             dtype=config.model.dtype,
             attn_implementation=config.model.attn_implementation,
         )
-        if (left_out := told(model, config.model.path)) is not None:
+        if (left_out := describe_left_out(model, config.model.path)) is not None:
             context.log(f"warning: {left_out}")
         check_vocabulary(model, load_own_tokenizer(config.model.path, config.data))
-        self.model = on_device(model, context.ranks.local_rank)
+        self.model = move_to_device(model, context.ranks.local_rank)
         # Where the cache is another, the prompt is read n times.
         self._shares_prompts = keeps_keys_and_values(model.config)
         self.endings = Endings.read(config.model.path, encoder, self.settings.stop)

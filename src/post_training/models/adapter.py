@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from post_training.core.errors import UsageError
 from post_training.core.files import atomic_directory
-from post_training.models.save import explained, remove_places
+from post_training.models.save import explain_write_errors, remove_places
 
 _KEY = "lora.target_modules"
 
@@ -33,9 +33,10 @@ def add_adapter(
     seed: int,
     in_float32: bool = True,
 ) -> PeftModel:
-    """The model with an adapter drawn from `seed` on the named linear layers, or on all of them
-    but the output layer; only the adapter can be trained.
+    """The model with an adapter drawn from `seed`; only the adapter can be trained.
 
+    target_modules: names of linear layers; None: all of them but the output layer.
+    in_float32: whether A and B are, whatever the model is.
     Errors: UsageError for a layer that isn't there or can't have one.
     """
     if target_modules is not None:
@@ -119,7 +120,7 @@ def save_adapter(
     weights: of the adapted model, gathered from where they were sharded; by default its own.
     """
     shutil.rmtree(path, ignore_errors=True)
-    with explained(path.parent), atomic_directory(path) as temporary:
+    with explain_write_errors(path.parent), atomic_directory(path) as temporary:
         adapted.save_pretrained(temporary, state_dict=weights)
         for file in temporary.iterdir():
             if file.suffix == ".json":

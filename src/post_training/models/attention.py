@@ -1,4 +1,4 @@
-"""Whether an attention implementation can do here what is asked of it.
+"""Whether a model and its attention can do here what is asked of them, and how long a text may be.
 
 A packed row tells its sequences apart by position ids that start again, without a mask. eager, sdpa
 and flex_attention then mask what lies across (transformers' masking_utils). Flash attention has no
@@ -40,7 +40,12 @@ _MOST_SEEN = 1e-3
 def check_attention(
     implementation: str, *, computes_in_16_bits: bool, packed: bool, rows_in_one: bool
 ) -> None:
-    """rows_in_one: a micro-batch is a single row. Errors: UsageError."""
+    """Whether an implementation can be had here for a training.
+
+    packed: rows hold several sequences.
+    rows_in_one: a micro-batch is a single row.
+    Errors: UsageError where it can't.
+    """
     has_gpu = torch.cuda.is_available()
     if implementation in (*_FLASH_PACKAGES, "flex_attention") and not has_gpu:
         raise UsageError(
@@ -79,9 +84,13 @@ def check_dropout(model: PreTrainedModel, implementation: str) -> None:
 
 
 def check_packing(model: PreTrainedModel) -> None:
-    """Some architectures leave the position ids unread (OPT, MPT, Mamba), and let packed sequences
-    see each other; others cut a row into chunks, wherever its sequences begin (Llama 4). One that
-    isn't known to keep them apart is tried; model: in eager or sdpa, on the CPU.
+    """Whether a model keeps the sequences of a packed row apart.
+
+    Some architectures leave the position ids unread (OPT, MPT, Mamba), and let packed sequences see
+    each other; others cut a row into chunks, wherever its sequences begin (Llama 4). One that isn't
+    known to keep them apart is tried.
+
+    model: in eager or sdpa, on the CPU.
 
     Errors: PostTrainingError for one that doesn't, or that can't be tried.
     """
@@ -157,15 +166,6 @@ def seen_across(model: PreTrainedModel) -> float:
     return share
 
 
-# How long a text a model reads, and how long one may be that is computed alike in every batch.
-#
-# With rotary embeddings of the kind `longrope` (Phi-3, Phi-4-mini) transformers takes one set of
-# factors for all rows of a batch: the short ones, or the long ones as soon as one row goes beyond
-# original_max_position_embeddings. A short row beside a long one, and an answer after a kept
-# prompt, would then be those of another model; vLLM takes the long ones for every row once it may
-# read so far. So no row may go beyond.
-
-
 def most_positions(config: PreTrainedConfig) -> int | None:
     """Tokens of a text, at most; None where config.json sets no limit."""
     limits = [_positions(config), batch_limit(config)]
@@ -173,7 +173,14 @@ def most_positions(config: PreTrainedConfig) -> int | None:
 
 
 def batch_limit(config: PreTrainedConfig) -> int | None:
-    """Tokens up to which a row doesn't depend on the rows beside it; None where it never does."""
+    """Tokens up to which a row doesn't depend on the rows beside it; None where it never does.
+
+    With rotary embeddings of the kind `longrope` (Phi-3, Phi-4-mini) transformers takes one set of
+    factors for all rows of a batch: the short ones, or the long ones as soon as one row goes beyond
+    original_max_position_embeddings. A short row beside a long one, and an answer after a kept
+    prompt, would then be those of another model; vLLM takes the long ones for every row once it may
+    read so far. So no row may go beyond.
+    """
     settings = config.get_text_config()
     rope = getattr(settings, "rope_parameters", None) or {}
     kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]

@@ -29,7 +29,7 @@ def be_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at a price
 
 
-def on_device(model: PreTrainedModel, local_rank: int) -> PreTrainedModel:
+def move_to_device(model: PreTrainedModel, local_rank: int) -> PreTrainedModel:
     """For inference, deterministic, on this process's GPU, or on the CPU where there is none."""
     be_deterministic()
     if torch.cuda.is_available():
@@ -38,7 +38,7 @@ def on_device(model: PreTrainedModel, local_rank: int) -> PreTrainedModel:
 
 
 @contextmanager
-def explained_forward(model: Any, folder: Path) -> Iterator[None]:
+def explain_model_errors(model: Any, folder: Path) -> Iterator[None]:
     """Tell in a line, with the folder, what fails in transformers' or PEFT's own code: there are
     architectures whose outputs are of another kind than ours expects. What fails in our code keeps
     its traceback.

@@ -92,12 +92,14 @@ class ChunkedHead:
     ) -> Iterator[None]:
         """Make `outputs.logits` of the model's forward a tuple of float32 tensors.
 
+        Without coefficients: (logprobs [B, T], logsumexps [B, T], tops [B, T]), of which the first
+        two are differentiable. With them: (loss [], logprobs, tops), of which the loss is;
+        loss = Σ coefficients · −logprobs, a sum over the positions whose coefficient is not 0,
+        which alone are looked at.
+
         targets: int64 [B, T], the id that each position should predict; IGNORED positions are left
         out, and zero in what comes back.
-        coefficients: None for (logprobs [B, T], logsumexps [B, T], tops [B, T]), differentiable
-        in the first two; else float32 [B, T], for (loss [], logprobs, tops) with
-        loss = Σ coefficients · −logprobs, a sum over the positions whose coefficient is not 0,
-        which alone are looked at. Only the loss is then differentiable.
+        coefficients: float32 [B, T].
         with_top: find out where the target is the likeliest id (tops: 1, else 0).
         chunk_numbers: logits of a chunk; by default what is fastest.
         """
@@ -138,6 +140,43 @@ def _answer_request(hidden_BTD: Tensor, weight_VD: Tensor, request: _Request) ->
     coefficients_N = request.coefficients.flatten()[positions_N]
     loss, logprobs_N, tops_N = _WeightedLossFunction.apply(*arguments, coefficients_N)
     return loss, spread(logprobs_N), spread(tops_N)
+
+
+@dataclass
+class _Chunk:
+    """Some of the positions. rows: their numbers among the P; span: among the N.
+    logits: float32 [n, V], until the next chunk; the reader may overwrite them."""
+
+    rows: Tensor
+    span: slice
+    hidden: Tensor
+    logits: Tensor
+    targets: Tensor
+
+    def softmax_(self, logsumexps: Tensor) -> Tensor:
+        """The probabilities [n, V], in the place of the logits."""
+        return self.logits.sub_(logsumexps[:, None]).exp_()
+
+
+class _Gradients:
+    """Sums up d loss / d hidden and d loss / d weight, chunk after chunk, where they are wanted."""
+
+    def __init__(self, hidden_PD: Tensor, weight_VD: Tensor, needed: tuple[bool, ...]):
+        self._weight_VD = weight_VD
+        self.hidden = torch.zeros_like(hidden_PD) if needed[0] else None
+        # In float32 whatever the weights are: many small chunks are added up.
+        self.weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needed[1] else None
+
+    def add(self, chunk: _Chunk, grad_logits: Tensor) -> None:
+        grad_logits = grad_logits.to(self._weight_VD.dtype)
+        if self.hidden is not None:
+            self.hidden[chunk.rows] = grad_logits @ self._weight_VD
+        if self.weight is None:
+            return
+        if grad_logits.dtype == torch.float32:
+            self.weight.addmm_(grad_logits.T, chunk.hidden)
+        else:
+            self.weight += grad_logits.T @ chunk.hidden
 
 
 class _WeightedLossFunction(torch.autograd.Function):
@@ -225,20 +264,24 @@ def _flatten(
     return hidden_BTD.flatten(0, 1).to(dtype), weight_VD.to(dtype)
 
 
-@dataclass
-class _Chunk:
-    """Some of the positions. logits: float32 [n, V], until the next chunk; the reader may overwrite
-    them."""
+class LogitsBuffer:
+    """Room for [rows, columns] logits: a new one for each part costs a CPU a tenth of its time,
+    and two of them are there at a time."""
 
-    rows: Tensor
-    span: slice
-    hidden: Tensor
-    logits: Tensor
-    targets: Tensor
+    def __init__(self, weight_VD: Tensor, rows: int, columns: int):
+        self._products = weight_VD.new_empty(rows * columns)
+        self._logits = self._products
+        if weight_VD.dtype != torch.float32:
+            self._logits = torch.empty_like(self._products, dtype=torch.float32)
 
-    def softmax_(self, logsumexps: Tensor) -> Tensor:
-        """The probabilities [n, V], in the place of the logits."""
-        return self.logits.sub_(logsumexps[:, None]).exp_()
+    def fill(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        """float32 [N, V], until the next filling; the reader may overwrite them."""
+        shape = len(hidden_ND), len(weight_VD)
+        products, logits = (
+            flat[: shape[0] * shape[1]].view(shape) for flat in (self._products, self._logits)
+        )
+        torch.mm(hidden_ND, weight_VD.T, out=products)
+        return logits if self._logits is self._products else logits.copy_(products)
 
 
 def _make_chunks(
@@ -285,8 +328,13 @@ def score_positions(
     with_top: bool,
     numbers: int,
 ) -> Scores:
-    """Of hidden[positions]. numbers: logits held at a time. Sums of exponentials are rescaled from
-    tile to tile (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867, algorithm 3)."""
+    """What is known of hidden[positions], without a gradient.
+
+    Sums of exponentials are rescaled from tile to tile (Milakov & Gimelshein 2018,
+    https://arxiv.org/abs/1805.02867, algorithm 3).
+
+    numbers: logits held at a time.
+    """
     tile = min(_TILE.get(weight_VD.device.type, len(weight_VD)), len(weight_VD))
     size = max(SMALLEST_CHUNK, numbers // tile)
     buffer = LogitsBuffer(weight_VD, min(size, len(positions_N)), tile)
@@ -324,44 +372,3 @@ def _score_by_tiles(
         largest = larger
     logsumexps = largest + sums.log()
     return torch.stack([of_targets - logsumexps, logsumexps, tops])
-
-
-class _Gradients:
-    """Sums up d loss / d hidden and d loss / d weight, chunk after chunk, where they are wanted."""
-
-    def __init__(self, hidden_PD: Tensor, weight_VD: Tensor, needed: tuple[bool, ...]):
-        self._weight_VD = weight_VD
-        self.hidden = torch.zeros_like(hidden_PD) if needed[0] else None
-        # In float32 whatever the weights are: many small chunks are added up.
-        self.weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needed[1] else None
-
-    def add(self, chunk: _Chunk, grad_logits: Tensor) -> None:
-        grad_logits = grad_logits.to(self._weight_VD.dtype)
-        if self.hidden is not None:
-            self.hidden[chunk.rows] = grad_logits @ self._weight_VD
-        if self.weight is None:
-            return
-        if grad_logits.dtype == torch.float32:
-            self.weight.addmm_(grad_logits.T, chunk.hidden)
-        else:
-            self.weight += grad_logits.T @ chunk.hidden
-
-
-class LogitsBuffer:
-    """Room for [rows, columns] logits: a new one for each part costs a CPU a tenth of its time,
-    and two of them are there at a time."""
-
-    def __init__(self, weight_VD: Tensor, rows: int, columns: int):
-        self._products = weight_VD.new_empty(rows * columns)
-        self._logits = self._products
-        if weight_VD.dtype != torch.float32:
-            self._logits = torch.empty_like(self._products, dtype=torch.float32)
-
-    def fill(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-        """float32 [N, V], until the next filling; the reader may overwrite them."""
-        shape = len(hidden_ND), len(weight_VD)
-        products, logits = (
-            flat[: shape[0] * shape[1]].view(shape) for flat in (self._products, self._logits)
-        )
-        torch.mm(hidden_ND, weight_VD.T, out=products)
-        return logits if self._logits is self._products else logits.copy_(products)

@@ -27,8 +27,11 @@ _PREFIXES = ("", "language_model.")
 
 
 def note_left_out(model: PreTrainedModel, folder: Path, unexpected: Iterable[str]) -> None:
-    """unexpected: names that transformers had no place for; of others it says nothing, as the class
-    of the model knows them."""
+    """Give the model `left_out`, the names of the weights in its folder that it has no place for.
+
+    unexpected: those that transformers told of; of others it says nothing, as the class of the
+    model knows them.
+    """
     names = {name for own in _names_by_file(folder).values() for name in own}
     known = model._keys_to_ignore_on_load_unexpected or ()
     loaded = model.state_dict().keys()
@@ -36,7 +39,7 @@ def note_left_out(model: PreTrainedModel, folder: Path, unexpected: Iterable[str
     model.left_out = sorted(silent | set(unexpected))
 
 
-def told(model: PreTrainedModel, folder: Path) -> str | None:
+def describe_left_out(model: PreTrainedModel, folder: Path) -> str | None:
     """One line, or None where all of the folder was loaded."""
     names = getattr(model, "left_out", [])
     if not names:
@@ -120,7 +123,7 @@ def _add(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _names_by_file(folder: Path) -> dict[str, list[str]]:
-    """Of the safetensors files that transformers would read."""
+    """{file: names of its weights}, of the safetensors files that transformers would read."""
     if (folder / _WHOLE).exists():
         files = [_WHOLE]
     else:

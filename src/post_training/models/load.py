@@ -31,14 +31,17 @@ from post_training.models.attention import check_dropout
 from post_training.models.left_out import INDEX, note_left_out
 from post_training.records.run_record import RECORD_NAME
 
-# Whether a tokenizer gives the ids of its tokenizer.json.
-#
-# transformers builds a tokenizer anew by the class that config.json or tokenizer_config.json names,
-# from no more than the vocabulary of tokenizer.json: by a class that is not the file's, spaces
-# vanish or words are cut elsewhere, and nothing is said. The model was trained on the file's ids.
-
-
-_FILE = "tokenizer.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Files in which transformers looks for a class of the folder's own.
+_WITH_CODE = (
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+_TOKENIZER_FILE = "tokenizer.json"
+# Texts of which a tokenizer must give the ids of its file: what classes split or replace otherwise.
 _TEXTS = (
     "Hello world",
     " a leading space, and two at the end  ",
@@ -65,68 +68,11 @@ _INSISTS = (
 )
 
 
-def check_ids_of_file(folder: Path, tokenizer: Any) -> None:
-    """Errors: PostTrainingError where the two give other ids of a text."""
-    path = folder / _FILE
-    if not path.exists():
-        return  # It was made from another file, and there is nothing to compare.
-    state = json.loads(path.read_text(encoding="utf-8"))
-    state["truncation"] = state["padding"] = state["post_processor"] = None
-    if state["model"].get("dropout"):
-        return
-    original = Tokenizer.from_str(json.dumps(state))
-    tokens = [token["content"] for token in state["added_tokens"] if token["special"]]
-    chosen = {token for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
-    texts = [
-        *_TEXTS,
-        *(f"{token}{text}" for token in sorted(chosen or tokens[:1]) for text in _BEHIND_A_TOKEN),
-    ]
-    own = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    encodings = original.encode_batch(texts, add_special_tokens=False)
-    for text, found, expected in zip(texts, own, (each.ids for each in encodings), strict=True):
-        if found != expected:
-            name = type(tokenizer).__name__
-            pairs = zip(found, expected, strict=False)
-            alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            raise PostTrainingError(
-                f"{_FILE} and the class that transformers takes, {name}, disagree on the ids of "
-                f"{text!r}: {_shown(expected[alike:])} by the file, {_shown(found[alike:])} by the "
-                f"class, after {alike} that are equal",
-                where=str(folder),
-                hint=_INSISTS if _named_class(folder) in _OF_THE_FILE else _NAME_IT,
-            )
-
-
-def _named_class(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
-    except (OSError, ValueError):
-        return None
-
-
-def _shown(ids: list[int]) -> str:
-    return f"[{', '.join(map(str, ids[:_MOST_TOKENS]))}{', …' if len(ids) > _MOST_TOKENS else ''}]"
-
-
-# A model and its tokenizer from a folder on disk. Nothing is downloaded, no code of it is run.
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Files in which transformers looks for a class of the folder's own.
-_WITH_CODE = (
-    "config.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-)
-
-
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, or of one with a tokenizer alone; always a fast one, which
     knows offsets."""
     _check_folder(path)
-    with _explained(path, "no tokenizer can be loaded from this folder"):
+    with _explain_errors(path, "no tokenizer can be loaded from this folder"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
@@ -140,7 +86,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def read_config(path: Path) -> PreTrainedConfig:
     """config.json, with the defaults of its architecture. Errors: PostTrainingError."""
     read_model_settings(path)
-    with _explained(path, "config.json can't be read"):
+    with _explain_errors(path, "config.json can't be read"):
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
@@ -153,8 +99,8 @@ def load_model(
     above 1 each rank's part is read onto its own device. Embedding and output layer stay whole.
     Errors: PostTrainingError when the folder is no model, or lacks any of the model's weights.
     """
-    # The chunked head (chunked_head.py) needs all of the output layer, and of the embedding where
-    # the two are one.
+    # The chunked head (head.py) needs all of the output layer, and of the embedding where the two
+    # are one.
     whole = dict.fromkeys(("lm_head", "model.embed_tokens"), "replicated_with_grad_allreduce")
     spread = _spread(path, tensor_parallel_size, whole)
     model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
@@ -221,7 +167,7 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     mixture are one tensor, in files each has its own name. For the moment there are two models.
     Errors: PostTrainingError where a name, a size or a dtype is not the model's.
     """
-    with _explained(path, "the weights can't be loaded"):
+    with _explain_errors(path, "the weights can't be loaded"):
         loaded, info = type(model).from_pretrained(
             path,
             config=copy.deepcopy(model.config),
@@ -274,7 +220,7 @@ def _load(
     """may_lack: names of weights. settings: of config.json, in place of its own."""
     read_model_settings(path)
     _check_index(path)
-    with _explained(path, "the model can't be loaded"):
+    with _explain_errors(path, "the model can't be loaded"):
         model, info = auto_class.from_pretrained(
             path,
             dtype=DTYPES[dtype],
@@ -318,6 +264,56 @@ def _check_generation(path: Path, model: PreTrainedModel) -> None:
             f"contradicting settings: {(lines or [str(error)])[0].removeprefix('- ')}",
             where=str(path / "generation_config.json"),
         ) from None
+
+
+def check_ids_of_file(folder: Path, tokenizer: Any) -> None:
+    """Whether a tokenizer gives the ids of its tokenizer.json, which the model was trained on.
+
+    transformers builds a tokenizer anew by the class that config.json or tokenizer_config.json
+    names, from no more than the vocabulary of tokenizer.json: by a class that is not the file's,
+    spaces vanish or words are cut elsewhere, and nothing is said.
+
+    Errors: PostTrainingError where the two give other ids of a text.
+    """
+    path = folder / _TOKENIZER_FILE
+    if not path.exists():
+        return  # It was made from another file, and there is nothing to compare.
+    state = json.loads(path.read_text(encoding="utf-8"))
+    state["truncation"] = state["padding"] = state["post_processor"] = None
+    if state["model"].get("dropout"):
+        return
+    original = Tokenizer.from_str(json.dumps(state))
+    tokens = [token["content"] for token in state["added_tokens"] if token["special"]]
+    chosen = {token for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
+    texts = [
+        *_TEXTS,
+        *(f"{token}{text}" for token in sorted(chosen or tokens[:1]) for text in _BEHIND_A_TOKEN),
+    ]
+    own = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encodings = original.encode_batch(texts, add_special_tokens=False)
+    for text, found, expected in zip(texts, own, (each.ids for each in encodings), strict=True):
+        if found != expected:
+            name = type(tokenizer).__name__
+            pairs = zip(found, expected, strict=False)
+            alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            raise PostTrainingError(
+                f"{_TOKENIZER_FILE} and the class that transformers takes, {name}, disagree on "
+                f"the ids of {text!r}: {_shown(expected[alike:])} by the file, "
+                f"{_shown(found[alike:])} by the class, after {alike} that are equal",
+                where=str(folder),
+                hint=_INSISTS if _named_class(folder) in _OF_THE_FILE else _NAME_IT,
+            )
+
+
+def _named_class(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
+    except (OSError, ValueError):
+        return None
+
+
+def _shown(ids: list[int]) -> str:
+    return f"[{', '.join(map(str, ids[:_MOST_TOKENS]))}{', …' if len(ids) > _MOST_TOKENS else ''}]"
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -397,7 +393,7 @@ def read_model_settings(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(path: Path, problem: str) -> Iterator[None]:
+def _explain_errors(path: Path, problem: str) -> Iterator[None]:
     """transformers fails at a folder with whatever exception its numbers lead to (heads of 0, a
     size that no memory has); each is the folder's fault."""
     try:

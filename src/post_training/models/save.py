@@ -1,4 +1,8 @@
-"""A model folder that plain transformers loads, and whose bytes tell nothing but the model."""
+"""A model folder that plain transformers loads, and whose bytes tell nothing but the model.
+
+And a new model to put in one: a byte-level BPE tokenizer that is trained on a corpus, with weights
+drawn at random.
+"""
 
 import json
 import re
@@ -34,6 +38,9 @@ _PLACES = (
     "local_files_only",
     "is_local",
 )
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+_ARCHITECTURES = {"llama": LlamaConfig, "apertus": ApertusConfig}
+# The marks of errors in writing: torch.save's own have no type.
 _WRITER = re.compile("inline_container|PytorchStreamWriter|iostream|Parent directory")
 
 
@@ -47,12 +54,12 @@ def save_model_folder(
 ) -> str | None:
     """Write weights (safetensors), configs, tokenizer and chat template; replaces `path` whole.
 
-    weights: gathered from where they were sharded; by default the model's own. base: the folder the
-    model was read from; what it holds beside the model is kept (left_out.py). Returns a warning
-    where that can't be.
+    weights: gathered from where they were sharded; by default the model's own.
+    base: the folder the model was read from; what it holds beside the model is kept (left_out.py).
+    Returns a warning where that can't be.
     """
     shutil.rmtree(path, ignore_errors=True)
-    with explained(path.parent), atomic_directory(path) as temporary:
+    with explain_write_errors(path.parent), atomic_directory(path) as temporary:
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         problem = None if base is None else keep_left_out(temporary, base, model)
@@ -63,14 +70,13 @@ def save_model_folder(
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path) -> Iterator[None]:
     """What torch and safetensors say when a disk is full names neither the file nor the reason.
     Writing also gathers what is sharded: a lost rank or no GPU memory is left to speak for itself.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch.save's own errors have no type.
         if isinstance(error, RuntimeError) and not _WRITER.search(str(error)):
             raise
         reason = str(error).splitlines()[0].lower()
@@ -99,20 +105,14 @@ def remove_places(file: Path) -> None:
         write_json(file, {key: value for key, value in content.items() if key not in _PLACES})
 
 
-# A new model: a byte-level BPE tokenizer trained on a corpus, and randomly initialised weights.
-
-
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-_ARCHITECTURES = {"llama": LlamaConfig, "apertus": ApertusConfig}
-
-
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, markers: tuple[str, ...], chat_template: str
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text is representable, there is no unknown token.
+    """A byte-level BPE tokenizer: any text is representable, there is no unknown token. The same
+    texts give the same tokenizer.
 
-    vocab_size: an upper limit; a small corpus has fewer pairs to merge. markers: the chat
-    template's own tokens. The same texts give the same tokenizer.
+    vocab_size: an upper limit; a small corpus has fewer pairs to merge.
+    markers: the chat template's own tokens.
     """
     special = [BOS, EOS, PAD, *markers]
     alphabet = pre_tokenizers.ByteLevel.alphabet()

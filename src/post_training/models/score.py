@@ -1,4 +1,4 @@
-"""The hidden states of many completions, with each prompt computed once.
+"""Log-probabilities of completions, and rewards of conversations: each prompt is computed once.
 
     prompt      p_0 … p_{P-1}     keys and values of p_0 … p_{P-2} are computed once and kept
     completion  c_0 … c_{C-1}     row: p_{P-1} c_0 … c_{C-1}, after a copy of what was kept
@@ -25,6 +25,9 @@ from transformers.cache_utils import DynamicLayer
 from post_training.core.errors import UsageError
 from post_training.models.head import IGNORED, ChunkedHead
 
+# 32 MiB of logits: 1024 positions by a tile of the vocabulary. A GPU has room.
+_CHUNK_NUMBERS = {"cpu": 2**23}
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -50,8 +53,12 @@ def keeps_keys_and_values(config: PreTrainedConfig) -> bool:
 
 
 class SharedPromptForward:
-    """max_batch_tokens: of a batch, padding and prompts counted with each of its rows; a longer
-    row is a batch of its own."""
+    """The hidden states of many completions.
+
+    max_batch_tokens: of a batch, padding and prompts counted with each of its rows; a longer row is
+    a batch of its own.
+    prompts_per_batch: how many prompts are computed together; 1: bits depend on nothing else.
+    """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
         self._backbone = model.base_model
@@ -93,8 +100,9 @@ class SharedPromptForward:
 
     def _batches(self, prompts: Sequence[Prompt], group: list[int]) -> Iterator[list]:
         """(prompt, completion) of each row, the longest first."""
-        rows = [(number, index) for number in group
-                for index in range(len(prompts[number].completions))]  # fmt: skip
+        rows = [
+            (number, index) for number in group for index in range(len(prompts[number].completions))
+        ]
         rows.sort(key=lambda row: -len(prompts[row[0]].completions[row[1]]))
         prompt_length = max(len(prompts[number].ids) for number in group)
         start = 0
@@ -165,18 +173,6 @@ class SharedPromptForward:
         return States(hidden, rows)
 
 
-# log p(completion | prompt) of a causal language model, without ever holding its logits.
-#
-#     logprob = Σ_t asked_t · log softmax(z_t)[c_t]        nats, a sum over the asked tokens
-#
-# Each term is float32, whatever the dtype of the weights; the sum is float64, so that its order
-# doesn't show. Which states share what is said in shared_prompt.py.
-
-
-# 32 MiB: 1024 positions by a tile of the vocabulary. A GPU has room.
-_CHUNK_NUMBERS = {"cpu": 2**23}
-
-
 @dataclass(frozen=True)
 class Asked(Prompt):
     """asked[i][t]: whether token t of completion i counts; left out, all of them do. Others, such
@@ -194,8 +190,16 @@ class CompletionLogprob:
 
 
 class LogprobScorer:
-    """Errors: UsageError for a model whose logits are more than hidden · weightᵀ, or whose state
-    can't be shared."""
+    """log p(completion | prompt) of a causal language model, without ever holding its logits.
+
+        logprob = Σ_t asked_t · log softmax(z_t)[c_t]        nats, a sum over the asked tokens
+
+    Each term is float32, whatever the dtype of the weights; the sum is float64, so that its order
+    doesn't show.
+
+    Errors: UsageError for a model whose logits are more than hidden · weightᵀ, or whose state can't
+    be shared.
+    """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
         self._head = ChunkedHead.install(model)
@@ -227,16 +231,18 @@ class LogprobScorer:
         return found
 
 
-# Rewards of whole conversations by a sequence-classification model.
-#
-#     reward = score · h_last        float32; h_last: the state of the conversation's last token
-#
-# As transformers has it, padding is no part of a conversation: the last token is the last that is
-# not the model's pad token. What conversations have in common at their beginning is computed once.
-
-
 class RewardScorer:
-    """model: of load_reward_model. Errors: UsageError for a model whose state can't be shared."""
+    """Rewards of whole conversations by a sequence-classification model.
+
+        reward = score · h_last        float32; h_last: the state of the conversation's last token
+
+    As transformers has it, padding is no part of a conversation: the last token is the last that is
+    not the model's pad token. What conversations have in common at their beginning is computed
+    once.
+
+    model: of load_reward_model.
+    Errors: UsageError for a model whose state can't be shared.
+    """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
         self._score = model.score
@@ -262,8 +268,9 @@ class RewardScorer:
     def _prompt(self, conversations: Sequence[Sequence[int]]) -> Prompt:
         kept = [self._without_padding(ids) for ids in conversations]
         shortest = min(map(len, kept))
-        alike = takewhile(lambda position: len({ids[position] for ids in kept}) == 1,
-                          range(shortest))  # fmt: skip
+        alike = takewhile(
+            lambda position: len({ids[position] for ids in kept}) == 1, range(shortest)
+        )
         common = max(1, min(sum(1 for _ in alike), shortest - 1))
         return Prompt(kept[0][:common], [ids[common:] for ids in kept])
 

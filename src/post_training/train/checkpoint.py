@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent.
+"""Checkpoints that are complete or absent, and the signals that ask for one.
 
 All ranks write into `.saving`; when the last one is done, rank 0 renames the folder to
 `checkpoint-N`. So a run killed at any moment finds only complete checkpoints, and resumes from the
@@ -24,6 +24,8 @@ from post_training.stages.context import remove_leftovers
 
 MARKER = "trainer_state.json"
 LATEST = "latest"
+INFERENCE_CHECKPOINTS = "inference_checkpoints"
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class Checkpoints:
@@ -96,14 +98,10 @@ class Checkpoints:
                 shutil.rmtree(self.path(step))
 
 
-# Models for inference along the way: RUN/inference_checkpoints/step-N, or a folder elsewhere.
-
-
-INFERENCE_CHECKPOINTS = "inference_checkpoints"
-
-
 def open_inference_checkpoints(run_dir: Path, elsewhere: Path | None) -> None:
-    """Make RUN/inference_checkpoints a link to `elsewhere`, if that is given, and remove what a
+    """Make ready for models for inference along the way: RUN/inference_checkpoints/step-N.
+
+    Make RUN/inference_checkpoints a link to `elsewhere`, if that is given, and remove what a
     killed attempt left half-written there. For rank 0 alone.
 
     Errors: UsageError when that folder holds something already, or the run's own is another one.
@@ -128,20 +126,17 @@ def _link(folder: Path, place: Path) -> None:
     folder.symlink_to(place)
 
 
-# A training run that is asked to end writes a checkpoint first.
-#
-# SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) is noted; the step at hand is finished, a checkpoint of it
-# written, and the run ends with 128 + the signal's number. So it takes one step, and an evaluation
-# where one is due, and one checkpoint. Further signals change nothing: Slurm sends several. Only a
-# second SIGINT ends the run at once; it then goes on from an older checkpoint.
-
-
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-
-
 class StopRequest:
-    """is_agreed: some rank got a signal, and all of them know. tells: whether this process says
-    what it will do."""
+    """A training run that is asked to end writes a checkpoint first.
+
+    SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) is noted; the step at hand is finished, a checkpoint of it
+    written, and the run ends with 128 + the signal's number. So it takes one step, and an
+    evaluation where one is due, and one checkpoint. Further signals change nothing: Slurm sends
+    several. Only a second SIGINT ends the run at once; it then goes on from an older checkpoint.
+
+    tells: whether this process says what it will do.
+    is_agreed: some rank got a signal, and all of them know.
+    """
 
     def __init__(self, tells: bool = True) -> None:
         self._tells = tells

@@ -65,11 +65,8 @@ class Division:
         return self.strategy != "ddp"
 
 
-# On disk
-
-
 def write_files(folder: Path, division: Division, context: StageContext) -> None:
-    """The last file of a checkpoint. All ranks call it."""
+    """Write FILES, the last file of a checkpoint. All ranks call it."""
     files = _hash_files(folder, context)
     record = {"schema": _SCHEMA, "run": _run(context), **asdict(division), "files": files}
     context.on_writer(lambda: write_json(folder / FILES, record))
@@ -172,9 +169,6 @@ def _hash_files(folder: Path, context: StageContext) -> dict[str, str]:
         own += [name for name, size in found.items() if size < _LARGE_BYTES]
     hashes = context.gather(hash_named(folder, own))
     return {name: digest for part in hashes for name, digest in part.items()}
-
-
-# In memory
 
 
 def state_checksums(

@@ -24,7 +24,7 @@ from post_training.core.files import atomic_directory
 from post_training.data.pairs.dataset import REF_LOGPROB, Pair, PairDataset
 from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION
-from post_training.models.device import explained_forward
+from post_training.models.device import explain_model_errors
 from post_training.models.load import load_model
 from post_training.models.reference import Reference, reference_of
 from post_training.models.score import Asked, LogprobScorer
@@ -138,7 +138,7 @@ def _compute(
     with (
         Progress("pair", len(own), shown=context.ranks.is_writer) as progress,
         precision,
-        explained_forward(model, path),
+        explain_model_errors(model, path),
     ):
         for done, number in enumerate(own.tolist(), 1):
             values[number] = _score(scorer, dataset.read_pair(number))

@@ -1,4 +1,6 @@
-"""metrics.jsonl: one line each `logging_steps`, the same for a run that was killed and resumed.
+"""What a run says of its steps: metrics.jsonl for people, steps.jsonl to compare two runs.
+
+Both are the same for a run that was killed and resumed. metrics.jsonl: a line each `logging_steps`.
 
     {"step": 10, "epoch": 0.5, "loss": 2.1, …, "grad_norm": 1.3, "learning_rate": 0.001,
      "num_rows": 80, "num_sequences": 95, "num_tokens": 5120, "num_trained_tokens": 1830,
@@ -13,14 +15,21 @@ are those of the dataset, each of one sequence or several; padding is no token. 
 
 An evaluation comes after its step's line and before its checkpoint: what a checkpoint has behind it
 is what has no higher step.
+
+steps.jsonl: a line for every step, so that two runs show where they part.
+
+    {"step": 37, "rows": "01f09c3a7b", "loss": 2.0625, "grad_norm": 0.53}
+
+rows: which rows of the dataset each rank had, in their order, as a checksum (`rows_checksum`).
+loss: of the global batch. grad_norm: before clipping. Numbers have every digit: equal lines are
+equal bits.
 """
 
 import json
-import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
@@ -35,12 +44,16 @@ from post_training.train.reporters import Reporters
 from post_training.train.throughput import Throughput
 
 _COUNTS = ("num_rows", "num_sequences", "num_tokens", "num_trained_tokens")
+# Named in an error, at most.
+_MOST_RANKS, _MOST_ROWS = 8, 8
 
 
 @dataclass
 class Totals:
-    """What has to outlive a stop: kept in each checkpoint. figures: since the last line, each
-    step's; loss is one of them."""
+    """What has to outlive a stop: kept in each checkpoint.
+
+    figures: since the last line, each step's; loss is one of them.
+    """
 
     num_rows: int = 0
     num_sequences: int = 0
@@ -51,8 +64,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Step:
-    """Figures of one optimizer step, over all ranks. figures: further ones, by their name in a
-    line. sum_of_squared_lengths: over the sequences; what attention costs."""
+    """One optimizer step, over all ranks.
+
+    sum_of_squared_lengths: over the sequences; what attention costs.
+    figures: further ones, by their name in a line.
+    """
 
     step: int
     epoch: float
@@ -172,7 +188,7 @@ class Metrics:
 
 def _check_finite(figures: dict[str, float], where: str) -> None:
     for name, value in figures.items():
-        if not math.isfinite(value):
+        if not isfinite(value):
             raise PostTrainingError(f"{name} is not finite (got {value})", where=where)
 
 
@@ -191,15 +207,6 @@ def _text(line: dict[str, Any]) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# steps.jsonl: a line for every step, so that two runs show where they part.
-#
-#     {"step": 37, "rows": "01f09c3a7b", "loss": 2.0625, "grad_norm": 0.53}
-#
-# rows: which rows of the dataset each rank had, in their order, as a checksum (`rows_checksum`).
-# loss: of the global batch. grad_norm: before clipping. Numbers have every digit: equal lines are
-# equal bits. The file is the same for a run that was killed and resumed.
 
 
 def rows_checksum(rank: int, rows: Sequence[int]) -> int:
@@ -242,16 +249,6 @@ class StepLog:
             sync(self._path)
 
 
-# A loss or gradient that is not finite ends the run before it spoils the weights.
-#
-# What is asked in every step costs nothing: the step's loss and gradient norm are known to all
-# ranks. Only when one of them is not finite do the ranks tell each other which of their rows it
-# was.
-
-
-_MOST_RANKS, _MOST_ROWS = 8, 8
-
-
 @dataclass(frozen=True)
 class MicroBatchLoss:
     """Of one micro-batch on this rank. rows: their numbers in the dataset."""
@@ -266,12 +263,15 @@ def stop_unless_finite(
     grad_norm: float,
     micro_batches: Sequence[MicroBatchLoss],
     context: StageContext,
-    describe_row: Callable[[int], str] = str,
 ) -> None:
-    """Return if loss and gradient norm are finite. To be called by all ranks, before the update.
+    """Return if loss and gradient norm are finite: else the update would spoil the weights. All
+    ranks call it, before the update.
 
-    loss, grad_norm: of the global batch, the same on every rank. micro_batches: this rank's.
-    describe_row: what to call a row, by its number.
+    It costs nothing: all ranks know the two numbers. Only when one is not finite do they tell each
+    other which of their rows it was.
+
+    loss, grad_norm: of the global batch, the same on every rank.
+    micro_batches: this rank's.
     Errors: PostTrainingError, the same on every rank. It names the rows of the micro-batches whose
     loss is not finite; of all of them, where only the gradient isn't.
     """
@@ -279,7 +279,7 @@ def stop_unless_finite(
         return
     name, value = ("gradient norm", grad_norm) if isfinite(loss) else ("loss", loss)
     suspects = [batch for batch in micro_batches if not isfinite(batch.loss)]
-    own = [describe_row(row) for batch in suspects or micro_batches for row in batch.rows]
+    own = [str(row) for batch in suspects or micro_batches for row in batch.rows]
     found = context.gather((bool(suspects), own))
     blamed = any(is_suspect for is_suspect, _ in found)
     listed = {

@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.adapter import add_adapter, coverage, merge_adapter, save_adapter
 from post_training.models.attention import check_attention, check_packing, check_positions
-from post_training.models.left_out import told
+from post_training.models.left_out import describe_left_out
 from post_training.models.load import check_vocabulary, load_model, read_model_settings
 from post_training.stages.context import StageContext
 from post_training.train.config import TrainingStageConfig
@@ -121,7 +121,7 @@ def check_read(config: TrainingStageConfig, context: StageContext, model: PreTra
     Errors: PostTrainingError when an input of the run changed while it was read.
     """
     context.on_writer(context.inputs.check)
-    if (left_out := told(model, config.model.path)) is not None:
+    if (left_out := describe_left_out(model, config.model.path)) is not None:
         context.log(f"warning: {left_out}; they are not trained")
 
 

@@ -17,7 +17,7 @@ from trl import SFTConfig
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import UsageError
 from post_training.core.files import write_json
-from post_training.models.device import explained_forward
+from post_training.models.device import explain_model_errors
 from post_training.models.router_loss import coefficient_of
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
@@ -185,7 +185,7 @@ class Session:
         if self.resume_step is not None:
             resume_from = str(self.checkpoints.path(self.resume_step))
         try:
-            with explained_forward(trainer.model, self.config.model.path):
+            with explain_model_errors(trainer.model, self.config.model.path):
                 trainer.train(resume_from_checkpoint=resume_from)
         except BaseException:
             # On a full disk it would leave no room to close the record. Any rank may be the one.

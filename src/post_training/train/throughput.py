@@ -3,6 +3,11 @@
 A step lasts from the end of the one before to its own end, without what is `paused` (evaluation,
 saving). The first steps of an attempt, in which kernels are compiled and memory is allocated, are
 in no summary.
+
+    model FLOPs utilisation (MFU) = FLOPs the model needs per second / peak FLOPs of all devices
+
+Counted is what the model needs, not what was done: nothing for padding, for activations computed
+again under gradient checkpointing, for masked attention, or for evaluation.
 """
 
 import resource
@@ -17,14 +22,6 @@ import torch
 from transformers import PreTrainedModel
 
 from post_training.models.attention import has_window
-
-# How many floating-point operations a step of training needs, and how many a device can do.
-#
-#     model FLOPs utilisation (MFU) = FLOPs the model needs per second / peak FLOPs of all devices
-#
-# Counted is what the model needs, not what was done: nothing for padding, for activations computed
-# again under gradient checkpointing, for masked attention, or for evaluation.
-
 
 # Dense peaks of bfloat16 and float16 products, FLOP/s, by the name torch gives the device; a GCD is
 # a device. The sheets of NVIDIA give H100, H200 and GH200 with sparsity, which doubles them.
@@ -47,13 +44,17 @@ _HALF_PRECISION_PEAKS = {
     "NVIDIA A100 80GB PCIe": 312e12,
     "AMD Instinct MI250X": 191.5e12,
 }
+WARMUP_STEPS = 3
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """FLOPs of the forward and backward pass. body: per token. head: of the output layer, per token
-    that a loss is taken of. attention: per squared length of a sequence.
+    """FLOPs of the forward and backward pass.
+
+    body: per token.
+    head: of the output layer, per token that a loss is taken of.
+    attention: per squared length of a sequence.
 
     A matrix of P parameters takes 2P per token forward, 2P for the gradient of its input, and 2P
     for its own gradient unless it is frozen: 6P in full fine-tuning, 4P for a weight that LoRA
@@ -122,12 +123,6 @@ def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-# How fast a run trains: tokens per second, utilisation of the devices, peak memory.
-
-
-WARMUP_STEPS = 3
-
-
 @dataclass
 class _Interval:
     num_steps: int = 0
@@ -138,10 +133,11 @@ class _Interval:
 
 
 class Throughput:
-    """Of all ranks together, but for memory: that is this rank's.
+    """Of all ranks together, but for memory: that is this rank's. No MFU without both FLOPs.
 
-    flops: None where the model's aren't known. peak_flops_per_s: of all devices together, None
-    where it isn't known; there is no MFU without both. clock: seconds that never go back.
+    flops: None where the model's aren't known.
+    peak_flops_per_s: of all devices together; None where it isn't known.
+    clock: seconds that never go back.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ from post_training.core.files import write_json
 from post_training.data.order import row_stream
 from post_training.data.prepared.dataset import UsedTemplate
 from post_training.models.load import load_weights
-from post_training.models.save import explained, save_model_folder, stop_at
+from post_training.models.save import explain_write_errors, save_model_folder, stop_at
 from post_training.stages.context import Progress, StageContext
 from post_training.train import checksums
 from post_training.train.arguments import decayed_parameters, optimizer_class_and_arguments
@@ -346,12 +346,12 @@ class Trainer(SFTTrainer):
         """Called from Trainer._maybe_log_save_evaluate, where control.should_save."""
         step = self.state.global_step
         staged = self._run.checkpoints.staging / f"checkpoint-{step}"
-        with explained(self._run.checkpoints.folder):
+        with explain_write_errors(self._run.checkpoints.folder):
             super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
             self._write_checksums(staged)
         # Every rank's files have to be there before the folder counts as complete.
         self.accelerator.wait_for_everyone()
-        with explained(self._run.checkpoints.folder):
+        with explain_write_errors(self._run.checkpoints.folder):
             self._context.on_writer(lambda: self._complete(staged))
             checksums.write_files(staged, self._run.division, self._context)
             self._context.on_writer(lambda: self._run.checkpoints.publish(step))

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from post_training.core.errors import PostTrainingError
-from post_training.models.save import explained
+from post_training.models.save import explain_write_errors
 
 
 @pytest.mark.parametrize("path", [Path("/dev/full"), Path("/dev/shm/no-such-folder/x")])
 def test_write_that_failed_says_where_and_how_much_room_is_left(path):
     told = pytest.raises(PostTrainingError, match=r"/dev: cannot write: .* MB are free there")
-    with told, explained(Path("/dev")):
+    with told, explain_write_errors(Path("/dev")):
         torch.save({"weight": torch.zeros(1_000_000)}, path)
 
 
@@ -25,6 +25,6 @@ def test_write_that_failed_says_where_and_how_much_room_is_left(path):
     ],
 )
 def test_write_error_of_a_gathering_is_left_as_it_is(error):
-    with pytest.raises(type(error)) as caught, explained(Path("/dev")):
+    with pytest.raises(type(error)) as caught, explain_write_errors(Path("/dev")):
         raise error
     assert caught.value is error

@@ -22,9 +22,9 @@ def batches(*losses, num_rows=2):
     ]
 
 
-def problem(loss, grad_norm, micro_batches, **settings):
+def problem(loss, grad_norm, micro_batches):
     with pytest.raises(PostTrainingError) as raised:
-        stop_unless_finite(7, loss, grad_norm, micro_batches, ALONE, **settings)
+        stop_unless_finite(7, loss, grad_norm, micro_batches, ALONE)
     assert raised.value.hint.startswith("lower training.learning_rate")
     return raised.value.problem
 
@@ -53,11 +53,6 @@ def test_gradient_that_is_not_finite_is_told_with_all_rows():
 def test_long_list_of_rows_is_cut():
     told = problem(nan, 1.0, batches(nan, num_rows=20))
     assert "with rows 10, 11, 12, 13, 14, 15, 16, 17 and 12 more on rank 0;" in told
-
-
-def test_rows_are_described_by_who_knows_them():
-    told = problem(nan, 1.0, batches(nan), describe_row=lambda row: f"{row} of chats.jsonl")
-    assert "with rows 10 of chats.jsonl, 11 of chats.jsonl on rank 0;" in told
 
 
 @pytest.mark.parametrize(
