@@ -22,7 +22,7 @@ def runs_show(
     ] = False,
 ) -> None:
     """What a run was, in which image, from what, and what came out."""
-    from post_training.records import show
+    from post_training.cli import show
     from post_training.slurm.run_index import find_run
     from post_training.slurm.runs import run_states
 
@@ -39,10 +39,10 @@ def runs_diff(
     ],
 ) -> None:
     """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
-    from post_training.records import compare
+    from post_training.cli import show
     from post_training.slurm.run_index import find_run
 
-    sys.exit(compare.print_diffs([find_run(each) for each in (run, *others)]))
+    sys.exit(show.show_diffs([find_run(each) for each in (run, *others)]))
 
 
 @runs_app.command("list")
@@ -127,7 +127,7 @@ def runs_export(
 @artifact_app.command("show")
 def artifact_show(folder: Artifact, as_json: Json = False) -> None:
     """What it is, and which run made it."""
-    from post_training.records import show
+    from post_training.cli import show
 
     show.show_artifact(folder, as_json=as_json)
 
@@ -135,7 +135,7 @@ def artifact_show(folder: Artifact, as_json: Json = False) -> None:
 @artifact_app.command("lineage")
 def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
     """All it came from: runs, models, data, as a tree."""
-    from post_training.records import show
+    from post_training.cli import show
 
     show.show_lineage(folder, as_json=as_json)
 
@@ -143,7 +143,7 @@ def artifact_lineage(folder: Artifact, as_json: Json = False) -> None:
 @artifact_app.command("verify")
 def artifact_verify(folder: Artifact) -> None:
     """Hash its files again: ok, or the files that are not what they were."""
-    from post_training.records import show
+    from post_training.cli import show
 
     show.verify_artifact(folder)
 

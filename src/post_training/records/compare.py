@@ -21,7 +21,6 @@ What they are, a line for each difference:
 
 import json
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +47,6 @@ from post_training.records.run_record import (
 )
 
 _MADE_FIRST = ("data", "evaluation", "reference", "evaluation_reference")
-SAME, DIFFERENT = 0, 4
 # Where one of these is another, so should be what comes out.
 _CAUSES = ("stage", "recipe", "input")
 
@@ -253,9 +251,16 @@ def _final_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[
 
 
 @dataclass(frozen=True)
-class _Run:
+class RecordedRun:
+    """A run that is put beside others. Errors of `read`: UsageError for a folder that is no run, or
+    whose record is damaged."""
+
     folder: Path
     record: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "RecordedRun":
+        return cls(folder, read_whole_record(folder))
 
     @cached_property
     def check(self) -> Check:
@@ -263,28 +268,23 @@ class _Run:
         return check_run(self.folder)
 
 
-def print_diffs(run_dirs: Sequence[Path]) -> int:
-    """Print how each of the other runs differs from the first; the exit code, SAME or DIFFERENT.
+@dataclass(frozen=True)
+class RunDiff:
+    """is_same: what they made. lines: (label, text) of each difference, and the outcome. notes: on
+    what could not be compared."""
 
-    Errors: UsageError for a folder that is no run, or whose record is damaged.
-    """
-    first, *others = [_Run(folder, read_whole_record(folder)) for folder in run_dirs]
-    codes = []
-    for other in others:
-        if others[1:]:
-            print(f"== {first.folder} and {other.folder}")
-        codes.append(_print_diff(first, other))
-    return max(codes)
+    is_same: bool
+    lines: list[tuple[str, str]]
+    notes: list[str]
 
 
-def _print_diff(first: _Run, second: _Run) -> int:
-    """Print a line for each difference; the exit code, SAME where the outcomes are."""
+def diff_runs(first: RecordedRun, second: RecordedRun) -> RunDiff:
+    """Every setting that differs, and where what the runs made parts. All their files are read."""
     lines = _changed_settings(first.record, second.record)
     causes = [text for label, text in lines if label in _CAUSES]
     is_same, outcome = _outcome(first, second, causes)
-    for label, text in [*lines, *(("outcome", text) for text in outcome)]:
-        print(f"{label:12} {text}")
-    return SAME if is_same else DIFFERENT
+    notes = [f"{run.folder}: {remark}" for run in (first, second) for remark in run.check.remarks]
+    return RunDiff(is_same, [*lines, *(("outcome", text) for text in outcome)], notes)
 
 
 def _changed_settings(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
@@ -334,7 +334,9 @@ def _changed_files(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _outcome(first: _Run, second: _Run, causes: Sequence[str]) -> tuple[bool, list[str]]:
+def _outcome(
+    first: RecordedRun, second: RecordedRun, causes: Sequence[str]
+) -> tuple[bool, list[str]]:
     """Whether what they made is the same, and the lines that say it.
 
     A verdict is one on bytes: there is none where a run is not what it left.
@@ -346,8 +348,6 @@ def _outcome(first: _Run, second: _Run, causes: Sequence[str]) -> tuple[bool, li
     ]
     for run in (first, second):
         lines += [f"{run.folder} is not what the run left: {fault}" for fault in run.check.faults]
-        for remark in run.check.remarks:
-            print(f"note: {run.folder}: {remark}", file=sys.stderr)
     comparison = compare_runs(first.record, first.folder, second.record, second.folder)
     if lines:
         return False, [*lines, *filter(None, [comparison.difference])]

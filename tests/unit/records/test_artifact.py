@@ -2,12 +2,12 @@ import json
 
 import pytest
 
+from post_training.cli.show import show_artifact, show_lineage, verify_artifact
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.artifact import origin_of, read_artifact, seal_artifact
 from post_training.records.check import check_artifact
 from post_training.records.run import RunDescription, RunFolder
-from post_training.records.show import show_artifact, show_lineage, verify_artifact
 
 FACTS = {"machine": {}, "scheduler_job": None, "recipe_hash": "r"}
 

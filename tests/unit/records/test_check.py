@@ -8,12 +8,11 @@ import zipfile
 
 import pytest
 
+from post_training.cli.show import show_diffs, show_lineage, show_run, verify_artifact
 from post_training.core.errors import PostTrainingError
 from post_training.records.check import check_artifact, check_run
-from post_training.records.compare import print_diffs
 from post_training.records.export import export_run
 from post_training.records.run_record import read_record, record_faults, seal
-from post_training.records.show import show_lineage, show_run, verify_artifact
 from post_training.reproduce.plan import Options, make_plans
 
 
@@ -128,7 +127,7 @@ def test_edit_is_seen_by_every_command(finished_run, tmp_path, capsys, name):
     assert fault in capsys.readouterr().out
 
     for pair in ((run, other), (other, run)):
-        assert print_diffs(pair) == 4
+        assert show_diffs(pair) == 4
         out = capsys.readouterr().out
         assert fault in out
         assert "identical" not in out
@@ -174,12 +173,12 @@ def test_show_and_diff_of_what_one_may_not_read_are_one_clear_line(finished_run,
         "os.getuid() or os.setuid(65534)\n"
         "from pathlib import Path\n"
         "from post_training.core.errors import report\n"
-        "from post_training.records.compare import print_diffs\n"
-        "from post_training.records.show import show_run\n"
+        "from post_training.cli.show import show_diffs\n"
+        "from post_training.cli.show import show_run\n"
         "run, other = map(Path, sys.argv[1:])\n"
         "show_run(run, 'finished', as_json=False)\n"
         "for command in (lambda: show_run(other, 'finished', as_json=False),\n"
-        "                lambda: print_diffs([run, other]), lambda: print_diffs([run, run])):\n"
+        "                lambda: show_diffs([run, other]), lambda: show_diffs([run, run])):\n"
         "    try: command()\n"
         "    except OSError as error: print(report(error))\n"
     )

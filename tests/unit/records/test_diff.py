@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from post_training.cli.show import show_diffs
 from post_training.core.hashing import fingerprint
-from post_training.records.compare import print_diffs
 from post_training.records.run_record import identity_of
 
 RECORD = {
@@ -46,7 +46,7 @@ def diff(tmp_path, capsys):
         for name, record in (("one", RECORD), ("two", {**RECORD, **changes})):
             (tmp_path / name).mkdir()
             write_record(tmp_path / name, record)
-        code = print_diffs([tmp_path / "one", tmp_path / "two"])
+        code = show_diffs([tmp_path / "one", tmp_path / "two"])
         lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
         return code, [(label, text.replace(f"{tmp_path}/", "")) for label, text in lines]
 
@@ -103,7 +103,7 @@ def test_diff_names_the_files_of_changed_folders_while_they_are_what_the_runs_ha
         write_record(run_dir, record)
 
     def lines() -> list[str]:
-        print_diffs([tmp_path / "run-1", tmp_path / "run-2"])
+        show_diffs([tmp_path / "run-1", tmp_path / "run-2"])
         return capsys.readouterr().out.splitlines()
 
     assert lines()[1] == "input        model.path: template"
@@ -120,9 +120,9 @@ def test_diff_of_a_run_that_did_not_end_says_so(diff):
 
 def test_diff_of_several_runs_is_each_beside_the_first(finished_run, capsys):
     runs = [finished_run("one"), finished_run("two"), finished_run("three", seed=3, loss=1.0)]
-    assert print_diffs(runs[:2]) == 0
+    assert show_diffs(runs[:2]) == 0
     capsys.readouterr()
-    assert print_diffs(runs) == 4
+    assert show_diffs(runs) == 4
     out = capsys.readouterr().out.splitlines()
     assert [line for line in out if line.startswith("==")] == [
         f"== {runs[0]} and {runs[1]}",

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from post_training.cli.show import show_run
 from post_training.records.run import RunDescription, RunFolder
-from post_training.records.show import show_run
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""`post-training runs show` and `artifact show | lineage | verify`: a record for a person, and
-whether the files are still what the run left.
+"""`post-training runs show | diff` and `artifact show | lineage | verify`: a record for a person,
+whether the files are still what the run left, and how one run differs from others.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.records.artifact import origin_of, read_artifact
 from post_training.records.check import GLANCE_BYTES, Check, check_artifact, check_run
+from post_training.records.compare import RecordedRun, diff_runs
 from post_training.records.run_record import read_whole_record
 
 
@@ -28,6 +29,26 @@ def show_run(run_dir: Path, state: str, *, as_json: bool, verify: bool = False) 
         for label, value in _lines(record, run_dir, state, found):
             print(f"{label:12} {value}")
     return 1 if verify and found.faults else 0
+
+
+def show_diffs(run_dirs: Sequence[Path]) -> int:
+    """Print how each of the other runs differs from the first; the exit code, 0 where what all of
+    them made is the same, else 4.
+
+    Errors: UsageError for a folder that is no run, or whose record is damaged.
+    """
+    first, *others = map(RecordedRun.read, run_dirs)
+    are_same = True
+    for other in others:
+        if others[1:]:
+            print(f"== {first.folder} and {other.folder}")
+        found = diff_runs(first, other)
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for label, text in found.lines:
+            print(f"{label:12} {text}")
+        are_same = are_same and found.is_same
+    return 0 if are_same else 4
 
 
 def show_artifact(folder: Path, *, as_json: bool) -> None:
