@@ -36,9 +36,10 @@ from typing import Any
 from post_training.core.errors import Interrupted, UsageError, report
 from post_training.core.files import read_json, write_json
 from post_training.records.run import LAUNCH_FOLDER, is_live
-from post_training.records.run_record import read_record
+from post_training.records.run_record import RECORD_NAME, read_record
 
 SCHEMA = "post-training/failures/1"
+TALLY_NAME = "failures.json"
 # What our answer begins with on stdout, where an image's entrypoint may print a banner. It is what
 # job.sh looks for.
 MARK = "post-training-outcome: "
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--worker", type=int)
     options = parser.parse_args(arguments)
-    record, name = options.run_dir, "failures.json"
+    record, name = options.run_dir, TALLY_NAME
     if options.worker is not None:
         record, name = record / f"workers/{options.worker}", f"failures-{options.worker}.json"
     if options.start:
@@ -302,7 +303,7 @@ def write_tally(path: Path, tally: Tally) -> None:
 
 
 def _attempts(run_dir: Path) -> list[dict[str, Any]]:
-    return read_record(run_dir)["attempts"] if (run_dir / "run.json").exists() else []
+    return read_record(run_dir)["attempts"] if (run_dir / RECORD_NAME).exists() else []
 
 
 def _progress(run_dir: Path) -> str | None:

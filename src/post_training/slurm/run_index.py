@@ -26,6 +26,7 @@ from post_training.core.errors import UsageError
 from post_training.core.files import user_cache
 from post_training.records.run import LAUNCH_FOLDER
 from post_training.records.run_record import RECORD_NAME, read_record
+from post_training.slurm.outcome import TALLY_NAME
 from post_training.slurm.runs import (
     STATES,
     RunState,
@@ -33,11 +34,12 @@ from post_training.slurm.runs import (
     queue_if_it_answers,
     run_state,
 )
+from post_training.slurm.submit import SUBMISSION_NAME
 
 _T = TypeVar("_T")
 _VERSION = 3
 _COLUMNS = "path, signature, state, run_id, stage, started, image, recipe, job_ids, told"
-_READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/submission.json", f"{LAUNCH_FOLDER}/failures.json")
+_READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/{SUBMISSION_NAME}", f"{LAUNCH_FOLDER}/{TALLY_NAME}")
 # A run in or below a folder; its values: the folder's path with a slash, twice.
 _BELOW = "substr(runs.path || '/', 1, length(?)) = ?"
 _DIGESTS = ("oci_digest", "sqsh_sha256", "sif_sha256")
@@ -150,7 +152,7 @@ def runs_below(folder: Path, known: Collection[str] = ()) -> Iterator[Path]:
         found = sorted((entry for entry in entries), key=lambda entry: entry.name)
     names = {entry.name for entry in found}
     if RECORD_NAME in names or (
-        LAUNCH_FOLDER in names and (folder / LAUNCH_FOLDER / "submission.json").exists()
+        LAUNCH_FOLDER in names and (folder / LAUNCH_FOLDER / SUBMISSION_NAME).exists()
     ):
         yield folder
         return

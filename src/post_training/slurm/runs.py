@@ -20,8 +20,8 @@ from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.records.run import LAUNCH_FOLDER, is_live
-from post_training.records.run_record import RECORD_NAME, read_record, record_faults
-from post_training.slurm.outcome import read_tally
+from post_training.records.run_record import METRICS_NAME, RECORD_NAME, read_record, record_faults
+from post_training.slurm.outcome import TALLY_NAME, read_tally
 from post_training.slurm.queue import QueuedJob, read_ended_jobs, read_queue
 from post_training.slurm.submit import submitted_jobs
 
@@ -144,7 +144,7 @@ def _run_state(run_dir: Path, queue: Mapping[str, QueuedJob]) -> RunState:
             {key: attempt[key] for key in ("status", "reason", "started", "ended", "scheduler_job")}
             for attempt in (record["attempts"] if record else [])
         ],
-        read_tally(run_dir / LAUNCH_FOLDER / "failures.json").num_failures,
+        read_tally(run_dir / LAUNCH_FOLDER / TALLY_NAME).num_failures,
         **_progress(run_dir, record or {"recipe": {}}, state),
     )
 
@@ -179,7 +179,7 @@ def _state(
 
 
 def _progress(run_dir: Path, record: dict[str, Any], state: str) -> dict[str, Any]:
-    line = _last_line(run_dir / "metrics.jsonl")
+    line = _last_line(run_dir / METRICS_NAME)
     if line is None:
         return {"done": 1.0 if state == "finished" else _share_of_chunks(run_dir)}
     timing = line.get("timing", {})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from post_training.core.errors import UsageError
+from post_training.records.run import LAUNCH_FOLDER
 from post_training.slurm.singularity import script_exports, singularity_words
 from post_training.slurm.site import Site
 
@@ -62,7 +63,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """It holds what the job reads: config.yaml and environment.toml."""
-        return self.run_dir / "slurm"
+        return self.run_dir / LAUNCH_FOLDER
 
 
 def sbatch_script(job: Job, site: Site) -> str:

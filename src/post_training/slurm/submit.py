@@ -43,7 +43,7 @@ from post_training.slurm.environment import (
     frozen_edf,
     read_environment,
 )
-from post_training.slurm.outcome import current_tally, write_tally
+from post_training.slurm.outcome import TALLY_NAME, current_tally, write_tally
 from post_training.slurm.queue import (
     ask_slurm,
     cancel_on_error,
@@ -56,7 +56,7 @@ from post_training.stages.config import StageConfig
 from post_training.stages.registry import find_stage
 
 SCHEMA = "post-training/submission/1"
-_SUBMISSION = "submission.json"
+SUBMISSION_NAME = "submission.json"
 # sbatch itself asks a busy controller again for two minutes, and then says so.
 _SBATCH_TIMEOUT_S = 300
 
@@ -189,7 +189,7 @@ def submit(request: Request) -> str:
             write_atomic(folder / name, text)
         for path in folder.glob("failures-*.json"):
             path.unlink()
-        write_tally(folder / "failures.json", current_tally(request.run_dir))
+        write_tally(folder / TALLY_NAME, current_tally(request.run_dir))
         job_ids: list[str] = []
         with cancel_on_error(job_ids):
             _queue(request, folder, job_ids)
@@ -203,7 +203,7 @@ def submit(request: Request) -> str:
                 "working_dir": str(Path.cwd()),
                 "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            write_json(folder / _SUBMISSION, submission)
+            write_json(folder / SUBMISSION_NAME, submission)
     return job_id
 
 
@@ -285,7 +285,7 @@ def submitted_jobs(run_dir: Path) -> list[str]:
     """The ids of the jobs of the run's last submission: the job, then its workers' array; of a
     chain, in its order."""
     try:
-        submission = read_json(run_dir / LAUNCH_FOLDER / _SUBMISSION, SCHEMA)
+        submission = read_json(run_dir / LAUNCH_FOLDER / SUBMISSION_NAME, SCHEMA)
     except FileNotFoundError:
         return []
     return [submission["job_id"], *submission["other_job_ids"]]
