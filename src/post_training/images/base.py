@@ -11,6 +11,7 @@ equal bytes. mmdebstrap leaves this machine's name, resolver and mirrors in it; 
 content, whatever machine and mirror it was made with.
 """
 
+import http.client
 import json
 import os
 import shlex
@@ -194,7 +195,7 @@ def snapshot_is_reachable(snapshot: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=_SNAPSHOT_TIMEOUT_S):
             return True
-    except (OSError, ValueError):
+    except (http.client.HTTPException, OSError, ValueError):
         return False
 
 

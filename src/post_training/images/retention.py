@@ -107,22 +107,13 @@ def plan(
     edfs = (path for folder in edf_folders for path in _edf_files(folder))
     pinned_by = _digests_in(edfs, _EDF_HINT, dangling)
     released = set().union(*(digests(entry) for entry in releases))
-    records = store.records()
-    verdicts: list[Verdict] = []
-    newest: dict[str, str] = {}
-    for record in records:
-        kept_for = None
-        if record["name"] not in newest:
-            newest[record["name"]] = record["oci_digest"]
-            kept_for = f"the newest of {record['name']}"
-        elif digests(record) & released:
-            kept_for = "released"
-        elif named := digests(record) & named_by.keys():
-            kept_for = f"named by {named_by[named.pop()]}"
-        elif pinned := digests(record) & pinned_by.keys():
-            kept_for = f"pinned by {pinned_by[pinned.pop()]}"
-        verdicts.append(Verdict(record, kept_for))
-    removed = store.removed_records()
+    records, removed = store.records(), store.removed_records()
+    # The last pushed comes first.
+    newest = {record["name"]: record for record in reversed(records)}
+    verdicts = [
+        Verdict(record, _kept_for(record, newest, released, named_by, pinned_by))
+        for record in records
+    ]
     needed = set(locked)
     for record in [*records, *removed]:
         needed |= {record["base_sha256"], *record["lock_sha256"].values()}
@@ -131,7 +122,8 @@ def plan(
     for record, kept_for in verdicts:
         if kept_for is None:
             going += store.files(record)
-    pushed = {record["oci_digest"] for record in [*records, *removed]} - set(newest.values())
+    pushed = {record["oci_digest"] for record in [*records, *removed]}
+    pushed -= {record["oci_digest"] for record in newest.values()}
     return Plan(
         verdicts,
         files,
@@ -156,6 +148,25 @@ def remove(store: ImageStore, decided: Plan) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _kept_for(
+    record: dict[str, Any],
+    newest: Mapping[str, dict[str, Any]],
+    released: set[str],
+    named_by: Mapping[str, Path],
+    pinned_by: Mapping[str, Path],
+) -> str | None:
+    """Why the image stays, or None. newest: {name: record}. named_by, pinned_by: {digest: file}."""
+    if newest[record["name"]] is record:
+        return f"the newest of {record['name']}"
+    if digests(record) & released:
+        return "released"
+    if named := digests(record) & named_by.keys():
+        return f"named by {named_by[named.pop()]}"
+    if pinned := digests(record) & pinned_by.keys():
+        return f"pinned by {pinned_by[pinned.pop()]}"
+    return None
 
 
 def _leftovers(
