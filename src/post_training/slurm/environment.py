@@ -14,7 +14,7 @@ from post_training.images.edf import Edf, edf_folders, find_edf, load_edf, merge
 from post_training.images.inside import FINDINGS
 from post_training.images.render import edf_text, install_edf, render_edf, site_file
 from post_training.images.runner import PINNED_DIGEST, image_file
-from post_training.images.store import ImageStore, default_store
+from post_training.images.store import open_store
 from post_training.slurm.singularity import render_script, sif_of
 from post_training.slurm.site import SITES_DIR, Launcher, load_site
 
@@ -94,7 +94,7 @@ def render(
     if form not in (None, *FORMS):
         raise UsageError(f"--as: must be one of {', '.join(FORMS)} (got {form!r})")
     path = site_file(site, repository.resolve())
-    store = ImageStore(store_folder or default_store())
+    store = open_store(store_folder)
     record = store.find(reference)
     launcher = _launcher(site)
     credentials = find_credentials(os.environ)
