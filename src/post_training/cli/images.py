@@ -26,9 +26,9 @@ def image_build(
     force: Annotated[bool, typer.Option(help="Build even if the store has it.")] = False,
 ) -> None:
     """Build containers/NAME into an OCI image, unless its input hash is built already."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.build(name, store, repository, force=force)
+    image_commands.build(name, store, repository, force=force)
 
 
 @image_app.command("push-sqsh")
@@ -39,9 +39,9 @@ def image_push_sqsh(
     repository: Repository = Path("."),
 ) -> None:
     """Put the built image into the store as a squashfs, and render edf/post-training.toml."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.push(name, site, store, repository)
+    image_commands.push(name, site, store, repository)
 
 
 @image_app.command("push-sif")
@@ -55,10 +55,10 @@ def image_push_sif(
     repository: Repository = Path("."),
 ) -> None:
     """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
     from post_training.slurm import environment
 
-    commands.push_sif(name, store, repository)
+    image_commands.push_sif(name, store, repository)
     if site is not None:
         path = environment.install(name, site, store, repository)
         print(f"EDF: {path}", file=sys.stderr)
@@ -79,9 +79,9 @@ def image_lock(
     repository: Repository = Path("."),
 ) -> None:
     """Resolve what containers/NAME asks for into locks; exit 1 where something stays open."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    sys.exit(commands.lock(name, base, store, repository))
+    sys.exit(image_commands.lock(name, base, store, repository))
 
 
 @image_app.command("lock-tools")
@@ -100,33 +100,33 @@ def image_context(
     repository: Repository = Path("."),
 ) -> None:
     """Put all that a build reads into one folder, for builders other than ours."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.context(name, folder, store, repository)
+    image_commands.context(name, folder, store, repository)
 
 
 @image_app.command("list")
 def image_list(store: Store = None, as_json: Json = False) -> None:
     """The images in the store, the last pushed first."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.show_list(store, as_json=as_json)
+    image_commands.show_list(store, as_json=as_json)
 
 
 @image_app.command("show")
 def image_show(reference: Reference, store: Store = None) -> None:
     """The whole record of an image, as JSON."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    print(json.dumps(commands.open_store(store).find(reference), indent=2))
+    print(json.dumps(image_commands.open_store(store).find(reference), indent=2))
 
 
 @image_app.command("verify")
 def image_verify(reference: Reference, store: Store = None) -> None:
     """Hash an image again: ok, missing or corrupt."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    sys.exit(commands.verify(reference, store))
+    sys.exit(image_commands.verify(reference, store))
 
 
 @image_app.command("rebuild")
@@ -139,9 +139,9 @@ def image_rebuild(
     ] = False,
 ) -> None:
     """Build an image again from its commit: exit 0 identical, 4 differs (which paths)."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    sys.exit(commands.rebuild(reference, store, repository, cached=cached))
+    sys.exit(image_commands.rebuild(reference, store, repository, cached=cached))
 
 
 @image_app.command("release")
@@ -155,9 +155,9 @@ def image_release(
     repository: Repository = Path("."),
 ) -> None:
     """Test an image with the tests of its commit, then write containers/images.lock."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.release(reference, tests or [], store, repository)
+    image_commands.release(reference, tests or [], store, repository)
 
 
 @image_app.command("gc")
@@ -174,9 +174,9 @@ def image_gc(
     repository: Repository = Path("."),
 ) -> None:
     """Which images no run names, no EDF pins and no release has; --delete removes them."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.gc(runs or [], forget, store, repository, delete=delete)
+    image_commands.gc(runs or [], forget, store, repository, delete=delete)
 
 
 @edf_app.command("render")
@@ -202,9 +202,9 @@ def edf_check(
     repository: Repository = Path("."),
 ) -> None:
     """Tell every fault of an EDF at once, without running it; exit 2 where there is one."""
-    from post_training.images import commands
+    from post_training.cli import image_commands
 
-    commands.check(environment, repository)
+    image_commands.check(environment, repository)
 
 
 @edf_app.command("run")

@@ -1,12 +1,16 @@
 """`post-training doctor` and `storage …`: what a machine has."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from post_training.cli.options import GROUP, Artifact, Json, SiteName, Store
+
+_MOST_FOLDERS_LISTED = 20
 
 storage_app = typer.Typer(help="Scratch, and what must outlive it.", **GROUP)
 
@@ -34,7 +38,8 @@ def storage_setup(
     from post_training.slurm import storage
     from post_training.slurm.site import load_site
 
-    storage.setup(site, load_site(site, {}), group)
+    for link, folder in storage.setup(site, load_site(site, {}), group).items():
+        print(f"{link} -> {folder}")
 
 
 @storage_app.command("promote")
@@ -45,7 +50,7 @@ def storage_promote(
     """Copy an artifact to artifacts/store, every file compared."""
     from post_training.slurm import storage
 
-    storage.promote(folder, name)
+    print(storage.promote(folder, name))
 
 
 @storage_app.command("doctor")
@@ -56,7 +61,44 @@ def storage_doctor(
     as_json: Json = False,
 ) -> None:
     """Warn of files that the site is about to delete: exit 1 when there are any."""
-    from post_training.slurm import storage
     from post_training.slurm.site import load_site
 
-    sys.exit(storage.doctor(folder, site, load_site(site, {}), margin, as_json=as_json))
+    after_days = load_site(site, {}).storage.deleted_after_days
+    sys.exit(list_endangered(folder, site, after_days, margin, as_json=as_json))
+
+
+def list_endangered(
+    folder: Path, site_name: str, after_days: int | None, margin_days: int, *, as_json: bool
+) -> int:
+    """Print the folders with files that the site deletes soon; the exit code, 1 if there are any.
+
+    after_days: the site deletes what was not used for so long; None where it deletes nothing.
+    """
+    from post_training.slurm.storage import find_endangered
+
+    if after_days is None:
+        print(f"{site_name}: nothing is known to be deleted there", file=sys.stderr)
+        return 0
+    found = find_endangered(folder, after_days, margin_days)
+    code = 1 if found else 0
+    if as_json:
+        print(
+            json.dumps([{"folder": str(path), **asdict(entry)} for path, entry in found], indent=2)
+        )
+        return code
+    for path, entry in found[:_MOST_FOLDERS_LISTED]:
+        print(
+            f"{entry.days_left:5.1f} days left  {entry.num_files:6,} files  "
+            f"{entry.size_bytes / 1e9:8.2f} GB  {path}"
+        )
+    if len(found) > _MOST_FOLDERS_LISTED:
+        print(f"… and {len(found) - _MOST_FOLDERS_LISTED} more folders; --json lists all")
+    if found:
+        print(
+            f"hint: {site_name} deletes what is unused for {after_days} days; "
+            "`storage promote` keeps an artifact",
+            file=sys.stderr,
+        )
+    else:
+        print(f"{folder}: nothing that {site_name} deletes in {margin_days} days", file=sys.stderr)
+    return code

@@ -1,5 +1,7 @@
 """`post-training runs …`, `artifact …` and `reproduce`."""
 
+import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -76,7 +78,12 @@ def runs_list(
     overrides = map(parse_override, where or [])
     settings = {dotted(override.path): override.value for override in overrides}
     filters = run_index.Filters(stage, state, image, since and since.date(), settings)
-    run_commands.list_runs(folder, filters, as_json=as_json)
+    states = run_index.list_states(folder, filters)
+    if as_json:
+        print(json.dumps([state.as_json() for state in states], indent=2))
+        return
+    rows = [[str(state.run_dir), state.stage or "", *run_commands.cells(state)] for state in states]
+    print(run_commands.table(["run", "stage", *run_commands.HEADER], rows))
 
 
 @runs_app.command("logs")
@@ -91,7 +98,10 @@ def runs_logs(
     """What a run's job printed, with all its attempts."""
     from post_training.slurm import run_commands, run_index
 
-    run_commands.show_log(run_index.find_run(run), worker=worker, num_lines=lines, follow=follow)
+    path = run_commands.find_log(run_index.find_run(run), worker=worker, may_come=follow)
+    print(f"==> {path}", file=sys.stderr, flush=True)
+    following = ["--follow=name", "--retry"] if follow else []
+    os.execvp("tail", ["tail", f"--lines={lines}", *following, str(path)])
 
 
 @runs_app.command("cancel")
@@ -103,7 +113,8 @@ def runs_cancel(
     """Stop the jobs of runs for good; a pipeline's folder stops all of it."""
     from post_training.slurm import run_commands
 
-    run_commands.cancel_runs(folders)
+    for run_dir, job_ids in run_commands.cancel_runs(folders).items():
+        print(f"cancelled {', '.join(job_ids)}: {run_dir}", file=sys.stderr)
 
 
 @runs_app.command("export")

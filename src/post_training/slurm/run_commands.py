@@ -1,34 +1,25 @@
-"""`post-training runs list | logs | cancel`, and the table of states for `pipeline status` too."""
+"""What a person asks of runs in the queue: their log, their end, and a table of their states."""
 
-import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from post_training.core.errors import UsageError
 from post_training.records.run import LAUNCH_FOLDER
 from post_training.slurm.queue import cancel, read_queue
-from post_training.slurm.run_index import Filters, list_states, runs_below
+from post_training.slurm.run_index import runs_below
 from post_training.slurm.runs import RunState
 from post_training.slurm.submit import submitted_jobs
 
 HEADER = ["state", "job", "attempts", "done", "loss", "tokens/s", "time left", "why"]
 
 
-def list_runs(folder: Path, filters: Filters, *, as_json: bool) -> None:
-    """The runs below the folder that pass the filters, by their paths."""
-    states = list_states(folder, filters)
-    if as_json:
-        print(json.dumps([state.as_json() for state in states], indent=2))
-        return
-    rows = [[str(state.run_dir), state.stage or "", *cells(state)] for state in states]
-    print(table(["run", "stage", *HEADER], rows))
+def find_log(run_dir: Path, *, worker: int | None, may_come: bool) -> Path:
+    """The file with what the run's newest job printed, all its attempts.
 
-
-def show_log(run_dir: Path, *, worker: int | None, num_lines: int, follow: bool) -> NoReturn:
-    """What the run's newest job printed, all its attempts. Errors: UsageError without a log."""
+    worker: of this worker of an array. may_come: the job need not have started.
+    Errors: UsageError without a log.
+    """
     job_ids = submitted_jobs(run_dir)
     if not job_ids:
         raise UsageError(
@@ -43,15 +34,13 @@ def show_log(run_dir: Path, *, worker: int | None, num_lines: int, follow: bool)
         raise UsageError("the run has no workers", where=str(run_dir))
     else:
         path = folder / f"slurm-{job_ids[1]}_{worker}.out"
-    if not path.exists() and not follow:
+    if not path.exists() and not may_come:
         raise UsageError("not there: the job has not started", where=str(path))
-    print(f"==> {path}", file=sys.stderr, flush=True)
-    lines = f"--lines={num_lines}"
-    os.execvp("tail", ["tail", lines, *(["--follow=name", "--retry"] if follow else []), str(path)])
+    return path
 
 
-def cancel_runs(folders: Sequence[Path]) -> None:
-    """Stop the jobs of these runs, and of all runs below these folders, for good.
+def cancel_runs(folders: Sequence[Path]) -> dict[Path, list[str]]:
+    """Stop the jobs of these runs, and of all runs below these folders, for good; {run: its jobs}.
 
     Errors: UsageError when none of them is in the queue.
     """
@@ -71,9 +60,7 @@ def cancel_runs(folders: Sequence[Path]) -> None:
             hint="a run without Slurm is stopped where it runs, with Ctrl-C or SIGTERM",
         )
     cancel(sorted(job_ids, key=int, reverse=True))
-    for run_dir, ids in queued.items():
-        if ids:
-            print(f"cancelled {', '.join(ids)}: {run_dir}", file=sys.stderr)
+    return {run_dir: ids for run_dir, ids in queued.items() if ids}
 
 
 def cells(state: RunState) -> list[str]:

@@ -8,13 +8,13 @@ The same relative paths then work for everybody. SCRATCH and PERMANENT are the s
 (slurm/sites), and hold the user's own variables.
 """
 
-import json
 import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,11 +34,10 @@ from post_training.slurm.site import Site
 SCHEMA = "post-training/promoted/1"
 LINKS = Path("artifacts")
 _DAY_S = 24 * 3600
-_MOST_FOLDERS_LISTED = 20
 
 
-def setup(site_name: str, site: Site, group: str | None) -> None:
-    """`storage setup`: make the folders and the links; what is there already stays as it is.
+def setup(site_name: str, site: Site, group: str | None) -> dict[Path, Path]:
+    """Make the folders and the links to them; what is there already stays as it is. {link: folder}.
 
     Errors: UsageError for a variable that is not set, and for a link that leads elsewhere.
     """
@@ -61,11 +60,12 @@ def setup(site_name: str, site: Site, group: str | None) -> None:
         LINKS.mkdir(exist_ok=True)
         if not (LINKS / name).is_symlink():
             (LINKS / name).symlink_to(target)
-        print(f"{LINKS / name} -> {target}")
+    return {LINKS / name: target for name, target in targets.items()}
 
 
-def promote(artifact: Path, name: str | None) -> None:
-    """Copy an artifact to artifacts/store, compare every file, and leave ARTIFACT.promoted.json.
+def promote(artifact: Path, name: str | None) -> Path:
+    """Copy an artifact to artifacts/store, compare every file, and leave ARTIFACT.promoted.json;
+    the copy.
 
     name: of the copy; by default RUN-ARTIFACT-fingerprint.
     Errors: UsageError when it is no artifact, was changed, or the place is taken.
@@ -91,7 +91,7 @@ def promote(artifact: Path, name: str | None) -> None:
         _pointer(folder),
         {"schema": SCHEMA, "path": str(target), "fingerprint": fingerprint, "time": now},
     )
-    print(target)
+    return target
 
 
 def promoted_copy(path: Path) -> Path | None:
@@ -108,45 +108,33 @@ def promoted_copy(path: Path) -> Path | None:
     return None
 
 
-def doctor(folder: Path, site_name: str, site: Site, margin_days: int, *, as_json: bool) -> int:
-    """`storage doctor`: list folders with files that the site deletes within the margin; the exit
-    code, 1 when there are any."""
-    after_days = site.storage.deleted_after_days
-    if after_days is None:
-        print(f"{site_name}: nothing is known to be deleted there", file=sys.stderr)
-        return 0
+@dataclass
+class Endangered:
+    """Files of a folder that a site deletes soon. days_left: until the first of them goes."""
+
+    num_files: int
+    size_bytes: int
+    days_left: float
+
+
+def find_endangered(
+    folder: Path, after_days: int, margin_days: int
+) -> list[tuple[Path, Endangered]]:
+    """The folders below `folder` with files that go within margin_days, the first to go first.
+
+    after_days: the site deletes what was not used for so long. Errors: UsageError for no folder.
+    """
     if not folder.is_dir():
         raise UsageError("no such folder", where=str(folder))
     now = time.time()
-    endangered: dict[Path, dict[str, float]] = {}
+    endangered: dict[Path, Endangered] = {}
     for path, unused_days, size_bytes in _unused(folder.resolve(), now):
         if unused_days > after_days - margin_days:
-            entry = endangered.setdefault(
-                path.parent, {"num_files": 0, "size_bytes": 0, "days_left": float(after_days)}
-            )
-            entry["num_files"] += 1
-            entry["size_bytes"] += size_bytes
-            entry["days_left"] = min(entry["days_left"], round(after_days - unused_days, 1))
-    found = sorted(endangered.items(), key=lambda item: item[1]["days_left"])
-    if as_json:
-        print(json.dumps([{"folder": str(path), **entry} for path, entry in found], indent=2))
-        return 1 if found else 0
-    for path, entry in found[:_MOST_FOLDERS_LISTED]:
-        print(
-            f"{entry['days_left']:5.1f} days left  {int(entry['num_files']):6,} files  "
-            f"{entry['size_bytes'] / 1e9:8.2f} GB  {path}"
-        )
-    if len(found) > _MOST_FOLDERS_LISTED:
-        print(f"… and {len(found) - _MOST_FOLDERS_LISTED} more folders; --json lists all")
-    if found:
-        print(
-            f"hint: {site_name} deletes what is unused for {after_days} days; "
-            "`storage promote` keeps an artifact",
-            file=sys.stderr,
-        )
-    else:
-        print(f"{folder}: nothing that {site_name} deletes in {margin_days} days", file=sys.stderr)
-    return 1 if found else 0
+            entry = endangered.setdefault(path.parent, Endangered(0, 0, float(after_days)))
+            entry.num_files += 1
+            entry.size_bytes += size_bytes
+            entry.days_left = min(entry.days_left, round(after_days - unused_days, 1))
+    return sorted(endangered.items(), key=lambda item: item[1].days_left)
 
 
 def _pointer(folder: Path) -> Path:

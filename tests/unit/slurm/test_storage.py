@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from post_training.cli.machines import list_endangered
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, write_atomic
 from post_training.records.artifact import seal_artifact
@@ -52,7 +53,8 @@ def setup(place) -> None:
 
 def doctor(place, folder, margin_days: int, *, as_json: bool) -> int:
     here = load_site("here", {}, place / "sites")
-    return storage.doctor(folder, "here", here, margin_days, as_json=as_json)
+    after_days = here.storage.deleted_after_days
+    return list_endangered(folder, "here", after_days, margin_days, as_json=as_json)
 
 
 @pytest.fixture
@@ -123,16 +125,16 @@ def test_setup_without_the_users_variable_names_it(place, monkeypatch):
         setup(place)
 
 
-def test_promote_copies_all_files_and_leaves_a_pointer(place, model, capsys):
+def test_promote_copies_all_files_and_leaves_a_pointer(place, model):
     (model / "deep/weights").chmod(0o600)
-    storage.promote(model, None)
+    made = storage.promote(model, None)
     fingerprint = json.loads((model / "artifact.json").read_text())["fingerprint"]
     copy = place / f"permanent/post-training/one-model-{fingerprint[:12]}"
     assert (copy / "deep/weights").read_bytes() == b"12"
     # As of any file that is made there.
     (copy.parent / "another").touch()
     assert mode(copy / "deep/weights") == mode(copy.parent / "another")
-    assert capsys.readouterr().out.splitlines()[-1] == str(copy)
+    assert made == copy
     pointer = json.loads((model.parent / "model.promoted.json").read_text())
     assert (pointer["path"], pointer["fingerprint"]) == (str(copy), fingerprint)
     storage.promote(model, None)  # Again: found, and compared.
