@@ -21,5 +21,5 @@ def run(config: PrepareConfig, context: StageContext) -> Result:
     else:
         num_ids = num_embedded_ids(config.tokenizer)
         preparation = PairPreparation(context, data, config.dpo, tokenizer, seed, num_ids=num_ids)
-    record = context.on_writer(lambda: preparation.make(context.run_dir / "dataset"))
+    record = context.on_writer(lambda: preparation.prepare_in(context.run_dir / "dataset"))
     return Result(artifacts={"dataset": "dataset"}, metrics=metrics_of(record))

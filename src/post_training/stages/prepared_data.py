@@ -1,4 +1,4 @@
-"""The prepared dataset that a run reads: given, found in the cache, or made now.
+"""The prepared data that a run reads (sequences or pairs): given, found in the cache, or made now.
 
     data.prepared   is read where it is, if it was made with the same tokenizer and limits
     data.cache_dir  holds a folder for each identity; RUN/data is a link to it
@@ -47,8 +47,11 @@ from post_training.stages.context import Progress, StageContext
 
 @dataclass(frozen=True)
 class DataPreparation:
-    """tokenizer: with the special tokens that the settings ask for. name: of the folder in RUN,
-    and the key of the settings."""
+    """Finds or makes the prepared dataset of one block of settings.
+
+    limits: the `sft` block. tokenizer: with the special tokens that the settings ask for. name: of
+    the folder in RUN, and of the block: data or evaluation.
+    """
 
     context: StageContext
     data: DataConfig
@@ -61,46 +64,53 @@ class DataPreparation:
     schema: ClassVar[str] = SCHEMA  # of prepared.json
 
     def open_or_prepare(self) -> PreparedDataset:
-        """What to train on; every rank calls this. Errors: those of the data; UsageError when
-        prepared data was made otherwise."""
+        """What to train on; every rank calls this, and rank 0 alone prepares.
+
+        Errors: those of the data; UsageError when prepared data was made otherwise.
+        """
         if self.data.prepared is not None:
             dataset = self.open(self.data.prepared)
             self._check_fits(dataset.record)
             return dataset
         folder = self.context.run_dir / self.name
-        self.context.on_writer(lambda: self._ensure(folder))
+        self.context.on_writer(lambda: self._prepare_or_link(folder))
         return self.open(folder)
 
     def open(self, folder: Path) -> PreparedDataset:
         return PreparedDataset.open(folder, open_stores(self.data))
 
-    def make(self, folder: Path) -> dict[str, Any]:
-        """Prepare the data into `folder`, unless an earlier attempt did; its record."""
-        if folder.exists():  # complete, or it wouldn't be there
-            check_files(folder, self.schema)
+    def prepare_in(self, folder: Path) -> dict[str, Any]:
+        """Prepare the data in `folder`, unless an earlier attempt did; its record."""
+        if self._is_prepared(folder):
             return self.open(folder).record
-        return self._make(folder, *self._identity())
+        return self._write(folder, *self._identity())
 
-    def _ensure(self, folder: Path) -> None:
-        """Make `folder`, or link it to the cache's; it may be there from an earlier attempt."""
-        if folder.exists():  # complete, or it wouldn't be there
-            check_files(folder, self.schema)
+    def _is_prepared(self, folder: Path) -> bool:
+        """Errors: UsageError where its files were changed since."""
+        if not folder.exists():
+            return False
+        # It is complete: a folder is renamed to its place when all is written.
+        check_files(folder, self.schema)
+        return True
+
+    def _prepare_or_link(self, folder: Path) -> None:
+        """Prepare `folder`, or link it to the cache's; it may be there from an earlier attempt."""
+        if self._is_prepared(folder):
             return
         template, identity = self._identity()
         if self.data.cache_dir is None:
-            self._make(folder, template, identity)
+            self._write(folder, template, identity)
             return
         cached = self.data.cache_dir.absolute() / sha256_value(identity)
         lock = cached.with_suffix(".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         said = f"data: waiting for the job that prepares the same data ({lock})"
         with locked(lock, lambda: self.context.log(said)):
-            if cached.exists():
-                check_files(cached, self.schema)
+            if self._is_prepared(cached):
                 self.context.log(f"{self.name}: found in the cache: {cached}")
             else:
-                self._make(cached, template, identity)
-        folder.unlink(missing_ok=True)  # a link into a cache that was cleared
+                self._write(cached, template, identity)
+        folder.unlink(missing_ok=True)  # A link into a cache that was cleared does not "exist".
         folder.symlink_to(cached)
 
     def _identity(self) -> tuple[ChatTemplate | None, dict[str, Any]]:
@@ -127,7 +137,7 @@ class DataPreparation:
             "seed": self.seed,
         }
 
-    def _make(
+    def _write(
         self, folder: Path, template: ChatTemplate | None, identity: dict[str, Any]
     ) -> dict[str, Any]:
         log, started_at = self.context.log, time.monotonic()
@@ -143,7 +153,7 @@ class DataPreparation:
                 check_inputs=self.context.inputs.check,
             )
         else:
-            record = self._prepare(folder, template, identity)
+            record = self._write_sources(folder, template, identity)
         for line in self.describe(record):
             log(f"{self.name}: {line}")
         log(f"{self.name}: prepared in {time.monotonic() - started_at:.1f} s")
@@ -154,33 +164,38 @@ class DataPreparation:
     def describe(self, record: dict[str, Any]) -> Iterator[str]:
         return describe_prepared(record)
 
-    def _prepare(
+    def _write_sources(
         self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
     ) -> dict[str, Any]:
-        sources, reader = self._sources()
-        encoder = ChunkEncoder(reader, self._encoder(template), self.limits)
+        sources, formats = open_sources(self.data)
+        for dataset, found in zip(self.data.datasets, formats, strict=True):
+            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
+        data = self.data
+        reader = Reader(data, formats, data.train_on, data.train_on_thoughts)
+        encoder = Encoder.create(self.tokenizer, template, control_tokens=data.control_tokens)
         with Progress("row", None, shown=True) as progress:
-            return prepare(
+            return self._prepare(
                 folder,
+                reader,
                 encoder,
                 sources,
                 seed=self.seed,
-                vocab_size=len(self.tokenizer),
                 identity=identity,
                 rejects_path=self._rejects_path,
                 on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
                 check_inputs=self.context.inputs.check,
             )
 
-    def _sources(self) -> tuple[list[Source], Reader]:
-        sources, formats = open_sources(self.data)
-        for dataset, found in zip(self.data.datasets, formats, strict=True):
-            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
-        data = self.data
-        return sources, Reader(data, formats, data.train_on, data.train_on_thoughts)
-
-    def _encoder(self, template: ChatTemplate) -> Encoder:
-        return Encoder.create(self.tokenizer, template, control_tokens=self.data.control_tokens)
+    def _prepare(
+        self,
+        folder: Path,
+        reader: Reader,
+        encoder: Encoder,
+        sources: list[Source],
+        **settings: Any,
+    ) -> dict[str, Any]:
+        state = ChunkEncoder(reader, encoder, self.limits, len(self.tokenizer))
+        return prepare(folder, state, sources, **settings)
 
     @property
     def _rejects_path(self) -> Path:
@@ -200,12 +215,10 @@ class DataPreparation:
             raise UsageError(problem, where=where)
 
 
-# The prepared pairs that a run reads: given, found in the cache or made (prepared_data.py).
-
-
 @dataclass(frozen=True)
 class PairPreparation(DataPreparation):
-    """num_ids: ids in the data must be below it; by default the tokenizer's tokens."""
+    """The same for pairs. limits: the `dpo` block. num_ids: ids in the data must be below it; by
+    default the number of the tokenizer's tokens."""
 
     limits: PairConfig
     num_ids: int | None = None
@@ -230,26 +243,22 @@ class PairPreparation(DataPreparation):
         return self.num_ids or len(self.tokenizer)
 
     def _prepare(
-        self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
+        self,
+        folder: Path,
+        reader: Reader,
+        encoder: Encoder,
+        sources: list[Source],
+        **settings: Any,
     ) -> dict[str, Any]:
-        sources, reader = self._sources()
-        encoder = PairEncoder(reader, self._encoder(template), self.limits, self._num_ids)
-        with Progress("row", None, shown=True) as progress:
-            return prepare_pairs(
-                folder,
-                encoder,
-                sources,
-                seed=self.seed,
-                identity=identity,
-                rejects_path=self._rejects_path,
-                on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
-                check_inputs=self.context.inputs.check,
-            )
+        state = PairEncoder(reader, encoder, self.limits, self._num_ids)
+        return prepare_pairs(folder, state, sources, **settings)
 
 
 def num_embedded_ids(folder: Path) -> int | None:
-    """Of a model folder: its samples may hold ids that are no token of its tokenizer. None where
-    there is a tokenizer alone."""
+    """How many ids a model folder has embeddings of; None where there is a tokenizer alone.
+
+    They may be more than the tokenizer has tokens, and the model's own samples may hold them.
+    """
     if not (folder / "config.json").exists():
         return None
     settings = read_model_settings(folder)

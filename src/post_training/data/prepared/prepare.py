@@ -68,7 +68,6 @@ def prepare(
     sources: Sequence[Source],
     *,
     seed: int,
-    vocab_size: int,
     identity: dict[str, Any],
     rejects_path: Path,
     on_progress: Callable[[int, int], None],
@@ -92,7 +91,7 @@ def prepare(
             encoder,
             sources,
             verdicts,
-            num_ids=vocab_size,
+            num_ids=encoder.num_ids,
             what="row",
             on_progress=on_progress,
         )
@@ -161,11 +160,12 @@ def prepare_indexed(
 
 @dataclass(frozen=True)
 class ChunkEncoder:
-    """All that a worker needs to encode a chunk."""
+    """All that a worker needs to encode a chunk. num_ids: of the tokenizer."""
 
     reader: Reader
     encoder: Encoder
     limits: SequenceConfig
+    num_ids: int
 
 
 @dataclass(frozen=True)
