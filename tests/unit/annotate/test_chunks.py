@@ -46,6 +46,13 @@ def test_annotate_adds_a_branch_to_each_row_in_order(prompts, tmp_path):
     assert texts == [[str(n), f"{2 + n % 7} words"] for n in range(20)]
 
 
+def test_record_of_a_chunk_counts_its_own_tokens(prompts, tmp_path):
+    run(settings(prompts), tmp_path / "run")
+    records = sorted((tmp_path / "run/chunks").glob("0*.json"))
+    found = [json.loads(path.read_text())["timing"]["num_tokens"] for path in records]
+    assert found == [3, 3, 3, 3, 3, 3, 2]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_merged_bytes_do_not_depend_on_the_number_of_workers(count, prompts, expected, tmp_path):
     for index in reversed(range(count)):

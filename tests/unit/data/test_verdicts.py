@@ -35,7 +35,9 @@ def test_verdicts_skip_counts_by_reason_and_writes_nothing(tmp_path: Path):
     with Verdicts("skip", tmp_path / "rejects.jsonl") as verdicts:
         for reason in ("empty", "roles", "empty"):
             verdicts.reject(PLACE, BadRow(reason, "…"), b"{}")
-    assert verdicts.summary() == "3 rows left out: 2 empty, 1 roles"
+        verdicts.count("roles", 3)
+        verdicts.count("too-long", 0)
+    assert verdicts.summary() == "6 rows left out: 2 empty, 4 roles"
     assert list(tmp_path.iterdir()) == []
 
 

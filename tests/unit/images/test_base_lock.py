@@ -133,6 +133,12 @@ def test_base_moved_mirror_names_the_packages_and_is_unlocked(recipe, store, deb
     assert ensure_base(recipe, store) == base
 
 
+def test_base_of_the_same_packages_in_other_bytes_is_unlocked(recipe, store, debian):
+    (debian.folder / "mirror").write_text(status(bash="1", dash="1") + "\n")
+    base = ensure_base(recipe, store)
+    assert (base.moved, base.is_locked) == (["other bytes"], False)
+
+
 def test_base_moved_mirror_is_made_from_a_snapshot_of_the_locks_time(
     recipe, store, debian, snapshot_service
 ):

@@ -10,6 +10,7 @@ from post_training.images.identity import check_identity, read_image, read_recor
 
 SAID = {
     "name": "cpu", "version": "1.2.3", "input_hash": "1" * 64, "base_sha256": "4" * 64,
+    "base": "locked", "lock_sha256": {"requirements.lock": "5" * 64}, "platform": "linux/amd64",
     "oci_digest": "sha256:" + "2" * 64,
 }  # fmt: skip
 RECORD = {**SAID, "sqsh_sha256": "3" * 64, "checkout": {"commit": "6" * 40, "dirty": False}}
@@ -63,6 +64,9 @@ def test_check_identity_other_inputs_or_an_image_not_ours_are_refused():
         ({"base_sha256": "0" * 64}, "base_sha256"),
         ({"sqsh_sha256": "0" * 64}, "sqsh_sha256"),
         ({"version": "2", "name": "x"}, "name, version"),
+        ({"base": "unlocked"}, "base"),
+        ({"lock_sha256": {}}, "lock_sha256"),
+        ({"platform": "linux/arm64"}, "platform"),
     ],
 )
 def test_check_identity_altered_record_is_refused_sealed_anew_or_not(changes, altered):

@@ -40,6 +40,10 @@ def index_of(platforms: dict[str, bytes]) -> bytes:
     return json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
 
 
+TWICE = json.loads(index_of({"arm64": manifest("arm")}))
+TWICE["manifests"] *= 2
+
+
 class Registry:
     def __init__(self, folder: Path):
         self.folder = folder
@@ -115,6 +119,7 @@ def test_lock_base_that_was_resolved_keeps_its_digest_when_the_registry_is_gone(
     [
         (b"<html>blocked</html>", "skopeo printed no manifest"),
         (index_of({"amd64": manifest("amd")}), "0 images for linux/arm64 in it"),
+        (json.dumps(TWICE).encode(), "2 images for linux/arm64 in it"),
         (b'{"schemaVersion": 2}', "not an image"),
     ],
 )

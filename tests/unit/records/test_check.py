@@ -206,6 +206,16 @@ def test_check_of_an_artifact_whose_run_lost_its_id_finds_the_fault(finished_run
     assert check_artifact(run / "model").faults == [f"{run / 'run.json'}: {OF_THE_RECORD}"]
 
 
+def test_check_of_an_artifact_deep_in_its_run_looks_at_the_runs_record(finished_run):
+    run = finished_run("one")
+    deep = run / "merged/step-4/model"
+    deep.parent.mkdir(parents=True)
+    (run / "model").rename(deep)
+    assert check_artifact(deep).faults == []
+    rewrite(run / "run.json", lambda record: record["metrics"].update(loss=0.01))
+    assert check_artifact(deep).faults == [f"{run / 'run.json'}: {OF_THE_RECORD}"]
+
+
 def test_edited_run_is_not_continued_and_sealed_for_it(finished_run):
     run = finished_run("one")
     rewrite(run / "run.json", lambda record: record.update(status="interrupted"))

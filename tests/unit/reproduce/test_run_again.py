@@ -8,7 +8,12 @@ import pytest
 from post_training.core.errors import UsageError
 from post_training.images.store import ImageStore
 from post_training.reproduce.plan import StoredImage
-from post_training.reproduce.run_again import HERE, read_surroundings, reproduction_edf
+from post_training.reproduce.run_again import (
+    HERE,
+    _settings,
+    read_surroundings,
+    reproduction_edf,
+)
 
 REPOSITORY = Path(__file__).parents[3]
 IMAGE = {"oci_digest": "sha256:1", "sqsh_sha256": "22", "input_hash": "33"}
@@ -78,6 +83,30 @@ def test_reproduction_of_a_submitted_run_takes_its_frozen_environment(text, tmp_
     assert made["env"]["XDG_CACHE_HOME"] == "/tmp/${USER}"
     assert made["env"]["POST_TRAINING_IMAGE_PATH"] == made["image"] != "/old.sqsh"
     assert made["annotations"] == {"com.hooks.cxi.enabled": "false"}
+
+
+def test_settings_of_a_reproduction_make_everything_anew_and_report_to_nobody(tmp_path):
+    placement = {
+        "data.cache_dir": "cache",
+        "data.hub_dir": "hub",
+        "checkpointing.inference_checkpoint_path": "inference",
+        "logging.report_to": ["wandb"],
+    }
+    record = {"topology": {"num_threads": 3, "world_size": 2}, "working_dir": "/work"}
+    inputs = {"model.path": Path("/models/one")}
+    assert _settings({**record, "placement": placement}, tmp_path, inputs) == {
+        "run_dir": str(tmp_path),
+        "num_processes": 2,
+        "num_threads": 3,
+        "data.cache_dir": None,
+        "data.hub_dir": "/work/hub",
+        "checkpointing.inference_checkpoint_path": None,
+        "logging.report_to": [],
+        "model.path": "/models/one",
+    }
+    assert _settings({**record, "placement": {}}, tmp_path, {}).keys() == {
+        "run_dir", "num_processes", "num_threads"
+    }  # fmt: skip
 
 
 def test_sif_that_the_store_lacks_is_one_clear_line(tmp_path):

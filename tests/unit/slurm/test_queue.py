@@ -41,3 +41,19 @@ def test_wait_for_gives_up_only_when_slurm_is_silent_again_and_again(answers):
     with pytest.raises(PostTrainingError, match="Socket timed out"):
         queue.wait_for("77")
     assert answers.read_text() == f"{HERE}\n"
+
+
+# Each job that it is asked for has completed.
+SACCT = """\
+#!/bin/bash
+jobs=${!#}
+sed 's/,/|COMPLETED\\n/g; s/$/|COMPLETED/' <<<"${jobs#--jobs=}"
+"""
+
+
+def test_read_ended_jobs_asks_for_each_of_very_many(tmp_path, monkeypatch):
+    (tmp_path / "sacct").write_text(SACCT)
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    wanted = {str(number) for number in range(10_001)}
+    assert queue.read_ended_jobs(wanted) == dict.fromkeys(wanted, "completed")

@@ -151,6 +151,17 @@ def test_runs_list_of_what_is_over_says_how_slurm_ended_the_job(
     assert f"(Slurm: {expected})" in command("runs", "list").stdout
 
 
+def test_runs_list_asks_slurm_for_the_job_of_the_last_attempt(command, tmp_path):
+    path = tmp_path / "runs/one/slurm/submission.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "other_job_ids": ["78"]}))
+    write_record(tmp_path / "runs/one", "running", None, {})
+    record = json.loads((tmp_path / "runs/one/run.json").read_text())
+    record["attempts"][-1]["scheduler_job"] = "78.0"
+    write_json(tmp_path / "runs/one/run.json", record)
+    (tmp_path / "bin/accounting").write_text("77|TIMEOUT\n78|NODE_FAIL\n")
+    assert listed(command)["slurm_state"] == "node_fail"
+
+
 def test_runs_list_of_what_slurm_has_forgotten_says_what_the_record_does(command, tmp_path):
     (tmp_path / "bin/accounting").write_text("76|TIMEOUT\n77|RUNNING\n")
     write_record(tmp_path / "runs/one", "running", None, {})

@@ -113,6 +113,18 @@ def test_outputs_that_belong_to_no_call_are_refused(outputs: list[Any], problem:
     assert (bad.reason, bad.problem) == ("tool-call", problem)
 
 
+def test_output_after_another_turn_of_the_user_is_of_no_call():
+    rest = [USER, output("3 mm", "call_rain"), ANSWER]
+    bad = problem_of({"messages": [USER, calling(RAIN), *rest]})
+    assert bad.problem == "messages[3]: a tool's output without a call before it"
+
+
+def test_output_of_calls_with_one_id_is_refused():
+    outputs = [output("3 mm", "call_rain"), output("4 mm", "call_rain")]
+    bad = problem_of({"messages": [USER, calling(RAIN, RAIN), *outputs, ANSWER]})
+    assert bad.problem == "messages[2].tool_call_id: 'call_rain' is of several calls before it"
+
+
 def test_output_keeps_its_name():
     named = conversation_of({"messages": [USER, calling(RAIN), output("3", name="rain"), ANSWER]})
     assert named.messages[2] == Message("tool", "3", tool_call_id="call_rain", name="rain")
