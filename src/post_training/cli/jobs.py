@@ -1,5 +1,6 @@
 """`post-training submit`, `pipeline …` and `experiment …`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -70,7 +71,7 @@ def submit_stage(
         "account": account,
         "reservation": reservation,
     }
-    submit.submit_stage(
+    request = submit.make_request(
         stage,
         config,
         overrides or [],
@@ -79,8 +80,13 @@ def submit_stage(
         max_failures=max_failures,
         dev=dev,
         num_chained=chain,
-        dry_run=dry_run,
     )
+    if dry_run:
+        print(submit.preview(request), end="")
+        return
+    job_id = submit.submit(request)
+    submit.print_job_and_log(request, job_id)
+    print(job_id)
 
 
 @pipeline_app.command("run")
@@ -129,9 +135,17 @@ def pipeline_status(
     as_json: Json = False,
 ) -> None:
     """Each stage: its state, how far it is, and why it failed."""
-    from post_training.slurm import pipeline_commands
+    from post_training.cli import tables
+    from post_training.slurm.pipeline_commands import read_pipeline_state
 
-    pipeline_commands.show_pipeline(file_or_folder, as_json=as_json)
+    pipeline = read_pipeline_state(file_or_folder)
+    if as_json:
+        print(json.dumps([{**run, **state.as_json()} for run, state in pipeline.runs], indent=2))
+        return
+    plan = pipeline.plan
+    print(f"{pipeline.folder}  (planned {plan['time']} from {plan['file']})")
+    rows = [[run["name"], run["stage"], *tables.cells(state)] for run, state in pipeline.runs]
+    print(tables.table(["name", "stage", *tables.HEADER], rows))
 
 
 @experiment_app.command("check")

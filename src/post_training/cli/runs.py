@@ -68,9 +68,10 @@ def runs_list(
     as_json: Json = False,
 ) -> None:
     """Runs below a folder: state, progress, loss, speed, time left, and why they ended."""
+    from post_training.cli import tables
     from post_training.config.load import parse_override
     from post_training.core.errors import dotted
-    from post_training.slurm import run_commands, run_index
+    from post_training.slurm import run_index
     from post_training.stages.registry import find_stage
 
     if stage is not None:
@@ -82,8 +83,8 @@ def runs_list(
     if as_json:
         print(json.dumps([state.as_json() for state in states], indent=2))
         return
-    rows = [[str(state.run_dir), state.stage or "", *run_commands.cells(state)] for state in states]
-    print(run_commands.table(["run", "stage", *run_commands.HEADER], rows))
+    rows = [[str(state.run_dir), state.stage or "", *tables.cells(state)] for state in states]
+    print(tables.table(["run", "stage", *tables.HEADER], rows))
 
 
 @runs_app.command("logs")

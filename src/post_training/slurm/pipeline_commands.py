@@ -5,7 +5,6 @@ PIPELINE/plans/DATE-TIME/plan.json         what was asked for, and the runs that
 PIPELINE/NAME-xxxxxxxx/                    the run folders (slurm/pipeline.py)
 """
 
-import json
 import os
 import re
 import signal
@@ -29,7 +28,6 @@ from post_training.records.run_record import RECORD_NAME, image_identity, read_r
 from post_training.slurm.environment import check_is_mounted, read_environment
 from post_training.slurm.pipeline import Plan, PlannedRun, load_pipeline, plan_pipeline
 from post_training.slurm.queue import cancel_on_error
-from post_training.slurm.run_commands import HEADER, cells, table
 from post_training.slurm.runs import RunState, read_queue_of, run_states
 from post_training.slurm.site import load_site
 from post_training.slurm.submit import Request, preview, submit, submitted_jobs
@@ -143,8 +141,18 @@ def submit_pipeline(
     print(plan.folder)
 
 
-def show_pipeline(file_or_folder: Path, *, as_json: bool) -> None:
-    """The runs of the newest plan, and how each is doing. Errors: UsageError when there is none."""
+@dataclass(frozen=True)
+class PipelineState:
+    """folder: of the pipeline. plan: its newest plan.json. runs: each of the plan's, with how it is
+    doing."""
+
+    folder: Path
+    plan: dict[str, Any]
+    runs: list[tuple[dict[str, Any], RunState]]
+
+
+def read_pipeline_state(file_or_folder: Path) -> PipelineState:
+    """Errors: UsageError when no pipeline was run or submitted there."""
     folder = file_or_folder
     if not folder.is_dir():
         folder = load_pipeline(file_or_folder)[0].config.run_dir
@@ -159,16 +167,11 @@ def show_pipeline(file_or_folder: Path, *, as_json: bool) -> None:
     found = run_states([Path(run["run_dir"]) for run in plan["runs"]])
     states = {str(state.run_dir): state for state in found}
     names = {run["run_dir"]: run["name"] for run in plan["runs"]}
-    told = [
+    runs = [
         (run, _with_what_is_missing(states[run["run_dir"]], run["needs"], states, names))
         for run in plan["runs"]
     ]
-    if as_json:
-        print(json.dumps([{**run, **state.as_json()} for run, state in told], indent=2))
-        return
-    print(f"{folder}  (planned {plan['time']} from {plan['file']})")
-    rows = [[run["name"], run["stage"], *cells(state)] for run, state in told]
-    print(table(["name", "stage", *HEADER], rows))
+    return PipelineState(folder, plan, runs)
 
 
 def new_experiment(name: str, parent: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a person asks of runs in the queue: their log, their end, and a table of their states."""
+"""What a person asks of submitted runs: the log of one, and the end of some."""
 
 import os
 from collections.abc import Sequence
@@ -8,10 +8,7 @@ from post_training.core.errors import UsageError
 from post_training.records.run import LAUNCH_FOLDER
 from post_training.slurm.queue import cancel, read_queue
 from post_training.slurm.run_index import runs_below
-from post_training.slurm.runs import RunState
 from post_training.slurm.submit import submitted_jobs
-
-HEADER = ["state", "job", "attempts", "done", "loss", "tokens/s", "time left", "why"]
 
 
 def find_log(run_dir: Path, *, worker: int | None, may_come: bool) -> Path:
@@ -61,43 +58,3 @@ def cancel_runs(folders: Sequence[Path]) -> dict[Path, list[str]]:
         )
     cancel(sorted(job_ids, key=int, reverse=True))
     return {run_dir: ids for run_dir, ids in queued.items() if ids}
-
-
-def cells(state: RunState) -> list[str]:
-    """The state under `HEADER`; what is not known is empty."""
-    done = "" if state.done is None else f"{state.done:.0%}"
-    if state.step is not None:
-        done = f"{done} (step {state.step})".lstrip()
-    attempts = str(len(state.attempts) or "")
-    if state.num_failures:
-        attempts += f" ({state.num_failures} failed)"
-    why = state.reason.splitlines()[0] if state.reason else ""
-    if state.slurm_state:
-        why = f"{why} (Slurm: {state.slurm_state})".lstrip()
-    return [
-        state.state,
-        state.job_ids[0] if state.job_ids else "",
-        attempts,
-        done,
-        "" if state.loss is None else f"{state.loss:.4g}",
-        "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
-        "" if state.time_left_s is None else duration(state.time_left_s),
-        why,
-    ]
-
-
-def duration(seconds: float) -> str:
-    """`3 h 20 min`, `45 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as they have to be; the last one ends where it ends."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    )

@@ -96,7 +96,7 @@ class Request:
         return replace(self, after=job_ids)
 
 
-def submit_stage(
+def make_request(
     stage_name: str,
     config_path: Path,
     overrides: Sequence[str],
@@ -106,12 +106,11 @@ def submit_stage(
     max_failures: int,
     dev: Path | None,
     num_chained: int,
-    dry_run: bool,
-) -> None:
-    """Queue the stage and print the job's id; with dry_run, print the files that it would read.
+) -> Request:
+    """The request to run a stage as a job, for `submit` or `preview`.
 
     site: its name, and what of its scheduler is to be otherwise.
-    Errors: UsageError, ConfigError; as `submit`.
+    Errors: UsageError, ConfigError.
     """
     site_name, changes = site
     stage = find_stage(stage_name)
@@ -125,7 +124,7 @@ def submit_stage(
         )
     if loaded.scheduler.num_tasks > 1:
         config.check_ranks(loaded.scheduler.num_tasks)
-    request = Request(
+    return Request(
         stage=stage.name,
         config=config.model_copy(update={"run_dir": run_dir}),
         run_dir=run_dir,
@@ -137,12 +136,6 @@ def submit_stage(
         command=sys.argv[1:],
         num_chained=num_chained,
     )
-    if dry_run:
-        print(preview(request), end="")
-        return
-    job_id = submit(request)
-    print_job_and_log(request, job_id)
-    print(job_id)
 
 
 def _run_dir(config: StageConfig, config_path: Path) -> Path:
