@@ -42,6 +42,7 @@ def preference_row(value: dict[str, Any], found: Format) -> dict[str, Any]:
 def written_pair(
     prompt: Sequence[Message], answers: tuple[Sequence[Message], ...], tools: Sequence[str]
 ) -> dict[str, Any]:
+    """The columns of a pair: prompt, chosen, rejected, and tools where there are some."""
     row: dict[str, Any] = {"prompt": _dicts(prompt)}
     row |= {side: _dicts(answer) for side, answer in zip(SIDES, answers, strict=True)}
     if tools:
@@ -50,6 +51,7 @@ def written_pair(
 
 
 def read_written_pair(row: dict[str, Any]) -> Preference:
+    """The pair of a row that `preference_row` or a stage wrote. Errors: BadRow."""
     return read_preference(row, FORMAT, train_on_thoughts=True)
 
 

@@ -60,6 +60,8 @@ def name_of(dataset: DatasetConfig) -> str:
 
 @dataclass(frozen=True)
 class Rejected:
+    """A bad record. raw: its bytes, for the rejects file."""
+
     place: Place
     bad: BadRow
     raw: bytes
@@ -163,7 +165,9 @@ def read_chunks(
                     break
                 yield dataset, chunk
 
-    outputs = ordered_map(_and_counts, (function, state), chunks(), num_workers=config.num_workers)
+    outputs = ordered_map(
+        _run_and_count, (function, state), chunks(), num_workers=config.num_workers
+    )
     try:
         for output, counts in outputs:
             # Workers are ahead of what was counted; what they did too much must not show.
@@ -235,6 +239,7 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 
 def is_fatal(bad: BadRow, on_error: str) -> bool:
+    """Whether the row ends the work."""
     return on_error == "fail" and bad.reason not in MEANT
 
 
@@ -256,7 +261,7 @@ def _entry(place: Place, bad: BadRow, raw: bytes) -> dict[str, Any]:
         return entry | {"raw_base64": base64.b64encode(raw).decode()}
 
 
-def _and_counts(
+def _run_and_count(
     work: tuple[Callable[[Any, tuple[int, Chunk]], Output], HasReader], item: tuple[int, Chunk]
 ) -> tuple[Output, ColumnCounts]:
     function, state = work

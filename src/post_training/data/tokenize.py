@@ -26,7 +26,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat.layout import Layout, control_pattern, lay_out
+from post_training.data.chat.layout import Layout, control_pattern, lay_out, tokenizer_state
 from post_training.data.chat.rendering import Part, Spans
 from post_training.data.chat.templates import PROBE, ChatTemplate
 from post_training.data.rows import COMPLETION, BadRow, Conversation, Message, Text
@@ -86,11 +86,10 @@ class Encoder:
         where = "the tokenizer"
         if not tokenizer.is_fast:
             raise PostTrainingError("is not a fast one, so it can't place its tokens", where=where)
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state = tokenizer_state(tokenizer)
         if state["model"].get("dropout"):
             raise PostTrainingError("has dropout, so its ids would be random", where=where)
-        # A limit is not ours to apply, and what a post-processor adds or trims would be in the way.
-        state["truncation"] = state["padding"] = state["post_processor"] = None
+        # Of the whole tokenizer, whose post-processor may put a bos token before a text.
         first_ids = tokenizer("a")["input_ids"][:1]
         backend, lengths = Tokenizer.from_str(json.dumps(state)), byte_lengths(state)
         special_tokens = dict(tokenizer.special_tokens_map)
@@ -165,7 +164,8 @@ class Encoder:
             fast, whole = self.backend.encode_batch_fast, self.backend.encode_batch
             encodings = (whole if self.lengths is None else fast)(texts, add_special_tokens=False)
             lists = (encoding.ids for encoding in encodings)
-        flat = array("I")  # filled four times as fast as one of signed integers
+        # Unsigned, which Python fills four times as fast; ids are below 2**31, so int32 reads them.
+        flat = array("I")
         ends = []
         for each in lists:
             flat.fromlist(each)

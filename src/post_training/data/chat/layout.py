@@ -166,6 +166,15 @@ def _list(needs: set[str]) -> str:
     return ", ".join(sorted(needs))
 
 
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer.json of a fast tokenizer, without truncation, padding and post-processor.
+
+    A limit is not ours to apply, and what stands at a text's ends the template writes.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return state | {"truncation": None, "padding": None, "post_processor": None}
+
+
 class TextEncoder:
     """Conversations as the ids of their whole text, by a template that need not mark anything.
 
@@ -190,10 +199,7 @@ class TextEncoder:
             )
         self._template = own
         self._special_tokens = dict(tokenizer.special_tokens_map)
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # The template writes what stands at a text's ends.
-        state["truncation"] = state["padding"] = state["post_processor"] = None
-        self._backend = Tokenizer.from_str(json.dumps(state))
+        self._backend = Tokenizer.from_str(json.dumps(tokenizer_state(tokenizer)))
         self._probe()
 
     def encode(self, conversation: Conversation) -> list[int]:

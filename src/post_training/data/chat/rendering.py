@@ -66,6 +66,7 @@ class MessageDicts:
     needs: set[str]
 
     def variables(self) -> dict[str, Any]:
+        """The variables by which a template gets this."""
         variables: dict[str, Any] = {"messages": self.messages, "tools": self.tools or None}
         if "thought" in self.needs:
             variables["enable_thinking"] = True

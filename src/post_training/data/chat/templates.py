@@ -215,6 +215,7 @@ class Proof:
 
 
 def has_marks(template: str) -> bool:
+    """Whether the template has `{% generation %}`."""
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 

@@ -83,6 +83,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 class SentencePieceSpans:
+    """The spans of a SentencePiece model."""
+
     def __init__(self, model: ModelProto):
         self._processor = SentencePieceProcessor(model_proto=model.SerializeToString())
         self.vocab_size = len(model.pieces)
@@ -105,6 +107,8 @@ class SentencePieceSpans:
 
 
 class HuggingFaceSpans:
+    """The spans of a tokenizer.json."""
+
     def __init__(self, folder: Path):
         self._tokenizer = read_tokenizer(folder)
         self._tokenizer.no_truncation()
@@ -249,6 +253,10 @@ def _check_outside(text: str, start: int, end: int) -> None:
 
 
 def control_token(tokenizer: SpanTokenizer, key: str, token: int) -> int:
+    """The token that the setting `key` names.
+
+    Errors: UsageError where it can't be a control token.
+    """
     if token >= tokenizer.vocab_size:
         raise UsageError(
             f"must be < {tokenizer.vocab_size}, the vocabulary (got {token})", where=key
@@ -263,6 +271,7 @@ def control_token(tokenizer: SpanTokenizer, key: str, token: int) -> int:
 
 
 def end_of_document(tokenizer: SpanTokenizer, piece: str) -> int:
+    """The id of the piece that ends a document. Errors: UsageError, as of control_token."""
     token = tokenizer.id_of(piece)
     if token is None:
         raise UsageError(

@@ -300,6 +300,7 @@ def read_system(value: dict[str, Any], found: Format, entries: list[Entry]) -> l
 
 
 def read_tools_column(value: dict[str, Any], found: Format) -> Tools:
+    """The tools of the row's own column; none where it has none. Errors: BadRow."""
     column = found.column("tools", value)
     return read_tools(value.get(column), column) if column else ()
 

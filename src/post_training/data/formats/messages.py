@@ -119,6 +119,7 @@ def read_messages(
 
 
 def read_role(value: Any, key: str, names: MessageNames) -> Role:
+    """Our name of a role. Errors: BadRow for one that is not known."""
     given = text(value, key)
     role = names.roles.get(given) or ROLES.get(given.lower())
     if role is None:

@@ -36,6 +36,7 @@ _FLAG = "_is_truncated"
 
 
 def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: bool) -> Preference:
+    """A preference of a row of format `found`. Errors: BadRow."""
     value = found.visible(value)
     own = read_tools_column(value, found)
     chosen, declared = _read_answer(value, found, "chosen", own)

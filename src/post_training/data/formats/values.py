@@ -24,12 +24,14 @@ def required(row: dict[str, Any], column: str, key: str = "") -> Any:
 
 
 def text(value: Any, key: str) -> str:
+    """A string."""
     if not isinstance(value, str):
         raise wrong_type(key, "a string", value)
     return value
 
 
 def filled_text(value: Any, key: str) -> str:
+    """A string that is more than white space."""
     if not text(value, key).strip():
         raise BadRow("empty", f"{key}: is empty")
     return value

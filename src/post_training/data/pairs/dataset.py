@@ -108,6 +108,7 @@ class PairDataset:
         return np.unique(self._numbers)
 
     def read(self, row: int) -> list[Pair]:
+        """The pairs of a row, in order."""
         numbers = self._numbers[self._offsets[row] : self._offsets[row + 1]]
         return [self.read_pair(number) for number in numbers.tolist()]
 

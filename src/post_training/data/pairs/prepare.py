@@ -37,6 +37,7 @@ from post_training.data.pairs.dataset import (
     length_in_row,
 )
 from post_training.data.prepared.mixture import RowPlan, plan_rows
+from post_training.data.prepared.packing import utilisation
 from post_training.data.prepared.prepare import (
     EncodedChunk,
     save_rows,
@@ -354,5 +355,5 @@ def _counts(
         "num_with_reference": int(known.sum()),
         "longest_row": int(totals.max()),
         "longest_sequence": int(answers.max()),
-        "utilisation": round(float(lengths.sum() / (len(totals) * capacity)), 6),
+        "utilisation": round(utilisation(int(lengths.sum()), len(totals), capacity), 6),
     }

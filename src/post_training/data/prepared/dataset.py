@@ -161,6 +161,7 @@ class PreparedDataset:
         return any(store.weights is not None for store in self.stores)
 
     def read(self, row: int) -> PreparedRow:
+        """The pieces of a row as one. Weights are there where any piece has some."""
         pieces = self.pieces[self.offsets[row] : self.offsets[row + 1]].tolist()
         parts = [self._read_piece(*piece) for piece in pieces]
         if len(parts) == 1:

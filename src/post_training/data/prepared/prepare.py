@@ -278,6 +278,7 @@ class SequenceWriter:
         self._files.__exit__(*error)
 
     def append(self, batch: SequenceBatch) -> None:
+        """Write the sequences of a batch. Errors: PostTrainingError for an id that is too large."""
         if batch.weights is not None or self._weights_path.exists():
             self._append_weights(batch)
         self._tokens.append(batch.ids, batch.lengths)
@@ -340,6 +341,7 @@ def save_rows(folder: Path, rows: RowPlan, record: dict[str, Any]) -> dict[str, 
 
 
 def used_template(template: ChatTemplate) -> UsedTemplate:
+    """What prepared.json says of the template."""
     return UsedTemplate(template.name, template.text, template.end_of_turn)
 
 

@@ -23,6 +23,8 @@ from post_training.data.sources import CHUNK_BYTES, CHUNK_ROWS, no_rows
 
 @dataclass(frozen=True)
 class ParquetSource:
+    """A parquet file."""
+
     path: Path
     name: str
 

@@ -30,6 +30,7 @@ RECORD_SCHEMA = "post-training/fetched-dataset/1"
 
 
 def fetched_dir(hub_dir: Path, hub: str, commit: str, subset: str | None, split: str) -> Path:
+    """Where a split of a hub dataset lies."""
     return hub_dir / hub.replace("/", "--") / commit / (subset or "default") / split
 
 
