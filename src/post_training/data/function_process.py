@@ -40,7 +40,8 @@ if TYPE_CHECKING:  # pydantic takes longer to import than a small file of functi
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_STEP_S = 0.25  # of waiting; counted, so that a job that was suspended meanwhile is not too slow
+# Waiting is counted in steps, not read from a clock: a job that was suspended is not slow.
+_STEP_S = 0.25
 _ROWS_AT_ONCE = 32  # many enough that the process is not waited for at each
 _REPLY_BYTES = 1 << 20
 # What both processes see: calls that were begun so far, and which row is under way.
@@ -193,7 +194,7 @@ class FunctionProcess:
             try:
                 outcomes = self._outcomes(name, rows, what, lambda row, s=start: where(s + row))
             except BaseException:
-                self.end()  # Its answer to these must not be taken for that to others.
+                self.end()  # Its answer to these rows must not be taken for that to later ones.
                 raise
             yield from outcomes
 
@@ -202,7 +203,7 @@ class FunctionProcess:
     ) -> list[Any]:
         outcomes: list[Any] = []
         self._numbers[_ROW] = 0
-        # Where it is gone already, there is no answer either, and that says why.
+        # Where the process is gone already, there is no answer either: _receive then says why.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send((name, rows))
         while len(outcomes) < len(rows):
@@ -247,7 +248,7 @@ class FunctionProcess:
 
     def end(self) -> None:
         """Kill it, and what it started."""
-        if self.has_ended:  # Its number may be another's by now.
+        if self.has_ended:  # Another process may have its id by now.
             return
         self.has_ended = True
         with suppress(ProcessLookupError):

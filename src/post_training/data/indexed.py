@@ -121,7 +121,7 @@ class IndexedDataset:
         offset = start * self.dtype.itemsize
         view = memoryview(tokens.view(np.uint8))
         while view:
-            # At most 2 GiB come at once.
+            # Linux gives at most 2 GiB at once.
             num_read = os.preadv(self._data.fileno(), [view], offset)
             if num_read == 0:
                 problem = f"ends at byte {offset:,}; it was longer when it was opened"
@@ -203,7 +203,7 @@ def _parse_header(header: bytes, path: Path) -> tuple[np.dtype, int, int]:
 
 
 def best_dtype(vocab_size: int) -> np.dtype:
-    """Of ids below `vocab_size`, as Megatron chooses it."""
+    """The dtype of ids below `vocab_size`, as Megatron chooses it (DType.optimal_dtype)."""
     return np.dtype("<u2" if vocab_size < 65500 else "<i4")
 
 
@@ -278,5 +278,6 @@ class IndexedWriter:
             file.write(lengths.astype("<i4"))
             file.write(offsets_of(lengths, self.dtype)[:-1])
             file.write(np.frombuffer(self._documents, np.int64).astype("<i8"))
-        # An older index beside the new tokens would open, and cut them at the wrong places.
+        # First of all, since .bin is renamed before .idx: an older index beside new tokens would
+        # open, and cut them at the wrong places.
         index_path(self.prefix).unlink(missing_ok=True)

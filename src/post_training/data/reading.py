@@ -50,7 +50,7 @@ def open_sources(
 
 
 def name_of(dataset: DatasetConfig) -> str:
-    """As it is called in records and on the screen."""
+    """What a dataset is called in records and on the screen."""
     if dataset.name is not None:
         return dataset.name
     if dataset.path is not None:
@@ -113,7 +113,7 @@ class Reader:
         return values
 
     def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
-        """Errors: BadRow."""
+        """The rows that a value is. Errors: BadRow."""
         return parse(
             value,
             self.formats[dataset],
@@ -155,13 +155,13 @@ def read_chunks(
     """
     enough = config.debug_subsample
 
-    def suffices(dataset: int) -> bool:
+    def has_enough(dataset: int) -> bool:
         return enough is not None and num_rows_read(dataset) >= enough
 
     def chunks() -> Iterator[tuple[int, Chunk]]:
         for dataset, source in enumerate(sources):
             for chunk in source.chunks():
-                if suffices(dataset):
+                if has_enough(dataset):
                     break
                 yield dataset, chunk
 
@@ -170,12 +170,13 @@ def read_chunks(
     )
     try:
         for output, counts in outputs:
-            # Workers are ahead of what was counted; what they did too much must not show.
-            if not suffices(output.dataset):
+            # Workers run ahead: a chunk that is no longer needed must show neither in the counts
+            # nor among the rejected rows, or both would depend on the number of workers.
+            if not has_enough(output.dataset):
                 report.add(output.dataset, counts)
                 yield output
     finally:
-        end_functions()  # That of a transform would stay for all of a training run.
+        end_functions()  # Else the process of a transform would live as long as a training run.
 
 
 class Verdicts:
@@ -203,7 +204,10 @@ class Verdicts:
             self._file.close()
 
     def reject(self, place: Place, bad: BadRow, raw: bytes) -> None:
-        """Errors: PostTrainingError under `fail`, unless the row was meant to be left out."""
+        """Count a bad row, and keep it under `quarantine`.
+
+        Errors: PostTrainingError under `fail`, unless a setting asks to leave such rows out.
+        """
         if is_fatal(bad, self.on_error):
             raise refusal(place, bad)
         self.count(bad.reason)

@@ -47,7 +47,7 @@ _NOT_PLAIN = re.compile(r"[^\t\n\r -~]")
 _BEFORE_SPACE = re.compile(r"(?<=[!-~\w])(?= )")
 # As byte-level BPE writes these bytes; the other plain ones stand for themselves.
 _AS_BYTES = {ord("\t"): "ĉ", ord("\n"): "Ċ", ord("\r"): "č", ord(" "): "Ġ"}
-_MOST_WORDS = 1 << 18  # Of a table, some 50 MB; one that is full begins anew.
+_MOST_WORDS = 1 << 18  # of a table, some 50 MB; a full one is emptied
 _LONGEST_WORD = 64
 # Texts of each call that the library encodes too: the first rows of each source are among them.
 _PROVED = 2
@@ -86,7 +86,7 @@ class WordTokenizer:
         backend: byte-level BPE that tokenize.byte_lengths knows. state: its tokenizer.json.
         """
         if state["model"].get("dropout"):
-            return None  # Each time it asks, a word may have other ids.
+            return None  # A word has other ids each time.
         pattern = _pattern(state["pre_tokenizer"])
         tokens = state["added_tokens"]
         moving = ("lstrip", "rstrip", "single_word", "normalized")

@@ -24,9 +24,10 @@ Item = TypeVar("Item")
 State = TypeVar("State")
 Output = TypeVar("Output")
 
-# By default: each has the tokenizer in memory, and one process cuts and writes for all of them.
+# By default: each has a tokenizer in memory, and the one process that cuts and writes for all of
+# them has no more to give.
 _MOST_WORKERS = 16
-# Per worker; enough that none waits while the slowest result is waited for.
+# Of each worker; enough that none is idle while the slowest result is waited for.
 _ITEMS_AHEAD = 4
 _ENDING_S = 5.0  # between the end of a process's pipe and its own
 
@@ -104,7 +105,7 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join(_ENDING_S)
             code = self._process.exitcode
-            if code is not None and code >= 0:  # It has said why itself.
+            if code is not None and code >= 0:  # Its own output says why.
                 raise PostTrainingError(f"a worker process ended with exit code {code}") from None
             raise PostTrainingError(
                 "a worker process was killed",
@@ -128,7 +129,7 @@ def _serve(connection: Connection, parent: int) -> None:
     # A worker is one core; the tokenizers library would start a thread for each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     function, state = connection.recv()
-    # Else each garbage collection looks through all modules: a twelfth of the time.
+    # Else each garbage collection looks through all modules, which takes a twelfth of the time.
     gc.freeze()
     while True:
         item = connection.recv()

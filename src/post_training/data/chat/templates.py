@@ -29,7 +29,8 @@ from post_training.data.rows import COMPLETION, Conversation, Message, ToolCall
 
 Marks = Literal["parts", "messages"]
 RENDERING_FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-# What has to be a single token each; a template without any writes its roles as ordinary text.
+# The strings of our templates that must be a single token each; a template without any writes its
+# roles as ordinary text.
 MARKERS: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "tulu": (),
@@ -234,7 +235,8 @@ def prove(
         except RENDERING_FAILURES as error:
             raise fail(f"it can't be rendered: {error}") from None
         endings |= _endings_of_turns(text, spans, conversation, fail)
-    # Where the document ends there may be more than where a turn does.
+    # After the last turn a template may write more (an end of the text): the shortest is that of
+    # the turn.
     end_of_turn = min(endings, key=len)
     if not end_of_turn:
         raise fail("it leaves the end of a turn untrained, the model would never stop")

@@ -211,7 +211,7 @@ class Format:
             given = self.columns.get(column, column)
             for path, key in unread_below(row.get(given), shape, given, given):
                 of_a_branch = path.count(".") == 1 and column == "conversation_branches"
-                # A content that is told as unread stands beside parts, and says more than they.
+                # A `content` that comes here as unread stands beside `parts`, and may say more.
                 names = refused if of_a_branch else OF_A_MESSAGE | {"content"}
                 self._count([(path, key)], filled, names)
 
@@ -348,7 +348,7 @@ class ColumnReport:
         """{num_source_rows, columns}: of each column its name, what it was read as (null: it was
         not read), and the number of rows that fill it."""
         found, counts = self._formats[dataset], self._counts[dataset]
-        # What the settings ignore and no row has is told too: it may be misspelt.
+        # What the settings ignore and no row has is listed too: it may be misspelt.
         columns = [
             {"name": name, "read_as": self._read_as(found, name), "number": counts.filled[name]}
             for name in sorted(counts.filled.keys() | found.ignored)

@@ -113,7 +113,7 @@ def _check_prompt_column(value: dict[str, Any], found: Format, prompt: list[Entr
     column = found.column("prompt", value)
     if column is None or value.get(column) is None:
         return
-    # Many a dataset strips one of the two, or has other ends of lines in it.
+    # Compared without white space: many datasets strip one of the two, or have other line ends.
     said = [message.content.split() for entry in prompt for message in entry.messages]
     entries, _ = read_side(value, found, "prompt", "user")
     for entry in entries:

@@ -149,7 +149,7 @@ def parse(
         answers, declared = read_messages(given, column, found.messages, own)
         prompt = []
     else:
-        train_on = "all_turns"  # What is trained is said by its place.
+        train_on = "all_turns"  # The column says what is trained: all of the completion.
         asked, answered = FORMATS[found.name][0]  # prompt and completion, or as alpaca has it
         prompt, declared = read_prompt(value, found, asked, own)
         answers, _ = read_side(value, found, answered, "assistant", own or declared)

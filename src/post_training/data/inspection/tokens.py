@@ -97,7 +97,8 @@ class Vocabulary:
     @classmethod
     def _of_sentencepiece(cls, path: Path) -> "Vocabulary":
         pieces = read_model(path).pieces
-        # A marker of the seeds' documents is a user-defined piece, and so is, often, a line break.
+        # A marker of documents (control/documents.py) is a user-defined piece. So is, often, a line
+        # break, but that is no special token.
         whole = {
             token: (piece.piece, True)
             for token, piece in enumerate(pieces)
@@ -151,7 +152,7 @@ def _byte_level() -> Callable[[str], bytes]:
     def spell(piece: str) -> bytes:
         if byte_of.keys() >= set(piece):
             return bytes(byte_of[character] for character in piece)
-        return piece.encode()  # put into the vocabulary by hand
+        return piece.encode()  # a piece that was put into the vocabulary by hand
 
     return spell
 

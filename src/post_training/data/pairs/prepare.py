@@ -166,7 +166,8 @@ def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
             rejected.append(Rejected(record.place, bad, record.raw))
             continue
         if pair[CUT]:
-            for figure in own:  # the logprobs are of other tokens than those that are trained
+            # Logprobs of the whole answer are no reference for the tokens that are left of it.
+            for figure in own:
                 figure[REF_LOGPROB] = float("nan")
         sequences.append(sequence)
         pairs.append([*pair, dataset])
@@ -266,7 +267,8 @@ def _pair(
         parts.append(TokenSequence(answer.ids[prefix:end], answer.kinds[prefix:end]))
         trained = parts[-1].kinds == COMPLETION
         if not len(parts[0].ids):
-            trained = trained[1:]  # nothing predicts the first token
+            # Without a prompt, nothing predicts the first token of an answer.
+            trained = trained[1:]
         if not trained.any():
             raise BadRow("untrained", f"{side}: no token to train on")
     if np.array_equal(parts[1].ids, parts[2].ids) and np.array_equal(

@@ -75,9 +75,10 @@ def plan_rows(table: SequenceTable, data: DataConfig, config: SequenceConfig, se
     if data.deduplicate:
         _, first = np.unique(table.digests[kept], return_index=True)
         num_duplicates = len(kept) - len(first)
+        # np.unique sorts by digest; what is kept stays in the order of the data.
         kept = kept[np.sort(first)]
     if data.debug_subsample is not None:
-        # Sequences stand in the order of the datasets.
+        # Sequences stand in the order of the datasets, so each has a run of its own in `kept`.
         position = np.arange(len(kept)) - np.searchsorted(table.dataset[kept], table.dataset[kept])
         kept = kept[position < data.debug_subsample]
     settings = data.datasets or [DatasetConfig(path=path) for path in data.indexed]
@@ -168,6 +169,7 @@ def _in_shares(chosen: list[np.ndarray], weights: Sequence[float]) -> list[np.nd
     """The longest beginnings of each that are in the proportion of the weights."""
     shares = np.array(weights) / sum(weights)
     total = min(len(order) / share for order, share in zip(chosen, shares, strict=True))
-    # The dataset that limits the total is used whole, whatever its quotient was rounded to.
+    # 1e-6: the dataset that limits the total is used whole, even where its product comes out a
+    # little below its size.
     counts = np.floor(total * shares + 1e-6).astype(int)
     return [order[: max(1, count)] for order, count in zip(chosen, counts, strict=True)]

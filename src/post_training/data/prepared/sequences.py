@@ -91,7 +91,7 @@ def make_batch(
 
 
 def _num_prompt(sequence: TokenSequence) -> int:
-    # 0 where there is none.
+    # 0 where there is no COMPLETION at all, where `find` gives -1.
     return max(sequence.kinds.tobytes().find(COMPLETION), 0)
 
 
@@ -106,6 +106,7 @@ def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _digest(sequence: TokenSequence) -> bytes:
+    # The same ids with other kinds or weights train something else, so they are no duplicate.
     digest = hashlib.blake2b(sequence.ids.tobytes(), digest_size=16)
     digest.update(sequence.kinds.tobytes())
     if sequence.weights is not None:

@@ -29,7 +29,7 @@ class ParquetSource:
     name: str
 
     def chunks(self) -> Iterator["ArrowChunk"]:
-        # Read as a stream, or a row group, which may be the whole file, would be read at once.
+        # As a stream: else a whole row group, which may be the whole file, is read at once.
         streamed = {"pre_buffer": False, "buffer_size": CHUNK_BYTES}
         with _refusing(self.path), pq.ParquetFile(self.path, **streamed) as file:
             yield from _chunks(file.iter_batches(CHUNK_ROWS), self.path)
@@ -144,7 +144,7 @@ def _plain(cell: pa.Scalar) -> Any:
         microseconds, rest = divmod(cell.value, 1000)
         moment = pa.scalar(microseconds, pa.timestamp("us", kind.tz)).as_py()
         text = moment.isoformat(timespec="microseconds")
-        # Python's own have no nanoseconds: three more digits, after the other six.
+        # Python's datetime has no nanoseconds: three more digits follow its six.
         return moment.isoformat() if not rest else f"{text[:26]}{rest:03}{text[26:]}"
     if pa.types.is_duration(kind):
         digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[kind.unit]
@@ -187,7 +187,8 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, EOFError, OSError) as error:
-        # A file that is damaged inside is an OSError of Arrow's own, without a number.
+        # Of a damaged file Arrow raises an OSError without a number; one with a number is the
+        # system's, and no fault of the file.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         problem = f"Arrow can't read it: {(str(error).splitlines() or ['it ends'])[0].lower()}"

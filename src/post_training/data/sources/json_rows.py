@@ -19,7 +19,8 @@ from post_training.core.errors import PostTrainingError
 from post_training.data.rows import BadRow, Place, Record
 from post_training.data.sources import CHUNK_BYTES, CHUNK_ROWS, Chunk, no_rows
 
-# Far below the interpreter's own limit, which depends on the caller: the verdict must not.
+# Far below the interpreter's own limit of recursion, which depends on how deep the caller is; what
+# is refused must not.
 MAX_DEPTH = 100
 
 # Of the escapes in a text, the first that is half of a surrogate pair.
