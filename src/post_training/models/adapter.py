@@ -64,6 +64,12 @@ def add_adapter(
                 ) from error
             problem = f"models of the type {kind} can't have this adapter: "
             raise UsageError(problem + line, where=_KEY) from error
+    # PEFT keeps the names as a set, and writes adapter_config.json in its order: another in each
+    # process, unless PYTHONHASHSEED is set.
+    settings = adapted.peft_config[adapted.active_adapter]
+    for name in ("target_modules", "target_parameters"):
+        if isinstance(names := getattr(settings, name, None), set):
+            setattr(settings, name, sorted(names))
     adapted.create_or_update_model_card = lambda *_: None  # a README about PEFT
     return adapted
 

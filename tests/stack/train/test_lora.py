@@ -1,5 +1,6 @@
 """LoRA: what is trained, what is left of it, and that it is the same after a kill."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def test_lora_result_is_a_plain_model_with_the_adapter_beside_it(
             assert torch.equal(after[name], before[name]), name
     assert 2 * adapted == len(adapter)
     assert adapted == (14 if "llama" in str(base) else 12)  # linear layers, but for the last
+    # In an order of its own, whatever Python's hashes are in this process.
+    settings = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"])
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < 0.99 * losses[0]
