@@ -195,7 +195,7 @@ def _free_port() -> int:
 def raise_on_signals() -> None:
     """SIGTERM, SIGUSR1 and Ctrl-C end the run in good order; a second Ctrl-C ends it at once.
 
-    A stage that installs handlers of its own for a while (training: stop.py) puts these back.
+    A stage that installs handlers of its own for a while (train/checkpoint.py) puts these back.
     """
 
     def interrupt(number: int, _frame: object) -> NoReturn:
