@@ -201,10 +201,11 @@ class Trainer(SFTTrainer):
         # One collective. Its order counts: where a number stands may decide in which order more
         # than two ranks add it up.
         summed = self._sum_over_ranks([*own.values(), *run.stop.votes(), *sums.values()])
-        of_all, votes = dict(zip(own, summed, strict=False)), summed[len(own) :][: len(SIGNALS)]
-        sums = dict(zip(sums, summed[len(own) + len(SIGNALS) :], strict=True))
-        # They hear of a signal in different steps, and have to end in the same one.
-        run.stop.agree(votes)
+        votes_at, sums_at = len(own), len(own) + len(SIGNALS)
+        of_all = dict(zip(own, summed[:votes_at], strict=True))
+        sums = dict(zip(sums, summed[sums_at:], strict=True))
+        # Ranks hear of a signal in different steps, and have to end in the same one.
+        run.stop.agree(summed[votes_at:sums_at])
         of_router = {}
         if ROUTER_LOSS in sums:
             num_micro_batches = len(done) * ranks.world_size
