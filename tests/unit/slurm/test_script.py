@@ -102,6 +102,9 @@ def run(tmp_path):
                 "SLURM_JOB_NODELIST": "n[1-2]",
                 "SLURM_JOB_NUM_NODES": "2",
                 "SLURM_JOB_PARTITION": "main",
+                # Of a task of an array; any other job has none.
+                "SLURM_ARRAY_JOB_ID": "70",
+                "SLURM_ARRAY_TASK_ID": "2",
             },
             capture_output=True, text=True,
         )  # fmt: skip
@@ -212,6 +215,21 @@ def test_script_stage_that_ended_without_sruns_notice_is_ended_after_two_looks(r
     assert (code, calls) == (137, [*["srun"] * 6, "squeue", "srun", "squeue", "scontrol"])
     assert run.words(2)[-2] == "--over-since"
     assert "is its slurmstepd gone?" in run.stderr
+
+
+def test_script_task_of_an_array_has_a_record_a_log_and_a_count_of_its_own(run):
+    run.job = replace(run.job, num_workers=4)
+    tally = run.job.folder / "failures-2.json"
+    tally.touch()
+    write_status(run.job.run_dir / "workers/2", "finished")
+    assert run(0, [], "stop") == (0, ["srun"])
+    assert run.words(1)[-3:] == ["--skip-finished", "workers.index=2", "workers.count=4"]
+    assert not tally.exists()
+    assert (run.job.folder / "failures.json").exists()
+    assert run(1, ["RUNNING"], "stop") == (1, ["srun", "squeue", "srun"])
+    assert "--jobs=70_2" in run.words(2)
+    worker = ["--log", f"{run.job.folder}/slurm-70_2.out", "--worker", "2"]
+    assert run.words(3)[-9:] == ["3", *worker, "--exit-code", "1", "--attempt", "70_2.0"]
 
 
 def chained(run, job_id: str, before: str = "go", **how) -> tuple[int, list[str]]:
