@@ -172,9 +172,13 @@ def test_loose_requirement_is_named_with_its_line(tmp_path, line):
 
 def test_lock_with_a_loose_or_unhashed_line_is_named(tmp_path):
     path = tmp_path / "requirements.lock"
-    path.write_text(f"six==1 \\\n    {HASH} \\\n    {HASH}\nattrs==2\ntorch>=2 \\\n    {HASH}\n")
+    path.write_text(
+        f"six==1 \\\n    {HASH} \\\n    {HASH}\nattrs==2\nold==3 --hash=md5:{'0' * 32}\n"
+        f"torch>=2 \\\n    {HASH}\n"
+    )
     assert unlocked_requirements(path) == [
         f"{path}: no sha256: attrs==2",
+        f"{path}: no sha256: old==3",
         f"{path}: not pinned to one version: torch>=2",
     ]
 
