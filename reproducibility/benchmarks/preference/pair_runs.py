@@ -185,4 +185,4 @@ def prepared(job: Job, output: Path) -> Any:
     tokenizer = with_special_tokens(load_tokenizer(job.model), config.data.special_tokens)
     return PairPreparation(
         StageContext(output), config.data, config.dpo, tokenizer, config.seed
-    ).dataset()
+    ).open_or_prepare()

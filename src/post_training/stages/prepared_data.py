@@ -77,6 +77,7 @@ class DataPreparation:
         return self.open(folder)
 
     def open(self, folder: Path) -> PreparedDataset:
+        """The dataset in a prepared folder."""
         return PreparedDataset.open(folder, open_stores(self.data))
 
     def prepare_in(self, folder: Path) -> dict[str, Any]:
@@ -124,7 +125,7 @@ class DataPreparation:
                 train_on_thoughts=self.data.train_on_thoughts,
             )
             difference = difference_from_own(template, self.tokenizer)
-            # Rows to evaluate on are written by the same template.
+            # Said once: rows to evaluate on are written by the same template.
             if difference and self.name == "data":
                 self.context.log(f"warning: {difference}; the saved model gets {template.name!r}")
         return template, {
@@ -140,6 +141,7 @@ class DataPreparation:
     def _write(
         self, folder: Path, template: ChatTemplate | None, identity: dict[str, Any]
     ) -> dict[str, Any]:
+        """Prepare the data in `folder` and say what came of it; the record."""
         log, started_at = self.context.log, time.monotonic()
         if template is None:
             record = prepare_indexed(
@@ -162,6 +164,7 @@ class DataPreparation:
         return record
 
     def describe(self, record: dict[str, Any]) -> Iterator[str]:
+        """The record of a dataset in a few lines for a person."""
         return describe_prepared(record)
 
     def _write_sources(

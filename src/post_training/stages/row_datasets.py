@@ -1,4 +1,4 @@
-"""What mix and split share: all good rows of the sources, in one file, with their counts."""
+"""What the stages mix and split share: all good rows of the sources in one file, with counts."""
 
 import shutil
 from collections.abc import Iterator
@@ -28,8 +28,9 @@ def gather_rows(
 ) -> Iterator[tuple[RowFile, Path, dict[str, Any]]]:
     """Yield the rows, the dataset's folder, and its counts, to which more may be added.
 
-    The folder becomes RUN/dataset when the block ends without an error; rejected rows go to
-    RUN/rejects.jsonl.
+    The folder becomes RUN/dataset when the block ends without an error, the counts its counts.json;
+    the file of all rows is removed. Rejected rows go to RUN/rejects.jsonl.
+    stratify_by, source_column: as in LineReader (data/row_file.py).
     Errors: UsageError for datasets of different formats, or with log-probabilities of different
     models, whose rows can't stand in one file.
     """
