@@ -30,8 +30,19 @@ _NAMES = {
     "SLURM_RESTART_COUNT",
 }  # fmt: skip
 _PREFIXES = (
-    *("NCCL_", "RCCL_", "FI_", "OMP_", "MKL_", "MIOPEN_", "TORCH_NCCL_", "VLLM_"),
-    *("TORCHDYNAMO_", "TORCHINDUCTOR_", "OPENBLAS_", "GOMP_", "KMP_"),
+    "NCCL_",
+    "RCCL_",
+    "FI_",
+    "OMP_",
+    "MKL_",
+    "MIOPEN_",
+    "TORCH_NCCL_",
+    "VLLM_",
+    "TORCHDYNAMO_",
+    "TORCHINDUCTOR_",
+    "OPENBLAS_",
+    "GOMP_",
+    "KMP_",
 )
 # By these accelerate sets precision, accumulation, compilation and sharding over the configuration.
 _OVERRULING = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")

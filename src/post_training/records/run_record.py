@@ -22,9 +22,28 @@ METRICS_NAME = "metrics.jsonl"
 STEPS_NAME = "steps.jsonl"
 # What every record has, from the first version on.
 _KEYS = {
-    *("run_id", "status", "reason", "stage", "identity", "recipe", "topology", "inputs", "image"),
-    *("command", "working_dir", "recipe_hash", "placement", "code", "reproducible_by_digest"),
-    *("mounts", "environment", "machine", "scheduler_job", "packages", "attempts", "outputs"),
+    "run_id",
+    "status",
+    "reason",
+    "stage",
+    "identity",
+    "recipe",
+    "topology",
+    "inputs",
+    "image",
+    "command",
+    "working_dir",
+    "recipe_hash",
+    "placement",
+    "code",
+    "reproducible_by_digest",
+    "mounts",
+    "environment",
+    "machine",
+    "scheduler_job",
+    "packages",
+    "attempts",
+    "outputs",
     "metrics",
 }
 _MAPPINGS = ("recipe", "topology", "placement", "code", "environment", "machine", "metrics")

@@ -30,8 +30,16 @@ _JOB = re.compile(r"(\d+) ([A-Z_]+)(?: ([^|]*))?(?:\|(.*))?")
 _ENDED_JOB = re.compile(r"(\d+)(?:_\S+)?\|(\S.*)")
 _SUCCEEDED = "completed"
 _OVER = (
-    *(_SUCCEEDED, "failed", "cancelled", "timeout", "out_of_memory", "node_fail", "preempted"),
-    *("boot_fail", "deadline", "revoked"),
+    _SUCCEEDED,
+    "failed",
+    "cancelled",
+    "timeout",
+    "out_of_memory",
+    "node_fail",
+    "preempted",
+    "boot_fail",
+    "deadline",
+    "revoked",
 )
 
 

@@ -26,8 +26,16 @@ from post_training.slurm.queue import QueuedJob, read_ended_jobs, read_queue
 from post_training.slurm.submit import submitted_jobs
 
 STATES = (
-    *("waiting", "queued", "running", "finished", "failed", "interrupted", "killed", "ended"),
-    *("not started", "unknown"),
+    "waiting",
+    "queued",
+    "running",
+    "finished",
+    "failed",
+    "interrupted",
+    "killed",
+    "ended",
+    "not started",
+    "unknown",
 )
 _LENGTHS = {
     # What a training run is as long as, and how far it is by the figures of a metrics line.
