@@ -107,6 +107,13 @@ def test_logprobs_of_bfloat16_weights_are_summed_in_higher_precision(models):
             assert abs(logprob - expected) <= 0.02 * max(1, count)
 
 
+def test_logprobs_of_a_completion_are_summed_in_float64(models):
+    model, _ = models
+    totals = [logprob for of_prompt in score(model, prompts()) for logprob, _ in of_prompt]
+    exact = torch.tensor(totals, dtype=torch.float64)
+    assert not exact.float().double().equal(exact)
+
+
 def test_logprobs_of_a_model_without_keys_to_share_are_refused():
     config = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(UsageError, match="mamba keep a state that can't be shared"):

@@ -12,6 +12,7 @@ import torch
 from post_training.train.config import PreferenceLossConfig
 from post_training.train.dpo_loss import (
     Answers,
+    PairMetrics,
     beta_log_z,
     implicit_rewards,
     pair_losses,
@@ -195,6 +196,36 @@ def test_implicit_rewards_of_dpo_norm_are_per_token():
     found = implicit_rewards(side, PreferenceLossConfig(name="dpo-norm", beta=5.0))
     expected = 5 * (side.logprobs - side.ref_logprobs) / side.lengths
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_pair_metrics_are_means_over_the_pairs_of_all_and_of_each_dataset():
+    chosen, rejected = answers(1), answers(2)
+    loss = PreferenceLossConfig(name="dpo", beta=0.3)
+    metrics = PairMetrics(loss, ["some", "none", "others"])
+    is_other = torch.arange(NUM_PAIRS) >= 4
+    sums = metrics.sums(chosen, rejected, 2 * is_other.long())
+    found = metrics.figures({name: float(value) for name, value in sums.items()})
+    margins = (implicit_rewards(chosen, loss) - implicit_rewards(rejected, loss)).detach()
+    for name, own in (
+        ("rewards", is_other == is_other), ("sources/some", ~is_other), ("sources/others", is_other)
+    ):  # fmt: skip
+        assert found[f"{name}/margins"] == pytest.approx(float(margins[own].mean()))
+        assert found[f"{name}/accuracies"] == pytest.approx(
+            float((margins[own] > 0).float().mean())
+        )
+    assert "sources/none/margins" not in found
+    ratios = torch.cat([chosen.log_ratios, rejected.log_ratios])
+    assert found["kl"] == pytest.approx(-float(ratios.detach().mean()))
+
+
+def test_pair_metrics_of_equal_rewards_count_as_wrong():
+    side = answers(1)
+    same = Answers(
+        side.ref_logprobs, side.ref_logprobs, side.lengths, side.quantiles, side.num_ref_rewards
+    )
+    metrics = PairMetrics(PreferenceLossConfig(name="dpo", beta=0.3), ["one"])
+    sums = metrics.sums(same, same, torch.zeros(NUM_PAIRS))
+    assert float(sums["rewards/accuracies"]) == 0
 
 
 def test_loss_config_refuses_settings_of_another_loss():

@@ -28,8 +28,9 @@ def evaluations(run_dir: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: line["eval"] for line in metrics(run_dir) if "eval" in line}
 
 
-def expected(run_dir: Path, w: float) -> dict[str, float]:
-    """Of the final model, in float64, one row after another; w: prompt_loss_weight."""
+def expected(run_dir: Path, w: float, *, by_sequence: bool = False) -> dict[str, float]:
+    """Of the final model, in float64, one row after another; w: prompt_loss_weight. by_sequence:
+    the loss is the mean of the sequences' own."""
     rows = PreparedDataset.open(run_dir / "evaluation")
     assert len(rows) == 14
     model = AutoModelForCausalLM.from_pretrained(
@@ -37,25 +38,52 @@ def expected(run_dir: Path, w: float) -> dict[str, float]:
     ).eval()
     losses: dict[int, list[float]] = {PROMPT: [], COMPLETION: []}
     hits: dict[int, list[bool]] = {PROMPT: [], COMPLETION: []}
+    of_sequences = []
+
+    def mean(values: list) -> float:
+        return sum(values) / len(values)
+
     with torch.no_grad():
         for index in range(len(rows)):
             row = rows.read(index)
+            first = {kind: len(values) for kind, values in losses.items()}
             logprobs_TV = model(torch.tensor(row.ids[None].astype(int))).logits[0].log_softmax(-1)
             for position in range(1, len(row.ids)):
                 target, kind = int(row.ids[position]), int(row.kinds[position])
                 losses[kind].append(-float(logprobs_TV[position - 1, target]))
                 hits[kind].append(int(logprobs_TV[position - 1].argmax()) == target)
-
-    def mean(values: list) -> float:
-        return sum(values) / len(values)
-
+            own = {kind: mean(values[first[kind] :]) for kind, values in losses.items()}
+            of_sequences.append(w * own[PROMPT] + own[COMPLETION])
+    loss = w * mean(losses[PROMPT]) + mean(losses[COMPLETION])
     return {
-        "loss": w * mean(losses[PROMPT]) + mean(losses[COMPLETION]),
+        "loss": mean(of_sequences) if by_sequence else loss,
         "prompt_loss": mean(losses[PROMPT]),
         "completion_loss": mean(losses[COMPLETION]),
         "prompt_accuracy": mean(hits[PROMPT]),
         "completion_accuracy": mean(hits[COMPLETION]),
     }
+
+
+def figures(run_dir: Path, **loss: Any) -> dict[str, float]:
+    """Of the final model, in this process, with further settings of the loss."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from post_training.data.prepared.dataset import PreparedDataset
+    from post_training.models.head import ChunkedHead
+    from post_training.stages.context import Ranks
+    from post_training.train.config import SftLossConfig
+    from post_training.train.sft import SftEvaluation
+    from post_training.train.sft_loss import SftCollator
+
+    settings = SftLossConfig(name="ln-plw", prompt_loss_weight=0.3, **loss)
+    rows = PreparedDataset.open(run_dir / "evaluation")
+    evaluation = SftEvaluation(
+        SftCollator(rows, settings, pad_token_id=0, packed=False), 4, Ranks()
+    )
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "model", dtype=torch.float32)
+    sums = evaluation.sums(model, ChunkedHead.install(model), torch.device("cpu"))
+    return evaluation.figures(sums)
 
 
 def test_evaluation_has_the_figures_of_the_rows_one_by_one(config: dict[str, Any], tmp_path: Path):
@@ -65,6 +93,9 @@ def test_evaluation_has_the_figures_of_the_rows_one_by_one(config: dict[str, Any
     assert found[12] == pytest.approx(expected(tmp_path / "run", 0.3), rel=1e-5)
     assert found[12]["completion_loss"] < found[5]["completion_loss"]
     assert result.metrics["eval_loss"] == found[12]["loss"]
+    assert figures(tmp_path / "run", sequence_level_loss=True) == pytest.approx(
+        expected(tmp_path / "run", 0.3, by_sequence=True), rel=1e-5
+    )
 
 
 def test_evaluation_on_two_ranks_has_the_same_figures(config: dict[str, Any], tmp_path: Path):
