@@ -1,6 +1,5 @@
 """Annotation stages in this process, as execute.py runs them but without a record."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,3 @@ def run_stage(
         inputs=watched,
     )
     return stage.load_run()(model, context)
-
-
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "dataset/rows.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]

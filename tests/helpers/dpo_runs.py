@@ -1,6 +1,5 @@
 """Preference rows, and the stage run on them in this process."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,6 @@ def preference_rows(number: int) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def dpo(config: dict[str, Any], run_dir: Path, *, resuming: bool = False) -> Any:

@@ -220,23 +220,27 @@ def _record_weights(path: Path) -> None:
     Trainer.train = train
 
 
-def start_entrypoint(arguments: list[str], log: Path, kill: tuple | None = None) -> Any:
+def start_entrypoint(
+    arguments: list[str], log: Path, kill: tuple | None = None, folder: Path | None = None
+) -> Any:
     """A process that does what `entrypoint ARGUMENTS` does; what it says goes to `log`.
 
-    kill: the arguments of _kill_at.
+    kill: the arguments of _kill_at. folder: where it is called.
     """
-    process = _CONTEXT.Process(target=_entrypoint, args=(arguments, log, kill))
+    process = _CONTEXT.Process(target=_entrypoint, args=(arguments, log, kill, folder))
     process.start()
     return process
 
 
-def _entrypoint(arguments: list[str], log: Path, kill: tuple | None) -> None:
+def _entrypoint(arguments: list[str], log: Path, kill: tuple | None, folder: Path | None) -> None:
     from post_training.stages.__main__ import main
 
     with open(log, "a") as file:
         os.dup2(file.fileno(), 2)
     if kill is not None:
         _kill_at(*kill)
+    if folder is not None:
+        os.chdir(folder)
     code = main(arguments)
     sys.stderr.flush()
     os._exit(code)

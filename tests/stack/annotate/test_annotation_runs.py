@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers.annotation_stages import rows_of
+from helpers.row_files import read_rows
 from helpers.stage_process import start_entrypoint
 from post_training.records.run_record import read_record
 
@@ -87,11 +87,11 @@ def test_signal_ends_the_run_at_once_and_the_next_goes_on(start, run, tmp_path):
     assert not (run_dir / "dataset").exists()
     assert len(list((run_dir / "chunks").glob("0*.json"))) == 2
     assert run() == 0
-    assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+    assert read_rows(run_dir) == read_rows(tmp_path / "whole")
 
 
 @pytest.mark.long
 def test_ranks_that_a_launcher_starts_are_workers(run, tmp_path):
     assert run() == 0
     assert run("num_processes=2", f"run_dir={tmp_path / 'ranks'}") == 0
-    assert rows_of(tmp_path / "ranks") == rows_of(tmp_path / "run")
+    assert read_rows(tmp_path / "ranks") == read_rows(tmp_path / "run")

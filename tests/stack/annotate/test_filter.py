@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from helpers.annotation_stages import rows_of, run_stage
+from helpers.annotation_stages import run_stage
+from helpers.row_files import read_rows
 from post_training.core.errors import PostTrainingError
 from post_training.models.load import load_tokenizer
 
@@ -45,7 +46,7 @@ def test_filter_drops_long_branches_and_records_lengths(model, conversations, tm
     tokenizer = load_tokenizer(model)
     limit = 60
     result = filtered(model, conversations, tmp_path / "run", max_sequence_length=limit)
-    rows = rows_of(tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
     assert [len(row["conversation_branches"]) for row in rows] == [2, 2, 1]
     assert result.metrics["num_branches"] == 5
     for row in rows:
@@ -67,7 +68,10 @@ def test_filter_drops_long_branches_and_records_lengths(model, conversations, tm
 def test_filter_leaves_out_prompts_with_fewer_branches_than_asked(model, conversations, tmp_path):
     settings = {"max_sequence_length": 60, "min_branches": 2}
     result = filtered(model, conversations, tmp_path / "run", **settings)
-    assert [row["conversation_id"] for row in rows_of(tmp_path / "run")] == ["prompt 0", "prompt 1"]
+    assert [row["conversation_id"] for row in read_rows(tmp_path / "run")] == [
+        "prompt 0",
+        "prompt 1",
+    ]
     assert result.metrics["num_rejected"] == 1
     counts = json.loads((tmp_path / "run/dataset/counts.json").read_text())
     del counts["sources"]
@@ -79,10 +83,10 @@ def test_filter_limit_may_be_reached_by_a_branch_and_not_by_a_prompt(
 ):
     """A prompt of as many tokens would leave no room for an answer."""
     filtered(model, conversations, tmp_path / "all", max_sequence_length=1000)
-    first = rows_of(tmp_path / "all")[0]
+    first = read_rows(tmp_path / "all")[0]
     lengths = [branch["num_tokens"] for branch in first["conversation_branches"]]
     filtered(model, conversations, tmp_path / "branch", max_sequence_length=lengths[1])
-    assert len(rows_of(tmp_path / "branch")[0]["conversation_branches"]) == 2
+    assert len(read_rows(tmp_path / "branch")[0]["conversation_branches"]) == 2
     settings = {"max_sequence_length": first["prompt_length"], "min_branches": 0}
     with pytest.raises(PostTrainingError, match="too-long"):
         filtered(model, conversations, tmp_path / "prompt", **settings)
@@ -94,4 +98,4 @@ def test_filter_keeps_prompts_without_branches_where_none_is_needed(model, tmp_p
     data.write_text("".join(json.dumps(row) + "\n" for row in prompts))
     settings = {"max_sequence_length": 40, "min_branches": 0}
     filtered(model, data, tmp_path / "run", **settings)
-    assert [row["initial_prompt"]["content"] for row in rows_of(tmp_path / "run")] == ["?????"]
+    assert [row["initial_prompt"]["content"] for row in read_rows(tmp_path / "run")] == ["?????"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers.annotation_stages import rows_of, run_stage
+from helpers.annotation_stages import run_stage
+from helpers.row_files import read_rows
 from helpers.tiny_models import make_model
 from post_training.annotate.config import SamplingConfig
 from post_training.annotate.samplers import draw, prompt_seed, random_numbers
@@ -71,14 +72,14 @@ def test_samples_do_not_depend_on_the_order_of_the_prompts(model, prompts, expec
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(prompts.read_text().splitlines(keepends=True)[::-1]))
     run_stage("generate", settings(model, data), tmp_path / "run")
-    assert rows_of(tmp_path / "run") == rows_of(expected)[::-1]
+    assert read_rows(tmp_path / "run") == read_rows(expected)[::-1]
 
 
 def test_samples_of_another_seed_differ_and_those_of_a_prompt_do_too(
     model, prompts, expected, tmp_path
 ):
     run_stage("generate", settings(model, prompts, seed=6), tmp_path)
-    for row, other in zip(rows_of(expected), rows_of(tmp_path), strict=True):
+    for row, other in zip(read_rows(expected), read_rows(tmp_path), strict=True):
         ids = [tuple(sample["completion_token_ids"]) for sample in samples(row)]
         assert len(set(ids)) == N
         assert ids != [tuple(sample["completion_token_ids"]) for sample in samples(other)]
@@ -89,7 +90,7 @@ def test_stored_logprobs_are_the_models_at_temperature_1(model, prompts, expecte
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     changed = {"n": N, "max_tokens": 12, "temperature": 0.7, "top_p": 0.9}
     run_stage("generate", settings(model, prompts, sampling=changed), tmp_path)
-    for row in [*rows_of(expected), *rows_of(tmp_path)]:
+    for row in [*read_rows(expected), *read_rows(tmp_path)]:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["initial_prompt"]["content"]}],
             add_generation_prompt=True,
@@ -114,7 +115,7 @@ def test_sample_that_was_cut_off_says_so_and_can_be_left_out(
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     more = {"sampling": {"n": N, "max_tokens": 60, "temperature": 3.0}}
     result = run_stage("generate", settings(model, prompts, **more), tmp_path / "all")
-    found = [sample for row in rows_of(tmp_path / "all") for sample in samples(row)]
+    found = [sample for row in read_rows(tmp_path / "all") for sample in samples(row)]
     reasons = [sample["finish_reason"] for sample in found]
     assert set(reasons) == {"stop", "length"}
     num_cut = reasons.count("length")
@@ -130,7 +131,7 @@ def test_sample_that_was_cut_off_says_so_and_can_be_left_out(
         text = tokenizer.decode(ids[:-1] if ends else ids, skip_special_tokens=True)
         assert sample["messages"][0]["parts"][0]["content"] == text
     run_stage("generate", settings(model, prompts, exclude_truncated=True, **more), tmp_path / "b")
-    kept = [sample for row in rows_of(tmp_path / "b") for sample in samples(row)]
+    kept = [sample for row in read_rows(tmp_path / "b") for sample in samples(row)]
     assert kept == [sample for sample in found if sample["finish_reason"] == "stop"]
     *_, last = capsys.readouterr().err.splitlines()
     assert last == f"{told}left out (exclude_truncated)"
@@ -138,12 +139,12 @@ def test_sample_that_was_cut_off_says_so_and_can_be_left_out(
 
 def test_stop_text_ends_a_sample_and_is_not_part_of_its_text(model, prompts, expected, tmp_path):
     tokenizer = load_tokenizer(model)
-    before = [s for row in rows_of(expected) for s in samples(row)]
+    before = [s for row in read_rows(expected) for s in samples(row)]
     # Not of a character whose bytes are of several tokens: half of it is another one.
     stop = next(text for s in before if len(text := text_of(s)[3:5]) == 2 and text.isascii())
     more = {"sampling": {"n": N, "max_tokens": 12, "stop": [stop, "never said"]}}
     run_stage("generate", settings(model, prompts, **more), tmp_path)
-    after = [s for row in rows_of(tmp_path) for s in samples(row)]
+    after = [s for row in read_rows(tmp_path) for s in samples(row)]
     assert any(one != other for one, other in zip(before, after, strict=True))
     for one, other in zip(before, after, strict=True):
         length = len(other["completion_token_ids"])
@@ -166,7 +167,7 @@ def test_temperature_0_is_the_likeliest_token(model, prompts, tmp_path):
     run_stage("generate", settings(model, prompts, **more), tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(model)
     tokenizer = load_tokenizer(model)
-    for row in rows_of(tmp_path):
+    for row in read_rows(tmp_path):
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["initial_prompt"]["content"]}],
             add_generation_prompt=True, return_dict=False, return_tensors="pt",
@@ -230,8 +231,8 @@ def test_model_with_a_state_instead_of_keys_and_values_is_sampled(model, prompts
     made = make_model("lfm2", model, folder, block_multiple_of=8, layer_types=layers)
     for name, chunk_rows in (("one", 100), ("other", 1)):
         run_stage("generate", settings(folder, prompts, chunk_rows=chunk_rows), tmp_path / name)
-    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "other")
-    for row in rows_of(tmp_path / "one"):
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "other")
+    for row in read_rows(tmp_path / "one"):
         for sample in row["conversation_branches"][1:]:
             drawn = sample["completion_token_ids"]
             with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers.annotation_stages import rows_of
+from helpers.row_files import read_rows
 from helpers.vllm_runs import run_with_vllm
 from post_training.models.load import load_tokenizer
 
@@ -44,9 +44,27 @@ def generate(model_of_32: Path, dataset: Path, folder: Path) -> Callable[..., No
 
 
 @pytest.fixture(scope="module")
-def runs(generate: Callable[..., None], folder: Path) -> Path:
-    """The same samples, cut into chunks in two ways."""
-    generate(("one chunk", {}, None), ("chunks of 2", {"chunk_rows": 2}, None))
+def long_model(init_model: Callable[..., Path], folder: Path) -> Path:
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return init_model(folder / "long", **shape, max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def runs(generate: Callable[..., None], long_model: Path, folder: Path) -> Path:
+    """The same samples, cut into chunks in two ways; and 10 samples of a prompt of 900 tokens. In
+    one process, since importing vLLM takes longer than any of the runs."""
+    data = folder / "long.jsonl"
+    data.write_text(json.dumps({"question": "?" * 860, "answer": "!"}) + "\n")
+    long_prompt = {
+        "model": {"path": str(long_model)},
+        "data": {"chat_template": "chatml", "datasets": [{"path": str(data)}]},
+        "sampling": {"n": 10, "max_tokens": 3},
+    }
+    generate(
+        ("one chunk", {}, None),
+        ("chunks of 2", {"chunk_rows": 2}, None),
+        ("long prompt", long_prompt, None),
+    )
     return folder
 
 
@@ -56,7 +74,7 @@ def bytes_of(run_dir: Path) -> bytes:
 
 def test_vllm_samples_have_the_same_bytes_for_any_chunks(runs):
     assert bytes_of(runs / "one chunk") == bytes_of(runs / "chunks of 2")
-    for row in rows_of(runs / "one chunk"):
+    for row in read_rows(runs / "one chunk"):
         drawn = row["conversation_branches"][1:]
         assert len({tuple(sample["completion_token_ids"]) for sample in drawn}) == 3
 
@@ -64,7 +82,7 @@ def test_vllm_samples_have_the_same_bytes_for_any_chunks(runs):
 def test_vllm_logprobs_of_its_samples_are_those_of_transformers(runs, model_of_32):
     tokenizer = load_tokenizer(model_of_32)
     reference = AutoModelForCausalLM.from_pretrained(model_of_32, dtype=torch.float64)
-    for row in rows_of(runs / "one chunk"):
+    for row in read_rows(runs / "one chunk"):
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row["initial_prompt"]["content"]}],
             add_generation_prompt=True,
@@ -80,25 +98,14 @@ def test_vllm_logprobs_of_its_samples_are_those_of_transformers(runs, model_of_3
             assert sample["messages"][0]["parts"][0]["content"] == text
 
 
-def test_vllm_samples_a_prompt_whose_samples_are_longer_than_one_step(generate, init_model, folder):
+def test_vllm_samples_a_prompt_whose_samples_are_longer_than_one_step(runs, long_model):
     """10 × 900 tokens: vLLM cuts a prefill at 4,096, and rewinds a generator at the cut, which
     those on CPUs can't do."""
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = init_model(folder / "long", **shape, max_position_embeddings=1024)
-    row = {"question": "?" * 860, "answer": "!"}
-    data = folder / "long.jsonl"
-    data.write_text(json.dumps(row) + "\n")
-    config = {
-        "model": {"path": str(model)},
-        "data": {"chat_template": "chatml", "datasets": [{"path": str(data)}]},
-        "sampling": {"n": 10, "max_tokens": 3},
-    }
-    generate(("long prompt", config, None))
-    [found] = rows_of(folder / "long prompt")
+    [found] = read_rows(runs / "long prompt")
     assert 10 * found["prompt_length"] > 2 * 4096
     drawn = found["conversation_branches"][1:]
     assert len({tuple(sample["completion_token_ids"]) for sample in drawn}) > 5
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    reference = AutoModelForCausalLM.from_pretrained(long_model, dtype=torch.float64)
     for sample in drawn[::4]:
         ids = sample["completion_token_ids"]
         with torch.no_grad():
@@ -114,5 +121,5 @@ def test_vllm_engine_that_died_is_restarted_and_the_row_that_did_it_named(runs, 
     generate(("poisoned", config, "3 + 9"))
     [reject] = (runs / "poisoned/rejects.jsonl").read_text().splitlines()
     assert "RuntimeError: the engine died" in json.loads(reject)["problem"]
-    healthy = rows_of(runs / "one chunk")
-    assert rows_of(runs / "poisoned") == [row for n, row in enumerate(healthy) if n != 2]
+    healthy = read_rows(runs / "one chunk")
+    assert read_rows(runs / "poisoned") == [row for n, row in enumerate(healthy) if n != 2]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
+from helpers.branch_rows import branch, data, prompt_row
+from helpers.row_files import read_rows, write_rows
 from helpers.vllm_runs import run_with_vllm
 from post_training.models.reference import Reference
 

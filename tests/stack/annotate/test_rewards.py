@@ -13,9 +13,10 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
+from helpers.branch_rows import branch, data, prompt_row
 from helpers.real_data import GSM8K, needs_gsm8k
+from helpers.row_files import read_rows, write_rows
 from helpers.stage_process import start_entrypoint
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.config import FunctionLimits

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
 from helpers.annotation_stages import run_stage
+from helpers.branch_rows import branch, data, prompt_row
 from helpers.dpo_runs import dpo
+from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import metrics
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from helpers.alignment_runs import branch, data, prompt_row, read_rows, write_rows
+from helpers.branch_rows import branch, data, prompt_row
+from helpers.row_files import read_rows, write_rows
 from helpers.stage_process import start_entrypoint
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers.annotation_stages import rows_of, run_stage
-from helpers.dpo_runs import dpo, preference_rows, write_rows
+from helpers.annotation_stages import run_stage
+from helpers.dpo_runs import dpo, preference_rows
+from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import changed, sft
 from helpers.tiny_models import make_model
 from post_training.annotate.config import VllmConfig
@@ -84,7 +85,7 @@ def test_logprobs_and_samples_stay_below_the_long_factors(longrope: Path, tmp_pa
     assert f"(the model reads {ORIGINAL})" in json.loads(reject)["problem"]
     sampling = {"n": 2, "max_tokens": 200}
     run_stage("generate", {**config, "sampling": sampling}, tmp_path / "drawn")
-    for row in rows_of(tmp_path / "drawn"):
+    for row in read_rows(tmp_path / "drawn"):
         lengths = [each["completion_length"] for each in row["conversation_branches"][1:]]
         assert max(lengths) + row["prompt_length"] <= ORIGINAL
 

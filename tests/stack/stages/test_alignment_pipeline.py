@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers.alignment_runs import data, read_rows
 from helpers.annotation_stages import run_stage
+from helpers.branch_rows import data
+from helpers.row_files import read_rows
 from helpers.sft_runs import metrics
 from post_training.core.errors import PostTrainingError
 from post_training.models.reference import Reference

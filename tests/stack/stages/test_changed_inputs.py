@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from helpers.alignment_runs import write_rows
 from helpers.annotation_stages import run_stage
+from helpers.row_files import write_rows
 from helpers.stage_process import start_entrypoint
 from post_training.core.errors import PostTrainingError
 from post_training.models.reference import REFERENCE, Reference

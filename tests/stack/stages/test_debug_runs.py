@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from helpers.stage_process import start_entrypoint
+
 
 @pytest.fixture
 def folder(tmp_path: Path, dataset: Path) -> Path:
@@ -20,15 +22,17 @@ def folder(tmp_path: Path, dataset: Path) -> Path:
     return tmp_path
 
 
-def command(*overrides: str) -> list[str]:
-    stage = [sys.executable, "-m", "post_training.stages", "split", "split.yaml"]
-    return [*stage, "--unpinned", *overrides]
+def arguments(*overrides: str) -> list[str]:
+    return ["split", "split.yaml", "--unpinned", *overrides]
 
 
-def split(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*overrides), cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
+def split(folder: Path, *overrides: str) -> tuple[int, str]:
+    """The exit code, and what was said."""
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    process = start_entrypoint(arguments(*overrides), log, folder=folder)
+    process.join(60)
+    return process.exitcode, log.read_text()
 
 
 def records(folder: Path) -> dict[str, Any]:
@@ -40,8 +44,8 @@ def records(folder: Path) -> dict[str, Any]:
 
 def test_debug_run_has_its_own_place_and_its_record_says_so(folder: Path):
     for overrides in ([], ["debug.enabled=true"]):
-        done = split(folder, *overrides)
-        assert done.returncode == 0, done.stderr
+        code, said = split(folder, *overrides)
+        assert code == 0, said
     (usual, one), (debug, other) = sorted(records(folder).items(), key=lambda item: len(item[0]))
     assert debug == usual.replace("runs/", "runs/debug/")
     assert (one["debug"], other["debug"]) == (False, True)
@@ -49,31 +53,32 @@ def test_debug_run_has_its_own_place_and_its_record_says_so(folder: Path):
 
 
 def test_debug_run_is_overridden_when_asked_and_only_then(folder: Path):
-    assert split(folder, "debug.enabled=true").returncode == 0
+    assert split(folder, "debug.enabled=true")[0] == 0
     (place, first), *_ = records(folder).items()
     (folder / place / "notes.txt").write_text("mine")
-    again = split(folder, "debug.enabled=true")
-    assert again.returncode == 2
-    assert "this run is finished" in again.stderr
+    code, said = split(folder, "debug.enabled=true")
+    assert code == 2
+    assert "this run is finished" in said
     assert records(folder)[place] == first
     override = ("debug.enabled=true", "debug.override_existing=true", "seed=1", f"run_dir={place}")
-    assert split(folder, *override).returncode == 0
+    assert split(folder, *override)[0] == 0
     assert records(folder)[place]["run_id"] != first["run_id"]
     assert not (folder / place / "notes.txt").exists()
 
 
 def test_override_existing_leaves_a_run_that_is_none_of_debug(folder: Path):
-    assert split(folder, "run_dir=run").returncode == 0
+    assert split(folder, "run_dir=run")[0] == 0
     before = records(folder)
     override = ("debug.enabled=true", "debug.override_existing=true", "run_dir=run")
-    refused = split(folder, *override)
-    assert refused.returncode == 2
-    assert "error: run: not a debug run, so debug.override_existing leaves it" in refused.stderr
+    code, said = split(folder, *override)
+    assert code == 2
+    assert "error: run: not a debug run, so debug.override_existing leaves it" in said
     assert records(folder) == before
     (folder / "thesis").mkdir()
     (folder / "thesis" / "thesis.txt").write_text("x")
-    refused = split(folder, *override[:2], "run_dir=thesis")
-    assert "holds no run (found 'thesis.txt')" in refused.stderr
+    code, said = split(folder, *override[:2], "run_dir=thesis")
+    assert code == 2
+    assert "holds no run (found 'thesis.txt')" in said
     assert (folder / "thesis" / "thesis.txt").exists()
 
 
@@ -84,7 +89,10 @@ def test_ranks_with_other_settings_are_refused_by_name_on_every_rank(folder: Pat
     overrides = ([], ["seed=3"])
     ranks = [
         subprocess.Popen(
-            command(*overrides[rank], "num_threads=1"),
+            [
+                *(sys.executable, "-m", "post_training.stages"),
+                *arguments(*overrides[rank], "num_threads=1"),
+            ],
             cwd=folder,
             stderr=subprocess.PIPE,
             text=True,

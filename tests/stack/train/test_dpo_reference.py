@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers.dpo_runs import dpo, preference_rows, write_rows
+from helpers.dpo_runs import dpo, preference_rows
+from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.pairs.dataset import PairDataset

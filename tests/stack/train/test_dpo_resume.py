@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from helpers.dpo_runs import preference_rows, write_rows
+from helpers.dpo_runs import preference_rows
+from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import rank_file, run_stage
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers.dpo_runs import dpo, preference_rows, write_rows
+from helpers.dpo_runs import dpo, preference_rows
+from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics
 from helpers.stage_process import rank_file, run_stage
 from post_training.data.order import row_stream

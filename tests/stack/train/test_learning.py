@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from helpers.alignment_runs import data, read_rows, write_rows
 from helpers.annotation_stages import run_stage
+from helpers.branch_rows import data
+from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import metrics
 
 FINAL_NUMBER = Path(__file__).parents[3] / "reproducibility/gsm8k-alignment/final_number.py"

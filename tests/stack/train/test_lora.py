@@ -154,13 +154,25 @@ def test_lora_weights_in_bfloat16_have_a_float32_adapter(
     assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
 
 
-def test_lora_two_ranks_end_with_one_adapter(model: Path, config: dict[str, Any], tmp_path: Path):
-    adapted = with_lora(config, model)
-    assert run_sft(adapted, tmp_path / "run", world_size=2) == [0, 0]
-    one, other = (rank_file(tmp_path / "run", rank, "weights").read_text() for rank in (0, 1))
+@pytest.fixture(scope="module")
+def two_ranks(
+    model: Path, config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run folder of two ranks that hold the whole model each."""
+    run_dir = tmp_path_factory.mktemp("ranks") / "run"
+    adapted = with_lora(config, model, distributed={"strategy": "ddp"})
+    assert run_sft(adapted, run_dir, world_size=2) == [0, 0]
+    return run_dir
+
+
+def test_lora_two_ranks_end_with_one_adapter(
+    two_ranks: Path, model: Path, config: dict[str, Any], tmp_path: Path
+):
+    one, other = (rank_file(two_ranks, rank, "weights").read_text() for rank in (0, 1))
     assert one == other
-    sft(adapted, tmp_path / "alone")
-    lines = zip(metrics(tmp_path / "run"), metrics(tmp_path / "alone"), strict=True)
+    assert (two_ranks / "adapter" / "adapter_model.safetensors").exists()
+    sft(with_lora(config, model), tmp_path / "alone")
+    lines = zip(metrics(two_ranks), metrics(tmp_path / "alone"), strict=True)
     for two, alone in lines:
         assert two["num_tokens"] == alone["num_tokens"]
         # Dropout of the adapter's input is drawn by each rank for itself.
@@ -168,15 +180,15 @@ def test_lora_two_ranks_end_with_one_adapter(model: Path, config: dict[str, Any]
 
 
 def test_lora_under_zero3_has_the_losses_of_ddp(
-    model: Path, config: dict[str, Any], tmp_path: Path
+    two_ranks: Path, model: Path, config: dict[str, Any], tmp_path: Path
 ):
-    losses = []
-    for strategy in ("zero3", "ddp"):
-        adapted = with_lora(config, model, distributed={"strategy": strategy})
-        assert run_sft(adapted, tmp_path / strategy, world_size=2) == [0, 0]
-        losses.append([line["loss"] for line in metrics(tmp_path / strategy)])
-        assert (tmp_path / strategy / "adapter" / "adapter_model.safetensors").exists()
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    adapted = with_lora(config, model, distributed={"strategy": "zero3"})
+    assert run_sft(adapted, tmp_path / "run", world_size=2) == [0, 0]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    divided, whole = (
+        [line["loss"] for line in metrics(run_dir)] for run_dir in (tmp_path / "run", two_ranks)
+    )
+    assert divided == pytest.approx(whole, rel=1e-3)
 
 
 def test_lora_on_named_layers_adapts_no_other(model: Path, config: dict[str, Any], tmp_path: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.gloo_ranks import on_ranks
-from helpers.non_finite_ranks import gradient_only, loss_on_second_rank
+from helpers.rank_functions import gradient_only, loss_on_second_rank
 from post_training.core.errors import PostTrainingError
 from post_training.stages.context import Ranks, StageContext
 from post_training.train.metrics import MicroBatchLoss, stop_unless_finite

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.fsdp_ranks import resume
 from helpers.gloo_ranks import on_ranks
+from helpers.rank_functions import resume_divided_model
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import rank_file, run_sft
 from helpers.tiny_models import MIXTURES, make_model
@@ -284,6 +284,6 @@ def resumed_with_changed_files(checkpoint: Path, files: str, path: Path) -> None
 
 
 def test_fsdp2_part_of_a_rank_is_compared_with_what_that_rank_had(tmp_path: Path):
-    first, second = on_ranks(resume, 2, tmp_path)
+    first, second = on_ranks(resume_divided_model, 2, tmp_path)
     assert first == [None, None]
     assert second == [None, "weights: 0.weight is not what it was when the checkpoint was written"]

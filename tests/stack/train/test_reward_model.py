@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.alignment_runs import branch, data, prompt_row, read_rows
 from helpers.annotation_stages import run_stage as run_here
-from helpers.dpo_runs import preference_rows, write_rows
+from helpers.branch_rows import branch, data, prompt_row
+from helpers.dpo_runs import preference_rows
+from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import changed, metrics, stable_files
 from helpers.stage_process import rank_file, run_stage
 from post_training.core.errors import PostTrainingError

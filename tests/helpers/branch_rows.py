@@ -1,20 +1,7 @@
-"""Rows of branches as tests write and read them."""
+"""Rows of branches, and the data block that reads them."""
 
-import json
 from pathlib import Path
 from typing import Any
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    if path.is_dir():
-        path = path / "dataset/rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def data(path: Path, **more: Any) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""A tiny model that FSDP2 divides among ranks on CPUs, saved and read in its own format.
+"""What tests run on several ranks (helpers.gloo_ranks): a function of an importable module.
 
-The stages refuse FSDP2 without GPUs, as accelerate does; torch's part of it works with gloo, and is
-what accelerate's save_fsdp_model, save_fsdp_optimizer and their counterparts call.
+A step that is not finite; and a tiny model that FSDP2 divides among ranks on CPUs, saved and read
+in its own format. The stages refuse FSDP2 without GPUs, as accelerate does; torch's part of it
+works with gloo, and is what accelerate's save_fsdp_model, save_fsdp_optimizer and their
+counterparts call.
 """
 
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,34 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from post_training.core.errors import PostTrainingError
 from post_training.stages.context import StageContext
 from post_training.train.checksums import Checksums, first_difference, state_checksums
+from post_training.train.metrics import MicroBatchLoss, stop_unless_finite
 
 
-def resume(context: StageContext) -> list[str | None]:
+def loss_on_second_rank(context: StageContext) -> str:
+    losses = (1.0, nan) if context.ranks.rank == 1 else (1.0, 2.0)
+    return _words(context, losses, loss=nan, grad_norm=nan)
+
+
+def gradient_only(context: StageContext) -> str:
+    return _words(context, (1.0, 2.0), loss=1.5, grad_norm=inf)
+
+
+def _words(
+    context: StageContext, losses: tuple[float, ...], *, loss: float, grad_norm: float
+) -> str:
+    first_row = 100 * context.ranks.rank
+    batches = [MicroBatchLoss(value, (first_row + n,)) for n, value in enumerate(losses)]
+    try:
+        stop_unless_finite(7, loss, grad_norm, batches, context)
+    except PostTrainingError as error:
+        return str(error)
+    return "went on"
+
+
+def resume_divided_model(context: StageContext) -> list[str | None]:
     """What is said of this rank's part: as it was saved and read; with one number of it changed;
     and of another model."""
     trained = _divided(seed=0)
