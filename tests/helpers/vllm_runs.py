@@ -54,6 +54,6 @@ def run_with_vllm(
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-5000:]
