@@ -132,6 +132,32 @@ def test_many_small_log_probabilities_in_bfloat16_are_summed_in_float32(models: 
     assert abs(rounded.sum().item() - expected) > 0.05
 
 
+@pytest.mark.parametrize("models", [False], ids=["untied"], indirect=True)
+def test_gradient_of_bfloat16_weights_is_summed_over_the_chunks_in_float32(
+    monkeypatch: pytest.MonkeyPatch, models: Any, batch: Any
+):
+    """Of eight equal rows, each a chunk: eight times its own, whose bits all fit; 3 g and 5 g, the
+    sums on the way, don't fit into bfloat16."""
+    import torch
+
+    from post_training.models import head as chunked_head
+    from post_training.models.head import ChunkedHead
+
+    model, ids = models[0].bfloat16(), batch[0][:1, :17].repeat(8, 1)
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = -100
+    head = ChunkedHead.install(model)
+    gradients = []
+    for numbers in (2**25, 16 * VOCABULARY):
+        monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", numbers)
+        model.zero_grad()
+        with head.scoring(targets, torch.ones(8, 17)):
+            model(input_ids=ids, use_cache=False).logits[0].backward()
+        gradients.append(model.get_output_embeddings().weight.grad)
+    one, many = gradients
+    assert (one == many).double().mean() > 0.98
+
+
 def test_outside_of_scoring_the_model_is_as_before(models: Any, batch: Any):
     (model, _), (ids, targets, _) = models, batch
     before = model(input_ids=ids).logits

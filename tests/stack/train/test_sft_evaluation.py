@@ -78,11 +78,10 @@ def figures(run_dir: Path, **loss: Any) -> dict[str, float]:
 
     settings = SftLossConfig(name="ln-plw", prompt_loss_weight=0.3, **loss)
     rows = PreparedDataset.open(run_dir / "evaluation")
-    evaluation = SftEvaluation(
-        SftCollator(rows, settings, pad_token_id=0, packed=False), 4, Ranks()
-    )
+    collator = SftCollator(rows, settings, pad_token_id=0, packed=False)
     model = AutoModelForCausalLM.from_pretrained(run_dir / "model", dtype=torch.float32)
-    sums = evaluation.sums(model, ChunkedHead.install(model), torch.device("cpu"))
+    evaluation = SftEvaluation(collator, 4, None, Ranks(), ChunkedHead.install(model))
+    sums = evaluation.sums(model, torch.device("cpu"))
     return evaluation.figures(sums)
 
 
