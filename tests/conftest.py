@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from post_training.core.hashing import ARTIFACT_RECORD, sha256_file
 from post_training.images.base import ensure_base
@@ -17,6 +18,10 @@ from post_training.images.edf import load_edf
 from post_training.images.recipe import load_recipe
 from post_training.images.store import ImageStore, default_store
 from post_training.records.run_record import identity_of, read_record, seal
+
+# A machine may be busy: no test asserts a time.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 REPOSITORY = Path(__file__).parents[1]
 # What a run's record says at its end alone.
