@@ -73,7 +73,7 @@ def log_z(beta: float, transform: str) -> float:
 
 
 def naive(chosen: Answers, rejected: Answers, loss: dict) -> list[float]:
-    """One pair after the other, from the formulas of losses.py, in Python's floats."""
+    """One pair after the other, from the formulas of dpo_loss.py, in Python's floats."""
     inverse_normal = {0.25: -0.6744897501960817, 0.5: 0.0, 0.75: 0.6744897501960817}
     results = []
     for index in range(NUM_PAIRS):

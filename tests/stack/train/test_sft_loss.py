@@ -88,7 +88,7 @@ def sequences(run_dir: Path, seed: int, num_rows: int) -> Iterator[tuple[Any, An
 def reference(
     run_dir: Path, model_path: Path, seed: int, num_rows: int, loss: dict[str, Any], level: bool
 ) -> tuple[float, dict[str, Any]]:
-    """(loss, gradients by name) of the first step, from the formulas of losses.py in float64, one
+    """(loss, gradients by name) of the first step, from the formulas of sft_loss.py in float64, one
     sequence after another."""
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float64, attn_implementation="eager"
