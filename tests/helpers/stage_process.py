@@ -23,13 +23,7 @@ _CONTEXT.set_forkserver_preload(["post_training.train.sft", "post_training.train
 KILL_POINTS = {
     "while preparing data": ("data.prepared.prepare", "SequenceWriter", "append", 1, "after"),
     "before a forward pass": ("models.head", "ChunkedHead", "scoring", 14, "before"),
-    "between two micro-batches": (
-        "train.trainer",
-        "Trainer",
-        "training_step",
-        15,
-        "after",
-    ),
+    "between two micro-batches": ("train.trainer", "Trainer", "training_step", 15, "after"),
     "in an evaluation": ("train.loss", "Evaluation", "sums", 2, "after"),
     "after an evaluation": ("train.metrics", "Metrics", "add_evaluation", 2, "after"),
     "before the optimizer state is saved": (
@@ -53,13 +47,7 @@ KILL_POINTS = {
         2,
         "after",
     ),
-    "before a checkpoint is published": (
-        "train.checkpoint",
-        "Checkpoints",
-        "publish",
-        2,
-        "before",
-    ),
+    "before a checkpoint is published": ("train.checkpoint", "Checkpoints", "publish", 2, "before"),
     "before an old checkpoint is dropped": (
         "train.checkpoint",
         "Checkpoints",
@@ -74,13 +62,7 @@ KILL_POINTS = {
 # In `entrypoint dpo` alone.
 DPO_KILL_POINTS = {
     "while preparing pairs": ("data.prepared.prepare", "SequenceWriter", "append", 1, "after"),
-    "while computing the reference": (
-        "models.score",
-        "LogprobScorer",
-        "score",
-        9,
-        "after",
-    ),
+    "while computing the reference": ("models.score", "LogprobScorer", "score", 9, "after"),
 }
 
 
