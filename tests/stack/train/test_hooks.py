@@ -13,8 +13,6 @@ import pytest
 
 from helpers.sft_runs import changed, sft
 
-pytestmark = pytest.mark.stack
-
 BEFORE_THE_FIRST_STEP = [
     "_send_telemetry",
     "_get_train_sampler",
