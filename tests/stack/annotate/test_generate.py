@@ -14,7 +14,7 @@ from helpers.annotation_stages import run_stage
 from helpers.row_files import read_rows
 from helpers.tiny_models import make_model
 from post_training.annotate.config import SamplingConfig
-from post_training.annotate.samplers import draw, prompt_seed, random_numbers
+from post_training.annotate.samplers import Endings, draw, prompt_seed, random_numbers
 from post_training.models.load import load_tokenizer
 
 N = 4
@@ -156,6 +156,13 @@ def test_stop_text_ends_a_sample_and_is_not_part_of_its_text(model, prompts, exp
             assert other["finish_reason"] == "stop"
         else:
             assert other == one
+
+
+def test_text_ends_before_the_first_of_several_stop_texts(model):
+    tokenizer = load_tokenizer(model).backend_tokenizer
+    endings = Endings(frozenset(), ("four", "two", "five"), tokenizer)
+    ids = tokenizer.encode("one two three four", add_special_tokens=False).ids
+    assert endings.text(ids) == "one "
 
 
 def text_of(sample: dict[str, Any]) -> str:

@@ -53,6 +53,8 @@ def test_gradient_that_is_not_finite_is_told_with_all_rows():
 def test_long_list_of_rows_is_cut():
     told = problem(nan, 1.0, batches(nan, num_rows=20))
     assert "with rows 10, 11, 12, 13, 14, 15, 16, 17 and 12 more on rank 0;" in told
+    told = problem(nan, 1.0, batches(nan, num_rows=8))
+    assert "with rows 10, 11, 12, 13, 14, 15, 16, 17 on rank 0;" in told
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_choose_rows_smaller_share_is_part_of_the_larger():
 def test_choose_rows_duplication_uses_a_share_once_more():
     rows = choose_rows(datasets({"duplication_factor": 2.5}), [40], seed=0).tolist()
     assert Counter(Counter(rows).values()) == {3: 20, 2: 20}
+    # The share is rounded: half of 3 is two rows.
+    assert len(choose_rows(datasets({"duplication_factor": 1.5}), [3], seed=0)) == 3 + 2
 
 
 def test_choose_rows_caps_come_last():
