@@ -74,15 +74,21 @@ def known_sha256(path: Path, on_read: Callable[[int], None] = lambda size_bytes:
     on_read: called with the file's size before it is read; not where the cache knows it.
     Errors: FileNotFoundError.
     """
+    return _known(path, on_read)[0]
+
+
+def _known(path: Path, on_read: Callable[[int], None]) -> tuple[str, Identity | None]:
+    """As read_sha256, from the cache where it is known."""
     with open(path, "rb") as file:
-        if digest := _remembered(_entry(file_identity(os.fstat(file.fileno())))):
-            return digest
+        identity: Identity | None = file_identity(os.fstat(file.fileno()))
+        if digest := _remembered(_entry(identity)):
+            return digest, identity
         digest, identity = read_sha256(file, on_read)
     if identity is not None:
         # On a read-only home: correct all the same, only slower.
         with suppress(OSError):
             write_atomic(_entry(identity), digest)
-    return digest
+    return digest, identity
 
 
 def fingerprint(path: Path, sha256: Sha256 = sha256_file) -> str:
@@ -168,8 +174,12 @@ class WatchedInputs:
         return next((p for p in self._files if folder in p.parents and not p.exists()), folder)
 
     def _sha256(self, path: Path) -> str:
-        with open(path, "rb") as file:
-            digest, identity = read_sha256(file)
+        if path.stat().st_size < _SMALL_BYTES:
+            with open(path, "rb") as file:
+                digest, identity = read_sha256(file)
+        else:
+            # Each attempt of a run asks anew, and all other ranks wait for the answer.
+            digest, identity = _known(path, lambda size_bytes: None)
         self._files[path.absolute()] = identity, digest
         return digest
 

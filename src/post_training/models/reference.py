@@ -15,7 +15,8 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
 from post_training.core.hashing import (
     fingerprint_files,
-    sha256_file,
+    hash_named,
+    sha256_of_any,
     sha256_text,
     sha256_value,
 )
@@ -89,7 +90,8 @@ class Reference:
 def weights_fingerprint(folder: Path) -> str:
     """Of the weights and the architecture of a model folder; its tokenizer doesn't count."""
     files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
-    return fingerprint_files({path.name: sha256_file(path) for path in files})
+    names = [path.name for path in files]
+    return fingerprint_files(hash_named(folder, names, sha256_of_any))
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:

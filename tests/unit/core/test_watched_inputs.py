@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,19 @@ def watch(path: Path) -> WatchedInputs:
     watched = WatchedInputs()
     assert watched.add("model.path", path) == fingerprint(path)
     return watched
+
+
+def test_large_file_that_an_earlier_attempt_hashed_is_not_read_again(monkeypatch, tmp_path: Path):
+    """All other ranks wait for the answer."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    old = Path(sys.executable).resolve()
+    digest = WatchedInputs().add("model.path", old)
+    assert digest == fingerprint(old)
+    [entry] = (tmp_path / "cache/post-training/verified").iterdir()
+    entry.write_text("0" * 64)
+    later = WatchedInputs()
+    assert later.add("model.path", old) == "0" * 64
+    later.check()
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
