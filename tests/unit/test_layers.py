@@ -1,6 +1,7 @@
 """The layers of the package, and what a command line may import."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,11 @@ def test_help_imports_nothing_of_the_stack(group):
 
 def test_edf_runner_imports_neither_typer_nor_pydantic():
     assert not modules_loaded_by("edf", "run", "--help") & (STACK | {"typer", "pydantic", "yaml"})
+
+
+def test_map_of_the_code_names_files_that_are_there():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    table = text[text.index("| command | files |") :]
+    named = re.findall(r"`([a-z_]+/[a-z_/]+)`", table)
+    assert len(named) > 30
+    assert [name for name in named if not (SOURCE / f"{name}.py").exists()] == []
