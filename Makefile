@@ -41,9 +41,13 @@ reproduce: image push-sqsh ## Run an experiment again and compare with what it g
 	$(BIN)/post-training experiment check reproducibility/$(EXPERIMENT) \
 		--environment $(firstword $(wildcard reproducibility/$(EXPERIMENT)/environment.toml) edf/post-training.toml)
 
-test: test-tools lint image push-sqsh ## The whole test suite; stage tests run inside the image
-	$(BIN)/pytest -m 'not stack and not long'
-	tests/inside-image -m 'stack and not long'
+# Both halves at once: either leaves a core idle half of the time.
+test: test-tools lint image push-sqsh ## The whole test suite; tests/stack runs inside the image
+	@mkdir -p build
+	tests/inside-image -m 'stack and not long' >build/stack.log 2>&1 & stack=$$!; \
+	host=0; $(BIN)/pytest -m 'not stack and not long' || host=$$?; \
+	inside=0; wait $$stack || inside=$$?; cat build/stack.log; \
+	exit $$((host | inside))
 
 test-long: test-tools image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
 	$(BIN)/pytest -m 'long and not stack'
