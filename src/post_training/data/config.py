@@ -30,7 +30,6 @@ _CONTROL_TOKENS = (
     "A special token written inside a message's text: refuse makes the row bad, keep encodes it as "
     "the special token, which lets a text end its own turn."
 )
-_SPECIAL_TOKENS = "Special tokens, where they should differ from the tokenizer's."
 _PACKING = (
     "How sequences share a row, each seeing only itself. none: one a row; bfd: best fit, the "
     "longest first, over the whole dataset; k_bin_packed: best fit among 16 open rows, in the "
