@@ -1,6 +1,6 @@
 """What a stage's configuration is made of, and which part of it is identity.
 
-Every setting has a description, Field(description=…), and a role (see "Identity" in the README).
+Every setting has a description, Field(description=…), and a role (docs/concepts/identity.md).
 Unmarked settings are recipe:
 
     class Training(Config):
