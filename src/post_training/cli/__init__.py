@@ -68,6 +68,7 @@ def build_app() -> "typer.Typer":
         "runs": runs.runs_app,
         "artifact": runs.artifact_app,
         "data": data.data_app,
+        "site": machines.site_app,
         "storage": machines.storage_app,
     }
     for name, group in groups.items():

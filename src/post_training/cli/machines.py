@@ -1,4 +1,4 @@
-"""`post-training doctor` and `storage …`: what a machine has."""
+"""`post-training doctor`, `site …` and `storage …`: what a machine has."""
 
 import json
 import sys
@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Artifact, Json, SiteName, Store
+from post_training.cli.options import GROUP, Artifact, Json, Repository, SiteName, Store
 
 _MOST_FOLDERS_LISTED = 20
 
+site_app = typer.Typer(help="Sites: the project's, and your own.", **GROUP)
 storage_app = typer.Typer(help="Scratch, and what must outlive it.", **GROUP)
 
 
@@ -25,6 +26,54 @@ def examine_machine(
     from post_training.slurm.doctor import examine_host
 
     sys.exit(print_findings(examine_host(site, open_store(store))))
+
+
+@site_app.command("new")
+def site_new(
+    name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens.")],
+    like: Annotated[
+        str, typer.Option(help="The site or example to copy: clariden, leonardo, …")
+    ] = "laptop",
+    repository: Repository = Path("."),
+) -> None:
+    """Make a site of your own in ~/.config/post-training/sites, as a copy of another."""
+    from post_training.slurm.own_sites import OWN_FILE, new_site
+
+    folder = new_site(name, like, repository.resolve())
+    print(
+        f"edit {OWN_FILE} (scheduler, storage) and edf.toml (mounts, network); then "
+        f"`post-training site check {name}`",
+        file=sys.stderr,
+    )
+    print(folder)
+
+
+@site_app.command("check")
+def site_check(
+    name: Annotated[str, typer.Argument(help="A site of the project's or of your own.")],
+    repository: Repository = Path("."),
+) -> None:
+    """Say what is wrong with the two files of a site; exit 1 if anything is."""
+    import os
+
+    from post_training.images.doctor import print_findings
+    from post_training.slurm.own_sites import check_site_files
+
+    env = {**os.environ, "PWD": str(Path.cwd())}
+    sys.exit(print_findings(check_site_files(name, repository.resolve(), env)))
+
+
+@site_app.command("list")
+def site_list(repository: Repository = Path("."), as_json: Json = False) -> None:
+    """The sites that --site takes, and the examples that `site new --like` takes."""
+    from post_training.cli import tables
+    from post_training.slurm.own_sites import known_sites
+
+    sites = known_sites(repository.resolve())
+    if as_json:
+        print(json.dumps([{**asdict(site), "path": str(site.path)} for site in sites], indent=2))
+        return
+    print(tables.table(["site", "of", "file"], [[s.name, s.origin, str(s.path)] for s in sites]))
 
 
 @storage_app.command("setup")

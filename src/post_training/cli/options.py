@@ -12,7 +12,7 @@ Repository = Annotated[Path, typer.Option(help="The checkout of post-training.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its id.")]
 Artifact = Annotated[Path, typer.Argument(metavar="FOLDER", help="With artifact.json.")]
-SiteName = Annotated[str, typer.Option(help="laptop, clariden, …")]
+SiteName = Annotated[str, typer.Option(help="laptop, clariden, … or one of your own")]
 Environment = Annotated[
     str | None,
     typer.Option(

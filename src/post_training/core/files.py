@@ -178,6 +178,12 @@ def user_cache() -> Path:
     return Path(cache, "post-training")
 
 
+def user_config(environment: Mapping[str, str] = os.environ) -> Path:
+    """`post-training` in the user's folder of settings: what a user wrote, and keeps."""
+    home = environment.get("HOME") or os.path.expanduser("~")
+    return Path(environment.get("XDG_CONFIG_HOME") or f"{home}/.config", "post-training")
+
+
 def _beside(path: Path) -> Path:
     """A hidden name in the same folder that nobody else uses."""
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")

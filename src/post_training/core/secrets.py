@@ -17,7 +17,6 @@ others can read, or in a folder that others can write to, is refused.
 """
 
 import functools
-import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
+from post_training.core.files import user_config
 
 # Where the container has them.
 INSIDE = Path("/run/post-training/credentials")
@@ -238,6 +238,4 @@ def check_token_file(path: Path) -> None:
 
 
 def credentials_folder(environment: Mapping[str, str]) -> Path:
-    home = environment.get("HOME") or os.path.expanduser("~")
-    config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
-    return Path(config) / "post-training/credentials"
+    return user_config(environment) / "credentials"

@@ -19,7 +19,7 @@ from typing import Literal, TextIO
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.secrets import CREDENTIALS, check_token_file
-from post_training.images.edf_check import PROFILE, network_faults
+from post_training.images.edf_check import HOOK_PROFILE, PROFILE, network_faults
 from post_training.images.identity import IMAGE_FILE
 from post_training.images.inside import (
     PLACES,
@@ -151,6 +151,7 @@ def check_network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
     yield from _check_interfaces(env.get("NCCL_SOCKET_IFNAME", ""), root)
     if profile == "none":
         return
+    yield from _check_hook(profile, env)
     plugins = _find_libraries(env, root, _PLUGINS)
     if plugins:
         yield ok("network", f"plugin of NCCL or RCCL for libfabric: {plugins[0]}")
@@ -168,6 +169,19 @@ def check_network(env: Mapping[str, str], root: Path) -> Iterator[Finding]:
     if not list((root / "dev").glob("cxi*")):
         yield wrong(
             "network", "no Slingshot device (/dev/cxi*)", "the cxi hook is off, or not on a node"
+        )
+
+
+def _check_hook(profile: str, env: Mapping[str, str]) -> Iterator[Finding]:
+    """What the network's settings are; with the profile of the site's hook, they are the hook's."""
+    words = [f"{n}={v}" for n, v in sorted(env.items()) if n.startswith(("NCCL_", "FI_"))]
+    yield ok("network", f"set: {', '.join(words) or 'nothing of NCCL or libfabric'}")
+    # The EDF of this profile sets no variable of libfabric.
+    if profile == HOOK_PROFILE and not any(word.startswith("FI_") for word in words):
+        yield wrong(
+            "network",
+            f"the profile {profile} leaves libfabric to the site's hook, which has set nothing",
+            "is com.hooks.aws_ofi_nccl.enabled in [annotations]? --site clariden-cscs sets all itself",
         )
 
 

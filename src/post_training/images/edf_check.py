@@ -16,6 +16,8 @@ from post_training.images.edf import Edf, examine_edf, merge_edf
 from post_training.images.identity import PIN, PINNED, image_digest, read_record_beside, seal
 
 PROFILE = "POST_TRAINING_NETWORK_PROFILE"
+# The network's settings are the site's hook's, whatever they are when a run starts.
+HOOK_PROFILE = "alps-hook"
 ALLOW_LL128 = "POST_TRAINING_ALLOW_LL128"
 # SRC:DST[:FLAGS].
 _MOUNT = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
@@ -37,7 +39,7 @@ def check_edf(
         edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
     except PostTrainingError as error:
         return [str(error).split("\nhint: ")[0]]
-    here = [*_successor_faults(path, env, cwd), *secret_faults(edf.env), *network_faults(edf.env)]
+    here = [*successor_faults(path, env, cwd), *secret_faults(edf.env), *network_faults(edf.env)]
     if edf.image:
         here += _image_faults(edf, cwd, releases)
     return [*faults, *(f"{path}: {fault}" for fault in here)]
@@ -72,7 +74,8 @@ def network_faults(variables: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _successor_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
+def successor_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
+    """What the engine's successor would refuse, or take otherwise."""
     try:
         merged = merge_edf(path, env, cwd)
     except PostTrainingError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import write_atomic
+from post_training.core.files import user_config, write_atomic
 from post_training.core.secrets import FoundCredentials
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import merge_edf
@@ -22,6 +22,9 @@ from post_training.images.store import ImageStore
 
 NO_CREDENTIALS = FoundCredentials()
 RENDERED_NAME = "post-training.toml"
+# Below the user's folder of settings: a folder a site, with both files of it.
+OWN_SITES = "sites"
+OWN_EDF = "edf.toml"
 
 
 def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
@@ -71,9 +74,12 @@ def render_edf(
         ],
         "devices": site.get("devices"),
     }
+    name, file = site_file.stem, "the site's file in edf/"
+    if site_file.name == OWN_EDF:
+        name, file = site_file.parent.name, str(site_file)
     header = (
-        f"# {record['name']} {record['version']} for the site {site_file.stem!r}.\n"
-        "# Rendered: edit the site's file in edf/ and push the image again instead.\n"
+        f"# {record['name']} {record['version']} for the site {name!r}.\n"
+        f"# Rendered: edit {file} and push the image again instead.\n"
     )
     return header + edf_text(keys, {"env": environment, "annotations": site.get("annotations", {})})
 
@@ -109,13 +115,25 @@ def install_edf(text: str, repository: Path, edf_folder: Path) -> Path:
     return rendered
 
 
+def own_site_folder(site: str) -> Path:
+    """Where the files of a site of the user's own are, if there is one of this name."""
+    return user_config() / OWN_SITES / site
+
+
 def site_file(site: str, repository: Path) -> Path:
-    """The path of a site's EDF. Errors: UsageError for an unknown site."""
+    """The path of a site's EDF, the project's or the user's own.
+
+    Errors: UsageError for an unknown site.
+    """
     path = repository / "edf" / f"{site}.toml"
+    own = own_site_folder(site) / OWN_EDF
+    if own.is_file() and not path.is_file():
+        return own
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.toml") if p.name != RENDERED_NAME)
         if not known:
             raise not_a_checkout(repository)
+        known += sorted(file.parent.name for file in own.parent.parent.glob(f"*/{OWN_EDF}"))
         raise UsageError(
             f"no site {site!r}", where=str(path.parent), hint=f"there are: {', '.join(known)}"
         )

@@ -50,8 +50,10 @@ def _site(name: str, site: Site) -> Iterator[Finding]:
 
 
 def _tools(site: Site) -> Iterator[Finding]:
-    if site.launcher.kind == "singularity" and shutil.which("singularity") is None:
-        yield wrong("tools", "singularity is not installed", "not on a node of this site?")
+    launcher = site.launcher
+    if launcher.kind == "singularity" and shutil.which(launcher.command) is None:
+        hint = "not on a node of this site, or a module must be loaded?"
+        yield wrong("tools", f"{launcher.command} is not installed", hint)
     missing = [name for name in (program(), "mksquashfs") if shutil.which(name) is None]
     if missing:
         yield note("tools", f"no images can be built here: {', '.join(missing)} missing")

@@ -16,7 +16,7 @@ from post_training.images.render import edf_text, install_edf, render_edf, site_
 from post_training.images.runner import PINNED_DIGEST, image_file
 from post_training.images.store import open_store
 from post_training.slurm.singularity import render_script, sif_of
-from post_training.slurm.site import SITES_DIR, Launcher, load_site
+from post_training.slurm.site import Launcher, load_site, site_names
 
 FORMS = ("edf", "singularity")
 
@@ -113,6 +113,6 @@ def install(reference: str, site: str, store_folder: Path | None, repository: Pa
 
 def _launcher(site: str) -> Launcher:
     # An EDF of the user's own beside the project's needs no file of a scheduler.
-    if not (SITES_DIR / f"{site}.yaml").exists():
+    if site not in site_names():
         return Launcher(kind="edf")
     return load_site(site, {}).launcher

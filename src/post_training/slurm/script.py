@@ -18,10 +18,11 @@ from post_training.slurm.site import Site
 
 _IMAGE_DIR = "/opt/post-training"
 _BODY = Path(__file__).with_name("job.sh")
-_CACHES = {
+CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "torch-extensions",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
     "MIOPEN_USER_DB_PATH": "miopen",
     "MIOPEN_CUSTOM_CACHE_DIR": "miopen",
 }
@@ -87,6 +88,7 @@ def sbatch_script(job: Job, site: Site) -> str:
         "--wait=60",
         "--kill-on-bad-exit=0",
         *site.launcher.srun,
+        *(site.launcher.srun_task_per_gpu if _has_task_per_gpu(site) else ()),
         *_inside(job, site, each_its_gpu=True),
         *(["entrypoint"] if site.launcher.kind == "edf" else [f"{_IMAGE_DIR}/bin/entrypoint"]),
         job.stage,
@@ -108,6 +110,7 @@ def sbatch_script(job: Job, site: Site) -> str:
             f"# {job.stage}, written by `post-training submit`. A requeued job runs this again.",
             "# shellcheck disable=SC2016,SC2054  # every quoted word below stands for itself",
             *_directives(job, site),
+            *_modules(site),
             *_exports(job, site),
             "",
             f"run_dir={shlex.quote(str(job.run_dir))}",
@@ -125,6 +128,10 @@ def sbatch_script(job: Job, site: Site) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _has_task_per_gpu(site: Site) -> bool:
+    return site.scheduler.tasks_per_node == site.scheduler.gpus_per_node
 
 
 def _may_requeue(job: Job, site: Site) -> bool:
@@ -161,12 +168,28 @@ def _directives(job: Job, site: Site) -> list[str]:
     return [f"#SBATCH {word}" for word in words]
 
 
+def _modules(site: Site) -> list[str]:
+    modules = site.launcher.modules
+    if modules is None:
+        return []
+    loads = [f"module load {shlex.join(modules)} || exit 2"] if modules else []
+    return [
+        "",
+        "# Before all else: the variables of the modules of whoever submitted would go inside.",
+        "# `module` is a function, which a job has only if the shell before it exported it.",
+        "# shellcheck source=/dev/null",
+        "type module >/dev/null 2>&1 || source /etc/profile",
+        "module purge",
+        *loads,
+    ]
+
+
 def _exports(job: Job, site: Site) -> list[str]:
     """Variables that reach the tasks through srun, into the container."""
     lines = ["", f"cache={shlex.quote(str(site.cache_dir))}/post-training-$SLURM_JOB_ID"]
-    lines += [f'export {name}="$cache/{folder}"' for name, folder in _CACHES.items()]
+    lines += [f'export {name}="$cache/{folder}"' for name, folder in CACHES.items()]
     if job.container is not None:
-        lines += ["", *script_exports(job.container.env)]
+        lines += ["", *script_exports(site.launcher, job.container.env)]
     return lines
 
 
@@ -188,11 +211,21 @@ def _inside(job: Job, site: Site, *, each_its_gpu: bool = False) -> list[str]:
         str(container.image),
         container.env,
     )
-    if each_its_gpu and site.launcher.gpu_variable:
-        # Known in the task only.
-        select = f'{site.launcher.gpu_variable}=$SLURM_LOCALID exec "$@"'
-        words = ["bash", "-c", select, "task", *words]
+    # A task that is alone on its node sees all devices.
+    if each_its_gpu and site.launcher.gpu_variable and site.scheduler.tasks_per_node > 1:
+        words = ["bash", "-c", f'{_select_devices(site)} exec "$@"', "task", *words]
     return words
+
+
+def _select_devices(site: Site) -> str:
+    """The assignment in front of a command that shows a task its devices. Which task it is, is
+    known in the task only."""
+    scheduler = site.scheduler
+    count = max(1, scheduler.gpus_per_node // scheduler.tasks_per_node)
+    if count == 1:
+        return f"{site.launcher.gpu_variable}=$SLURM_LOCALID"
+    first, last = f"SLURM_LOCALID * {count}", f"SLURM_LOCALID * {count} + {count - 1}"
+    return f"{site.launcher.gpu_variable}=$(seq -s , $(({first})) $(({last})))"
 
 
 def _array(name: str, words: Sequence[str]) -> list[str]:

@@ -3,6 +3,8 @@
     mounts  ->  --bind        [env]  ->  SINGULARITYENV_NAME        workdir  ->  --pwd
                               an empty value  ->  env -u NAME, before the command
 
+Apptainer is the same program under another name, with APPTAINERENV_NAME.
+
 SINGULARITYENV_ variables are over the image's own, as [env] is; `--env` cannot say a value with a
 comma, and NCCL_SOCKET_IFNAME has three. What stays of the EDF: annotations and devices, which name
 hooks of the other engine. An image is always read-only there.
@@ -21,8 +23,6 @@ from post_training.images.edf import fill_in_variables, merge_edf
 from post_training.images.render import NO_CREDENTIALS, image_environment
 from post_training.images.store import ImageStore
 from post_training.slurm.site import Launcher
-
-ENV_PREFIX = "SINGULARITYENV_"
 
 
 def bind(mount: str) -> str:
@@ -48,7 +48,7 @@ def singularity_words(
     inside, since the image may set them too."""
     unset = [word for name, value in variables.items() if not value for word in ("-u", name)]
     return [
-        *("singularity", "exec", *launcher.options),
+        *(launcher.command, "exec", *launcher.options),
         *(bind(mount) for mount in mounts),
         f"--pwd={working_dir}",
         image,
@@ -92,12 +92,21 @@ def render_script(
         f"# {record['name']} {record['version']} for the site {site_name!r}: give it a command.",
         "# Rendered: edit the site's file in edf/ and render it again instead.",
         "set -euo pipefail",
-        *(f"export {ENV_PREFIX}{n}={shell_word(value)}" for n, value in variables.items() if value),
+        *(
+            f"export {launcher.variable_prefix}{name}={shell_word(value)}"
+            for name, value in variables.items()
+            if value
+        ),
     ]
     if launcher.gpu_variable:
-        # A task of Slurm sees the device of its number; outside of Slurm, all are seen.
-        variable = launcher.gpu_variable
-        lines.append(f'[[ -z ${{SLURM_LOCALID:-}} ]] || export {variable}="$SLURM_LOCALID"')
+        # One of several tasks on its node sees the device of its number. Outside of Slurm, and
+        # alone on its node, a task sees all.
+        lines += [
+            "case ${SLURM_STEP_TASKS_PER_NODE:-1} in",
+            '    1 | "1("*) ;;',
+            f'    *) export {launcher.gpu_variable}="$SLURM_LOCALID" ;;',
+            "esac",
+        ]
     lines += ["exec \\", *(f"    {shell_word(word)} \\" for word in words), '    "$@"']
     return "\n".join(lines) + "\n"
 
@@ -113,9 +122,10 @@ def sif_of(record: Mapping[str, Any], store: ImageStore) -> Path:
     return store.sif_path(record["sif_sha256"])
 
 
-def script_exports(variables: Mapping[str, str]) -> list[str]:
+def script_exports(launcher: Launcher, variables: Mapping[str, str]) -> list[str]:
     """Lines that set `variables` in a container; their values are as they are, and expanded."""
-    return [f"export {ENV_PREFIX}{name}={shlex.quote(v)}" for name, v in variables.items() if v]
+    prefix = launcher.variable_prefix
+    return [f"export {prefix}{name}={shlex.quote(v)}" for name, v in variables.items() if v]
 
 
 def shell_word(text: str) -> str:

@@ -2,6 +2,9 @@
 
     sites/NAME.yaml (may extend another) < the user's own settings < the command line's
 
+A site of the user's own is a folder, ~/.config/post-training/sites/NAME, with site.yaml and edf.toml
+(slurm/own_sites.py makes and checks it); it is taken by its name like one of the project's.
+
 `scheduler` becomes the #SBATCH lines. `launcher` becomes the words in front of the stage: with
 kind edf, srun has an --environment option; with kind singularity there is none, and the EDF's
 mounts and variables become words of a command line (slurm/singularity.py).
@@ -12,7 +15,6 @@ A site's file names nobody's account. ~/.config/post-training/sites.yaml does, f
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,8 @@ from post_training.config.load import load_config
 from post_training.config.model import Config
 from post_training.core import yaml
 from post_training.core.errors import UsageError
+from post_training.core.files import user_config
+from post_training.images.render import OWN_SITES, own_site_folder
 
 SITES_DIR = Path(__file__).parent / "sites"
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")
@@ -97,7 +101,10 @@ class Scheduler(Config):
         if nodes * per_node == num_ranks:
             return self.model_copy(update={"nodes": nodes})
         if nodes == 1 and (per_node == 1 or num_ranks < per_node):
-            return self.model_copy(update={"nodes": 1, "tasks_per_node": 1})
+            # Each rank keeps its cores.
+            cores = self.cpus_per_task * (num_ranks if per_node > 1 else 1)
+            shape = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": cores}
+            return self.model_copy(update=shape)
         raise UsageError(
             f"{num_ranks} ranks do not fill {nodes} nodes of {per_node} tasks",
             hint="choose another site or other --nodes",
@@ -112,13 +119,28 @@ class Launcher(Config):
         "EDF's mounts and variables become a Singularity command."
     )
     srun: tuple[str, ...] = Field((), description="Further words for srun.")
+    srun_task_per_gpu: tuple[str, ...] = Field(
+        (),
+        description="Further words for srun where a node has a task for each of its GPUs: a list "
+        "of cores for each task, for example. With fewer tasks they would bind a task to the cores "
+        "of one GPU.",
+    )
+    modules: tuple[str, ...] | None = Field(
+        None,
+        description="Environment modules that a job loads on its node, after `module purge`; [] "
+        "only purges. By default the modules of the shell that submits stay, and their variables "
+        "reach the container.",
+    )
+    command: Literal["singularity", "apptainer"] = Field(
+        "singularity", description="The program of that kind. Only with kind singularity."
+    )
     options: tuple[str, ...] = Field(
         (), description="Further words for `singularity exec`. Only with kind singularity."
     )
     gpu_variable: str | None = Field(
         None,
-        description="Variable that gets the task's number on its node, so that each task sees one "
-        "GPU. Only with kind singularity.",
+        description="Variable that gets the numbers of a task's GPUs on its node, where a node has "
+        "several tasks, so that each sees its own. Only with kind singularity.",
     )
 
     @model_validator(mode="after")
@@ -126,7 +148,15 @@ class Launcher(Config):
         for name in ("options", "gpu_variable"):
             if self.kind == "edf" and getattr(self, name):
                 raise ValueError(f"{name}: only with kind singularity; an EDF says it itself")
+        if self.kind == "edf" and self.command != "singularity":
+            raise ValueError("command: only with kind singularity; an EDF is run by its engine")
         return self
+
+    @property
+    def variable_prefix(self) -> str:
+        """Before the names of variables that are set in a container. Apptainer still reads
+        Singularity's, with a warning for each."""
+        return f"{self.command.upper()}ENV_"
 
 
 class Storage(Config):
@@ -164,10 +194,7 @@ def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path =
 
     Errors: UsageError for an unknown site, ConfigError for a setting that is wrong.
     """
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UsageError(f"no site {name!r}", hint=f"there are: {known}")
+    path = find_site(name, folder)
     asked = {key: value for key, value in changes.items() if value is not None}
     # JSON is YAML: a time like 90 stays text.
     overrides = [
@@ -177,10 +204,39 @@ def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path =
     return load_config(Site, path, overrides)
 
 
+def find_site(name: str, folder: Path = SITES_DIR) -> Path:
+    """The file of a site, the project's or the user's own.
+
+    Errors: UsageError for an unknown name, and for one that both have: a run's record names its
+    site, and it must be clear which was meant.
+    """
+    names = site_names(folder)
+    if name not in names:
+        raise UsageError(
+            f"no site {name!r}",
+            hint=f"there are: {', '.join(names)}; `post-training site new` makes one of your own",
+        )
+    path, own = folder / f"{name}.yaml", own_site_folder(name) / "site.yaml"
+    if path.is_file() and own.is_file():
+        raise UsageError(
+            f"two sites are called {name!r}: the project's and your own",
+            where=str(own.parent),
+            hint="rename your folder, and POST_TRAINING_SITE in its edf.toml",
+        )
+    return own if own.is_file() else path
+
+
+def site_names(folder: Path = SITES_DIR) -> list[str]:
+    """Every site's name, the user's own too."""
+    own = (user_config() / OWN_SITES).glob("*/site.yaml")
+    return sorted(
+        {path.stem for path in folder.glob("*.yaml")} | {path.parent.name for path in own}
+    )
+
+
 def own_settings(name: str) -> dict[str, Any]:
     """What the user's sites.yaml says of a site's scheduler. Errors: UsageError, ConfigError."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    path = Path(folder) / "post-training/sites.yaml"
+    path = user_config() / "sites.yaml"
     if not path.exists():
         return {}
     sites = yaml.load(path.read_bytes(), str(path)).data or {}

@@ -18,10 +18,17 @@
 #SBATCH --mem=0
 #SBATCH --hint=nomultithread
 
+# Before all else: the variables of the modules of whoever submitted would go inside.
+# `module` is a function, which a job has only if the shell before it exported it.
+# shellcheck source=/dev/null
+type module >/dev/null 2>&1 || source /etc/profile
+module purge
+
 cache=/tmp/post-training-$SLURM_JOB_ID
 export TRITON_CACHE_DIR="$cache/triton"
 export TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
 export TORCH_EXTENSIONS_DIR="$cache/torch-extensions"
+export FLASHINFER_WORKSPACE_BASE="$cache/flashinfer"
 export MIOPEN_USER_DB_PATH="$cache/miopen"
 export MIOPEN_CUSTOM_CACHE_DIR="$cache/miopen"
 
@@ -40,15 +47,14 @@ stage=(
     --cpus-per-task=7
     --wait=60
     --kill-on-bad-exit=0
-    --cpu-bind=mask_cpu:0x00fe000000000000,0xfe00000000000000,0x0000000000fe0000,0x00000000fe000000,0x00000000000000fe,0x000000000000fe00,0x000000fe00000000,0x0000fe0000000000
     --network=disable_rdzv_get
+    --cpu-bind=mask_cpu:0x00fe000000000000,0xfe00000000000000,0x0000000000fe0000,0x00000000fe000000,0x00000000000000fe,0x000000000000fe00,0x000000fe00000000,0x0000fe0000000000
     bash
     -c
     'ROCR_VISIBLE_DEVICES=$SLURM_LOCALID exec "$@"'
     task
     singularity
     exec
-    --rocm
     --bind=/pfs
     --bind=/store:/store:ro
     --pwd=/work
@@ -66,7 +72,6 @@ verdict=(
     --time=5
     singularity
     exec
-    --rocm
     --bind=/pfs
     --bind=/store:/store:ro
     --pwd=/work

@@ -16,6 +16,7 @@ cache=/tmp/post-training-$SLURM_JOB_ID
 export TRITON_CACHE_DIR="$cache/triton"
 export TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
 export TORCH_EXTENSIONS_DIR="$cache/torch-extensions"
+export FLASHINFER_WORKSPACE_BASE="$cache/flashinfer"
 export MIOPEN_USER_DB_PATH="$cache/miopen"
 export MIOPEN_CUSTOM_CACHE_DIR="$cache/miopen"
 

@@ -304,22 +304,35 @@ def test_script_words_reach_srun_as_they_are(run):
     assert run.words(1)[-4:] == ["entrypoint", "sft", config, "--skip-finished"]
 
 
-def test_script_singularity_task_sees_its_own_gpu(tmp_path):
+@pytest.mark.parametrize(
+    ("num_tasks", "local_id", "devices", "has_cores"),
+    [(8, "5", "5", True), (2, "1", "4,5,6,7", False), (1, "0", "", False)],
+)
+def test_script_singularity_task_sees_its_own_gpus(
+    tmp_path, num_tasks, local_id, devices, has_cores
+):
     """The words after srun's options are run as a task would, by a `singularity` that tells."""
-    site = load_site("lumi", {})
+    site = load_site("lumi", {"tasks_per_node": num_tasks})
     job = Job("sft", tmp_path / "run", tmp_path, 3, Container(Path("/i.sif"), {"PIN": "a b"}))
     script = sbatch_script(job, site).split("# A cancelled")[0]
+    assert ("--cpu-bind=mask_cpu:" in script) == has_cores
     (tmp_path / "singularity").write_text(
         "#!/bin/sh\necho $ROCR_VISIBLE_DEVICES $SINGULARITYENV_PIN $1 $2\n"
     )
     (tmp_path / "singularity").chmod(0o755)
-    task = 'for at in "${!stage[@]}"; do [[ ${stage[at]} != bash ]] || break; done; '
+    task = 'for at in "${!stage[@]}"; do [[ ${stage[at]} != @(bash|singularity) ]] || break; done; '
     done = subprocess.run(
         ["bash", "-c", script + task + '"${stage[@]:at}"'],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_LOCALID": "5", "SLURM_JOB_ID": "1"},
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "BASH_FUNC_module%%": '() { echo "module $*" >&2; }',
+            "SLURM_LOCALID": local_id,
+            "SLURM_JOB_ID": "1",
+        },
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout == "5 a b exec --rocm\n"
+    assert done.stdout.split() == [*devices.split(), "a", "b", "exec", f"--pwd={tmp_path}"]
+    assert done.stderr == "module purge\n"
 
 
 @pytest.mark.parametrize("name", ["line\nbreak", "back\\slash"])

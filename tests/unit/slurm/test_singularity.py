@@ -69,7 +69,8 @@ def test_rendered_script_starts_singularity_with_the_edfs_settings(tmp_path):
     script = render_script("here", LAUNCHER, tmp_path / "here.toml", RECORD, ImageStore(Path("/s")))
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "WHO": "me", "SAID": str(tmp_path / "said")}
     command = ["bash", "-c", script, "run", "entrypoint", "sft", "my cfg.yaml"]
-    subprocess.run(command, env={**env, "SLURM_LOCALID": "3"}, cwd=tmp_path, check=True)
+    step = {"SLURM_LOCALID": "3", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+    subprocess.run(command, env={**env, **step}, cwd=tmp_path, check=True)
     said = json.loads((tmp_path / "said").read_text())
     sif = f"/s/sha256-{'6' * 64}.sif"
     assert said["words"] == [
@@ -88,6 +89,10 @@ def test_rendered_script_starts_singularity_with_the_edfs_settings(tmp_path):
     assert said["env"]["ROCR_VISIBLE_DEVICES"] == "3"
     subprocess.run(command, env=env, cwd=tmp_path, check=True)
     assert "ROCR_VISIBLE_DEVICES" not in json.loads((tmp_path / "said").read_text())["env"]
+    for tasks in ("1", "1(x4)"):  # alone on its node it sees all
+        alone = {**env, "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": tasks}
+        subprocess.run(command, env=alone, cwd=tmp_path, check=True)
+        assert "ROCR_VISIBLE_DEVICES" not in json.loads((tmp_path / "said").read_text())["env"]
 
 
 def test_render_script_without_a_sif_is_refused_with_the_command():
