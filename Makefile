@@ -31,8 +31,8 @@ image: setup ## Build containers/$(IMAGE) into an OCI image (IMAGE=cpu)
 push-sqsh: setup ## Put the built image into the image store and render edf/post-training.toml (SITE=laptop)
 	$(BIN)/post-training image push-sqsh $(IMAGE) --site $(SITE)
 
-push-sif: setup ## Put the built image into the image store as a SIF, for Singularity (SITE=lumi renders its EDF)
-	$(BIN)/post-training image push-sif $(IMAGE) $(if $(filter lumi,$(SITE)),--site lumi)
+push-sif: setup ## Put the built image into the image store as a SIF, for Singularity (SITE=lumi, or one of your own, renders its EDF)
+	$(BIN)/post-training image push-sif $(IMAGE) $(if $(filter-out laptop,$(SITE)),--site $(SITE))
 
 demo: image push-sqsh ## The main job from nothing: build, train in Slurm, show, reproduce: identical
 	reproducibility/demo/demo

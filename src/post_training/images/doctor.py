@@ -181,7 +181,7 @@ def _check_hook(profile: str, env: Mapping[str, str]) -> Iterator[Finding]:
         yield wrong(
             "network",
             f"the profile {profile} leaves libfabric to the site's hook, which has set nothing",
-            "is com.hooks.aws_ofi_nccl.enabled in [annotations]? --site clariden-cscs sets all itself",
+            "is com.hooks.aws_ofi_nccl.enabled in [annotations]? or take --site clariden-cscs",
         )
 
 

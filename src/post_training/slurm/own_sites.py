@@ -167,7 +167,7 @@ def _launcher(launcher: Launcher, edf: Edf) -> Iterator[Finding]:
     if ignored := [*edf.annotations, *edf.devices]:
         yield wrong(
             "launcher",
-            f"{launcher.command} has no hooks and no devices: {', '.join(ignored)} would be ignored",
+            f"{launcher.command} has no hooks or devices: {', '.join(ignored)} would be ignored",
             "remove them from edf.toml, or give the launcher `kind: edf`",
         )
     yield ok("launcher", " ".join([launcher.command, "exec", *launcher.options]))

@@ -2,8 +2,8 @@
 
     sites/NAME.yaml (may extend another) < the user's own settings < the command line's
 
-A site of the user's own is a folder, ~/.config/post-training/sites/NAME, with site.yaml and edf.toml
-(slurm/own_sites.py makes and checks it); it is taken by its name like one of the project's.
+A site of the user's own is a folder, ~/.config/post-training/sites/NAME, with site.yaml and
+edf.toml (slurm/own_sites.py makes and checks it). It is taken by its name, like the project's.
 
 `scheduler` becomes the #SBATCH lines. `launcher` becomes the words in front of the stage: with
 kind edf, srun has an --environment option; with kind singularity there is none, and the EDF's

@@ -24,7 +24,7 @@ RECORD = {
 # A user of every site at once.
 ENV = {
     "USER": "me", "PWD": "/scratch/me", "POST_TRAINING_PROJECT": "p1", "SCRATCH": "/e/scratch/p",
-    "PROJECT": "/e/project1/p", "WORK": "/leonardo_work/p", "CINECA_SCRATCH": "/leonardo_scratch/me",
+    "PROJECT": "/e/project1/p", "WORK": "/leonardo_work/p",
 }  # fmt: skip
 
 
