@@ -47,7 +47,7 @@ CREDENTIALS = (
 )
 
 
-# (kind, how it begins, a pattern of how it goes on). docs/guides/sites.md has the same list of kinds.
+# (kind, how it begins, a pattern of how it goes on). docs/guides/sites.md lists the same kinds.
 _FORMS = (
     ("OpenAI key", ["sk-"], r"(?:(?:proj|svcacct|admin|None)-[\w-]{20,}|[A-Za-z0-9]{32,})"),
     ("Anthropic key", ["sk-ant-"], r"[a-z]+[0-9]{2}-[\w-]{20,}"),
