@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,18 +49,6 @@ def store(tmp_path) -> ImageStore:
         add_image(store, number)
     add_image(store, 5, "other")
     return store
-
-
-@pytest.fixture
-def storage(tmp_path, monkeypatch) -> Iterator[None]:
-    """An empty storage for the builder; this machine's own has other people's images."""
-    settings, folder = tmp_path / "storage.conf", tmp_path / "storage"
-    settings.write_text(
-        f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/root"\n'
-    )
-    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(settings))
-    yield
-    run_tool(["buildah", "rmi", "--all", "--force"])
 
 
 @pytest.fixture

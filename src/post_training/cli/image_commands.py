@@ -27,6 +27,7 @@ from post_training.images.recipe import SYSTEM_LOCK, load_recipe, locked_bases
 from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
 from post_training.images.render import install_edf, render_edf, site_file
+from post_training.images.share import parse_name, parse_reference, pull_image, push_image
 from post_training.images.store import ImageStore, open_store
 
 
@@ -86,6 +87,21 @@ def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, 
         )
     record = push_sqsh(image, recipe, store)
     _say(f"pushed {record['size_bytes'] / 1e6:.0f} MB to {store.folder}")
+    return record
+
+
+def push_to_registry(reference: str, name: str, store_folder: Path | None) -> None:
+    store, name = open_store(store_folder), parse_name(name)
+    print(push_image(store.find(reference), name, store))
+
+
+def pull_from_registry(reference: str, store_folder: Path | None) -> dict[str, Any]:
+    """Pull the image; its record in the store."""
+    store = open_store(store_folder)
+    record = pull_image(parse_reference(reference), store)
+    path = store.image_path(record["sqsh_sha256"])
+    _say(f"{record['name']} {record['version']}, {record['oci_digest']}")
+    print(path)
     return record
 
 

@@ -64,6 +64,45 @@ def image_push_sif(
         print(f"EDF: {path}", file=sys.stderr)
 
 
+@image_app.command("push")
+def image_push(
+    reference: Reference,
+    name: Annotated[
+        str, typer.Argument(help="Where to: REGISTRY/NAME, without a tag.", metavar="REGISTRY/NAME")
+    ],
+    store: Store = None,
+) -> None:
+    """Copy an image and its record to a registry; prints where it is now, by digest."""
+    from post_training.cli import image_commands
+
+    image_commands.push_to_registry(reference, name, store)
+
+
+@image_app.command("pull")
+def image_pull(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            help="REGISTRY/NAME@sha256:…, as `image push` printed it.", metavar="REFERENCE"
+        ),
+    ],
+    site: Annotated[
+        str | None,
+        typer.Option(help="Render edf/post-training.toml for this site.", show_default=False),
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Get an image from a registry by its digest into the store; other content is refused."""
+    from post_training.cli import image_commands
+    from post_training.slurm import environment
+
+    record = image_commands.pull_from_registry(reference, store)
+    if site is not None:
+        path = environment.install(record["oci_digest"], site, store, repository)
+        print(f"EDF: {path}", file=sys.stderr)
+
+
 @image_app.command("lock")
 def image_lock(
     name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",

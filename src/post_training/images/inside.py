@@ -134,6 +134,8 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
         "verified_by": verified_by,
         "check": check,
     }
+    if registries := (record or found).get("registries"):
+        identity["registries"] = registries
     if is_sif:
         identity["sif_sha256"] = pins["SIF_SHA256"]
     return identity

@@ -23,6 +23,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -81,12 +82,21 @@ class Written(NamedTuple):
 
 def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
     """Pack the built image into a squashfs in the store; its record."""
+    return pack_sqsh(image, store, describe_checkout(recipe.repository))
+
+
+def pack_sqsh(
+    image: BuiltImage,
+    store: ImageStore,
+    checkout: dict[str, Any] | None,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """As `push_sqsh`. checkout: as of `describe_checkout`. more: further keys of the record."""
     with store.lock():
         # Left by a push that was killed: the store is locked, so nobody else pushes now.
         for leftover in [*store.folder.glob(f"{_TEMPORARY}*"), *store.abandoned_work()]:
             shutil.rmtree(leftover)
-        container = f"post-training-push-{sha256_text(str(store.folder))[:16]}"
-        with builder.mounted(image.tag, container) as root:
+        with mounted_image(image.tag, store) as root:
             # Inside the store, so that the rename into place is one step on one file system.
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:
                 squashfs = Path(temporary) / "image.sqsh"
@@ -99,10 +109,13 @@ def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str,
                     synced.result()
                 size_bytes = squashfs.stat().st_size
                 squashfs.replace(store.image_path(digest))
-            record = image_record(
-                image, root, digest, size_bytes, describe_checkout(recipe.repository), _builder()
-            )
-        return store.add(record)
+            record = image_record(image, root, digest, size_bytes, checkout, _builder())
+        return store.add({**record, **(more or {})})
+
+
+def mounted_image(tag: str, store: ImageStore) -> AbstractContextManager[Path]:
+    """Mount an image of the builder's, for a push into this store."""
+    return builder.mounted(tag, f"post-training-push-{sha256_text(str(store.folder))[:16]}")
 
 
 def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:

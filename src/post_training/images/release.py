@@ -89,6 +89,8 @@ def images_lock(repository: Path) -> Path:
 def release_entry(record: Mapping[str, Any], tested: str, released: str) -> dict[str, Any]:
     """An image's entry in images.lock. tested: what was run in it. released: when."""
     identity = {key: record.get(key) for key in _FROM_RECORD}
+    if record.get("registries"):
+        identity["registries"] = record["registries"]
     return {
         **identity,
         "commit": record["checkout"]["commit"],

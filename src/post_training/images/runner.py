@@ -88,6 +88,7 @@ def run(
         findings["image"] |= {
             "oci_digest": edf.env[f"{PIN}OCI_DIGEST"] if is_bound else None,
             "checkout": record and record.get("checkout"),
+            "registries": record and record.get("registries"),
         }
     for index, descriptor in enumerate(packed):
         if descriptor is not None:

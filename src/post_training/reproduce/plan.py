@@ -14,6 +14,8 @@ from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
 from post_training.core.secrets import is_redacted
 from post_training.images.checkout import has_commit
 from post_training.images.identity import check_image_digest
+from post_training.images.release import read_releases
+from post_training.images.share import Reference, known_references
 from post_training.images.store import ImageStore, open_store
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
@@ -79,7 +81,7 @@ class StoredImage:
 class Plan:
     """A run that is to be run again.
 
-    image: None: it has to be built first.
+    image: None: it has to be fetched first: pulled, from where it was pushed to, or built again.
     site: its name and settings, with nodes for the run's ranks; None: here.
     inputs: {key of an input: where it is now}.
     upstream: {key of an input: (run folder that made it, where in it)}, of those that are to be run
@@ -220,7 +222,12 @@ def _plan_image(
     try:
         image = _find_image(record, stores)
     except UsageError as error:
-        if fault := _restore_fault(record["image"], options.repository):
+        if references := image_references(record["image"], options.repository):
+            notes.append(
+                f"image {record['image']['oci_digest'][:19]} is in no store; it is pulled from "
+                f"{references[0]}"
+            )
+        elif fault := restore_fault(record["image"], options.repository):
             missing.append(f"{error.where}: {error.problem}, {fault}")
         else:
             commit = record["image"]["checkout"]["commit"]
@@ -234,6 +241,16 @@ def _plan_image(
         return None
     notes += _commit_note(record["image"], image.record)
     return image
+
+
+def image_references(image: Mapping[str, Any], repository: Path) -> list[Reference]:
+    """Where a run's image can be pulled from, by the run's record and by images.lock."""
+    releases = [
+        entry
+        for entry in read_releases(repository.resolve())
+        if entry["oci_digest"] == image["oci_digest"]
+    ]
+    return known_references(image, *releases)
 
 
 def _for_ranks(named: tuple[str, Site], ranks: int, nodes: int | None) -> tuple[str, Site]:
@@ -328,7 +345,7 @@ def _commit_note(recorded: Mapping[str, Any], image: Mapping[str, Any]) -> list[
             "the same"]  # fmt: skip
 
 
-def _restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:
+def restore_fault(image: Mapping[str, Any], repository: Path) -> str | None:
     """Why the image cannot be built from its recipe here."""
     checkout = image.get("checkout")
     if checkout is None or checkout["dirty"]:

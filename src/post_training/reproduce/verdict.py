@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.model import changed_settings
-from post_training.core.errors import ConfigError, UsageError
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import write_json
 from post_training.images.rebuild import restore
+from post_training.images.share import pull_image
 from post_training.images.store import open_store
 from post_training.records.compare import Comparison, compare_runs
 from post_training.records.run_record import read_record
@@ -25,9 +26,11 @@ from post_training.reproduce.plan import (
     Options,
     Plan,
     StoredImage,
+    image_references,
     machine_differences,
     make_plans,
     num_ranks,
+    restore_fault,
 )
 from post_training.reproduce.run_again import run_again
 
@@ -104,7 +107,7 @@ def _run_and_compare(
     """The exit code and the verdict, which the new folder keeps."""
     upstream = {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
     inputs = plan.inputs | upstream
-    image = plan.image or _build_image_again(plan.record["image"], options)
+    image = plan.image or fetch_image(plan.record["image"], options)
     print(f"running {plan.record['run_id']} again in {new_dir}", file=sys.stderr)
     run_again(plan, new_dir, inputs, image, options.repository)
     record = read_record(new_dir)
@@ -126,14 +129,32 @@ def _run_and_compare(
     return code, verdict
 
 
-def _build_image_again(image: dict[str, Any], options: Options) -> StoredImage:
+def fetch_image(image: dict[str, Any], options: Options) -> StoredImage:
+    """Pull the image from where it was pushed to; else build it again from its commit.
+
+    Errors: PostTrainingError when it can neither be pulled nor built.
+    """
     store = open_store(options.store)
     try:
-        record = store.find(image["oci_digest"])  # Built for a run upstream, a moment ago.
+        # Fetched for a run upstream, a moment ago.
+        return StoredImage(store.find(image["oci_digest"]), store)
     except UsageError:
-        print(f"building image {image['oci_digest']} again", file=sys.stderr)
-        record = restore(image, store, options.repository)
-    return StoredImage(record, store)
+        pass
+    failure: PostTrainingError | None = None
+    for reference in image_references(image, options.repository):
+        try:
+            return StoredImage(pull_image(reference, store, image["oci_digest"]), store)
+        except PostTrainingError as error:
+            print(f"warning: {error.where}: {error.problem}", file=sys.stderr)
+            failure = error
+    if fault := restore_fault(image, options.repository):
+        raise PostTrainingError(
+            f"the image cannot be pulled, {fault}",
+            where=image["oci_digest"],
+            hint=failure and failure.hint,
+        )
+    print(f"building image {image['oci_digest']} again", file=sys.stderr)
+    return StoredImage(restore(image, store, options.repository), store)
 
 
 def _grade(comparison: Comparison, changes: list[str], tolerance: float) -> tuple[int, str]:

@@ -1,0 +1,397 @@
+"""Share images through a registry, by digest: `post-training image push` and `image pull`.
+
+    push   the builder's image   --skopeo-->  REGISTRY/NAME:VERSION-<config digest>
+           its record            --------->   REGISTRY/NAME:sha256-<manifest digest>.record
+    pull   REGISTRY/NAME@sha256:<manifest digest>  -->  the builder's image  -->  squashfs, record
+
+A manifest names its config and layers by digest, and is named by its own: what is pulled is proved
+by hashing it, and a tag that was moved changes nothing. Compressed layers decide the manifest's
+digest; the config's, by which an image is known here, is of the uncompressed ones. The record says
+where its image is (`registries`), and a record in a registry is an OCI artifact. It proves nothing:
+what it says of the image is compared, and its commit is a claim, as in a store.
+
+Passwords are skopeo's: `skopeo login REGISTRY`, or $REGISTRY_AUTH_FILE.
+"""
+
+import hashlib
+import ipaddress
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.process import run_tool_bytes
+from post_training.images import builder
+from post_training.images.build import BuiltImage
+from post_training.images.identity import read_image, seal
+from post_training.images.push import mounted_image, pack_sqsh
+from post_training.images.store import RECORD_SCHEMA, ImageStore
+
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_RECORD = "application/vnd.post-training.image-record.v1+json"
+_EMPTY = "application/vnd.oci.empty.v1+json"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# A host has a dot or a port, or is `localhost`: else `NAME/NAME` would mean Docker's own registry.
+_HOST = re.compile(
+    r"(?:localhost|[a-z0-9-]+(?:\.[a-z0-9-]+)+|[a-z0-9-]+(?=:)|\[[0-9a-f:]+\])(?::[0-9]+)?", re.I
+)
+_PART = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_SAID = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
+# Of a record that comes with an image: what the image says too.
+_COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha256", "platform")
+# What skopeo says: (what we say, what to do about it).
+_PROBLEMS = (
+    (
+        r"unauthorized|authentication required|401",
+        "the registry asks for a password, or refuses the one it got",
+        "skopeo login {host}",
+    ),
+    (
+        r"server gave HTTP response to HTTPS client",
+        "the registry has no TLS",
+        "only one of this machine itself (localhost) may be without",
+    ),
+    (
+        r"did not match|does not match|digest mismatch|Digest did not|unexpected EOF|gzip: invalid",
+        "its content is not what its digest says",
+        "the registry's copy is damaged or was changed: pull it from another, or push it again",
+    ),
+    (r"manifest unknown|name unknown|not found", "no such image in the registry", None),
+    (
+        r"connection refused|no such host|i/o timeout|deadline exceeded|unreachable",
+        "the registry does not answer",
+        None,
+    ),
+)
+
+
+class Reference(NamedTuple):
+    """An image in a registry. name: REGISTRY/NAME. digest: of its manifest, `sha256:<hex>`."""
+
+    name: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.digest}"
+
+
+def parse_name(text: str) -> str:
+    """REGISTRY/NAME. Errors: UsageError for what is none, or has a tag, a digest or a password."""
+    name = _without_scheme(text)
+    host, _, rest = name.partition("/")
+    if "@" in rest or ":" in rest:
+        raise UsageError(
+            f"must be REGISTRY/NAME, without a tag or digest (got {text!r})",
+            hint="the tag is made of the image's version and digest",
+        )
+    if not _HOST.fullmatch(host) or not all(_PART.fullmatch(part) for part in rest.split("/")):
+        raise UsageError(
+            f"must be REGISTRY/NAME, as ghcr.io/me/post-training, in small letters (got {text!r})"
+        )
+    return name
+
+
+def parse_reference(text: str) -> Reference:
+    """REGISTRY/NAME@sha256:<64 digits>; a tag before the `@` is ignored.
+
+    Errors: UsageError; a tag alone is refused, since it may be moved.
+    """
+    name, at, digest = _without_scheme(text).rpartition("@")
+    if not at or not _DIGEST.fullmatch(digest):
+        raise UsageError(
+            f"must be REGISTRY/NAME@sha256:… with 64 digits (got {text!r})",
+            hint="a tag may be moved; `skopeo inspect docker://NAME:TAG` shows the digest of one",
+        )
+    folder, slash, last = name.rpartition("/")
+    return Reference(parse_name(folder + slash + last.partition(":")[0]), digest)
+
+
+def _without_scheme(text: str) -> str:
+    """Errors: UsageError for a user or password, which is not shown."""
+    text = text.removeprefix("docker://")
+    host, slash, _ = text.partition("/")
+    if slash and "@" in host:
+        raise UsageError(
+            "a user or password stands before the registry's name",
+            hint=f"skopeo login {host.rpartition('@')[2]}",
+        )
+    return text
+
+
+def known_references(*told: Mapping[str, Any]) -> list[Reference]:
+    """Where an image is, by what records of it, of its runs or of its release say."""
+    found = [
+        Reference(name, digest)
+        for each in told
+        for name, digest in (each.get("registries") or {}).items()
+    ]
+    return list(dict.fromkeys(found))
+
+
+def push_image(record: Mapping[str, Any], name: str, store: ImageStore) -> Reference:
+    """Copy the image of a stored record to the registry, and the record beside it; where it is now.
+
+    name: as of `parse_name`. The record in the store gets the reference too.
+    Errors: UsageError when neither the builder nor a registry has the image as it was built.
+    """
+    tag = f"{record['version']}-{_hex(record['oci_digest'])[:16]}"
+    target = f"docker://{name}:{tag}"
+    source, options = _source(record)
+    print(f"copying {record['name']} {record['version']} to {name}:{tag} …", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
+        written = Path(temporary) / "digest"
+        _skopeo(
+            ["copy", "--quiet", *options, *_tls("dest-", name), f"--digestfile={written}",
+             source, target],
+            name,
+        )  # fmt: skip
+        reference = Reference(name, written.read_text().strip())
+    # Read back: a registry may convert what it gets.
+    config, manifest_bytes = _read_manifest(reference)
+    if config != record["oci_digest"]:
+        raise PostTrainingError(
+            f"the registry made another image of it: its config is {config}, and was "
+            f"{record['oci_digest']}",
+            where=str(reference),
+        )
+    with store.lock():
+        current = store.record(record["sqsh_sha256"])
+        registries = {**current.get("registries", {}), name: reference.digest}
+        current = store.add({**current, "registries": registries})
+    _push_record(current, reference, manifest_bytes)
+    return reference
+
+
+def pull_image(
+    reference: Reference, store: ImageStore, expected: str | None = None
+) -> dict[str, Any]:
+    """Get the image into the store as a squashfs, unless the store has it; its record.
+
+    expected: the config digest that it must have.
+    Errors: PostTrainingError when it is another image, no image of ours, or not to be had.
+    """
+    config, _ = _read_manifest(reference)
+    if expected not in (None, config):
+        raise PostTrainingError(
+            f"it is another image: its config is {config}, wanted is {expected}",
+            where=str(reference),
+        )
+    if (stored := _stored(config, store)) is not None:
+        with store.lock():
+            registries = {**stored.get("registries", {}), reference.name: reference.digest}
+            return store.add({**stored, "registries": registries})
+    told = _pull_record(reference)
+    tag = f"localhost/post-training/pulled:{_hex(config)[:16]}"
+    print(f"pulling {reference} …", file=sys.stderr)
+    _skopeo(
+        ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{reference}",
+         f"containers-storage:{tag}"],
+        reference.name,
+    )  # fmt: skip
+    try:
+        return _pack(tag, config, told, reference, store)
+    finally:
+        builder.remove(tag)
+
+
+def _pack(
+    tag: str,
+    config: str,
+    told: Mapping[str, Any] | None,
+    reference: Reference,
+    store: ImageStore,
+) -> dict[str, Any]:
+    """Put the pulled image into the store; its record. told: the record that came with it."""
+    pulled = builder.stored_image(tag)
+    if pulled is None or pulled.oci_digest != config:
+        found = pulled and pulled.oci_digest
+        raise PostTrainingError(
+            f"the image that was pulled is {found}, its manifest names {config}",
+            where=str(reference),
+        )
+    with mounted_image(tag, store) as root:
+        said = read_image(root)
+    if said is None or any(key not in said for key in _COMPARED):
+        raise PostTrainingError(
+            "not an image of this project: it has no /etc/post-training/image.json",
+            where=str(reference),
+        )
+    identity = {key: value for key, value in said.items() if key != "oci_digest"}
+    more: dict[str, Any] = {"registries": {reference.name: reference.digest}}
+    if told is not None:
+        expected = {**identity, "oci_digest": config}
+        if wrong := [key for key in (*_COMPARED, "oci_digest") if told[key] != expected[key]]:
+            raise PostTrainingError(
+                f"the record beside it is not that of the image: {', '.join(wrong)}",
+                where=str(reference),
+            )
+        more["builder"] = told["builder"]
+        more["registries"] = {**told.get("registries", {}), **more["registries"]}
+    image = BuiltImage(tag, config, identity, pulled.labels, pulled.environment)
+    record = pack_sqsh(image, store, told and told["checkout"], more)
+    if told is not None and told["sqsh_sha256"] != record["sqsh_sha256"]:
+        print(
+            "note: its squashfs has other bytes than where it was pushed from "
+            f"({record['builder'].get('mksquashfs')}); the image is the same",
+            file=sys.stderr,
+        )
+    return record
+
+
+def _stored(oci_digest: str, store: ImageStore) -> dict[str, Any] | None:
+    """The record of a complete image in the store, or None."""
+    for entry in store.index():
+        if entry["oci_digest"] == oci_digest and store.file_fault(entry) is None:
+            return store.record(entry["sqsh_sha256"])
+    return None
+
+
+def _source(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """(where skopeo finds the image as it was built, options to read it)."""
+    wanted = record["oci_digest"]
+    for tag, digest in builder.stored_tags().items():
+        if digest == wanted:
+            return f"containers-storage:{tag}", []
+    # From one registry to another its layers stay as they are, and so does its manifest.
+    for reference in known_references(record):
+        return f"docker://{reference}", ["--preserve-digests", *_tls("src-", reference.name)]
+    commit = (record.get("checkout") or {}).get("commit")
+    raise UsageError(
+        f"{record['name']} {record['version']} is in the store as a squashfs only, and its digest "
+        "is that of the layers it was built from",
+        where=wanted,
+        hint="`post-training image build` in a checkout of "
+        f"{f'commit {commit[:12]}' if commit else 'its sources'} makes them again",
+    )
+
+
+def _push_record(record: Mapping[str, Any], reference: Reference, manifest_bytes: int) -> None:
+    """Put the record beside its image: an artifact of one layer, with the image as its subject."""
+    content = json.dumps(record, indent=2, sort_keys=True).encode()
+    subject = {"mediaType": _MANIFEST, "digest": reference.digest, "size": manifest_bytes}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "artifactType": _RECORD,
+        "config": {"mediaType": _EMPTY, "digest": _sha256(b"{}"), "size": 2},
+        "layers": [{"mediaType": _RECORD, "digest": _sha256(content), "size": len(content)}],
+        "subject": subject,
+    }
+    with tempfile.TemporaryDirectory(prefix="post-training-") as folder:
+        for data in (content, b"{}"):
+            (Path(folder) / _hex(_sha256(data))).write_bytes(data)
+        (Path(folder) / "manifest.json").write_text(json.dumps(manifest))
+        (Path(folder) / "version").write_text("Directory Transport Version: 1.1\n")
+        place = f"docker://{_record_tag(reference)}"
+        _skopeo(
+            ["copy", "--quiet", *_tls("dest-", reference.name), f"dir:{folder}", place],
+            reference.name,
+        )
+
+
+def _pull_record(reference: Reference) -> dict[str, Any] | None:
+    """The record beside an image in a registry; None where there is none, with a word about it."""
+    place = _record_tag(reference)
+    with tempfile.TemporaryDirectory(prefix="post-training-") as folder:
+        try:
+            _skopeo(
+                ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{place}",
+                 f"dir:{folder}"],
+                reference.name,
+            )  # fmt: skip
+        except PostTrainingError as error:
+            if "no such image" not in error.problem:
+                raise
+            print(f"note: no record beside it ({place}): its commit is unknown", file=sys.stderr)
+            return None
+        try:
+            manifest = json.loads((Path(folder) / "manifest.json").read_text())
+            [layer] = manifest["layers"]
+            told = json.loads((Path(folder) / _hex(layer["digest"])).read_text())
+            if told["schema"] != RECORD_SCHEMA or told["seal"] != seal(told):
+                raise ValueError
+            _ = [told[key] for key in (*_COMPARED, "oci_digest", "builder", "checkout")]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise PostTrainingError(
+                "the record beside the image is damaged or was changed", where=place
+            ) from None
+    return told
+
+
+def _record_tag(reference: Reference) -> str:
+    return f"{reference.name}:sha256-{_hex(reference.digest)}.record"
+
+
+def _read_manifest(reference: Reference) -> tuple[str, int]:
+    """(the digest of the image's config, the manifest's bytes).
+
+    Errors: PostTrainingError for other bytes than the digest's, and for an index of several images.
+    """
+    data = _skopeo(
+        # Without a limit skopeo waits for ever for a registry that does not answer.
+        ["--command-timeout=2m", "inspect", "--raw", *_tls("", reference.name),
+         f"docker://{reference}"],
+        reference.name,
+    )  # fmt: skip
+    if _sha256(data) != reference.digest:
+        raise PostTrainingError(
+            f"its content is not what its digest says: it hashes to {_sha256(data)}",
+            where=str(reference),
+        )
+    manifest = json.loads(data)
+    if "manifests" in manifest:
+        listed = ", ".join(
+            f"{(entry.get('platform') or {}).get('architecture')} {entry['digest']}"
+            for entry in manifest["manifests"]
+        )
+        raise PostTrainingError(
+            "it is a list of images for several platforms", where=str(reference), hint=listed
+        )
+    config = (manifest.get("config") or {}).get("digest", "")
+    if not _DIGEST.fullmatch(config):
+        raise PostTrainingError("no image: its manifest names no config", where=str(reference))
+    return config, len(data)
+
+
+def _skopeo(words: Sequence[str | Path], name: str) -> bytes:
+    """Run skopeo; its stdout. Errors: PostTrainingError in one line where the cause is known."""
+    try:
+        return run_tool_bytes(["skopeo", *words])
+    except PostTrainingError as error:
+        said = " ".join(_SAID.findall(error.problem)) or error.problem
+        for pattern, problem, hint in _PROBLEMS:
+            if re.search(pattern, said):
+                host = name.partition("/")[0]
+                raise PostTrainingError(
+                    problem, where=name, hint=hint and hint.format(host=host)
+                ) from None
+        raise
+
+
+def _tls(prefix: str, name: str) -> list[str]:
+    """skopeo's option to do without TLS: for a registry on this very machine alone."""
+    return [f"--{prefix}tls-verify=false"] if is_loopback(name) else []
+
+
+def is_loopback(name: str) -> bool:
+    """Whether REGISTRY/NAME is a registry on this machine, by its own loopback address."""
+    host = name.partition("/")[0]
+    host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
