@@ -180,6 +180,7 @@ def test_pull_without_a_record_has_no_commit(record, elsewhere, registry, pushed
     assert "no record beside it" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_pull_of_an_image_that_is_not_ours_is_refused(elsewhere, registry, tmp_path):
     image = make_image(tmp_path / "foreign", "foreign", is_ours=False)
     name = f"{registry.host}/me/foreign"
@@ -193,6 +194,7 @@ def test_pull_of_an_image_that_is_not_ours_is_refused(elsewhere, registry, tmp_p
     assert elsewhere.records() == []
 
 
+@pytest.mark.long
 def test_push_of_an_image_that_only_a_registry_has_copies_it_with_its_digest(
     record, store, registry, pushed
 ):
@@ -253,6 +255,7 @@ def test_a_registry_that_does_not_answer_is_one_clear_line(record, store, post_t
     assert "registries" not in store.find("cpu")
 
 
+@pytest.mark.long
 def test_sealed_record_in_the_registry_is_that_of_the_store(store, registry, pushed, tmp_path):
     subprocess.run(
         ["skopeo", "copy", "--src-tls-verify=false",
