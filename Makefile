@@ -15,7 +15,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: .venv/ready ## Install the tools this machine lacks (apt, as root) and the command line into .venv
+setup: .venv/ready ## Install the tools this machine lacks (apt, as root; elsewhere they are only listed) and the command line into .venv
 
 # Nothing is taken whose hash is not in the lock; ours is built by the hatchling in it.
 .venv/ready: pyproject.toml requirements-dev.lock installation/laptop/install-tools
@@ -73,7 +73,7 @@ golden: setup ## Write the golden files anew; read the diff before you commit it
 lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes, and lock the Debian base anew
 	$(BIN)/post-training image lock $(IMAGE)
 
-lock-tools: setup ## Resolve what pyproject.toml asks for into requirements-dev.lock, with hashes
+lock-tools: setup ## Resolve what pyproject.toml asks for into requirements-dev.lock and uv.lock, with hashes
 	$(BIN)/post-training image lock-tools
 
 clean: ## Remove what this checkout made; the image store stays

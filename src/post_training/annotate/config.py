@@ -59,7 +59,8 @@ class VllmConfig(Config):
     batch_invariant: Annotated[bool, Role.TOPOLOGY] = Field(
         True,
         description="Use kernels whose bits do not depend on what else is in the batch (GPUs of "
-        "compute capability 8.0 and newer). Without them the rows of two runs differ.",
+        "compute capability 8.0 and newer). Without them the rows of two runs differ. On ROCm it "
+        "must be false.",
     )
     max_model_len: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
         None,

@@ -83,6 +83,7 @@ class VllmEngine:
                 where="num_processes",
                 hint="set num_processes: 1, and start further workers with workers.index",
             )
+        refuse_batch_invariant_on_rocm(settings)
         if self._has_gpu and not settings.batch_invariant:
             context.log("warning: vllm.batch_invariant is off: other runs make other rows")
         config = read_config(model.path)
@@ -189,6 +190,21 @@ def _explain_failed_start(model: Path) -> Iterator[None]:
             where=str(model),
             hint="VLLM_LOGGING_LEVEL=INFO says more; backend: transformers does without it",
         ) from error
+
+
+def refuse_batch_invariant_on_rocm(settings: VllmConfig) -> None:
+    """Errors: UsageError where vLLM would promise what it does not keep, or not start.
+
+    It was accepted and not invariant, or found no attention backend:
+    https://github.com/vllm-project/vllm/issues/55958 and https://github.com/vllm-project/vllm/issues/53943
+    """
+    if torch.version.hip and settings.batch_invariant:
+        raise UsageError(
+            "not known to hold on ROCm",
+            where="vllm.batch_invariant",
+            hint="set vllm.batch_invariant: false; the record then says that other runs may make "
+            "other rows",
+        )
 
 
 def _set_environment(settings: VllmConfig, context: StageContext, has_gpu: bool) -> None:

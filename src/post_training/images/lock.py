@@ -27,6 +27,7 @@ from post_training.images.recipe import BASE_LOCK, SYSTEM_PACKAGES, Recipe, Reci
 from post_training.images.registry import (
     TORCH_INDEX,
     leave_unresolved,
+    lock_for_uv,
     lock_registry_base,
     lock_system_packages,
     read_index_settings,
@@ -37,6 +38,7 @@ from post_training.images.selfcheck import locked_versions
 from post_training.images.store import ImageStore
 
 TOOLS_LOCK = "requirements-dev.lock"
+UV_LOCK = "uv.lock"
 # The oldest that pyproject.toml allows; the lock also holds what newer ones need instead.
 _TOOLS_PYTHON = "3.11"
 _ORDER = ("source", "requirements", "dev")
@@ -61,7 +63,8 @@ def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> l
 
 
 def lock_tools(repository: Path) -> Path:
-    """Write the lock of the command line and of the developers' tools; its path.
+    """Write the lock of the command line and of the developers' tools, for pip and as uv.lock for
+    `uv sync`; the path of the first.
 
     Wheels only: installing a source archive would run code of its author.
     Errors: UsageError outside a checkout.
@@ -78,6 +81,7 @@ def lock_tools(repository: Path) -> Path:
              "--output-file", lock, "pyproject.toml"],
             cwd=repository,
         )  # fmt: skip
+    lock_for_uv(repository)
     return target
 
 

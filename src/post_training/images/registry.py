@@ -39,6 +39,14 @@ from post_training.images.recipe import SYSTEM_LOCK, SYSTEM_PACKAGES
 
 # Where the CPU build of torch is published, for where pip is not told where to look.
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+PYPI = "https://pypi.org/simple"
+_INDEXES_OF_UV = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+)
 UNRESOLVED = "unresolved"
 _BASE_LOCK_SCHEMA = "post-training/registry-base-lock/1"
 _SYSTEM_LOCK_SCHEMA = "post-training/system-lock/1"
@@ -223,8 +231,7 @@ def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
 
     keywords: of `run_tool`.
     """
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else (shutil.which("uv") or "uv")
+    uv = _uv()
     return run_tool(
         # The system's certificates, as pip takes them; uv has its own unless told.
         [uv, "pip", "compile", "--quiet", "--system-certs", *_no_index(), *arguments],
@@ -232,6 +239,23 @@ def run_uv(arguments: Sequence[str | Path], **keywords) -> str:
         hint="`make setup` installs uv" if uv == "uv" else None,
         **keywords,
     )
+
+
+def lock_for_uv(repository: Path) -> None:
+    """Write uv.lock. It names files by address, so it is made from PyPI itself: the addresses of
+    this machine's index are nobody else's."""
+    settings = {**os.environ, **read_index_settings()}
+    settings = {name: text for name, text in settings.items() if name not in _INDEXES_OF_UV}
+    run_tool(
+        [_uv(), "lock", "--quiet", "--no-config", "--system-certs", "--default-index", PYPI],
+        cwd=repository,
+        env=settings,
+    )
+
+
+def _uv() -> str:
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.exists() else (shutil.which("uv") or "uv")
 
 
 def read_index_settings() -> Mapping[str, str]:

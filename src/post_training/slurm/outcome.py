@@ -27,7 +27,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +63,9 @@ _LOST_CONNECTION = re.compile(
     r"(DistBackendError|DistNetworkError|DistStoreError|EngineDeadError): |"
     r"\b(NCCL|RCCL|[Gg]loo)\b|ECC error|Connection (reset|closed|refused)|Broken pipe"
 )
+# What torch's watchdog prints before it ends the process.
+_COLLECTIVE_TIMEOUT = re.compile(r"Watchdog caught collective operation timeout")
+_NO_RENDEZVOUS = ("FI_CXI_RDZV_GET_MIN", "FI_CXI_RDZV_THRESHOLD", "FI_CXI_RDZV_EAGER_SIZE")
 # EIO, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOTCONN, ESHUTDOWN, ESTALE, EREMOTEIO: Lustre and NFS
 # lose their servers so. A full disk or a missing file stays as it is.
 _LOST_STORAGE = re.compile(r"\[Errno (5|104|107|108|110|113|116|121)\] ")
@@ -152,6 +155,8 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.get("SLURM_JOB_NODELIST", ""),
     )
     verdict = judge(step, tally, options.max_failures)
+    if advice := advise_on_timeout(step.printed, os.environ):
+        print(f"hint: {advice}", file=sys.stderr)
     answer = f"again {verdict.suspect or ''}".strip() if verdict.again else "stop"
     counted = verdict.tally
     if options.attempt is not None:
@@ -248,6 +253,24 @@ def suspected_node(printed: str, job_nodes: str) -> str | None:
 def was_out_of_memory(printed: str) -> bool:
     """Whether the node, and not the program itself, ended a task for its memory."""
     return _OUT_OF_MEMORY.search(printed) is not None
+
+
+def advise_on_timeout(printed: str, environment: Mapping[str, str]) -> str | None:
+    """What to try where NCCL or RCCL waited in vain, on Slingshot; None for all else.
+
+    environment: of the run's container. With the rendezvous protocol libfabric may lose a message:
+    https://docs.cscs.ch/software/communication/nccl (hangs) names three settings.
+    """
+    is_slingshot = any(name.startswith("FI_CXI_") for name in environment)
+    if not is_slingshot or not _COLLECTIVE_TIMEOUT.search(printed):
+        return None
+    if missing := [name for name in _NO_RENDEZVOUS if environment.get(name) != "0"]:
+        words = ", ".join(f'{name} = "0"' for name in missing)
+        return f"a collective timed out: try {words} in the [env] of an EDF of your own"
+    return (
+        "a collective timed out, and the settings of libfabric against hangs are all there: "
+        "`submit --vet` looks for a bad node"
+    )
 
 
 def was_cancelled(printed: str) -> bool:

@@ -41,8 +41,8 @@ def devices(image_name: str | None) -> Iterator[Finding]:
         yield wrong(
             "devices",
             f"{build} sees no GPU",
-            "on Alps NVIDIA_VISIBLE_DEVICES must be set; on LUMI `singularity exec --rocm`; and "
-            "not on a login node",
+            "on Alps NVIDIA_VISIBLE_DEVICES must be set; elsewhere `--nv` may be missing; not on a "
+            "login node",
         )
         return
     for index in range(count):

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from helpers.row_files import read_rows
 from helpers.vllm_runs import run_with_vllm
+from post_training.annotate.config import VllmConfig
+from post_training.annotate.engine import refuse_batch_invariant_on_rocm
+from post_training.core.errors import UsageError
 from post_training.models.load import load_tokenizer
 
 POISONED = "poison in self.endings._decode(prompt.ids)"
@@ -123,3 +126,14 @@ def test_vllm_engine_that_died_is_restarted_and_the_row_that_did_it_named(runs, 
     assert "RuntimeError: the engine died" in json.loads(reject)["problem"]
     healthy = read_rows(runs / "one chunk")
     assert read_rows(runs / "poisoned") == [row for n, row in enumerate(healthy) if n != 2]
+
+
+@pytest.mark.parametrize(("rocm", "is_refused"), [("7.0.51831", True), (None, False)])
+def test_vllm_batch_invariant_is_refused_on_rocm_alone(rocm, is_refused, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", rocm)
+    refuse_batch_invariant_on_rocm(VllmConfig(batch_invariant=False))
+    if not is_refused:
+        refuse_batch_invariant_on_rocm(VllmConfig())
+        return
+    with pytest.raises(UsageError, match=r"vllm.batch_invariant: not known to hold on ROCm\nhint"):
+        refuse_batch_invariant_on_rocm(VllmConfig())

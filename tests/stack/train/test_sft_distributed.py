@@ -1,6 +1,9 @@
 """ZeRO on two ranks: the model of one rank, the same bytes again, and killed and resumed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +119,48 @@ def test_zero_in_mixed_precision_with_lora_saves_the_adapter_of_all_ranks(
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert adapter
     assert all(weights.numel() and float(weights.abs().max()) > 0 for weights in adapter.values())
+
+
+_GROUP = """
+from post_training.train.arguments import join_ranks
+from post_training.train.config import SftConfig
+join_ranks(SftConfig.model_construct(
+    distributed=SftConfig.model_fields["distributed"].annotation(strategy="zero2")))
+import torch.distributed as dist
+from deepspeed.utils import groups
+print("same" if groups._clone_world_group() is dist.group.WORLD else "copy")
+"""
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", "same"), ("0", "copy")])
+def test_zero_takes_the_first_group_of_all_ranks_where_it_is_told(value: str, expected: str):
+    environment = {**os.environ, "POST_TRAINING_ONE_PROCESS_GROUP": value}
+    done = subprocess.run(
+        [sys.executable, "-c", _GROUP], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == expected, done.stderr
+
+
+_RUN = """
+import json, sys
+from pathlib import Path
+from helpers.stage_process import run_sft
+print(run_sft(json.loads(sys.argv[1]), Path(sys.argv[2]), world_size=2))
+"""
+
+
+def test_zero_of_one_group_has_the_bytes_of_two(config: dict[str, Any], tmp_path: Path):
+    settings = json.dumps(changed(config, distributed={"strategy": "zero2"}))
+    hashes = []
+    for value in ("0", "1"):
+        # A process of its own: this one's server of processes has its environment already.
+        environment = {
+            **os.environ,
+            "POST_TRAINING_ONE_PROCESS_GROUP": value,
+            "PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}",
+        }
+        command = [sys.executable, "-c", _RUN, settings, str(tmp_path / value)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[0, 0]", error(tmp_path / value)
+        hashes.append(hash_files(tmp_path / value / "model"))
+    assert hashes[0] == hashes[1]

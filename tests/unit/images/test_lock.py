@@ -21,11 +21,13 @@ from post_training.images.build import build_image, write_context
 from post_training.images.edf import merge_edf
 from post_training.images.lock import (
     TOOLS_LOCK,
+    UV_LOCK,
     lock_recipe,
     loose_requirements,
     unlocked_requirements,
 )
 from post_training.images.recipe import load_recipe, load_settings
+from post_training.images.registry import PYPI
 from post_training.images.selfcheck import (
     load_named,
     locked_versions,
@@ -200,6 +202,26 @@ def test_tools_lock_is_what_pyproject_asks_for_and_all_that_it_needs():
         canonicalize_name(one.name) for one in locked if not one.marker or one.marker.evaluate()
     }
     assert here == needed_by(asked)
+
+
+def test_uv_lock_has_the_versions_and_hashes_of_the_tools_lock():
+    """For `uv sync`; from PyPI by address, whatever index a developer's machine has."""
+    locked = tomllib.loads((REPOSITORY / UV_LOCK).read_text())
+    packages = {one["name"]: one for one in locked["package"]}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    own = packages.pop("post-training")
+    asked = [Requirement(line) for line in project["dependencies"]]
+    asked += [Requirement(line) for line in project["optional-dependencies"]["dev"]]
+    assert {(one["name"], one["specifier"]) for one in own["metadata"]["requires-dist"]} == {
+        (canonicalize_name(one.name), str(one.specifier)) for one in asked
+    }
+    text = (REPOSITORY / TOOLS_LOCK).read_text()
+    versions = {canonicalize_name(name): version for name, version in locked_versions(text).items()}
+    assert {name: one["version"] for name, one in packages.items()} == versions
+    wheels = [wheel for one in packages.values() for wheel in one["wheels"]]
+    assert {wheel["hash"] for wheel in wheels} >= set(re.findall(r"sha256:[0-9a-f]{64}", text))
+    assert all(one["source"] == {"registry": PYPI} for one in packages.values())
+    assert all(wheel["url"].startswith("https://files.pythonhosted.org/") for wheel in wheels)
 
 
 def test_tools_are_the_locked_ones():

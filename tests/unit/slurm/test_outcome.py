@@ -14,6 +14,7 @@ from post_training.slurm.outcome import (
     MARK,
     Step,
     Tally,
+    advise_on_timeout,
     current_tally,
     judge,
     read_tally,
@@ -304,3 +305,38 @@ def test_outcome_next_of_a_chain_begins_unless_the_last_was_cancelled(tmp_path, 
     write_run(tmp_path, attempt)
     assert ask(tmp_path, "--start")[0] == answer
     assert not (tmp_path / "slurm/failures.json").exists()
+
+
+_TIMEOUT = (
+    "[rank3]:[E1129 ProcessGroupNCCL.cpp:632] [Rank 3] Watchdog caught collective operation "
+    "timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600001 milliseconds before timing out.\n"
+)
+_CXI = {"FI_CXI_RX_MATCH_MODE": "software"}
+_NONE_LEFT = {f"FI_CXI_RDZV_{name}": "0" for name in ("GET_MIN", "THRESHOLD", "EAGER_SIZE")}
+
+
+@pytest.mark.parametrize(
+    ("printed", "environment", "advice"),
+    [
+        (_TIMEOUT, _CXI, 'FI_CXI_RDZV_GET_MIN = "0", FI_CXI_RDZV_THRESHOLD = "0", FI_CXI_RDZV_EAG'),
+        (_TIMEOUT, {**_NONE_LEFT, "FI_CXI_RDZV_THRESHOLD": "16384"}, "try FI_CXI_RDZV_THRESHOLD ="),
+        (_TIMEOUT, _NONE_LEFT, "`submit --vet` looks for a bad node"),
+        (_TIMEOUT, {"NCCL_NET": "IB"}, None),
+        ("srun: error: nid002: task 5: Killed\n", _CXI, None),
+    ],
+)
+def test_advise_on_a_timeout_names_the_settings_that_are_missing(printed, environment, advice):
+    found = advise_on_timeout(printed, environment)
+    assert advice in found if advice else found is None
+
+
+def test_outcome_of_a_timed_out_collective_gives_the_advice(tmp_path):
+    (tmp_path / "slurm.out").write_text("attempt 1 of job 7, on n[1-2]\n" + _TIMEOUT)
+    command = [
+        sys.executable, "-m", "post_training.slurm.outcome", str(tmp_path), "3",
+        "--exit-code", "134", "--log", str(tmp_path / "slurm.out"),
+    ]  # fmt: skip
+    (tmp_path / "slurm").mkdir()
+    done = subprocess.run(command, env={**os.environ, **_CXI}, capture_output=True, text=True)
+    assert done.stdout == "post-training-outcome: again\n"
+    assert 'hint: a collective timed out: try FI_CXI_RDZV_GET_MIN = "0"' in done.stderr
