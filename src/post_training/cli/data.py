@@ -99,6 +99,25 @@ def data_fetch(
     inspect.fetch_dataset(hub, revision, subset, split, hub_dir)
 
 
+@data_app.command("kinds")
+def data_kinds(as_json: Json = False) -> None:
+    """Public datasets by their kind: what to write in a dataset's settings, and what becomes."""
+    from post_training.data.public.kinds import KINDS
+
+    if as_json:
+        import json
+
+        names = ("datasets", "settings", "becomes")
+        print(
+            json.dumps({k: {n: getattr(v, n) for n in names} for k, v in KINDS.items()}, indent=2)
+        )
+        return
+    for name, kind in KINDS.items():
+        print(f"{name} ({kind.datasets})")
+        print(f"    settings: {kind.settings or 'none needed'}")
+        print(f"    trained: {kind.becomes}")
+
+
 def _check_source(config: Path | None, indexed: Path | None) -> None:
     from post_training.core.errors import UsageError
 

@@ -51,6 +51,11 @@ class MessageFields(Config):
         description="Field with the weight of the message in the loss. By default the usual names "
         "(weight, train and others) are recognised.",
     )
+    parts_joined_by: Annotated[str | None, ADDED_LATER] = Field(
+        None,
+        description="What to put between several texts of one content (a list of parts): nothing "
+        '(""), as most templates do, or a line break, as vLLM. By default such rows are bad.',
+    )
 
 
 class DatasetConfig(Config):
@@ -109,8 +114,8 @@ class DatasetConfig(Config):
     )
     transform: str | None = Field(
         None,
-        description="Name of a function, registered in a file of `transforms`, that each row goes "
-        "through first.",
+        description="Name of a function that each row goes through first: registered in a file of "
+        "`transforms`, or built in for public datasets (`post-training data kinds` lists them).",
     )
     subsample_factor: PositiveFloat | PositiveInt | None = Field(
         None,

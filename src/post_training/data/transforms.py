@@ -10,15 +10,20 @@
 A function gets the row's JSON object and returns one, a list of them, or None: leave it out. The
 file's content is part of the recipe, so it can't import files beside it. It is executed anew in
 every process in which its functions are called; ours are not among them (function_process.py).
+
+Those of public datasets are built in (public/kinds.py), and called in our own process. A name that
+a file of the user's registers is the user's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from post_training.data.function_process import FunctionFiles, WrongResult
+from post_training.data.public.kinds import BUILT_IN_TRANSFORMS
 from post_training.data.rows import BadRow
-from post_training.data.user_functions import find_function
+from post_training.data.user_functions import find_function, registered_names
 
 if TYPE_CHECKING:
     from post_training.data.config import FunctionLimits
@@ -47,19 +52,33 @@ def call(function: Function, row: Object, started: Callable[[], None]) -> list[O
 
 
 def find_transform(name: str, paths: Sequence[Path], limits: "FunctionLimits") -> Transform:
-    """The function registered as `name` in one of the files.
+    """The function registered as `name` in one of the files, else the built-in one.
 
     Errors: UsageError as of find_function; of a call, PostTrainingError where the function returns
     no row, or doesn't return.
     """
-    function = find_function(FILES, name, paths, limits)
+    if name in BUILT_IN_TRANSFORMS and name not in registered_names(FILES, paths, limits):
+        return partial(_call_built_in, name)
+    function = find_function(FILES, name, paths, limits, tuple(BUILT_IN_TRANSFORMS))
 
     def transform(
         rows: Sequence[Object], where: Callable[[int], str]
     ) -> Iterator[list[Object] | BadRow]:
         for result in function(rows, where):
-            if isinstance(result, BadRow):
-                result = BadRow("transform", f"transform {name}: {result.problem}")
-            yield result
+            yield _named(name, result) if isinstance(result, BadRow) else result
 
     return transform
+
+
+def _call_built_in(
+    name: str, rows: Sequence[Object], _: Callable[[int], str]
+) -> Iterator[list[Object] | BadRow]:
+    for row in rows:
+        try:
+            yield BUILT_IN_TRANSFORMS[name](row)
+        except BadRow as bad:
+            yield _named(name, bad)
+
+
+def _named(name: str, bad: BadRow) -> BadRow:
+    return BadRow("transform", f"transform {name}: {bad.problem}", bad.hint)

@@ -21,18 +21,26 @@ UserFunction = Callable[[Sequence[Any], Callable[[int], str]], Iterator[Any]]
 
 
 def find_function(
-    files: FunctionFiles, name: str, paths: Sequence[Path], limits: "FunctionLimits"
+    files: FunctionFiles,
+    name: str,
+    paths: Sequence[Path],
+    limits: "FunctionLimits",
+    built_in: Sequence[str] = (),
 ) -> UserFunction:
-    """The function registered as `name` in one of the files.
+    """The function registered as `name` in one of the files. built_in: names known without files,
+    for the error.
 
     Errors: UsageError when there is none; or a file fails or registers nothing, or two have it.
     """
-    found = _process_of(files, paths, limits).functions if paths else {}
+    found = registered_names(files, paths, limits)
     if name not in found:
         from post_training.config.faults import nearest
 
         known = f"known: {', '.join(found)}" if found else f"{files.setting} names no file"
-        problem = f"{files.key}: unknown name {name!r}{nearest(name, list(found))}; {known}"
+        if built_in:
+            known = f"{known}; built in: {', '.join(built_in)}"
+        near = nearest(name, [*found, *built_in])
+        problem = f"{files.key}: unknown name {name!r}{near}; {known}"
         raise UsageError(problem)
 
     def call(arguments: Sequence[Any], where: Callable[[int], str]) -> Iterator[Any]:
@@ -40,6 +48,13 @@ def find_function(
         yield from _process_of(files, paths, limits).call(name, arguments, where)
 
     return call
+
+
+def registered_names(
+    files: FunctionFiles, paths: Sequence[Path], limits: "FunctionLimits"
+) -> list[str]:
+    """Of the functions in the files. Errors: UsageError where a file fails or registers nothing."""
+    return list(_process_of(files, paths, limits).functions) if paths else []
 
 
 @atexit.register

@@ -8,6 +8,7 @@ import pytest
 from helpers.worker_functions import twice
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.config import FunctionLimits
+from post_training.data.public.kinds import BUILT_IN_TRANSFORMS
 from post_training.data.rows import BadRow
 from post_training.data.transforms import find_transform
 from post_training.data.workers import ordered_map
@@ -102,7 +103,8 @@ def test_transform_with_an_unknown_name_is_refused_with_the_nearest(write: Write
     with pytest.raises(UsageError) as error:
         apply("shrot", write(SHORT))
     assert error.value.problem == (
-        "transform: unknown name 'shrot', did you mean 'short'?; known: short, twice"
+        "transform: unknown name 'shrot', did you mean 'short'?; known: short, twice; "
+        f"built in: {', '.join(BUILT_IN_TRANSFORMS)}"
     )
     with pytest.raises(UsageError, match=r"data.transforms names no file"):
         find_transform("short", [], FunctionLimits())

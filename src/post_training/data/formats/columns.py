@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from post_training.data.config import FORMATS
-from post_training.data.formats.messages import Entry, MessageNames, read_messages
+from post_training.data.formats.messages import (
+    ROLES,
+    Entry,
+    MessageNames,
+    is_structured,
+    read_messages,
+)
 from post_training.data.formats.tools import Tools, read_tools
 from post_training.data.formats.unread import (
     FIGURES_OF_A_BRANCH,
@@ -197,10 +203,16 @@ class Format:
                 self._count([(path, key)], filled, OF_A_MESSAGE)
                 if name == "tool_calls":
                     self._count(unread_below(value, OF_A_CALL, path, key), filled, frozenset())
+            elif self._is_output(message) and is_structured(value):
+                continue  # all of it is read
             elif isinstance(value, dict):
                 self._count(unread_below(value, OF_A_CONTENT, path, key), filled, OF_A_MESSAGE)
             elif _are_texts(value):  # others are refused when they are read
                 self._count(unread_below(value, OF_TEXT_PARTS, path, key), filled, OF_A_MESSAGE)
+
+    def _is_output(self, message: dict[str, Any]) -> bool:
+        given = message.get(self.messages.role)
+        return isinstance(given, str) and (self.messages.roles | ROLES).get(given) == "tool"
 
     def _check_swissai(
         self, row: dict[str, Any], filled: Counter[str], refused: frozenset[str]
@@ -295,6 +307,8 @@ def read_system(value: dict[str, Any], found: Format, entries: list[Entry]) -> l
     if column is None or value.get(column) is None or not text(value[column], column).strip():
         return []
     if entries and entries[0].messages[0].role == "system":
+        if entries[0].messages[0].content.strip() == value[column].strip():
+            return []  # said twice
         raise BadRow("roles", f"{column}: the messages have a system message of their own")
     return [Entry(column, (Message("system", value[column]),))]
 

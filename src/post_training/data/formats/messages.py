@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from post_training.data.formats.parts import declared_tools, read_blocks, text_of_parts
-from post_training.data.formats.tools import Tools, read_call, read_calls
+from post_training.data.formats.tools import Tools, output_text, read_call, read_calls
 from post_training.data.formats.unread import CALLS, FLAGS, THOUGHTS, WEIGHTS
 from post_training.data.formats.values import (
     filled_text,
@@ -42,13 +42,15 @@ class MessageNames:
     """What a message's fields are called.
 
     weight: None for the usual names (WEIGHTS and FLAGS of unread.py). roles: {the file's: ours},
-    those that the settings name. ignored: fields that are not to be read.
+    those that the settings name. parts_joined_by: what stands between several texts of one content;
+    None where they are refused. ignored: fields that are not to be read.
     """
 
     role: str = "role"
     content: str = "content"
     weight: str | None = None
     roles: dict[str, Role] = field(default_factory=dict)
+    parts_joined_by: str | None = None
     ignored: frozenset[str] = field(default=frozenset(), compare=False)
 
     def reads(self, name: str) -> str | None:
@@ -101,6 +103,9 @@ def read_messages(
             entries.append(Entry(place, _weighed(messages, item, place, names)))
             continue
         role = read_role(given, f"{place}.{names.role}", names)
+        if role == "tool" and is_structured(content):
+            content = output_text(content, content_key)
+            item = {**item, names.content: content}
         if isinstance(content, dict):
             if twice := [name for name in (*THOUGHTS, *CALLS) if says_something(item.get(name))]:
                 raise BadRow("columns", f"{place}.{twice[0]}: the content has parts of its own")
@@ -110,12 +115,28 @@ def read_messages(
             messages = read_blocks(role, content, content_key, tools or declared)
         else:
             if isinstance(content, list):
-                item = {**item, names.content: text_of_parts(content, content_key)}
+                item = {
+                    **item,
+                    names.content: text_of_parts(content, content_key, names.parts_joined_by),
+                }
             messages = (_message(item, role, place, names, tools or declared),)
         # An empty system message says no more than none, and not every template can write one.
         if role not in ("system", "developer") or messages[0].content.strip():
             entries.append(Entry(place, _weighed(messages, item, place, names)))
+    if len(entries) > 1 and entries[1].messages[0].role == "system" and _is_twice(entries[:2]):
+        del entries[1]
     return entries, declared
+
+
+def _is_twice(entries: list[Entry]) -> bool:
+    return entries[0].messages == entries[1].messages
+
+
+def is_structured(content: Any) -> bool:
+    """Whether a tool's output is a JSON value of its own: no text, and no list of parts."""
+    if isinstance(content, list):
+        return not all(isinstance(part, dict) and "type" in part for part in content)
+    return isinstance(content, dict | int | float)
 
 
 def read_role(value: Any, key: str, names: MessageNames) -> Role:
@@ -169,9 +190,9 @@ def _hint_of_calls_as_text(entries: list[Entry]) -> str | None:
     for _, messages in entries:
         if messages[0].role == "assistant" and "<tool_call>" in messages[0].content:
             return (
-                "the calls are written in the text: train them as they stand, with the outputs as "
-                "the user's turns (in the dataset's settings: roles: {tool: user}), or turn them "
-                "into tool_calls by a transform"
+                "the calls are written in the text: read Hermes' writing as calls (in the "
+                "dataset's settings: transform: hermes), or train it as it stands, with the "
+                "outputs as the user's turns (roles: {tool: user})"
             )
     return None
 

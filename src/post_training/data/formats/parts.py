@@ -69,11 +69,12 @@ def require_one_text(texts: list[str], key: str) -> str:
     return filled_text(texts[0], key)
 
 
-def text_of_parts(content: list[Any], key: str) -> str | None:
+def text_of_parts(content: list[Any], key: str, joined_by: str | None) -> str | None:
     """The text of a content in parts, as OpenAI's API takes it; None for no part.
 
-    Several texts are not joined: templates that take parts join them by nothing, vLLM by a line
-    break. Errors: BadRow for them, and for parts that are no text.
+    joined_by: what the settings put between several texts. They are not joined without it:
+    templates that take parts join them by nothing, vLLM by a line break.
+    Errors: BadRow for them, and for parts that are no text.
     """
     texts = []
     for index, given in enumerate(content):
@@ -87,13 +88,14 @@ def text_of_parts(content: list[Any], key: str) -> str | None:
                 "by a transform or by on_error: skip",
             )
         texts.append(text(part.get("text"), f"{place}.text"))
-    if len(texts) > 1:
+    if len(texts) > 1 and joined_by is None:
         raise BadRow(
             "columns",
             f"{key}: {len(texts)} parts of text, and servers differ in what they put between them",
-            "join them by a transform, as the model's server does",
+            "join them as the model's server does, in the dataset's settings: message_fields: "
+            '{parts_joined_by: ""}, or "\\n" as vLLM',
         )
-    return texts[0] if texts else None
+    return (joined_by or "").join(texts) if texts else None
 
 
 def declared_tools(content: dict[str, Any], key: str) -> Tools:

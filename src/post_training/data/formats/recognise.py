@@ -220,7 +220,8 @@ def _by_columns(
     raise UsageError(
         f"{problem}; known: {known}",
         where=where,
-        hint=f"map them in the dataset's settings: columns: {_mapping(example)}",
+        hint=f"map them in the dataset's settings: columns: {_mapping(example)}; "
+        "`post-training data kinds` has the settings of public datasets",
     )
 
 
@@ -271,7 +272,8 @@ def _message_names(
         )
     role, content = next(iter(fitting or choices))
     ignored = frozenset(name.partition("[].")[2] for name in dataset.ignore if "[]." in name)
-    return MessageNames(role, content, fields.weight, dict(dataset.roles), ignored)
+    roles = dict(dataset.roles)
+    return MessageNames(role, content, fields.weight, roles, fields.parts_joined_by, ignored)
 
 
 def _mapping(columns: dict[str, str]) -> str:

@@ -28,6 +28,7 @@ Tools = tuple[str, ...]
 _VALUES = ("default", "const", "enum", "example", "examples")
 _BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _AS_TEXT = "keep tools and arguments as JSON text, where a null stays apart from Arrow's padding"
+_TEXT = "keep outputs as JSON text, where a null stays apart from Arrow's padding"
 
 
 def read_tools(value: Any, key: str) -> Tools:
@@ -96,6 +97,13 @@ def arguments_text(value: Any, key: str, name: str, tools: Tools) -> str:
         return value
     if _has_null(value):
         value = _without_padding(value, _parameters(name, tools), key)
+    return json_text(value, key)
+
+
+def output_text(value: Any, key: str) -> str:
+    """The JSON text of a tool's output that is no text. A null may be Arrow's padding, or meant."""
+    if _has_null(value):
+        raise BadRow("tool-call", f"{key}: holds a null, which the tool may not have given", _TEXT)
     return json_text(value, key)
 
 

@@ -134,7 +134,10 @@ def hint_of_column(name: str, columns: str | None) -> str:
     if columns is not None:
         how = f"say that it is to be read in the dataset's settings: columns: {columns}"
     elif name == "label":
-        how = "rows with a label are no examples to follow: choose the good ones by a transform"
+        how = "rows with a label are no examples to follow: read the good ones alone (transform: "
+        how += "kto, for true or false), or choose them by a transform of your own"
+    elif name == "chat_template_kwargs":
+        how = "read what they say by a transform (smoltalk2, or one of your own)"
     else:
         how = "move it by a transform to where it is read"
     return f"{how}; or leave it out on purpose: ignore: [{name}]"

@@ -49,6 +49,11 @@ def object_of(value: Any, key: str) -> dict[str, Any]:
     return value
 
 
+def without(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A copy without these fields."""
+    return {name: each for name, each in value.items() if name not in names}
+
+
 def is_number(value: Any) -> bool:
     """Finite, of a size that a float holds, and no boolean."""
     if not isinstance(value, int | float) or isinstance(value, bool):

@@ -89,7 +89,11 @@ def verdict(row: dict[str, Any], first: dict[str, Any] | None = None) -> BadRow:
             "roles",
             "messages[1]: a system message stands first, and once",
         ),
-        ({"messages": [SYSTEM, SYSTEM, USER, ASSISTANT]}, "roles", "messages[1]: a system messa"),
+        (
+            {"messages": [SYSTEM, {**SYSTEM, "content": "be long"}, USER, ASSISTANT]},
+            "roles",
+            "messages[1]: a system message stands first, and once",
+        ),
         ({"messages": [SYSTEM, USER, ASSISTANT], "system": "x"}, "roles", "system: the messages h"),
         (
             {"messages": [USER, OUTPUT, ASSISTANT]},

@@ -255,7 +255,39 @@ def test_content_with_a_part_that_is_no_text_is_refused_by_its_type(
 def test_content_of_several_texts_is_refused_as_nothing_says_how_to_join_them():
     bad = problem_of({"messages": [{**USER, "content": parts_of("a", "b")}, ANSWER]})
     assert bad.problem.startswith("messages[0].content: 2 parts of text, and servers differ")
-    assert "join them by a transform" in str(bad.hint)
+    assert "parts_joined_by" in str(bad.hint)
+
+
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_content_of_several_texts_is_joined_as_the_settings_say(between: str):
+    row = {"messages": [{**USER, "content": parts_of("a", "b")}, ANSWER]}
+    read = conversation_of(row, message_fields={"parts_joined_by": between})
+    assert read.messages[0].content == f"a{between}b"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [({"mm": 3, "context": "hill"}, '{"mm": 3, "context": "hill"}'), ([1, 2], "[1, 2]"), (3, "3")],
+)
+def test_output_that_is_a_json_value_is_its_text(given: Any, text: str):
+    messages = [USER, calling(RAIN), output(given, "call_rain"), ANSWER]
+    assert outputs_of(*messages[1:3]) == [(text, "call_rain")]
+    check_columns({"messages": messages})
+
+
+def test_output_with_a_null_is_refused_as_arrow_may_have_filled_it():
+    bad = problem_of({"messages": [USER, calling(RAIN), output({"mm": None}), ANSWER]})
+    assert bad.problem.startswith("messages[2].content: holds a null")
+    assert "as JSON text" in str(bad.hint)
+
+
+def test_system_message_that_is_said_twice_is_one():
+    system = {"role": "system", "content": "be brief"}
+    once = conversation_of({"messages": [system, USER, ANSWER]})
+    assert conversation_of({"messages": [system, system, USER, ANSWER]}) == once
+    assert conversation_of({"messages": [system, USER, ANSWER], "system": "be brief "}) == once
+    other = {"messages": [system, {**system, "content": "be long"}, USER, ANSWER]}
+    assert problem_of(other).problem == "messages[1]: a system message stands first, and once"
 
 
 def test_content_part_fields_that_nothing_reads_are_counted_or_refused():

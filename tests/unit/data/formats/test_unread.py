@@ -151,7 +151,7 @@ def test_named_columns_do_not_hide_others_that_change_the_row():
 def test_label_of_an_answer_is_never_trained_in_silence(label: Any):
     problem, hint = refusal({"prompt": "Name a lake.", "completion": "Buzz off.", "label": label})
     assert problem.startswith("column label is not read")
-    assert "choose the good ones by a transform" in hint
+    assert "transform: kto" in hint
 
 
 def test_settings_of_a_template_in_the_row_are_refused_where_they_say_something():
