@@ -63,11 +63,9 @@ def abilities() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"gpu": None, "attention": "sdpa", "liger": False}
-    packages = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
-    found = [name for name, package in packages.items() if find_spec(package)]
     return {
         "gpu": torch.cuda.get_device_name(),
-        "attention": found[0] if found else "sdpa",
+        "attention": "flash_attention_2" if find_spec("flash_attn") else "varlen",
         "liger": find_spec("liger_kernel") is not None,
     }
 

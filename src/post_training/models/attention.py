@@ -4,7 +4,7 @@ A packed row tells its sequences apart by position ids that start again, without
 and flex_attention then mask what lies across (transformers' masking_utils). Flash attention has no
 mask: it is given the sequences' bounds, which transformers finds in a batch of one row only
 (modeling_flash_attention_utils, `_is_packed_sequence`); in a larger one it would let sequences see
-each other and say nothing.
+each other and say nothing. varlen has no mask either, and finds the bounds in any batch.
 """
 
 from importlib.util import find_spec
@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.models.varlen import VARLEN, check_varlen
 
 _KEY = "model.attn_implementation"
-_FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-# Without dropout of attention weights: transformers stops at the first step, or leaves it out.
-_WITHOUT_DROPOUT = ("flash_attention_3", "flex_attention")
+_FLASH, _FLASH_PACKAGE = "flash_attention_2", "flash_attn"
+# Without dropout of attention weights: they stop at the first step, or leave it out.
+_WITHOUT_DROPOUT = (VARLEN, "flex_attention")
 # tests/stack/train/test_requirements.py tries each of them.
 KEEP_PACKED_APART = (
     "apertus",
@@ -47,22 +48,25 @@ def check_attention(
     Errors: UsageError where it can't.
     """
     has_gpu = torch.cuda.is_available()
-    if implementation in (*_FLASH_PACKAGES, "flex_attention") and not has_gpu:
+    if implementation in (_FLASH, "flex_attention") and not has_gpu:
         raise UsageError(
             f"{implementation} trains on GPUs only, and there is none here",
             where=_KEY,
-            hint="sdpa and eager run everywhere",
+            hint="sdpa, eager and varlen run everywhere",
         )
-    if implementation not in _FLASH_PACKAGES:
-        return
-    if find_spec(_FLASH_PACKAGES[implementation]) is None:
-        package = _FLASH_PACKAGES[implementation]
-        raise UsageError(f"{implementation} needs {package}, which is not installed", where=_KEY)
-    if not computes_in_16_bits:
+    if implementation in (_FLASH, VARLEN) and has_gpu and not computes_in_16_bits:
         raise UsageError(
             f"{implementation} computes in 16 bits only",
             where=_KEY,
             hint="set training.mixed_precision: bf16, or model.dtype: bfloat16",
+        )
+    if implementation != _FLASH:
+        return
+    if find_spec(_FLASH_PACKAGE) is None:
+        raise UsageError(
+            f"{implementation} needs {_FLASH_PACKAGE}, which is not installed",
+            where=_KEY,
+            hint=f"{VARLEN} has FlashAttention's kernels inside, and needs no package",
         )
     if packed and not rows_in_one:
         raise UsageError(
@@ -72,8 +76,11 @@ def check_attention(
         )
 
 
-def check_dropout(model: PreTrainedModel, implementation: str) -> None:
-    """Errors: UsageError when the model has a dropout that would be left out."""
+def check_left_out(model: PreTrainedModel, implementation: str) -> None:
+    """Errors: UsageError when the model has a dropout that would be left out; PostTrainingError
+    when it has something else that `varlen` has not."""
+    if implementation == VARLEN:
+        check_varlen(model)
     dropout = getattr(model.config, "attention_dropout", 0.0)
     if dropout and implementation in _WITHOUT_DROPOUT:
         raise UsageError(

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from post_training.config.model import Config, Role
 
-Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+TrainingAttention = Literal["sdpa", "eager", "varlen", "flash_attention_2", "flex_attention"]
 
 
 class ModelConfig(Config):
@@ -19,7 +20,7 @@ class ModelConfig(Config):
     attn_implementation: Annotated[Attention, Role.TOPOLOGY] = Field(
         "sdpa",
         description="How attention is computed. sdpa and eager work everywhere; the others need a "
-        "GPU, and the flash ones 16 bits and their package.",
+        "GPU, and flash_attention_2 also 16 bits and the package flash-attn.",
     )
     # The optimizer's averages have the dtype of the weights. bfloat16 has 8 bits of precision, and
     # an average with a decay of 0.999 moves by less than the last of them.
@@ -28,4 +29,16 @@ class ModelConfig(Config):
         description="dtype of the weights. For training, float32 with training.mixed_precision: "
         "bf16 is safe; in bfloat16 slow averages of the optimizer stand still. ZeRO keeps float32 "
         "copies in any case.",
+    )
+
+
+class TrainedModelConfig(ModelConfig):
+    """A model that is trained. It can have an attention that takes whole rows only."""
+
+    attn_implementation: Annotated[TrainingAttention, Role.TOPOLOGY] = Field(
+        "sdpa",
+        description="How attention is computed. sdpa and eager work everywhere. varlen too: it "
+        "computes each sequence of a packed row by itself, on GPUs by PyTorch's own "
+        "FlashAttention, in 16 bits. flex_attention needs a GPU, and flash_attention_2 also 16 "
+        "bits and the package flash-attn.",
     )

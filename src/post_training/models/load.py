@@ -27,8 +27,9 @@ from transformers.distributed import DistributedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
-from post_training.models.attention import check_dropout
+from post_training.models.attention import check_left_out
 from post_training.models.left_out import INDEX, note_left_out
+from post_training.models.varlen import register_varlen
 from post_training.records.run_record import RECORD_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -105,7 +106,7 @@ def load_model(
     spread = _spread(path, tensor_parallel_size, whole)
     model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
     _check_generation(path, model)
-    check_dropout(model, attn_implementation)
+    check_left_out(model, attn_implementation)
     return model
 
 
@@ -156,7 +157,7 @@ def load_untrained_reward_model(
         num_labels=1,
         pad_token_id=pad_token_id,
     )
-    check_dropout(model, attn_implementation)
+    check_left_out(model, attn_implementation)
     return model
 
 
@@ -220,6 +221,7 @@ def _load(
     """may_lack: names of weights. settings: of config.json, in place of its own."""
     read_model_settings(path)
     _check_index(path)
+    register_varlen()
     with _explain_errors(path, "the model can't be loaded"):
         model, info = auto_class.from_pretrained(
             path,

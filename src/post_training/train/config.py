@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from post_training.config.model import Config, Role, not_default
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
-from post_training.models.config import ModelConfig
+from post_training.models.config import TrainedModelConfig
 from post_training.stages.config import StageConfig
 from post_training.train.training_config import (
     CheckpointingConfig,
@@ -32,7 +32,7 @@ class TrainingStageConfig(StageConfig):
     version: ClassVar[int] = 2
     continues: ClassVar[bool] = True
 
-    model: ModelConfig = Field(description="The model to train.")
+    model: TrainedModelConfig = Field(description="The model to train.")
     lora: LoraConfig | None = Field(
         None,
         description="Train a low-rank addition (LoRA): RUN/adapter has it alone, RUN/model the "

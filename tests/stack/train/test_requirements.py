@@ -16,7 +16,7 @@ from helpers.stage_process import run_sft
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.attention import (
     KEEP_PACKED_APART,
-    check_dropout,
+    check_left_out,
     check_packing,
     seen_across,
 )
@@ -35,10 +35,6 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is her
         (
             {"model.attn_implementation": "flash_attention_2"},
             "model.attn_implementation: flash_attention_2 trains on GPUs only, and there is none",
-        ),
-        (
-            {"model.attn_implementation": "flash_attention_3"},
-            "model.attn_implementation: flash_attention_3 trains on GPUs only, and there is none",
         ),
         (
             {"model.attn_implementation": "flex_attention"},
@@ -258,20 +254,20 @@ def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, t
         LogprobScorer(made, max_batch_tokens=64, prompts_per_batch=1)
 
 
-@pytest.mark.parametrize(("implementation", "refused"), [("flash_attention_3", True),
+@pytest.mark.parametrize(("implementation", "refused"), [("varlen", True),
                                                          ("flex_attention", True),
                                                          ("flash_attention_2", False),
                                                          ("sdpa", False)])  # fmt: skip
 def test_dropout_that_an_implementation_would_leave_out_is_refused(
     implementation: str, refused: bool
 ):
-    check_dropout(tiny("llama"), implementation)
+    check_left_out(tiny("llama"), implementation)
     model = tiny("llama", attention_dropout=0.1)
     if not refused:
-        check_dropout(model, implementation)
+        check_left_out(model, implementation)
         return
     with pytest.raises(UsageError, match=f"{implementation} has no attention_dropout.* is 0.1"):
-        check_dropout(model, implementation)
+        check_left_out(model, implementation)
 
 
 def test_packed_rows_are_trained_under_zero3_as_under_ddp(
