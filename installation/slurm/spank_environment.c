@@ -1,6 +1,7 @@
 /*
  * --environment=EDF for srun, sbatch and salloc: tasks run inside the image that an Environment
- * Definition File names. What an EDF means is the runner's business alone:
+ * Definition File names. --edf=EDF is the same: so Alps' engine of today and its successor call it.
+ * What an EDF means is the runner's business alone:
  *
  *   where the user types  RUNNER edf resolve EDF prints the file's absolute path, or what is wrong
  *   on the way            EDF_VARIABLE carries that path in the job's environment
@@ -28,12 +29,16 @@
 
 SPANK_PLUGIN(environment, 1)
 
-static char *requested; /* what was typed after --environment=; NULL without */
+/* How the options are called, by their val. */
+static const char *const option_names[] = {"environment", "edf"};
+static char *requested; /* what was typed after --environment= or --edf=; NULL without */
+static int requested_by;
 
 /* Ends the process instead of returning an error: Slurm ignores the errors of a plugin listed as
  * `optional`, and the task would run on the host. Called in srun, sbatch and salloc (srun's
  * shepherd process gives back what was allocated), and in a task before its command starts. */
-#define refuse(...) (slurm_error("--environment: " __VA_ARGS__), _exit(1))
+#define refuse(format, ...) \
+    (slurm_error("--%s: " format, option_names[requested_by], ##__VA_ARGS__), _exit(1))
 
 static const char *setting(const char *name, int ac, char **av)
 {
@@ -49,18 +54,32 @@ static const char *setting(const char *name, int ac, char **av)
 static int on_option(int val, const char *argument, int remote)
 {
     if (!remote) {
+        if (requested && requested_by != val && strcmp(requested, argument))
+            refuse("--%s names another EDF: give one of the two", option_names[val]);
         free(requested);
         requested = strdup(argument);
+        requested_by = val;
     }
     return 0;
 }
 
-static struct spank_option environment_option = {
-    .name = "environment",
-    .arginfo = "EDF",
-    .usage = "run inside the image of this environment: path/to/it.toml, or a name in EDF_PATH",
-    .has_arg = 1,
-    .cb = on_option,
+static struct spank_option options[] = {
+    {
+        .name = "environment",
+        .arginfo = "EDF",
+        .usage = "run inside the image of this environment: path/to/it.toml, or a name in EDF_PATH",
+        .has_arg = 1,
+        .val = 0,
+        .cb = on_option,
+    },
+    {
+        .name = "edf",
+        .arginfo = "EDF",
+        .usage = "the same as --environment",
+        .has_arg = 1,
+        .val = 1,
+        .cb = on_option,
+    },
 };
 
 int slurm_spank_init(spank_t spank, int ac, char **av)
@@ -69,7 +88,10 @@ int slurm_spank_init(spank_t spank, int ac, char **av)
 
     if (context != S_CTX_LOCAL && context != S_CTX_ALLOCATOR && context != S_CTX_REMOTE)
         return 0; /* slurmd itself and prologs have no options */
-    return spank_option_register(spank, &environment_option);
+    for (int i = 0; i < 2; i++)
+        if (spank_option_register(spank, &options[i]))
+            return -1;
+    return 0;
 }
 
 /* Puts what RUNNER edf resolve NAME prints into path; its messages go straight to the user. */
@@ -106,7 +128,7 @@ static void resolve(const char *runner, const char *name, char *path, size_t siz
 
 int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
 {
-    char path[4096]; /* PATH_MAX */
+    char path[4096], name[64]; /* PATH_MAX */
 
     if (!requested || spank_context() == S_CTX_REMOTE)
         return 0;
@@ -114,8 +136,9 @@ int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
     setenv(EDF_VARIABLE, path, 1);
     /* Slurm hands salloc's and sbatch's option down to the srun inside, by this name and as it was
      * typed: a relative path would be looked up again, from wherever that srun is called. */
+    snprintf(name, sizeof name, "_SLURM_SPANK_OPTION_environment_%s", option_names[requested_by]);
     if (spank_context() == S_CTX_ALLOCATOR)
-        spank_job_control_setenv(spank, "_SLURM_SPANK_OPTION_environment_environment", path, 1);
+        spank_job_control_setenv(spank, name, path, 1);
     return 0;
 }
 

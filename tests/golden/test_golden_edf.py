@@ -6,6 +6,7 @@ import pytest
 
 from post_training.images.render import RENDERED_NAME, render_edf
 from post_training.images.store import ImageStore
+from post_training.slurm.environment import image_of
 from post_training.slurm.singularity import render_script
 from post_training.slurm.site import load_site
 
@@ -17,6 +18,7 @@ RECORD = {
     "oci_digest": "sha256:" + "2" * 64,
     "sqsh_sha256": "3" * 64,
     "sif_sha256": "6" * 64,
+    "registries": {"ghcr.io/me/post-training": "sha256:" + "7" * 64},
 }
 STORE = ImageStore(Path("/store"))
 SITES = sorted(p.stem for p in (REPOSITORY / "edf").glob("*.toml") if p.name != RENDERED_NAME)
@@ -24,8 +26,7 @@ SITES = sorted(p.stem for p in (REPOSITORY / "edf").glob("*.toml") if p.name != 
 
 @pytest.mark.parametrize("site", SITES)
 def test_render_edf_of_site_is_the_golden_file(site, golden):
-    is_sif = load_site(site, {}).launcher.kind == "singularity"
-    image = STORE.sif_path(RECORD["sif_sha256"]) if is_sif else None
+    image = image_of(RECORD, STORE, load_site(site, {}).launcher)
     text = render_edf(REPOSITORY / "edf" / f"{site}.toml", RECORD, STORE, image)
     golden(f"edf/{site}.toml", text)
 

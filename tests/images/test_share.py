@@ -3,54 +3,25 @@
 import base64
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from helpers.registry import PASSWORD, USER, serving
+from helpers.small_images import COMMIT, make_image
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.hashing import sha256_text
 from post_training.core.process import run_tool
 from post_training.images import builder
-from post_training.images.build import BuiltImage, image_tag
 from post_training.images.identity import seal
 from post_training.images.push import pack_sqsh
-from post_training.images.recipe import SOURCE_DATE_EPOCH
-from post_training.images.share import Reference, parse_reference, pull_image, push_image
+from post_training.images.reference import Reference, parse_reference
+from post_training.images.share import pull_image, push_image
 from post_training.images.store import ImageStore
 from post_training.reproduce.plan import Options
 from post_training.reproduce.verdict import fetch_image
 
 pytestmark = [pytest.mark.image, pytest.mark.usefixtures("storage")]
-COMMIT = {"commit": "c" * 40, "dirty": False}
 # Of PASSWORD, by bcrypt.
 PASSWORD_HASH = "$2y$05$UfneqUeHNULjkgTEV9ZwqewXXXZWoHIpIZwT7SKLgL6bgSJs2FTTe"
-
-
-def make_image(folder: Path, word: str, *, is_ours: bool = True) -> BuiltImage:
-    """Build an image whose files hold `word`."""
-    identity = {
-        "name": "cpu", "version": "1.2.3", "input_hash": sha256_text(word), "base": "locked",
-        "base_sha256": "4" * 64, "lock_sha256": {"requirements.lock": "5" * 64},
-        "platform": "linux/amd64",
-    }  # fmt: skip
-    folder.mkdir()
-    files = {"word": word, "var/lib/dpkg/status": "Package: libc6\nVersion: 2.36\n"}
-    if is_ours:
-        files["etc/post-training/image.json"] = json.dumps(identity)
-    for name, text in files.items():
-        (folder / "root" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "root" / name).write_text(text)
-    (folder / "Dockerfile").write_text(
-        "FROM scratch\nCOPY root /\nENV WORD=one\nLABEL org.test=a\n"
-    )
-    tag = image_tag(identity)
-    builder.build(
-        ["--network=none", "--format=oci", "--identity-label=false",
-         f"--timestamp={SOURCE_DATE_EPOCH}", "--platform=linux/amd64", f"--tag={tag}", folder]
-    )  # fmt: skip
-    stored = builder.stored_image(tag)
-    return BuiltImage(tag, stored.oci_digest, identity, stored.labels, stored.environment)
 
 
 def forget_images() -> None:

@@ -32,6 +32,22 @@ def test_srun_command_goes_through_the_runner(cluster: Cluster) -> None:
     assert cluster.calls("run") == [["edf", "run", edf, "--", "sh", "-c", "echo $INSIDE"]]
 
 
+def test_srun_edf_is_the_same_option_by_another_name(cluster: Cluster) -> None:
+    done = cluster.run("srun", "--edf=image.toml", "sh", "-c", "echo $INSIDE")
+    assert (done.returncode, done.stdout) == (0, f"{cluster.work / 'image.toml'}\n")
+    # Handed down to the srun inside as it was resolved, not as it was typed.
+    script = "cd /; srun sh -c 'echo $INSIDE'"
+    done = cluster.run("salloc", "--quiet", "--edf=image.toml", "sh", "-c", script)
+    assert done.stdout == f"{cluster.work / 'image.toml'}\n"
+
+
+def test_srun_edf_and_environment_of_two_names_are_refused(cluster: Cluster) -> None:
+    done = cluster.run("srun", "--edf=image.toml", "--environment=other.toml", "true")
+    assert done.returncode != 0
+    assert "names another EDF: give one of the two" in done.stderr
+    assert cluster.calls("run") == []
+
+
 def test_srun_without_environment_untouched(cluster: Cluster) -> None:
     done = cluster.run("srun", "env")
     assert done.returncode == 0

@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
-from post_training.core.hashing import sha256_file
+from post_training.core.hashing import sha256_file, sha256_value
 from post_training.core.secrets import find_credentials
 from post_training.images import builder, retention
 from post_training.images.base import ensure_base
 from post_training.images.build import build_image, find_built, image_identity, write_context
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import edf_folders, find_edf
-from post_training.images.edf_check import check_edf
+from post_training.images.edf_check import DIALECTS, check_edf
 from post_training.images.lock import lock_recipe
+from post_training.images.passport import Passport, make_passport
 from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
 from post_training.images.recipe import SYSTEM_LOCK, load_recipe, locked_bases
+from post_training.images.reference import parse_name, parse_reference
 from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
 from post_training.images.render import install_edf, render_edf, site_file
-from post_training.images.share import parse_name, parse_reference, pull_image, push_image
+from post_training.images.share import pull_image, push_image
 from post_training.images.store import ImageStore, open_store
 
 
@@ -235,6 +237,37 @@ def verify(reference: str, store_folder: Path | None) -> int:
     return 0 if all(each.status == "ok" for each in verified) else 1
 
 
+def passport(reference: str, store_folder: Path | None, *, as_json: bool) -> int:
+    """Compare an image's forms; exit code 4 when they are not one image."""
+    store = open_store(store_folder)
+    made = make_passport(store.find(reference), store)
+    if as_json:
+        print(made.as_json())
+    else:
+        _print_passport(made)
+    for line in made.differences:
+        _say(f"error: {line}")
+    return 4 if made.differences else 0
+
+
+def _print_passport(made: Passport) -> None:
+    columns = "{:20.20} {:14.14} {:14.14} {:14.14} {:14.14} {}"
+    print(columns.format("FORM", "DIGEST", "TREE", "ENVIRONMENT", "ENTRYPOINT", "STARTED"))
+    for form in made.forms:
+        shown = [
+            form.name,
+            form.digest.removeprefix("sha256:")[:12],
+            (form.tree or "-")[:12],
+            "-" if form.environment is None else sha256_value(form.environment)[:12],
+            (form.entrypoint or "-")[:12],
+            {None: "-", True: "yes", False: "differs"}[form.started],
+        ]
+        print(columns.format(*shown))
+        for line in form.notes:
+            _say(f"note: {form.name}: {line}")
+    print("differs" if made.differences else "one image, as far as its forms are here")
+
+
 def context(name: str, folder: Path, store_folder: Path | None, repository: Path) -> None:
     if folder.exists():
         raise UsageError("it exists already", where=str(folder), hint="give a new folder")
@@ -242,12 +275,19 @@ def context(name: str, folder: Path, store_folder: Path | None, repository: Path
     print(folder)
 
 
-def check(environment: str, repository: Path) -> None:
-    """Check an EDF. Errors: ConfigError with every fault."""
+def check(environment: str, dialect: str | None, repository: Path) -> None:
+    """Check an EDF. dialect: the engine's; None: as of `check_edf`.
+
+    Errors: ConfigError with every fault.
+    """
+    known = next((name for name in DIALECTS if name == dialect), None)
+    if dialect is not None and known is None:
+        raise UsageError(f"--dialect: must be one of {', '.join(DIALECTS)} (got {dialect!r})")
     cwd = Path.cwd()
     env = {**os.environ, "PWD": str(cwd)}
     path = find_edf(environment, env, cwd)
-    if faults := check_edf(path, env, cwd, read_releases(repository.resolve())):
+    releases = read_releases(repository.resolve())
+    if faults := check_edf(path, env, cwd, releases, dialect=known):
         raise ConfigError(faults)
     print(f"ok: {path}")
 

@@ -168,6 +168,14 @@ def image_verify(reference: Reference, store: Store = None) -> None:
     sys.exit(image_commands.verify(reference, store))
 
 
+@image_app.command("passport")
+def image_passport(reference: Reference, store: Store = None, as_json: Json = False) -> None:
+    """Compare all forms of an image (OCI, squashfs, SIF, registry): exit 0 one image, 4 differs."""
+    from post_training.cli import image_commands
+
+    sys.exit(image_commands.passport(reference, store, as_json=as_json))
+
+
 @image_app.command("rebuild")
 def image_rebuild(
     reference: Reference,
@@ -238,12 +246,19 @@ def edf_render(
 @edf_app.command("check")
 def edf_check(
     environment: Annotated[str, typer.Argument(help="NAME, NAME.toml or a path, as for srun.")],
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="The engine that will read it: ce (srun --environment) or sarus (srun --edf).",
+            show_default=False,
+        ),
+    ] = None,
     repository: Repository = Path("."),
 ) -> None:
     """Tell every fault of an EDF at once, without running it; exit 2 where there is one."""
     from post_training.cli import image_commands
 
-    image_commands.check(environment, repository)
+    image_commands.check(environment, dialect, repository)
 
 
 @edf_app.command("run")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
+from post_training.images.reference import is_reference
 
 # Of base_environment. Ten levels of two parents each are a thousand files.
 _MAX_LEVELS = 10
@@ -183,13 +184,16 @@ def merge_edf(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
 
 
 def parse_mount(text: str, cwd: Path) -> Mount:
-    """Parse `SRC:DST[:FLAGS]`, or one path that is both. Errors: ValueError."""
+    """Parse `SRC:DST[:FLAGS]`, or one path that is both. Errors: ValueError.
+
+    Flags are joined by `+`, as CSCS's engine of today wants them, or by `,`, as its successor does.
+    """
     parts = text.split(":")
     source = parts[0]
     target = parts[1] if len(parts) > 1 else source
     if len(parts) > 3 or not source or not target:
         raise ValueError(f"must be SRC:DST[:FLAGS] (got {text!r})")
-    flags = frozenset(word for part in parts[2:] for word in part.split("+") if word)
+    flags = frozenset(word for part in parts[2:] for word in re.split("[+,]", part) if word)
     if unknown := sorted(flags - _FLAGS):
         raise ValueError(f"unknown flag {unknown[0]!r} (known: {', '.join(sorted(_FLAGS))})")
     if "sqsh" in flags and len(flags) > 1:
@@ -289,6 +293,8 @@ def expand_env(
     found: dict[str, str] = {}
     if used and image:
         try:
+            if is_reference(image):
+                raise PostTrainingError("it is in a registry")
             found = _read_variables_in(cwd / image, variables)
         except PostTrainingError as error:
             faults += [
@@ -301,7 +307,7 @@ def expand_env(
 def read_image_variables() -> dict[str, str]:
     """The variables that the image sets in which this process runs."""
     path = Path("/etc/environment")
-    return _parse_environment(path.read_text()) if path.exists() else {}
+    return parse_environment(path.read_text()) if path.exists() else {}
 
 
 def _read_variables_in(image: Path, pins: Mapping[str, str]) -> dict[str, str]:
@@ -316,17 +322,17 @@ def _read_variables_in(image: Path, pins: Mapping[str, str]) -> dict[str, str]:
         except (OSError, ValueError, KeyError, TypeError):
             raise PostTrainingError(f"no record of the SIF's variables in {record}") from None
     if not image.is_file():
-        return {}  # An image in a registry, or none: the caller checks that.
+        return {}  # None: the caller checks that.
     if shutil.which("unsquashfs") is None:
         raise PostTrainingError("unsquashfs is not installed (squashfs-tools)")
     done = subprocess.run(
         ["unsquashfs", "-cat", str(image), "etc/environment"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    return _parse_environment(done.stdout.decode(errors="replace"))
+    return parse_environment(done.stdout.decode(errors="replace"))
 
 
-def _parse_environment(text: str) -> dict[str, str]:
+def parse_environment(text: str) -> dict[str, str]:
     """{name: value} from an image's /etc/environment, where enroot and our Dockerfiles put ENV."""
     lines = text.splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))

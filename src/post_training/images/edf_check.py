@@ -1,24 +1,42 @@
 """`post-training edf check FILE`: every fault of an EDF at once, before a job waits in a queue.
 
-Found is what the engine would refuse (keys, variables, mounts); what its successor would refuse
-(https://github.com/sarus-suite/raster); and what would make a run silently wrong: a secret in
-[env], an image that is not the pinned or the released one, a network setting that corrupts data.
+Found is what the engine would refuse (keys, variables, mounts), and what would make a run silently
+wrong: a secret in [env], an image that is not the pinned or the released one, a network setting
+that corrupts data. There are two engines on Alps, each with rules of its own (`--dialect`):
+
+    ce       the Container Engine: `srun --environment`; a squashfs file, or an image in a registry
+    sarus    Sarus Suite, its successor: `srun --edf`; an image in a registry alone
+
+Unless one is named, an EDF of a file must suit both but for its image, and one of a registry sarus.
+Sarus' rules are read in https://github.com/sarus-suite (raster, podman-driver, skybox).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.secrets import variable_secret
 from post_training.images.edf import Edf, examine_edf, merge_edf
-from post_training.images.identity import PIN, PINNED, image_digest, read_record_beside, seal
+from post_training.images.identity import (
+    PIN,
+    PINNED,
+    image_digest,
+    read_record_at,
+    read_record_beside,
+    seal,
+)
+from post_training.images.reference import is_reference, parse_reference
 
 PROFILE = "POST_TRAINING_NETWORK_PROFILE"
 # The network's settings are the site's hook's, whatever they are when a run starts.
 HOOK_PROFILE = "alps-hook"
 ALLOW_LL128 = "POST_TRAINING_ALLOW_LL128"
+Dialect = Literal["ce", "sarus"]
+DIALECTS: tuple[Dialect, ...] = ("ce", "sarus")
+_HOOKS = "com.hooks."
+_NOT_IN_SARUS = ("ssh", "netstack")
 # SRC:DST[:FLAGS].
 _MOUNT = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
 
@@ -30,17 +48,29 @@ def check_edf(
     releases: Sequence[Mapping[str, Any]],
     *,
     sources_are_here: bool = True,
+    dialect: Dialect | None = None,
 ) -> list[str]:
     """Every fault of the EDF, a line each: `file: key: what`.
 
     env, cwd, sources_are_here: as of `load_edf`. releases: the entries of containers/images.lock.
+    dialect: the engine's; None: both, as far as one EDF can suit both.
     """
     try:
         edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
     except PostTrainingError as error:
         return [str(error).split("\nhint: ")[0]]
-    here = [*successor_faults(path, env, cwd), *secret_faults(edf.env), *network_faults(edf.env)]
-    if edf.image:
+    here = [*secret_faults(edf.env), *network_faults(edf.env)]
+    if dialect is None and is_reference(edf.image):
+        dialect = "sarus"
+    if dialect != "ce":
+        here = [*successor_faults(path, env, cwd), *here]
+    if dialect == "ce":
+        here = [*_ce_faults(path, env, cwd), *here]
+    if dialect == "sarus":
+        here = [*_sarus_faults(path, env, cwd), *here]
+    if is_reference(edf.image):
+        here += _reference_faults(edf)
+    elif edf.image and dialect != "sarus":
         here += _image_faults(edf, cwd, releases)
     return [*faults, *(f"{path}: {fault}" for fault in here)]
 
@@ -76,10 +106,9 @@ def network_faults(variables: Mapping[str, str]) -> list[str]:
 
 def successor_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
     """What the engine's successor would refuse, or take otherwise."""
-    try:
-        merged = merge_edf(path, env, cwd)
-    except PostTrainingError:
-        return []  # `check_edf` has these faults already.
+    merged = _merged(path, env, cwd)
+    if not merged:
+        return []
     faults = []
     for index, text in enumerate(merged.get("mounts", [])):
         if not _MOUNT.fullmatch(text):
@@ -90,6 +119,90 @@ def successor_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]
     if "entrypoint" not in merged:
         faults.append("entrypoint: not written: its default differs between the engines")
     return faults
+
+
+def _ce_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
+    """What the Container Engine takes otherwise than its successor."""
+    merged = _merged(path, env, cwd)
+    faults = [
+        f"mounts[{index}]: {text!r}: flags are joined by + in the Container Engine"
+        for index, text in enumerate(merged.get("mounts", []))
+        if "," in text.partition(":")[2].partition(":")[2]
+    ]
+    if merged.get("devices"):
+        faults.append("devices: the Container Engine has no such key; its hooks bring devices")
+    return faults
+
+
+def _sarus_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
+    """What Sarus Suite refuses, ignores, or takes otherwise than the Container Engine."""
+    merged = _merged(path, env, cwd)
+    faults = []
+    image = merged.get("image", "")
+    if not is_reference(image):
+        faults.append(
+            f"image: Sarus takes REGISTRY/NAME@sha256:… alone, no file and no variables, and a tag "
+            f"may be moved (got {image!r}): `post-training image push`, then render the EDF again"
+        )
+    for index, text in enumerate(merged.get("mounts", [])):
+        source, _, flags = text.split(":", 2) if text.count(":") == 2 else (text, "", "")
+        words = re.split("[+,]", flags)
+        if "sqsh" in words:
+            faults.append(f"mounts[{index}]: {text!r}: Sarus mounts no squashfs")
+        elif "+" in flags:
+            # The flags go to `podman run --volume` as they are.
+            faults.append(f"mounts[{index}]: {text!r}: flags are joined by commas in Sarus")
+        if not source.startswith(("/", "./", "../", "$")):
+            faults.append(f"mounts[{index}]: {text!r}: its source must begin with / or ./ in Sarus")
+    annotations = merged.get("annotations", {})
+    on = {name for name, value in annotations.items() if value not in ("false", "")}
+    if f"{_HOOKS}aws_ofi_nccl.enabled" in on and f"{_HOOKS}cxi.enabled" not in on:
+        faults.append(
+            f"annotations: {_HOOKS}aws_ofi_nccl.enabled does not switch on CXI in Sarus: write "
+            f'"{_HOOKS}cxi.enabled" = "true" too'
+        )
+    for name in sorted(on):
+        if name.startswith(tuple(f"{_HOOKS}{hook}." for hook in _NOT_IN_SARUS)):
+            faults.append(f"annotations: {name}: Sarus has no such hook")
+        if name == f"{_HOOKS}aws_ofi_nccl.variant":
+            faults.append(f"annotations: {name}: Sarus ignores it")
+    return faults
+
+
+def _merged(path: Path, env: Mapping[str, str], cwd: Path) -> dict[str, Any]:
+    try:
+        return merge_edf(path, env, cwd)
+    except PostTrainingError:
+        return {}  # `check_edf` has these faults already.
+
+
+def _reference_faults(edf: Edf) -> list[str]:
+    """Where the pins and the store's record are of another image than the one in the registry."""
+    pins = {name: edf.env.get(f"{PIN}{name}") for name in PINNED}
+    faults = [f"env.{PIN}{name}: missing" for name, value in pins.items() if not value]
+    if faults:
+        return [*faults, "image: not pinned: `post-training edf render` writes what is missing"]
+    if edf.image != pins["PATH"]:
+        faults.append(f"env.{PIN}PATH: is {pins['PATH']}, image is {edf.image}")
+    try:
+        record = read_record_at(Path(edf.env.get(f"{PIN}RECORD", "/nowhere")))
+    except PostTrainingError as error:
+        return [*faults, f"image: {error.where}: {error.problem}"]
+    if record is None:
+        return faults  # Rendered elsewhere: the entrypoint says what it could not compare.
+    reference = parse_reference(edf.image)
+    known = (record.get("registries") or {}).get(reference.name)
+    if known != reference.digest:
+        faults.append(f"image: is {reference.digest}, the image's record has {known} there")
+    return [
+        *faults,
+        *(
+            f"env.{PIN}{key.upper()}: is {pins[key.upper()]}, the image's record has "
+            f"{record.get(key)}"
+            for key in ("oci_digest", "sqsh_sha256", "input_hash")
+            if pins[key.upper()] != record.get(key)
+        ),
+    ]
 
 
 def _image_faults(edf: Edf, cwd: Path, releases: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -27,7 +27,8 @@ from post_training.core.hashing import file_identity, known_sha256, sha256_value
 IMAGE_FILE = Path("/etc/post-training/image.json")
 OCI_DIGEST_FILE = Path("/etc/post-training/oci-digest")
 _COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha256", "platform")
-# The variables by which an EDF pins an image: PIN + each of PINNED, and SIF_SHA256 of a SIF.
+# The variables by which an EDF pins an image: PIN + each of PINNED; and SIF_SHA256 of a SIF, RECORD
+# of an image in a registry. PATH is a file, or REGISTRY/NAME@sha256:….
 PIN = "POST_TRAINING_IMAGE_"
 PINNED = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
 # A larger file is announced before it is hashed.
@@ -56,11 +57,12 @@ def read_record_beside(image: Path, sqsh_sha256: str) -> dict[str, Any] | None:
 
     Errors: PostTrainingError for a file that is no record.
     """
-    return _read(
-        image.with_name(f"sha256-{sqsh_sha256}.json"),
-        {"oci_digest"},
-        "no record of an image: it names no OCI digest",
-    )
+    return read_record_at(image.with_name(f"sha256-{sqsh_sha256}.json"))
+
+
+def read_record_at(path: Path) -> dict[str, Any] | None:
+    """An image's record; None where there is none. Errors: PostTrainingError for another file."""
+    return _read(path, {"oci_digest"}, "no record of an image: it names no OCI digest")
 
 
 def _read(path: Path, needed: set[str], problem: str) -> dict[str, Any] | None:

@@ -26,8 +26,11 @@ from post_training.images.identity import (
     check_identity,
     check_image_digest,
     read_image,
+    read_record_at,
     read_record_beside,
+    seal,
 )
+from post_training.images.reference import Reference, is_reference, parse_reference
 
 # Where our runner leaves what it found and did, each as NAME.json.
 FINDINGS = Path("/run/post-training")
@@ -114,10 +117,16 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
             "and the record says so",
         )
     path = Path(pins["PATH"])
-    record = read_record_beside(path, pins["SQSH_SHA256"])
+    reference = parse_reference(pins["PATH"]) if is_reference(pins["PATH"]) else None
+    if reference is None:
+        record = read_record_beside(path, pins["SQSH_SHA256"])
+    else:
+        record = read_record_at(Path(environment.get(f"{PIN}RECORD", "/nowhere")))
     said = read_image(ROOT)
     is_bound = check_identity(environment, said, record)
     verified_by, check = _verify(path, pins, is_sif=is_sif)
+    if reference is not None and verified_by == "declared":
+        verified_by, check = _verify_reference(reference, record)
     found = _read_json(FINDINGS / "image.json") or {}
     is_bound = is_bound or bool(found.get("oci_digest"))
     # Hashed is the SIF; only its record says which squashfs is in it.
@@ -287,6 +296,29 @@ def _verify(path: Path, pins: Mapping[str, str], *, is_sif: bool) -> tuple[str, 
     if path.exists():
         return "entrypoint", check_image_digest(path, pinned).check
     return "declared", None
+
+
+def _verify_reference(
+    reference: Reference, record: Mapping[str, Any] | None
+) -> tuple[str, str | None]:
+    """(who checked an image that the engine got from a registry, how); see `_verify`.
+
+    The engine fetches by the manifest's digest. What is left to check is that this manifest is of
+    the image whose files are here: the record, which was compared with them, says which it is.
+    Errors: PostTrainingError when the record says another.
+    """
+    if record is None:
+        return "declared", None
+    if record.get("seal") != seal(record):
+        raise PostTrainingError("the record was changed after the push", where=str(reference))
+    known = (record.get("registries") or {}).get(reference.name)
+    if known != reference.digest:
+        raise PostTrainingError(
+            f"the image's record knows {known or 'no digest'} under this name",
+            where=str(reference),
+            hint="render the EDF again after `post-training image push`",
+        )
+    return "entrypoint", "reference"
 
 
 def _read_json(path: Path) -> Any:

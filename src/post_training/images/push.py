@@ -80,6 +80,13 @@ class Written(NamedTuple):
     sif_sha256: str
 
 
+class Partition(NamedTuple):
+    """The squashfs in a SIF: where it begins, and its sha256."""
+
+    offset: int
+    sha256: str
+
+
 def push_sqsh(image: BuiltImage, recipe: Recipe, store: ImageStore) -> dict[str, Any]:
     """Pack the built image into a squashfs in the store; its record."""
     return pack_sqsh(image, store, describe_checkout(recipe.repository))
@@ -210,6 +217,31 @@ def write_sif(
         written.update(metadata)
         file.write(metadata)
     return Written(read.hexdigest(), written.hexdigest())
+
+
+def sif_partition(sif: Path) -> Partition:
+    """Find the primary partition in any SIF, by its table. Errors: PostTrainingError for no SIF."""
+    with open(sif, "rb") as file:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or not head[32:].startswith(b"SIF_MAGIC"):
+            raise PostTrainingError("not a SIF", where=str(sif))
+        fields = _HEADER.unpack(head)
+        num_descriptors, table_at = fields[8], fields[9]
+        file.seek(table_at)
+        for _ in range(num_descriptors):
+            kind, is_used, _, _, _, offset, size_bytes, *_ = _DESCRIPTOR.unpack(
+                file.read(_DESCRIPTOR.size)
+            )
+            if is_used and kind == _KIND_PARTITION:
+                break
+        else:
+            raise PostTrainingError("no partition is in it", where=str(sif))
+        file.seek(offset)
+        digest, left = hashlib.sha256(), size_bytes
+        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return Partition(offset, digest.hexdigest())
 
 
 def image_record(

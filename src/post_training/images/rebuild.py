@@ -93,7 +93,7 @@ def image_differences(
     before, after = store.image_path(record["sqsh_sha256"]), again.image_path(other["sqsh_sha256"])
     if not before.exists():
         return [*lines, f"{before} is gone, so no paths can be compared"]
-    with _mounted(before) as first, _mounted(after) as second:
+    with mounted_squashfs(before) as first, mounted_squashfs(after) as second:
         paths = list(itertools.islice(differing_paths(first, second), _MOST_PATHS + 1))
     if len(paths) > _MOST_PATHS:
         paths[_MOST_PATHS:] = ["…"]
@@ -226,10 +226,20 @@ def _run_own(
 
 
 @contextmanager
-def _mounted(squashfs: Path) -> Iterator[Path]:
+def mounted_squashfs(file: Path, offset_bytes: int = 0) -> Iterator[Path]:
+    """Mount a squashfs and yield its root folder. offset_bytes: where in the file it begins.
+
+    Root mounts it by a loop device, an ordinary user by squashfuse.
+    """
     with tempfile.TemporaryDirectory(prefix="post-training-") as target:
-        run_tool(["mount", "-t", "squashfs", "-o", "loop,ro", squashfs, target])
+        if os.geteuid() == 0:
+            options = f"loop,ro,offset={offset_bytes}"
+            run_tool(["mount", "-t", "squashfs", "-o", options, file, target])
+            unmount = ["umount", target]
+        else:
+            run_tool(["squashfuse", "-o", f"offset={offset_bytes}", file, target])
+            unmount = ["fusermount3" if shutil.which("fusermount3") else "fusermount", "-u", target]
         try:
             yield Path(target)
         finally:
-            run_tool(["umount", target])
+            run_tool(unmount)

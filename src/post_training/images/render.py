@@ -18,6 +18,7 @@ from post_training.core.secrets import FoundCredentials
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import merge_edf
 from post_training.images.identity import PIN
+from post_training.images.reference import is_reference
 from post_training.images.store import ImageStore
 
 NO_CREDENTIALS = FoundCredentials()
@@ -27,10 +28,13 @@ OWN_SITES = "sites"
 OWN_EDF = "edf.toml"
 
 
-def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
+def image_environment(
+    record: Mapping[str, Any], image: Path | str, record_path: Path | None = None
+) -> dict[str, str]:
     """The variables that pin an image: by them a process knows, and checks, which one it is in.
 
-    image: the file that runs, squashfs or SIF.
+    image: what runs, a squashfs, a SIF or REGISTRY/NAME@sha256:…. record_path: where the record of
+    an image in a registry is; a file has it beside it.
     """
     pins = {
         f"{PIN}PATH": str(image),
@@ -38,7 +42,9 @@ def image_environment(record: Mapping[str, Any], image: Path) -> dict[str, str]:
         f"{PIN}SQSH_SHA256": record["sqsh_sha256"],
         f"{PIN}INPUT_HASH": record["input_hash"],
     }
-    if image.suffix == ".sif":
+    if record_path is not None and is_reference(str(image)):
+        pins[f"{PIN}RECORD"] = str(record_path)
+    if str(image).endswith(".sif"):
         pins[f"{PIN}SIF_SHA256"] = record["sif_sha256"]
     return pins
 
@@ -47,12 +53,12 @@ def render_edf(
     site_file: Path,
     record: Mapping[str, Any],
     store: ImageStore,
-    image: Path | None = None,
+    image: Path | str | None = None,
     credentials: FoundCredentials = NO_CREDENTIALS,
 ) -> str:
     """The rendered EDF's text. Variables in the site's file stay: they are expanded where it runs.
 
-    record: the image's. image: the file that runs; the squashfs unless given. credentials: token
+    record: the image's. image: what runs; the squashfs unless given. credentials: token
     files to mount.
     """
     site = merge_edf(site_file, os.environ, Path.cwd())
@@ -60,7 +66,7 @@ def render_edf(
     environment = {
         **dict(credentials.variables),
         **site.get("env", {}),
-        **image_environment(record, image),
+        **image_environment(record, image, store.record_path(record["sqsh_sha256"])),
     }
     keys: dict[str, Any] = {
         "image": str(image),

@@ -38,6 +38,7 @@ from post_training.images.identity import (
     read_record_beside,
 )
 from post_training.images.inside import FINDINGS, host_variables, is_over_files, without_lost_places
+from post_training.images.reference import is_reference, parse_reference
 
 PINNED_DIGEST = f"{PIN}SQSH_SHA256"
 # A folder that every machine has; what is mounted there is seen in our namespace only.
@@ -120,7 +121,12 @@ def run(
 
 
 def image_file(edf: Edf) -> Path:
-    """The EDF's image as a file on this machine. Errors: UsageError for a registry reference."""
+    """The EDF's image as a file on this machine; one in a registry as the store has it.
+
+    Errors: UsageError for an image in a registry that is not in the store.
+    """
+    if is_reference(edf.image) and not Path(edf.image).exists():
+        return _stored(edf)
     if "#" in edf.image or not (edf.image.endswith(".sqsh") or Path(edf.image).exists()):
         raise UsageError(
             f"image: must be a squashfs file here (got {edf.image!r})",
@@ -128,6 +134,21 @@ def image_file(edf: Edf) -> Path:
             hint="a registry image is run by the site's own engine; `make push-sqsh` makes a file",
         )
     return Path(edf.image).absolute()
+
+
+def _stored(edf: Edf) -> Path:
+    """The squashfs of an image that the EDF names in a registry."""
+    from post_training.images.store import open_store
+
+    wanted, store = parse_reference(edf.image), open_store(None)
+    for record in store.records():
+        if wanted.digest in (record.get("registries") or {}).values():
+            return store.image_path(record["sqsh_sha256"])
+    raise UsageError(
+        f"image: {wanted} is not in the image store",
+        where=str(edf.path),
+        hint=f"`post-training image pull {wanted}`",
+    )
 
 
 def _prepare_root(image_descriptor: int, image: Path) -> Path:

@@ -14,14 +14,13 @@ Passwords are skopeo's: `skopeo login REGISTRY`, or $REGISTRY_AUTH_FILE.
 """
 
 import hashlib
-import ipaddress
 import json
 import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.process import run_tool_bytes
@@ -29,17 +28,12 @@ from post_training.images import builder
 from post_training.images.build import BuiltImage
 from post_training.images.identity import read_image, seal
 from post_training.images.push import mounted_image, pack_sqsh
+from post_training.images.reference import DIGEST, Reference, is_loopback, known_references
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _RECORD = "application/vnd.post-training.image-record.v1+json"
 _EMPTY = "application/vnd.oci.empty.v1+json"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# A host has a dot or a port, or is `localhost`: else `NAME/NAME` would mean Docker's own registry.
-_HOST = re.compile(
-    r"(?:localhost|[a-z0-9-]+(?:\.[a-z0-9-]+)+|[a-z0-9-]+(?=:)|\[[0-9a-f:]+\])(?::[0-9]+)?", re.I
-)
-_PART = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _SAID = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
 # Of a record that comes with an image: what the image says too.
 _COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha256", "platform")
@@ -69,69 +63,6 @@ _PROBLEMS = (
 )
 
 
-class Reference(NamedTuple):
-    """An image in a registry. name: REGISTRY/NAME. digest: of its manifest, `sha256:<hex>`."""
-
-    name: str
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.digest}"
-
-
-def parse_name(text: str) -> str:
-    """REGISTRY/NAME. Errors: UsageError for what is none, or has a tag, a digest or a password."""
-    name = _without_scheme(text)
-    host, _, rest = name.partition("/")
-    if "@" in rest or ":" in rest:
-        raise UsageError(
-            f"must be REGISTRY/NAME, without a tag or digest (got {text!r})",
-            hint="the tag is made of the image's version and digest",
-        )
-    if not _HOST.fullmatch(host) or not all(_PART.fullmatch(part) for part in rest.split("/")):
-        raise UsageError(
-            f"must be REGISTRY/NAME, as ghcr.io/me/post-training, in small letters (got {text!r})"
-        )
-    return name
-
-
-def parse_reference(text: str) -> Reference:
-    """REGISTRY/NAME@sha256:<64 digits>; a tag before the `@` is ignored.
-
-    Errors: UsageError; a tag alone is refused, since it may be moved.
-    """
-    name, at, digest = _without_scheme(text).rpartition("@")
-    if not at or not _DIGEST.fullmatch(digest):
-        raise UsageError(
-            f"must be REGISTRY/NAME@sha256:… with 64 digits (got {text!r})",
-            hint="a tag may be moved; `skopeo inspect docker://NAME:TAG` shows the digest of one",
-        )
-    folder, slash, last = name.rpartition("/")
-    return Reference(parse_name(folder + slash + last.partition(":")[0]), digest)
-
-
-def _without_scheme(text: str) -> str:
-    """Errors: UsageError for a user or password, which is not shown."""
-    text = text.removeprefix("docker://")
-    host, slash, _ = text.partition("/")
-    if slash and "@" in host:
-        raise UsageError(
-            "a user or password stands before the registry's name",
-            hint=f"skopeo login {host.rpartition('@')[2]}",
-        )
-    return text
-
-
-def known_references(*told: Mapping[str, Any]) -> list[Reference]:
-    """Where an image is, by what records of it, of its runs or of its release say."""
-    found = [
-        Reference(name, digest)
-        for each in told
-        for name, digest in (each.get("registries") or {}).items()
-    ]
-    return list(dict.fromkeys(found))
-
-
 def push_image(record: Mapping[str, Any], name: str, store: ImageStore) -> Reference:
     """Copy the image of a stored record to the registry, and the record beside it; where it is now.
 
@@ -151,7 +82,7 @@ def push_image(record: Mapping[str, Any], name: str, store: ImageStore) -> Refer
         )  # fmt: skip
         reference = Reference(name, written.read_text().strip())
     # Read back: a registry may convert what it gets.
-    config, manifest_bytes = _read_manifest(reference)
+    config, manifest_bytes = read_manifest(reference)
     if config != record["oci_digest"]:
         raise PostTrainingError(
             f"the registry made another image of it: its config is {config}, and was "
@@ -174,7 +105,7 @@ def pull_image(
     expected: the config digest that it must have.
     Errors: PostTrainingError when it is another image, no image of ours, or not to be had.
     """
-    config, _ = _read_manifest(reference)
+    config, _ = read_manifest(reference)
     if expected not in (None, config):
         raise PostTrainingError(
             f"it is another image: its config is {config}, wanted is {expected}",
@@ -326,7 +257,7 @@ def _record_tag(reference: Reference) -> str:
     return f"{reference.name}:sha256-{_hex(reference.digest)}.record"
 
 
-def _read_manifest(reference: Reference) -> tuple[str, int]:
+def read_manifest(reference: Reference) -> tuple[str, int]:
     """(the digest of the image's config, the manifest's bytes).
 
     Errors: PostTrainingError for other bytes than the digest's, and for an index of several images.
@@ -352,7 +283,7 @@ def _read_manifest(reference: Reference) -> tuple[str, int]:
             "it is a list of images for several platforms", where=str(reference), hint=listed
         )
     config = (manifest.get("config") or {}).get("digest", "")
-    if not _DIGEST.fullmatch(config):
+    if not DIGEST.fullmatch(config):
         raise PostTrainingError("no image: its manifest names no config", where=str(reference))
     return config, len(data)
 
@@ -375,18 +306,6 @@ def _skopeo(words: Sequence[str | Path], name: str) -> bytes:
 def _tls(prefix: str, name: str) -> list[str]:
     """skopeo's option to do without TLS: for a registry on this very machine alone."""
     return [f"--{prefix}tls-verify=false"] if is_loopback(name) else []
-
-
-def is_loopback(name: str) -> bool:
-    """Whether REGISTRY/NAME is a registry on this machine, by its own loopback address."""
-    host = name.partition("/")[0]
-    host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _sha256(data: bytes) -> str:

@@ -14,13 +14,14 @@ from post_training.core.hashing import ARTIFACT_RECORD, fingerprint
 from post_training.core.secrets import is_redacted
 from post_training.images.checkout import has_commit
 from post_training.images.identity import check_image_digest
+from post_training.images.reference import Reference, known_references
 from post_training.images.release import read_releases
-from post_training.images.share import Reference, known_references
 from post_training.images.store import ImageStore, open_store
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
 from post_training.records.machine import describe_machine
 from post_training.records.run_record import RECORD_NAME, read_record, read_whole_record
+from post_training.slurm.environment import image_of
 from post_training.slurm.run_index import find_run
 from post_training.slurm.site import Site
 from post_training.slurm.storage import promoted_copy
@@ -63,18 +64,6 @@ class StoredImage:
     @property
     def squashfs(self) -> Path:
         return self.store.image_path(self.record["sqsh_sha256"])
-
-    @property
-    def sif(self) -> Path:
-        """Errors: UsageError when there is none."""
-        digest = self.record.get("sif_sha256")
-        if digest is None:
-            raise UsageError(
-                "Singularity needs a SIF, and the store has none of this image",
-                where=self.record["oci_digest"],
-                hint="`make push-sif` makes one, in a checkout of its commit",
-            )
-        return self.store.sif_path(digest)
 
 
 @dataclass(frozen=True)
@@ -182,7 +171,7 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options, *, stale: b
             site = _for_ranks(options.site, num_ranks(record), options.nodes)
         except UsageError as error:
             missing.append(f"{record['run_id']}: {error.problem} ({error.hint})")
-        missing += _sif_faults(image, options.site[1])
+        missing += _form_faults(image, options.site[1])
         notes.append(
             f"the machine is known when the job starts; the run's was {_name_machine(record)}"
         )
@@ -384,13 +373,13 @@ def num_ranks(record: Mapping[str, Any]) -> int:
     return topology.get("world_size", topology.get("tensor_parallel_size", 1))
 
 
-def _sif_faults(image: StoredImage | None, site: Site) -> list[str]:
+def _form_faults(image: StoredImage | None, site: Site) -> list[str]:
     """Why the site's launcher cannot start the image."""
-    if site.launcher.kind == "singularity" and image is not None:
+    if image is not None:
         try:
-            _ = image.sif
+            image_of(image.record, image.store, site.launcher)
         except UsageError as error:
-            return [f"{error.where}: {error.problem}"]
+            return [f"{error.where}: {error.problem} ({error.hint})"]
     return []
 
 

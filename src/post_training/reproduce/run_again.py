@@ -27,6 +27,7 @@ from post_training.records.machine import portable_environment, recorded_environ
 from post_training.records.run import LAUNCH_FOLDER
 from post_training.records.run_record import CONFIG_NAME, RECORD_NAME, read_record
 from post_training.reproduce.plan import Plan, StoredImage, num_ranks
+from post_training.slurm.environment import image_of
 from post_training.slurm.queue import wait_for
 from post_training.slurm.submit import Request, print_job_and_log, submit
 from post_training.stages.registry import find_stage
@@ -50,8 +51,9 @@ def run_again(
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         edf = Path(temporary) / "reproduce.toml"
         around = HERE if site is None else read_surroundings(record, run_dir, repository)
-        takes_sif = site is not None and site[1].launcher.kind == "singularity"
-        path = image.sif if takes_sif else image.squashfs
+        path: Path | str = image.squashfs
+        if site is not None:
+            path = image_of(image.record, image.store, site[1].launcher)
         text = reproduction_edf(record, run_dir, new_dir, inputs, (image, path), around)
         write_atomic(edf, text)
         if site is None:
@@ -141,13 +143,13 @@ def reproduction_edf(
     run_dir: Path,
     new_dir: Path,
     inputs: Mapping[str, Path],
-    image: tuple[StoredImage, Path],
+    image: tuple[StoredImage, Path | str],
     around: Surroundings,
 ) -> str:
     """The EDF of a reproduction: the recorded image, environment and mounts, for one new run. All
     that the run saw is read-only, and the new folder's place on top of it is writable.
 
-    inputs: where each input is now. image: with the file that is to be run.
+    inputs: where each input is now. image: with what of it is to be run.
     """
     stored, path = image
     mounts = [f"{folder}:{folder}:ro" for folder in (stored.store.folder, run_dir)]
@@ -163,7 +165,8 @@ def reproduction_edf(
     environment = {
         name: escape(value) for name, value in portable_environment(record["environment"]).items()
     }
-    pins = image_environment(stored.record, path)
+    digest = stored.record["sqsh_sha256"]
+    pins = image_environment(stored.record, path, stored.store.record_path(digest))
     return edf_text(
         {
             "image": str(path),

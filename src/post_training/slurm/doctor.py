@@ -18,6 +18,7 @@ from post_training.images.doctor import Finding, check_writable, examine, note, 
 from post_training.images.edf import expand, find_edf, merge_edf
 from post_training.images.edf_check import check_edf
 from post_training.images.store import ImageStore
+from post_training.slurm.environment import dialect_of
 from post_training.slurm.site import Site, load_site
 
 _ENVIRONMENT = "post-training"
@@ -79,14 +80,15 @@ def _scheduler(name: str, site: Site) -> Iterator[Finding]:
         )
     else:
         yield ok("scheduler", "Slurm answers")
-    if site.launcher.kind == "edf":
+    if site.launcher.takes_edf:
+        option = site.launcher.edf_option
         said = subprocess.run(["srun", "--help"], capture_output=True, text=True)
-        if "--environment" in said.stdout + said.stderr:
-            yield ok("scheduler", "srun has --environment")
+        if f"{option}=" in said.stdout + said.stderr:
+            yield ok("scheduler", f"srun has {option}")
         else:
             yield wrong(
                 "scheduler",
-                "srun has no --environment option",
+                f"srun has no {option} option",
                 "the container engine's plugin is missing; installation/slurm has ours",
             )
 
@@ -135,7 +137,7 @@ def _striping(folder: Path) -> Iterator[Finding]:
 
 def _edf(name: str, site: Site, env: Mapping[str, str], cwd: Path) -> Iterator[Finding]:
     path = find_edf(_ENVIRONMENT, env, cwd)
-    is_here = site.launcher.kind == "edf"
+    is_here = site.launcher.takes_edf
     rendered_for = merge_edf(path, env, cwd).get("env", {}).get("POST_TRAINING_SITE")
     if rendered_for != name:
         yield wrong(
@@ -143,7 +145,8 @@ def _edf(name: str, site: Site, env: Mapping[str, str], cwd: Path) -> Iterator[F
             f"{path} is of the site {rendered_for!r}",
             f"post-training edf render --site {name} --image IMAGE",
         )
-    faults = check_edf(path, env, cwd, [], sources_are_here=is_here)
+    dialect = dialect_of(site.launcher)
+    faults = check_edf(path, env, cwd, [], sources_are_here=is_here, dialect=dialect)
     for fault in faults:
         yield wrong("EDF", fault)
     if rendered_for == name and not faults:

@@ -7,25 +7,35 @@ A site of Singularity's has no engine for EDFs: there the same settings become a
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.secrets import find_credentials
 from post_training.images.edf import Edf, edf_folders, find_edf, load_edf, merge_edf
+from post_training.images.edf_check import Dialect
 from post_training.images.inside import FINDINGS
+from post_training.images.reference import is_reference, registry_reference
 from post_training.images.render import edf_text, install_edf, render_edf, site_file
 from post_training.images.runner import PINNED_DIGEST, image_file
-from post_training.images.store import open_store
+from post_training.images.store import ImageStore, open_store
 from post_training.slurm.singularity import render_script, sif_of
 from post_training.slurm.site import Launcher, load_site, site_names
 
 FORMS = ("edf", "singularity")
+_DIALECTS: dict[str, Dialect] = {"edf": "ce", "sarus": "sarus"}
 
 
 def read_environment(
-    name: str, env: Mapping[str, str], cwd: Path, *, sources_are_here: bool = True
+    name: str,
+    env: Mapping[str, str],
+    cwd: Path,
+    *,
+    sources_are_here: bool = True,
+    in_registry: bool = False,
 ) -> Edf:
     """Find the EDF that `name` means, and check it; the sources of its mounts too if they are here.
 
+    in_registry: whether the site's engine takes images from a registry alone.
     Errors: UsageError when it pins no image digest or its image is not there; ConfigError.
     """
     edf = load_edf(find_edf(name, env, cwd), env, cwd, sources_are_here=sources_are_here)
@@ -35,7 +45,14 @@ def read_environment(
             where=str(edf.path),
             hint="submit with an EDF that `make push-sqsh` rendered, or that is based on one",
         )
-    if not image_file(edf).exists():
+    if in_registry:
+        if not is_reference(edf.image):
+            raise UsageError(
+                f"image: must be REGISTRY/NAME@sha256:… on this site (got {edf.image!r})",
+                where=str(edf.path),
+                hint="`post-training image push`, then `edf render --site` with this site",
+            )
+    elif not image_file(edf).exists():
         raise UsageError("no such image", where=edf.image, hint="push it again")
     return edf
 
@@ -89,7 +106,8 @@ def render(
     """`edf render`: the text of the EDF, or of the script that starts Singularity.
 
     reference: an image of the store. form: "edf" or "singularity"; None: the site's own.
-    On a site of Singularity's the EDF names the SIF: `submit` reads it there.
+    On a site of Singularity's the EDF names the SIF: `submit` reads it there. On one of Sarus' it
+    names the image in a registry.
     """
     if form not in (None, *FORMS):
         raise UsageError(f"--as: must be one of {', '.join(FORMS)} (got {form!r})")
@@ -100,8 +118,24 @@ def render(
     credentials = find_credentials(os.environ)
     if (form or launcher.kind) == "singularity":
         return render_script(site, launcher, path, record, store, credentials)
-    image = sif_of(record, store) if launcher.kind == "singularity" else None
-    return render_edf(path, record, store, image, credentials)
+    return render_edf(path, record, store, image_of(record, store, launcher), credentials)
+
+
+def image_of(record: Mapping[str, Any], store: ImageStore, launcher: Launcher) -> str:
+    """A stored image as the site's engine takes it: a squashfs, a SIF, or a registry's.
+
+    Errors: UsageError when the image has no such form.
+    """
+    if launcher.kind == "sarus":
+        return str(registry_reference(record))
+    if launcher.kind == "singularity":
+        return str(sif_of(record, store))
+    return str(store.image_path(record["sqsh_sha256"]))
+
+
+def dialect_of(launcher: Launcher) -> Dialect | None:
+    """Which engine's rules an EDF must keep there; None where no engine reads it."""
+    return _DIALECTS.get(launcher.kind)
 
 
 def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:

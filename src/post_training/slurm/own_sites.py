@@ -161,8 +161,8 @@ def _edf(name: str, edf: Edf, env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _launcher(launcher: Launcher, edf: Edf) -> Iterator[Finding]:
-    if launcher.kind == "edf":
-        yield ok("launcher", "srun --environment: an engine for EDFs must be there")
+    if launcher.takes_edf:
+        yield ok("launcher", f"srun {launcher.edf_option}: an engine for EDFs must be there")
         return
     if ignored := [*edf.annotations, *edf.devices]:
         yield wrong(

@@ -109,7 +109,8 @@ def submit_pipeline(
     plan = plan_pipeline(path, overrides)
     requests = {run.run_dir: _request(plan, run, where, max_failures) for run in plan.runs}
     # Its mounts are checked as the site has them, when a job is made of it.
-    image = _edf(where, sources_are_here=False).env.get(_PINNED_IMAGE)
+    in_registry = load_site(*where.site).launcher.kind == "sarus"
+    image = _edf(where, sources_are_here=False, in_registry=in_registry).env.get(_PINNED_IMAGE)
     if dry_run:
         for run in plan.runs:
             after = ", ".join(other.name for other in plan.runs if other.run_dir in run.needs)
@@ -190,10 +191,15 @@ def new_experiment(name: str, parent: Path) -> Path:
     return folder
 
 
-def _edf(where: Where, *, sources_are_here: bool = True) -> Edf:
+def _edf(where: Where, *, sources_are_here: bool = True, in_registry: bool = False) -> Edf:
     variables = {**os.environ, "PWD": str(Path.cwd())}
-    name = where.environment or _ENVIRONMENT
-    return read_environment(name, variables, Path.cwd(), sources_are_here=sources_are_here)
+    return read_environment(
+        where.environment or _ENVIRONMENT,
+        variables,
+        Path.cwd(),
+        sources_are_here=sources_are_here,
+        in_registry=in_registry,
+    )
 
 
 def _words_before_stage(plan: Plan, where: Where, edf: Edf | None) -> list[str]:

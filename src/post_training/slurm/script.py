@@ -90,7 +90,7 @@ def sbatch_script(job: Job, site: Site) -> str:
         *site.launcher.srun,
         *(site.launcher.srun_task_per_gpu if _has_task_per_gpu(site) else ()),
         *_inside(job, site, each_its_gpu=True),
-        *(["entrypoint"] if site.launcher.kind == "edf" else [f"{_IMAGE_DIR}/bin/entrypoint"]),
+        *(["entrypoint"] if site.launcher.takes_edf else [f"{_IMAGE_DIR}/bin/entrypoint"]),
         job.stage,
         str(job.folder / "config.yaml"),
         # Requeued by Slurm just after its end, it has nothing left to do.
@@ -194,8 +194,8 @@ def _exports(job: Job, site: Site) -> list[str]:
 
 
 def _srun(job: Job, site: Site) -> list[str]:
-    if site.launcher.kind == "edf":
-        return ["srun", f"--environment={job.folder / 'environment.toml'}"]
+    if site.launcher.takes_edf:
+        return ["srun", f"{site.launcher.edf_option}={job.folder / 'environment.toml'}"]
     return ["srun"]
 
 

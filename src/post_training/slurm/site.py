@@ -6,8 +6,8 @@ A site of the user's own is a folder, ~/.config/post-training/sites/NAME, with s
 edf.toml (slurm/own_sites.py makes and checks it). It is taken by its name, like the project's.
 
 `scheduler` becomes the #SBATCH lines. `launcher` becomes the words in front of the stage: with
-kind edf, srun has an --environment option; with kind singularity there is none, and the EDF's
-mounts and variables become words of a command line (slurm/singularity.py).
+kind edf or sarus, srun has an option that takes an EDF; with kind singularity there is none, and
+the EDF's mounts and variables become words of a command line (slurm/singularity.py).
 
 A site's file names nobody's account. ~/.config/post-training/sites.yaml does, for its owner:
 
@@ -114,9 +114,10 @@ class Scheduler(Config):
 class Launcher(Config):
     """How the compute nodes start an image."""
 
-    kind: Literal["edf", "singularity"] = Field(
-        description="edf: srun has an --environment option that takes an EDF; singularity: the "
-        "EDF's mounts and variables become a Singularity command."
+    kind: Literal["edf", "sarus", "singularity"] = Field(
+        description="edf: srun has an --environment option that takes an EDF; sarus: srun has an "
+        "--edf option, whose EDF names an image in a registry; singularity: the EDF's mounts and "
+        "variables become a Singularity command."
     )
     srun: tuple[str, ...] = Field((), description="Further words for srun.")
     srun_task_per_gpu: tuple[str, ...] = Field(
@@ -146,11 +147,20 @@ class Launcher(Config):
     @model_validator(mode="after")
     def _edf_says_the_rest(self) -> "Launcher":
         for name in ("options", "gpu_variable"):
-            if self.kind == "edf" and getattr(self, name):
+            if self.takes_edf and getattr(self, name):
                 raise ValueError(f"{name}: only with kind singularity; an EDF says it itself")
-        if self.kind == "edf" and self.command != "singularity":
+        if self.takes_edf and self.command != "singularity":
             raise ValueError("command: only with kind singularity; an EDF is run by its engine")
         return self
+
+    @property
+    def takes_edf(self) -> bool:
+        return self.kind != "singularity"
+
+    @property
+    def edf_option(self) -> str:
+        """Of srun, where it takes an EDF."""
+        return "--edf" if self.kind == "sarus" else "--environment"
 
     @property
     def variable_prefix(self) -> str:

@@ -323,13 +323,14 @@ def _check_not_queued(run_dir: Path) -> None:
 
 def _files_to_write(request: Request) -> dict[str, str]:
     """{name in RUN/slurm: text}. Errors: UsageError, ConfigError for what the job could not run."""
-    is_edf_site = request.site.launcher.kind == "edf"
+    launcher = request.site.launcher
     edf = read_environment(
         request.environment,
         {**os.environ, "PWD": str(Path.cwd())},
         Path.cwd(),
         # Singularity's binds are of the compute nodes; a login node may lack some.
-        sources_are_here=is_edf_site,
+        sources_are_here=launcher.takes_edf,
+        in_registry=launcher.kind == "sarus",
     )
     check_site(edf, request.site_name)
     check_is_mounted(request.run_dir, "run folder", edf)
@@ -342,7 +343,7 @@ def _files_to_write(request: Request) -> dict[str, str]:
             raise UsageError("--dev: not a checkout of this project", where=str(request.dev))
         extra = development_mounts(folder)
     files = {"job.sh": "", "config.yaml": resolved_yaml(request.config)}
-    if is_edf_site:
+    if launcher.takes_edf:
         files["environment.toml"] = frozen_edf(edf, extra)
         container = None
     else:

@@ -191,3 +191,84 @@ def test_check_command_tells_faults_and_exits_2(rendered, cli, tmp_path):
                           text=True)  # fmt: skip
     assert done.returncode == 2
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "error"]
+
+
+REFERENCE = "ghcr.io/me/post-training@sha256:" + "7" * 64
+SARUS = {**RECORD, "registries": {REFERENCE.partition("@")[0]: "sha256:" + "7" * 64}}
+
+
+@pytest.fixture
+def in_registry(tmp_path, monkeypatch) -> Path:
+    """An EDF rendered from clariden-sarus' file for an image in a registry; mounts are of here."""
+    store = ImageStore(tmp_path / "store")
+    store.folder.mkdir()
+    record = {**SARUS, "seal": seal(SARUS)}
+    store.record_path(DIGEST).write_text(json.dumps(record))
+    path = tmp_path / "x.toml"
+    text = render_edf(REPOSITORY / "edf/clariden-sarus.toml", record, store, REFERENCE)
+    path.write_text(text.replace("/capstor", "/usr").replace("/iopsstor", "/etc"))
+    monkeypatch.setenv("USER", "me")
+    return path
+
+
+def check_in(path: Path, dialect: str | None) -> list[str]:
+    env = {"PWD": str(path.parent), "USER": "me"}
+    found = check_edf(path, env, path.parent, [], dialect=dialect)
+    return [line.removeprefix(f"{path}: ") for line in found]
+
+
+def test_check_edf_of_an_image_in_a_registry_suits_sarus_and_not_ce(in_registry):
+    assert check_in(in_registry, None) == check_in(in_registry, "sarus") == []
+    assert check_in(in_registry, "ce") == [
+        "devices: the Container Engine has no such key; its hooks bring devices"
+    ]
+
+
+def test_check_edf_of_a_file_is_refused_for_sarus(rendered):
+    [fault] = check_in(rendered, "sarus")
+    assert fault.startswith("image: Sarus takes REGISTRY/NAME@sha256:… alone, no file and no vari")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ("@sha256:" + "7" * 64, ":latest", "image: Sarus takes REGISTRY/NAME@sha256:… alone"),
+        ('"/usr:/usr"', '"/usr:/usr:ro+private"', "mounts[0]: '/usr:/usr:ro+private': flags are j"),
+        ('"/usr:/usr"', '"/etc/hosts:/usr:sqsh"', "mounts[0]: '/etc/hosts:/usr:sqsh': Sarus mount"),
+        ('"/usr:/usr"', '"/usr"', "mounts[0]: '/usr': the engine's successor refuses a bare path"),
+        ('"/usr:/usr"', '"usr:/usr:ro"', "mounts[0]: 'usr:/usr:ro': its source must begin with /"),
+        ('"com.hooks.cxi.enabled" = "true"\n', "", "annotations: com.hooks.aws_ofi_nccl.enabled d"),
+        ("[annotations]\n", '[annotations]\n"com.hooks.ssh.enabled" = "true"\n',
+         "annotations: com.hooks.ssh.enabled: Sarus has no such hook"),
+        ("[annotations]\n", '[annotations]\n"com.hooks.aws_ofi_nccl.variant" = "cuda13"\n',
+         "annotations: com.hooks.aws_ofi_nccl.variant: Sarus ignores it"),
+        ("[env]\n", '[env]\nPATH = "${PATH}:/more"\n', "env: PATH: what the image has there"),
+        ('RECORD = "', 'RECORD = "/gone', None),
+        ("7" * 64, "8" * 64, "image: is sha256:" + "8" * 64 + ", the image's record has sha256:77"),
+        ("INPUT_HASH = \"1", "INPUT_HASH = \"2", "env.POST_TRAINING_IMAGE_INPUT_HASH: is 21"),
+    ],
+)  # fmt: skip
+def test_check_what_sarus_refuses_ignores_or_takes_otherwise(in_registry, before, after, fault):
+    text = in_registry.read_text()
+    assert before in text
+    in_registry.write_text(text.replace(before, after))
+    faults = check_in(in_registry, "sarus")
+    if fault is None:
+        assert faults == []
+    else:
+        assert [line for line in faults if line.startswith(fault)], faults
+
+
+def test_check_flags_joined_by_commas_are_told_for_ce(rendered):
+    text = rendered.read_text().replace("mounts = [", 'mounts = ["/usr:/x:ro,private", ')
+    rendered.write_text(text)
+    assert check_in(rendered, "ce") == [
+        "mounts[0]: '/usr:/x:ro,private': flags are joined by + in the Container Engine"
+    ]
+    assert check_in(rendered, None) == []
+
+
+def test_edf_check_unknown_dialect_is_one_clear_line(rendered, post_training):
+    done = post_training("edf", "check", rendered, "--dialect", "docker")
+    assert done.returncode == 2
+    assert done.stderr == "error: --dialect: must be one of ce, sarus (got 'docker')\n"

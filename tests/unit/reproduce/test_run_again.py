@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from post_training.core.errors import UsageError
 from post_training.images.store import ImageStore
 from post_training.reproduce.plan import StoredImage
 from post_training.reproduce.run_again import (
@@ -107,8 +106,3 @@ def test_settings_of_a_reproduction_make_everything_anew_and_report_to_nobody(tm
     assert _settings({**record, "placement": {}}, tmp_path, {}).keys() == {
         "run_dir", "num_processes", "num_threads"
     }  # fmt: skip
-
-
-def test_sif_that_the_store_lacks_is_one_clear_line(tmp_path):
-    with pytest.raises(UsageError, match="Singularity needs a SIF, and the store has none"):
-        _ = StoredImage(IMAGE, ImageStore(tmp_path)).sif

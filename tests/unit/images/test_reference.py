@@ -3,7 +3,12 @@
 import pytest
 
 from post_training.core.errors import UsageError
-from post_training.images.share import is_loopback, known_references, parse_name, parse_reference
+from post_training.images.reference import (
+    is_loopback,
+    known_references,
+    parse_name,
+    parse_reference,
+)
 
 DIGEST = "sha256:" + "a" * 64
 
