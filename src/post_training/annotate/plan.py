@@ -23,6 +23,7 @@ from post_training.core.files import atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_value
 from post_training.core.locks import locked
 from post_training.data.branches import ID, branch_row, row_line
+from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import (
     Reader,
@@ -256,7 +257,9 @@ def _read_rows(
         context.log(f"data: {name} is read as {found.describe()}")
     num_rows = [0] * len(sources)
     seen: set[bytes] = set()
-    state = _Conversion(Reader(data, formats, for_training=False), names, config.keeps_pairs)
+    reader = Reader(data, formats, for_training=False)
+    reader = with_cleaning(reader, sources, context.run_dir, context.log)
+    state = _Conversion(reader, names, config.keeps_pairs)
     report = ColumnReport(formats, {ID: "id"})
     for chunk in read_chunks(_convert_chunk, state, sources, data, num_rows.__getitem__, report):
         for rejected in chunk.rejected:

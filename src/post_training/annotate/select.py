@@ -20,6 +20,7 @@ from post_training.annotate.report import Report, table_lines
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.data.branches import BRANCHES, ID, branch_row
+from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import (
     Reader,
@@ -110,7 +111,9 @@ def _write_pairs(
     names = tuple(name_of(dataset) for dataset in config.data.datasets)
     for name, found in zip(names, formats, strict=True):
         context.log(f"data: {name} is read as {found.describe()}")
-    state = _Selection(Reader(config.data, formats, for_training=False), names, config)
+    reader = Reader(config.data, formats, for_training=False)
+    reader = with_cleaning(reader, sources, context.run_dir, context.log)
+    state = _Selection(reader, names, config)
     columns = ColumnReport(formats, _READ)
     num_rows = [0] * len(sources)
     with open(path, "wb") as file, Progress("prompt", None, shown=True) as progress:

@@ -198,6 +198,19 @@ class FunctionLimits(Config):
     )
 
 
+class DecontaminateConfig(Config):
+    """Rows that say what a benchmark asks are left out, so that its score stays one."""
+
+    against: Annotated[list[Path], Field(min_length=1), Role.INPUT] = Field(
+        description="Files of benchmarks (.jsonl, .json, .parquet, or a saved folder): every text "
+        "of every row is compared with, whatever its column."
+    )
+    ngram: PositiveInt = Field(
+        13,
+        description="How many words in a row have to be the same; signs and case don't count.",
+    )
+
+
 class SourcesConfig(Config):
     """The datasets, and what becomes of their bad rows."""
 
@@ -213,10 +226,21 @@ class SourcesConfig(Config):
         description="What a bad row does. fail: end the run; skip: be left out; quarantine: be "
         "left out and copied to RUN/rejects.jsonl.",
     )
-    deduplicate: bool = Field(
+    deduplicate: bool | Literal["near"] = Field(
         False,
-        description="Leave out a row that equals an earlier one: in its tokens, or in mix and "
-        "split, which have no tokens, in its JSON.",
+        description="Leave out rows that stand twice. exact (or true): one that equals an earlier "
+        "row in its tokens, or in mix and split, which have no tokens, in its JSON. near: also one "
+        "that says nearly the same, by MinHash over 5 words in a row; the sources are read twice.",
+    )
+    near_similarity: Annotated[float, Field(gt=0, le=1), ADDED_LATER] = Field(
+        0.8,
+        description="With deduplicate: near, the estimated share of word sequences (Jaccard "
+        "similarity) from which on two rows are nearly the same. Below 0.7 not all are found.",
+    )
+    decontaminate: Annotated[DecontaminateConfig | None, ADDED_LATER] = Field(
+        None,
+        description="Leave out rows that share so many words in a row with a benchmark. By default "
+        "nothing is compared.",
     )
     debug_subsample: PositiveInt | None = Field(
         None, description="For trials: only the first so many rows of each dataset."
@@ -233,6 +257,12 @@ class SourcesConfig(Config):
         description="Processes that read and encode rows. By default one a core, at most 16. The "
         "result is the same for any number.",
     )
+
+    @field_validator("deduplicate", mode="before")
+    @classmethod
+    def _exact(cls, value: object) -> object:
+        # What it was called first, so that configurations of then are what they were.
+        return True if value == "exact" else value
 
     @model_validator(mode="after")
     def _all_or_no_weights(self) -> "SourcesConfig":
@@ -313,6 +343,10 @@ class DataConfig(SourcesConfig):
         given = [key for key in ("datasets", "prepared", "indexed") if getattr(self, key)]
         if len(given) != 1:
             raise ValueError("set exactly one of datasets, prepared, indexed")
+        if given != ["datasets"] and (self.deduplicate == "near" or self.decontaminate):
+            raise ValueError(
+                "deduplicate: near, and decontaminate, need datasets: tokens are no text"
+            )
         if (given == ["datasets"]) != (self.chat_template is not None):
             raise ValueError("set chat_template with datasets, and only with them")
         return self

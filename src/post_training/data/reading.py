@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DatasetConfig, SourcesConfig
@@ -28,9 +28,12 @@ from post_training.data.transforms import find_transform
 from post_training.data.user_functions import end_functions
 from post_training.data.workers import ordered_map
 
+if TYPE_CHECKING:  # It needs numpy and xxhash, which a login node hasn't.
+    from post_training.data.cleaning.cleaning import Cleaning
+
 # Rows that a setting asks to leave out (overlong: drop, a transform that returns None, …): these
 # never end the work.
-MEANT = ("too-long", "filtered", "truncated")
+MEANT = ("too-long", "filtered", "truncated", "near-duplicate", "contaminated")
 
 
 def open_sources(
@@ -73,7 +76,8 @@ class Reader:
 
     formats: what each dataset was recognised as. train_on, train_on_thoughts: as in DataConfig.
     for_training: if not, what goes with an answer (a label, a weight) is metadata, and kept.
-    counts: of this process's rows, since the last `take`.
+    cleaning: what else is left out (cleaning/cleaning.py). counts: of this process's rows, since
+    the last `take`.
     """
 
     config: SourcesConfig
@@ -81,6 +85,7 @@ class Reader:
     train_on: Literal["all_turns", "last_turn"] = "all_turns"
     train_on_thoughts: bool = True
     for_training: bool = True
+    cleaning: "Cleaning | None" = None
     counts: ColumnCounts = field(default_factory=ColumnCounts, compare=False)
 
     def rows(
@@ -110,6 +115,12 @@ class Reader:
         for value in values:
             check_same(value, found, settings)
             found.check_columns(value, self.counts.filled, for_training=self.for_training)
+        if self.cleaning is not None:
+            try:
+                self.cleaning.check(record.place, values, dataset, found)
+            except BadRow as bad:
+                self.counts.cleaned[bad.reason] += 1
+                raise
         return values
 
     def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:

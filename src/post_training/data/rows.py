@@ -31,6 +31,8 @@ REASONS = {
     "truncated": "an answer that is cut off, with truncated_completions: drop",
     "untrained": "no token to train on within the limit",
     "duplicate": "the same tokens, or the same prompt, as an earlier row",
+    "near-duplicate": "nearly the same words as an earlier row, with deduplicate: near",
+    "contaminated": "so many words in a row as a benchmark has them, with decontaminate",
     "failed": "the stage failed at it, and at it alone",
 }
 

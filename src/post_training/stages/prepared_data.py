@@ -21,6 +21,7 @@ from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text, sha256_value
 from post_training.core.locks import locked
 from post_training.data.chat.templates import ChatTemplate, choose_template, difference_from_own
+from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
 from post_training.data.pairs.dataset import PAIRS_SCHEMA, PairDataset, describe_pairs
 from post_training.data.pairs.prepare import PAIRS_VERSION, PairEncoder, prepare_pairs
@@ -160,7 +161,8 @@ class DataPreparation:
             log(f"{self.name}: {line}")
         log(f"{self.name}: prepared in {time.monotonic() - started_at:.1f} s")
         # What is read from here on is the folder alone; .bin and .idx are read where they lie.
-        self.context.inputs.release(f"{self.name}.datasets", f"{self.name}.transforms")
+        released = ("datasets", "transforms", "decontaminate")
+        self.context.inputs.release(*(f"{self.name}.{key}" for key in released))
         return record
 
     def describe(self, record: dict[str, Any]) -> Iterator[str]:
@@ -170,12 +172,10 @@ class DataPreparation:
     def _write_sources(
         self, folder: Path, template: ChatTemplate, identity: dict[str, Any]
     ) -> dict[str, Any]:
-        sources, formats = open_sources(self.data)
-        for dataset, found in zip(self.data.datasets, formats, strict=True):
-            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
-        data = self.data
-        reader = Reader(data, formats, data.train_on, data.train_on_thoughts)
-        encoder = Encoder.create(self.tokenizer, template, control_tokens=data.control_tokens)
+        sources, reader = self._sources()
+        reader = with_cleaning(reader, sources, self.context.run_dir, self.context.log)
+        control_tokens = self.data.control_tokens
+        encoder = Encoder.create(self.tokenizer, template, control_tokens=control_tokens)
         with Progress("row", None, shown=True) as progress:
             return self._prepare(
                 folder,
@@ -188,6 +188,13 @@ class DataPreparation:
                 on_progress=lambda rows, tokens: progress.update(rows, f"{tokens:,} tokens"),
                 check_inputs=self.context.inputs.check,
             )
+
+    def _sources(self) -> tuple[list[Source], Reader]:
+        data = self.data
+        sources, formats = open_sources(data)
+        for dataset, found in zip(data.datasets, formats, strict=True):
+            self.context.log(f"{self.name}: {name_of(dataset)} is read as {found.describe()}")
+        return sources, Reader(data, formats, data.train_on, data.train_on_thoughts)
 
     def _prepare(
         self,

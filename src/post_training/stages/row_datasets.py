@@ -8,6 +8,7 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.files import atomic_directory, write_json
+from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.config import SourcesConfig
 from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import Reader, Verdicts, name_of, open_sources
@@ -50,7 +51,8 @@ def gather_rows(
             where="data.datasets",
             hint="give one of them a transform, or let sft and prepare read them one by one",
         )
-    state = LineReader(Reader(config, formats), stratify_by, source_column, names)
+    reader = with_cleaning(Reader(config, formats), sources, context.run_dir, context.log)
+    state = LineReader(reader, stratify_by, source_column, names)
     report = ColumnReport(formats)
     with (
         atomic_directory(target) as folder,

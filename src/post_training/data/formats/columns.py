@@ -330,15 +330,17 @@ def tools_of(own: Tools, declared: Tools, found: Format) -> Tools:
 @dataclass
 class ColumnCounts:
     """num_rows: that were looked at. filled: how many rows have something in a column (`source`),
-    or how many messages in a field (`messages[].name`)."""
+    or how many messages in a field (`messages[].name`). cleaned: how many rows cleaning left out,
+    by reason."""
 
     num_rows: int = 0
     filled: Counter[str] = field(default_factory=Counter)
+    cleaned: Counter[str] = field(default_factory=Counter)
 
     def take(self) -> "ColumnCounts":
         """What was counted since the last time."""
-        taken = ColumnCounts(self.num_rows, self.filled)
-        self.num_rows, self.filled = 0, Counter()
+        taken = ColumnCounts(self.num_rows, self.filled, self.cleaned)
+        self.num_rows, self.filled, self.cleaned = 0, Counter(), Counter()
         return taken
 
 
@@ -357,17 +359,20 @@ class ColumnReport:
     def add(self, dataset: int, counts: ColumnCounts) -> None:
         self._counts[dataset].num_rows += counts.num_rows
         self._counts[dataset].filled.update(counts.filled)
+        self._counts[dataset].cleaned.update(counts.cleaned)
 
     def record(self, dataset: int) -> dict[str, Any]:
         """{num_source_rows, columns}: of each column its name, what it was read as (null: it was
-        not read), and the number of rows that fill it."""
+        not read), and the number of rows that fill it. And num_cleaned, where cleaning left rows
+        out: their number by reason."""
         found, counts = self._formats[dataset], self._counts[dataset]
         # What the settings ignore and no row has is listed too: it may be misspelt.
         columns = [
             {"name": name, "read_as": self._read_as(found, name), "number": counts.filled[name]}
             for name in sorted(counts.filled.keys() | found.ignored)
         ]
-        return {"num_source_rows": counts.num_rows, "columns": columns}
+        cleaned = {"num_cleaned": dict(sorted(counts.cleaned.items()))} if counts.cleaned else {}
+        return {"num_source_rows": counts.num_rows, "columns": columns, **cleaned}
 
     def sources(self, num_rows: Sequence[int]) -> list[dict[str, Any]]:
         """Of each dataset: what its rows were read as, and its record. num_rows: the good ones."""
@@ -385,8 +390,11 @@ class ColumnReport:
 
 
 def describe_columns(source: dict[str, Any], *, unread: str = "not read") -> Iterator[str]:
-    """Of a source's record, in a line or two for a person: what is read beside the columns that
-    make up the format, and what is not. unread: what to call that."""
+    """Of a source's record, in a few lines for a person: what cleaning left out, what is read
+    beside the columns that make up the format, and what is not. unread: what to call that."""
+    if cleaned := source.get("num_cleaned"):
+        words = ", ".join(f"{number:,} {reason}" for reason, number in cleaned.items())
+        yield f"{source['name']}: left out: {words}"
     columns = source.get("columns", [])  # records of older versions have none
     beside = [each for each in columns if each["read_as"] not in (None, *_NEEDED)]
     others = [each for each in columns if each["read_as"] is None]
