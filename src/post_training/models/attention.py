@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from post_training.core.errors import PostTrainingError, UsageError
+from post_training.models.router_loss import RouterLoss
 from post_training.models.varlen import VARLEN, check_varlen
 
 _KEY = "model.attn_implementation"
@@ -36,6 +37,8 @@ KEEP_PACKED_APART = (
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # Of a leak; rounding is a millionth of it in float32. In 16 bits experts may be above it.
 _MOST_SEEN = 1e-3
+# Of the largest logit, by a prompt that is shared: here 16 bits differ in rounding for any model.
+_MOST_CHANGED = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
 
 def check_attention(
@@ -128,15 +131,52 @@ def check_packing(model: PreTrainedModel) -> None:
 
 def check_shared_prompt(model: PreTrainedModel) -> None:
     """A mask of [T, T] is handed to the attention as it is, in place of the model's own: a sliding
-    window would be forgotten. Errors: PostTrainingError."""
-    has_one = has_window(model.config.get_text_config())
-    if has_one or model.config.model_type not in KEEP_PACKED_APART:
+    window would be forgotten. A model that isn't known to take it is tried.
+
+    Errors: PostTrainingError for one that doesn't, or that can't be tried."""
+    problem = None
+    if has_window(model.config.get_text_config()):
+        problem = "can't take the mask of a shared prompt: some layers have a mask of their own"
+    elif RouterLoss.for_model(model) is not None:
+        problem = "can't train their router's auxiliary loss with the mask of a shared prompt"
+    elif model.config.model_type not in KEEP_PACKED_APART:
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            problem = "aren't known to take the mask of a shared prompt, and ZeRO-3 has divided "
+            problem += "this one before it could be tried"
+        elif (share := changed_by_sharing(model)) > _MOST_CHANGED[model.dtype]:
+            problem = f"don't take the mask of a shared prompt: logits differ by {share:.1%}"
+    if problem is not None:
         raise PostTrainingError(
-            f"models of the type {model.config.model_type} aren't known to take the mask of a "
-            "shared prompt" + (" (they have a sliding window)" if has_one else ""),
+            f"models of the type {model.config.model_type} {problem}",
             where="model",
             hint="set dpo.share_prompt: false",
         )
+
+
+@torch.no_grad()
+def changed_by_sharing(model: PreTrainedModel) -> float:
+    """How much the logits of an answer differ from those it has alone, where it stands behind
+    another answer to the same prompt; as a share of the largest.
+
+    model: in eager or sdpa, on the CPU.
+    """
+    length = 4  # of the prompt and of each answer
+    num_ids = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(3 * length)[None] % num_ids
+    branch = torch.arange(3).repeat_interleave(length)  # the prompt is 0
+    positions = torch.cat([torch.arange(2 * length), torch.arange(length, 2 * length)])[None]
+    sees = ((branch == 0) | (branch[:, None] == branch)).tril()[None, None]
+    mask = sees
+    if model.config._attn_implementation == "eager":
+        lowest = torch.finfo(torch.float32).min
+        mask = torch.zeros(sees.shape).masked_fill(~sees, lowest)
+    was_training = model.training
+    model.eval()
+    shared = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+    alone = model(input_ids=torch.cat([ids[:, :length], ids[:, -length:]], 1), use_cache=False)
+    model.train(was_training)
+    found, expected = (each.logits[:, -length:].float() for each in (shared, alone))
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def has_window(config: PreTrainedConfig) -> bool:

@@ -22,8 +22,12 @@ from post_training.core.files import write_json
 
 INDEX = "model.safetensors.index.json"
 _WHOLE, _TRAINED, _KEPT = "model.safetensors", "model-trained.safetensors", "model-kept.safetensors"
-# By which transformers' names of a language model within another differ from its own.
-_PREFIXES = ("", "language_model.")
+# What a language model's names become within another, in the layouts that folders have.
+_LAYOUTS: tuple[Callable[[str], str], ...] = (
+    lambda name: name,
+    lambda name: f"language_model.{name}",
+    lambda name: re.sub(r"^model\.", "model.language_model.", name),
+)
 
 
 def note_left_out(model: PreTrainedModel, folder: Path, unexpected: Iterable[str]) -> None:
@@ -56,33 +60,33 @@ def keep_left_out(path: Path, base: Path, model: PreTrainedModel) -> str | None:
     one of it again.
     """
     left_out = getattr(model, "left_out", [])
-    if not left_out:
+    config = json.loads((base / "config.json").read_text())
+    is_part = config.get("model_type") != model.config.model_type
+    if not left_out and not is_part:
         return None
     files = _names_by_file(base)
     in_base = {name for names in files.values() for name in names}
     kept = in_base & set(left_out)
     saved = {name for names in _names_by_file(path).values() for name in names}
-    config = json.loads((base / "config.json").read_text())
-    if config.get("model_type") != model.config.model_type:
-        prefix = next(
-            (each for each in _PREFIXES if {f"{each}{name}" for name in saved} | kept == in_base),
-            None,
+    if is_part:
+        renamed = next(
+            (each for each in _LAYOUTS if {each(name) for name in saved} | kept == in_base), None
         )
-        if prefix is None:
+        if renamed is None:
             return (
                 f"only the language model is saved, {model.config.model_type}: its weights have "
                 f"other names than those of {config.get('model_type')}"
             )
         _become(path, base, config)
-        if prefix:
-            _rename(path, lambda name: f"{prefix}{name}")
+        _rename(path, renamed)
     elif saved & kept:
         return "what the model has no place for is not saved: its weights have names of the model's"
     tensors = {}
     for file, names in files.items():
         with safe_open(base / file, "pt") as weights:
             tensors |= {name: weights.get_tensor(name) for name in names if name in kept}
-    _add(path, tensors)
+    if tensors:
+        _add(path, tensors)
     return None
 
 
@@ -99,7 +103,9 @@ def _become(path: Path, base: Path, config: dict[str, Any]) -> None:
 
 
 def _rename(path: Path, renamed: Callable[[str], str]) -> None:
-    for file in _names_by_file(path):
+    for file, names in _names_by_file(path).items():
+        if all(renamed(name) == name for name in names):
+            continue
         tensors = {renamed(name): tensor for name, tensor in load_file(path / file).items()}
         save_file(tensors, path / file, metadata={"format": "pt"})
     if (path / INDEX).exists():

@@ -29,6 +29,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError
 from post_training.models.attention import check_left_out
 from post_training.models.left_out import INDEX, note_left_out
+from post_training.models.text_part import (
+    NAMES_IN_FOLDERS,
+    find_text_part,
+    forget_names_in_folder,
+)
 from post_training.models.varlen import register_varlen
 from post_training.records.run_record import RECORD_NAME
 
@@ -85,16 +90,20 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def read_config(path: Path) -> PreTrainedConfig:
-    """config.json, with the defaults of its architecture. Errors: PostTrainingError."""
-    read_model_settings(path)
+    """config.json, with the defaults of its architecture; of a folder that holds more than text,
+    that of its language model. Errors: PostTrainingError."""
+    settings = read_model_settings(path)
     with _explain_errors(path, "config.json can't be read"):
+        if (part := find_text_part(path, settings)) is not None:
+            return part.config
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(
     path: Path, *, dtype: str, attn_implementation: str, tensor_parallel_size: int = 1
 ) -> PreTrainedModel:
-    """A causal language model with its weights in `dtype` (a key of DTYPES), on the CPU.
+    """A causal language model with its weights in `dtype` (a key of DTYPES), on the CPU. Of a
+    folder that holds more than text, its language model (text_part.py).
 
     tensor_parallel_size: over how many ranks, all of torch.distributed's, each layer is spread;
     above 1 each rank's part is read onto its own device. Embedding and output layer stay whole.
@@ -104,7 +113,15 @@ def load_model(
     # are one.
     whole = dict.fromkeys(("lm_head", "model.embed_tokens"), "replicated_with_grad_allreduce")
     spread = _spread(path, tensor_parallel_size, whole)
-    model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
+    settings = read_model_settings(path)
+    with _explain_errors(path, "the model can't be loaded"):
+        part = find_text_part(path, settings)
+    if part is None:
+        model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
+    else:
+        within = {"config": part.config, "key_mapping": NAMES_IN_FOLDERS}
+        model = _load(part.model_class, path, dtype, attn_implementation, **within, **spread)
+        forget_names_in_folder(model)
     _check_generation(path, model)
     check_left_out(model, attn_implementation)
     return model
@@ -316,6 +333,14 @@ def _named_class(folder: Path) -> str | None:
 
 def _shown(ids: list[int]) -> str:
     return f"[{', '.join(map(str, ids[:_MOST_TOKENS]))}{', …' if len(ids) > _MOST_TOKENS else ''}]"
+
+
+def num_output_ids(path: Path) -> int | None:
+    """How many ids a model of this folder can give, where they are fewer than it embeds."""
+    settings = read_model_settings(path)
+    of_text = settings.get("text_config", settings)
+    number = of_text.get("output_vocab_size")
+    return None if number == of_text.get("vocab_size") else number
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

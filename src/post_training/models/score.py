@@ -7,6 +7,9 @@ The state at position t of a row has seen the prompt and t tokens of its complet
 c_t, and the last one has seen everything. Completions of one prompt are batched by length and
 padded at their end, where no real token looks.
 
+A model that keeps a state (linear attention, Mamba) can't hand it out so: there a row is the whole
+of prompt and completion, and the rows of a batch are of one prompt.
+
 With `prompts_per_batch` 1, a prompt's states depend on that prompt and its completions alone: not
 one bit on the prompts beside it. With more, prompts of similar length are computed together, padded
 at their beginning, and states may differ in their last bits with what is in the same list.
@@ -20,9 +23,10 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from post_training.core.errors import UsageError
+from post_training.models.bend import backbone_of
 from post_training.models.head import IGNORED, ChunkedHead
 
 # 32 MiB of logits: 1024 positions by a tile of the vocabulary. A GPU has room.
@@ -49,7 +53,11 @@ def keeps_keys_and_values(config: PreTrainedConfig) -> bool:
     """Whether that is all a model keeps of a prompt: each row can then have a copy of it. A state,
     such as that of linear attention, can't be handed out so."""
     layers = DynamicCache(config=config).layers
-    return all(isinstance(layer, DynamicLayer) for layer in layers)
+    # A layer with both kinds is a DynamicLayer too, and would hand out the keys alone (Falcon-H1).
+    return all(
+        isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in layers
+    )
 
 
 class SharedPromptForward:
@@ -61,26 +69,26 @@ class SharedPromptForward:
     """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
-        self._backbone = model.base_model
-        if self._backbone is model:
+        backbone = backbone_of(model)
+        if backbone is None:
             raise UsageError(
                 f"models of the type {model.config.model_type} can't be computed without their "
                 "output layer, so completions can't be scored",
                 where="model",
             )
+        self._backbone = backbone
         self._config = model.config
+        self._shares_prompts = keeps_keys_and_values(model.config)
         self._device = model.device
         self._max_batch_tokens = max_batch_tokens
-        self._prompts_per_batch = prompts_per_batch
-        if not keeps_keys_and_values(model.config):
-            raise UsageError(
-                f"models of the type {model.config.model_type} keep a state that can't be shared "
-                "between completions",
-                where="model",
-            )
+        self._prompts_per_batch = prompts_per_batch if self._shares_prompts else 1
 
     def states(self, prompts: Sequence[Prompt]) -> Iterator[States]:
         for group in self._groups(prompts):
+            if not self._shares_prompts:
+                for rows in self._batches(prompts, group):
+                    yield self._forward_whole(prompts[group[0]], rows)
+                continue
             cache, kept = self._kept([prompts[number].ids for number in group])
             for rows in self._batches(prompts, group):
                 yield self._forward(prompts, group, rows, cache, kept)
@@ -136,6 +144,16 @@ class SharedPromptForward:
             use_cache=True,
         )
         return cache, padded
+
+    @torch.no_grad()
+    def _forward_whole(self, prompt: Prompt, rows: list[tuple[int, int]]) -> States:
+        """Each row from its beginning; padding is at the end, where no token sees it."""
+        texts = [[*prompt.ids, *prompt.completions[index]] for _, index in rows]
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        output = self._backbone(input_ids=ids.to(self._device), use_cache=False)
+        return States(output.last_hidden_state[:, len(prompt.ids) - 1 :], rows)
 
     @torch.no_grad()
     def _forward(
@@ -197,8 +215,7 @@ class LogprobScorer:
     Each term is float32, whatever the dtype of the weights; the sum is float64, so that its order
     doesn't show.
 
-    Errors: UsageError for a model whose logits are more than hidden · weightᵀ, or whose state can't
-    be shared.
+    Errors: UsageError for a model whose logits or parts are not those the head knows.
     """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
@@ -241,7 +258,6 @@ class RewardScorer:
     once.
 
     model: of load_reward_model.
-    Errors: UsageError for a model whose state can't be shared.
     """
 
     def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):

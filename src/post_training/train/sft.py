@@ -21,7 +21,7 @@ from post_training.data.chat.templates import with_special_tokens
 from post_training.data.prepared.dataset import PreparedDataset, metrics_of
 from post_training.models.device import be_deterministic
 from post_training.models.head import ChunkedHead
-from post_training.models.load import load_tokenizer
+from post_training.models.load import load_tokenizer, num_output_ids
 from post_training.models.router_loss import RouterLoss
 from post_training.stages.context import Ranks, Result, StageContext, remove_leftovers
 from post_training.stages.prepared_data import DataPreparation
@@ -82,6 +82,10 @@ def train(
         config, tokenizer, longest=config.sft.max_seq_length, where="sft.max_seq_length"
     )
     check_read(config, context, model)
+    if (num_outputs := num_output_ids(config.model.path)) is not None:
+        context.log(
+            f"the model gives the ids below {num_outputs}: others are read, and not trained"
+        )
     head = ChunkedHead.install(model)
     loss = SftLoss(config.loss, head, RouterLoss.for_model(model))
     evaluation = None
@@ -111,6 +115,7 @@ def _collator(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         packed=packed,
         padding_free=config.training.padding_free,
+        num_outputs=num_output_ids(config.model.path),
     )
 
 

@@ -18,7 +18,7 @@ So each loss is Σ c_t ℓ_t. The collator knows c_t up to two factors, one for 
 completions; these need the sums over the global batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -142,6 +142,8 @@ class SftCollator:
     (transformers' masking_utils; TRL calls it padding-free). Padding is a sequence of its own at
     the end of its row. With `padding_free` a micro-batch is one row, of all its sequences, and
     there is no padding.
+
+    num_outputs: ids that the model can give, where it reads more; others are no targets.
     """
 
     def __init__(
@@ -152,16 +154,18 @@ class SftCollator:
         pad_token_id: int,
         packed: bool,
         padding_free: bool = False,
+        num_outputs: int | None = None,
     ):
         self.dataset = dataset
         self.loss = loss
+        self.num_outputs = num_outputs
         self.pad_token_id = pad_token_id
         self.packed = packed or padding_free
         self.padding_free = padding_free
 
     def __call__(self, items: list[dict[str, int]]) -> dict[str, SftBatch]:
         numbers = tuple(item["row"] for item in items)
-        rows = [self.dataset.read(number) for number in numbers]
+        rows = [self._only_outputs(self.dataset.read(number)) for number in numbers]
         if self.padding_free:
             rows = [_join_rows(rows)]
         longest = max(len(row.ids) for row in rows)
@@ -185,7 +189,7 @@ class SftCollator:
             start = 0
             for end in np.cumsum(row.lengths).tolist():
                 predicting, predicted = slice(start, end - 1), slice(start + 1, end)
-                targets[index, predicting] = row.ids[predicted]
+                targets[index, predicting] = self._targets(row.ids[predicted])
                 kinds[index, predicting] = row.kinds[predicted]
                 own = None if row.weights is None else row.weights[predicted]
                 weights[index, predicting], of_sequence = sequence_weights(
@@ -209,6 +213,18 @@ class SftCollator:
                 sum_of_squared_lengths=sum(length**2 for row in rows for length in row.lengths),
             )
         }
+
+    def _targets(self, ids_T: np.ndarray) -> np.ndarray:
+        if self.num_outputs is None:
+            return ids_T
+        return np.where(ids_T < self.num_outputs, ids_T, IGNORED)
+
+    def _only_outputs(self, row: PreparedRow) -> PreparedRow:
+        """Without a weight, in the loss and in what it is divided by, for what can't be given."""
+        if self.num_outputs is None:
+            return row
+        kinds = np.where(row.ids < self.num_outputs, row.kinds, EXCLUDED).astype(row.kinds.dtype)
+        return replace(row, kinds=kinds)
 
 
 def coefficients(batch: SftBatch, of_prompt: float, of_completion: float) -> Tensor:

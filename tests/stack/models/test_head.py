@@ -1,4 +1,4 @@
-"""The chunked output layer against full logits in float64: values, gradients, refusals."""
+"""The chunked output layer against full logits in float64: values, gradients."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from post_training.core.errors import UsageError
 from post_training.models import head as chunked_head
+from post_training.models import logits
 from post_training.models.head import ChunkedHead
 
 VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
@@ -15,8 +15,6 @@ VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
 
 @pytest.fixture(params=[(16 * VOCABULARY, 16), (2**25, 8192)], ids=["many chunks", "one chunk"])
 def chunk_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    from post_training.models import head as logits
-
     numbers, tile = request.param
     monkeypatch.setitem(chunked_head._CHUNK_NUMBERS, "cpu", numbers)
     monkeypatch.setitem(logits._TILE, "cpu", tile)
@@ -184,10 +182,3 @@ def test_full_logits_are_never_held(monkeypatch: pytest.MonkeyPatch, models: Any
     with Watch(), head.scoring(targets, coefficients):
         model(input_ids=ids, use_cache=False).logits[0].backward()
     assert 0 < largest <= 16 * VOCABULARY
-
-
-def test_a_model_that_bends_its_logits_is_refused(models: Any):
-    model = models[0]
-    model.config.logits_scaling = 8.0
-    with pytest.raises(UsageError, match="logits_scaling: the loss does not know such models"):
-        ChunkedHead.install(model)

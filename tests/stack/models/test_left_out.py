@@ -1,6 +1,7 @@
 """A folder of more than a language model: the rest is told, kept, and found again."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,18 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "num_attention_heads": 2, "patch_size": 4, "vision_output_dim": 16,
          "projector_input_dim": 16, "projector_output_dim": 16},
     ),
+    "gemma3": (
+        {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
+         "num_attention_heads": 2, "patch_size": 4},
+    ),
+    "mistral3": (
+        {"model_type": "mistral"},
+        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
+         "num_attention_heads": 2, "patch_size": 4, "head_dim": 8, "model_type": "pixtral"},
+    ),
 }  # fmt: skip
+OF_TEXT = ("language_model", "lm_head")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,9 @@ def multimodal(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         shutil.copytree(model, folder)
         text, vision = FAMILIES[family]
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, text_config={**TEXT, **text}, vision_config=vision)
+        settings = {"mm_tokens_per_image": 4} if family == "gemma3" else {}
+        text = {**TEXT, **text, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        config = AutoConfig.for_model(family, text_config=text, vision_config=vision, **settings)
         made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
         made.save_pretrained(folder)
         # By the class that transformers takes for the family, whatever the folder says.
@@ -103,7 +117,7 @@ def test_vision_tower_is_kept_byte_for_byte_and_the_folder_is_of_its_architectur
     assert before.keys() == after.keys()
     trained = 0
     for name in before:
-        if "language_model" in name or "lm_head" in name:
+        if any(part in name for part in OF_TEXT):
             trained += not torch.equal(before[name].float(), after[name].float())
         else:
             assert after[name].dtype == torch.bfloat16
@@ -159,3 +173,69 @@ def test_weights_without_a_place_in_a_plain_model_are_kept(
     assert torch.equal(after["extra.head.weight"], weights["extra.head.weight"])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
     assert torch.equal(plain.lm_head.weight, after["lm_head.weight"])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral3"])
+def test_language_model_alone_gives_the_logits_of_the_whole(family: str, multimodal: Any):
+    folder = multimodal(family)
+    alone = load_model(folder, dtype="float32", attn_implementation="sdpa")
+    whole = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = (model.eval()(input_ids=ids).logits for model in (alone, whole))
+    assert (found - expected).abs().max() < 1e-5
+
+
+# The shape of Apertus 1.5, as far as it is public: transformers has no class for it yet.
+
+
+@pytest.fixture(scope="module")
+def apertus(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedding of 400 ids, the upper ones of images; an output layer of 328."""
+    folder = tmp_path_factory.mktemp("apertus") / "model"
+    shutil.copytree(model, folder)
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text = AutoConfig.for_model("apertus", **{**TEXT, **ids, "vocab_size": 400})
+    trunk = AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16)
+    weights = {
+        re.sub(r"^model\.", "model.language_model.", name): tensor.clone()
+        for name, tensor in trunk.state_dict().items()
+    }
+    weights["lm_head.weight"] = weights["lm_head.weight"][:328].clone()
+    weights["model.vision_tokenizer.conv.weight"] = torch.rand(3, 3, dtype=torch.bfloat16)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    of_text = {**text.to_dict(), "model_type": "apertus1p5_text", "output_vocab_size": 328}
+    config = {
+        "architectures": ["Apertus1p5ForConditionalGeneration"],
+        "model_type": "apertus1p5",
+        "text_config": of_text,
+        "dtype": "bfloat16",
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_apertus_1p5_is_trained_and_saved_in_its_layout(
+    apertus: Path, config: dict[str, Any], tmp_path: Path
+):
+    loaded = load_model(apertus, dtype="float32", attn_implementation="sdpa")
+    assert loaded.get_input_embeddings().num_embeddings == 400
+    ids = torch.randint(3, 400, (2, 20), generator=torch.Generator().manual_seed(0))
+    assert loaded(input_ids=ids).logits.shape == (2, 20, 328)
+    sft(changed(config, **{"model.path": str(apertus), "training.max_steps": 2}), tmp_path / "run")
+    before, after = all_weights(apertus), all_weights(tmp_path / "run/model")
+    assert {name: tensor.shape for name, tensor in before.items()} == {
+        name: tensor.shape for name, tensor in after.items()
+    }
+    kept = "model.vision_tokenizer.conv.weight"
+    assert torch.equal(before[kept], after[kept])
+    assert not torch.equal(before["lm_head.weight"].float(), after["lm_head.weight"])
+    made = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert made == {
+        **json.loads((apertus / "config.json").read_text()),
+        "dtype": "float32",
+        "text_config": made["text_config"],
+    }
+    load_model(tmp_path / "run/model", dtype="float32", attn_implementation="sdpa")

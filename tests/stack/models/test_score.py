@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from post_training.core.errors import UsageError
 from post_training.models.score import Asked, LogprobScorer
 
 VOCABULARY = 60
@@ -114,7 +113,31 @@ def test_logprobs_of_a_completion_are_summed_in_float64(models):
     assert not exact.float().double().equal(exact)
 
 
-def test_logprobs_of_a_model_without_keys_to_share_are_refused():
-    config = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(UsageError, match="mamba keep a state that can't be shared"):
-        score(MambaForCausalLM(config), prompts())
+KEEP_A_STATE = {
+    "mamba": {"state_size": 4},
+    "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1,
+                  "mamba_d_state": 4, "intermediate_size": 32, "lm_head_multiplier": 0.5},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "intermediate_size": 32},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 8,
+        **{f"linear_num_{kind}_heads": 2 for kind in ("key", "value")},
+        **{f"linear_{kind}_head_dim": 8 for kind in ("key", "value")},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", KEEP_A_STATE)
+def test_logprobs_of_a_model_that_keeps_a_state_are_those_of_each_row_alone(family: str):
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    config = CONFIG_MAPPING[family](**shape, **KEEP_A_STATE[family])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    asked = prompts()
+    together = score(model, asked, prompts_per_batch=3)
+    for prompt, own in zip(asked, together, strict=True):
+        for (logprob, count), (expected, number) in zip(own, naive(model, prompt), strict=True):
+            assert count == number
+            assert abs(logprob - expected) <= 1e-5 * max(1, number)
+    assert [score(model, [prompt])[0] for prompt in asked] == together

@@ -18,6 +18,7 @@ from post_training.models.attention import (
     KEEP_PACKED_APART,
     check_left_out,
     check_packing,
+    check_shared_prompt,
     seen_across,
 )
 from post_training.models.score import LogprobScorer
@@ -211,6 +212,33 @@ def test_packing_of_experts_is_not_refused_for_rounding():
     model = tiny("qwen3_moe", intermediate_size=32, num_key_value_heads=1, **shape)
     assert seen_across(model) < 1e-4
     check_packing(model)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", ["glm4", "gpt_neox", "hunyuan_v1_dense"])
+def test_shared_prompt_is_tried_in_a_model_we_know_nothing_of(model_type: str, implementation: str):
+    model = tiny(model_type, intermediate_size=32, num_key_value_heads=1, head_dim=8)
+    model.set_attn_implementation(implementation)
+    check_shared_prompt(model)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "line"),
+    [
+        ("mistral", {"sliding_window": 4}, "some layers have a mask of their own"),
+        (
+            "qwen3_moe",
+            {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+            "router's auxiliary loss",
+        ),
+    ],
+)
+def test_shared_prompt_that_would_change_the_answers_is_refused(
+    model_type: str, settings: dict[str, Any], line: str
+):
+    with pytest.raises(PostTrainingError, match=line):
+        check_shared_prompt(tiny(model_type, **settings))
 
 
 @pytest.mark.parametrize(
