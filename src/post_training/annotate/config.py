@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from post_training.config.model import Config, Role, not_default
+from post_training.config.model import INPUT_IF_PATH, Config, Role, not_default
 from post_training.core.errors import UsageError
 from post_training.data.config import ChatTemplate, SourcesConfig, TemplatedDataConfig
 from post_training.models.config import ModelConfig
@@ -308,10 +308,10 @@ class RewardConfig(Config):
     model: ModelConfig | None = Field(
         None, description="A model for sequence classification with one output, the reward."
     )
-    chat_template: ChatTemplate = Field(
+    chat_template: Annotated[ChatTemplate, INPUT_IF_PATH] = Field(
         "model",
-        description="Template by which the model reads a conversation: its own (model), or one of "
-        "ours.",
+        description="Template by which the model reads a conversation: its own (model), one of "
+        "ours, one of a published model, or a file of your own (path/to/x.jinja).",
     )
     max_seq_length: PositiveInt | None = Field(
         None,

@@ -49,7 +49,12 @@ def load_encoder(path: Path, data: TemplatedDataConfig) -> Encoder:
     Errors: PostTrainingError when there is none, or the template doesn't go with it.
     """
     tokenizer = load_own_tokenizer(path, data)
-    template = choose_template(data.chat_template, tokenizer)
+    template = choose_template(
+        data.chat_template,
+        tokenizer,
+        today=data.template_date,
+        history=data.history_thoughts,
+    )
     return Encoder.create(tokenizer, template, control_tokens=data.control_tokens)
 
 

@@ -8,6 +8,7 @@ Unmarked settings are recipe:
         num_processes: Annotated[int, Role.TOPOLOGY] = 1   # changes bits, not the intent
         output_dir: Annotated[Path, Role.PLACEMENT]        # where things go
         path: Annotated[Path, Role.INPUT]                  # counts by its content, not its name
+        template: Annotated[str | Path, INPUT_IF_PATH]     # recipe as a name, input as a file
 
 A setting that is added once runs are recorded is marked ADDED_LATER. At its default it is left out
 of what is hashed and compared: what is computed is what it was, so its identity is too.
@@ -16,6 +17,7 @@ of what is hashed and compared: what is computed is what it was, so its identity
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -40,9 +42,11 @@ class Mark(Enum):
     """What else is said of a setting."""
 
     ADDED_LATER = "added later"
+    INPUT_IF_PATH = "input where it is a path"
 
 
 ADDED_LATER = Mark.ADDED_LATER
+INPUT_IF_PATH = Mark.INPUT_IF_PATH
 
 
 class Config(BaseModel):
@@ -94,6 +98,8 @@ def _walk(config: Config, prefix: str, inherited: Role | None) -> Iterator[tuple
         role = inherited or marked
         key = f"{prefix}{name}"
         value = getattr(config, name)
+        if INPUT_IF_PATH in field.metadata and isinstance(value, Path):
+            role = Role.INPUT
         if isinstance(value, Config):
             yield from _walk(value, f"{key}.", role)
         elif isinstance(value, list | tuple) and any(isinstance(item, Config) for item in value):

@@ -1,11 +1,20 @@
 """The `data`, `sft` and `dpo` blocks of a configuration: what is read, and how it becomes rows."""
 
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from post_training.config.model import ADDED_LATER, Config, Role
+from post_training.config.faults import nearest
+from post_training.config.model import ADDED_LATER, INPUT_IF_PATH, Config, Role
 
 # The formats, and the columns that each is made of; those in the second tuple may be missing.
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -19,12 +28,57 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt": (("prompt",), ("input", "system", "tools")),
 }
 TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain")
+# Templates of models as they were published, by our names; TRL's package has the files.
+PUBLISHED_TEMPLATES = {
+    "qwen2.5": "qwen2_5",
+    "qwen3": "qwen3",
+    "qwen3-2507": "qwen3_instruct_2507",
+    "llama-3.1": "llama3_1",
+    "llama-3.2": "llama3_2",
+    "gemma3": "gemma3",
+    "gpt-oss": "gptoss",
+    "deepseek-v3": "deepseekv3",
+    "phi-3": "phi3",
+    "phi-3.5": "phi3_5",
+    "cohere": "cohere2",
+    "glm-4-moe": "glm4moe",
+    "lfm2": "lfm2_v2",
+}
 # Settings that choose among a dataset's rows; a stage that keeps every row refuses them.
 _CHOOSE_ROWS = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
 
 OnError = Literal["fail", "skip", "quarantine"]
 Packing = Literal["none", "bfd", "k_bin_packed", "next_fit"]
-ChatTemplate = Literal[(*TEMPLATES, "model")]  # one of ours, or the tokenizer's own
+
+
+def _name_or_file(value: Any) -> str | Path:
+    names = (*TEMPLATES, *PUBLISHED_TEMPLATES, "model")
+    if isinstance(value, Path) or value in names:
+        return value
+    if isinstance(value, str) and value.endswith(".jinja"):
+        return Path(value)
+    raise ValueError(
+        f"must be a file that ends in .jinja, or one of {', '.join(names)} "
+        f"(got {value!r}){nearest(str(value), names)}"
+    )
+
+
+# A name, or a file of the user's own.
+ChatTemplate = Annotated[str | Path, PlainValidator(_name_or_file)]
+HistoryThoughts = Literal["as_template", "keep", "refuse"]
+_TEMPLATE = (
+    "Template that turns messages into text: one of ours, one of a published model, a file of your "
+    "own (path/to/x.jinja), or model, the tokenizer's own."
+)
+_TEMPLATE_DATE = (
+    "Date that a template writes which asks for today's, such as 2026-07-26. Without it, a "
+    "template that can do without writes its own default, and another is refused."
+)
+_HISTORY_THOUGHTS = (
+    "Where a template does not write an earlier turn as it was said. as_template: each turn is "
+    "trained after the history that a server sends, in several rows; keep: in one row, as it was "
+    "said; refuse: the row is bad."
+)
 ControlTokens = Literal["refuse", "keep"]
 _CONTROL_TOKENS = (
     "A special token written inside a message's text: refuse makes the row bad, keep encodes it as "
@@ -289,10 +343,14 @@ class SourcesConfig(Config):
 class DataConfig(SourcesConfig):
     """What is trained on: datasets with their chat template, or data that is already tokenised."""
 
-    chat_template: ChatTemplate | None = Field(
+    chat_template: Annotated[ChatTemplate | None, INPUT_IF_PATH] = Field(
         None,
-        description="Template that turns messages into text: one of ours, or model, the "
-        "tokenizer's own. It belongs to datasets: data that is already tokenised needs none.",
+        description=f"{_TEMPLATE} It belongs to datasets: data that is already tokenised needs "
+        "none.",
+    )
+    template_date: Annotated[date | None, ADDED_LATER] = Field(None, description=_TEMPLATE_DATE)
+    history_thoughts: Annotated[HistoryThoughts, ADDED_LATER] = Field(
+        "as_template", description=_HISTORY_THOUGHTS
     )
     prepared: Annotated[Path | None, Role.INPUT] = Field(
         None, description="Instead of datasets: a dataset that `entrypoint prepare` wrote."
@@ -355,9 +413,12 @@ class DataConfig(SourcesConfig):
 class TemplatedDataConfig(SourcesConfig):
     """What is annotated, and how a model reads it."""
 
-    chat_template: ChatTemplate = Field(
-        description="Template that turns messages into text: one of ours, or model, the "
-        "tokenizer's own. It must be the one that the model is trained with."
+    chat_template: Annotated[ChatTemplate, INPUT_IF_PATH] = Field(
+        description=f"{_TEMPLATE} It must be the one that the model is trained with."
+    )
+    template_date: Annotated[date | None, ADDED_LATER] = Field(None, description=_TEMPLATE_DATE)
+    history_thoughts: Annotated[HistoryThoughts, ADDED_LATER] = Field(
+        "as_template", description=_HISTORY_THOUGHTS
     )
     special_tokens: SpecialTokens = Field(
         SpecialTokens(),

@@ -19,21 +19,26 @@ from array import array
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat.layout import Layout, control_pattern, lay_out, tokenizer_state
+from post_training.data.chat.layout import (
+    control_pattern,
+    lay_out,
+    lay_out_prompt,
+    tokenizer_state,
+)
+from post_training.data.chat.proof import PROBE
 from post_training.data.chat.rendering import Part, Spans
-from post_training.data.chat.templates import PROBE, ChatTemplate
-from post_training.data.rows import COMPLETION, BadRow, Conversation, Message, Text
+from post_training.data.chat.templates import ChatTemplate
+from post_training.data.chat.turns import Written
+from post_training.data.rows import COMPLETION, BadRow, Conversation, Text
 from post_training.data.word_tokenizer import WordTokenizer
 
-# Stands where the model's answer will, so that the template writes all that comes before it.
-_ANSWER = Message("assistant", "answer", COMPLETION)
 # Steps of a tokenizer that split a text, and at most remove some of it; they don't add to it.
 _SPLITTING = {"Split", "Digits", "Punctuation"}
 # The length of an id that stands for anything (unk): longer than any text, so that none equals it.
@@ -48,6 +53,15 @@ class TokenSequence:
     ids: np.ndarray
     kinds: np.ndarray
     weights: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """What a row is trained as: one sequence, or several, each with other turns. num_left_out: the
+    thoughts of earlier turns that they don't have, since a server won't send them."""
+
+    sequences: list[TokenSequence]
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,28 +124,46 @@ class Encoder:
         return encoder
 
     def encode(self, rows: SequenceOf[Conversation | Text]) -> list[TokenSequence | BadRow]:
-        """One result for each row, in order.
+        """One result for each row, in order. Errors: those of encode_rows."""
+        results: list[TokenSequence | BadRow] = []
+        for encoded in self.encode_rows(rows):
+            if isinstance(encoded, BadRow):
+                results.append(encoded)
+            elif len(encoded.sequences) == 1:
+                results.append(encoded.sequences[0])
+            else:
+                problem = "the chat template writes an earlier turn otherwise than it was said"
+                hint = "train on the last turn alone, or set data.history_thoughts: keep"
+                results.append(BadRow("roles", problem, hint))
+        return results
+
+    def encode_rows(self, rows: SequenceOf[Conversation | Text]) -> list["EncodedRow | BadRow"]:
+        """What each row is trained as, in order.
 
         Errors: PostTrainingError for a text, when there is no eos token to end it with.
         """
-        layouts: list[Layout | BadRow] = []
+        layouts: list[list[Written] | BadRow] = []
         for row in rows:
             try:
                 layouts.append(lay_out(row, self.template, self.special_tokens, self.control))
             except BadRow as bad:
                 layouts.append(bad)
-        good = [layout for layout in layouts if isinstance(layout, Layout)]
+        good = [one for each in layouts if not isinstance(each, BadRow) for one in each]
         encoded = zip(good, *self._ids_and_spans(good), strict=True)
-        results: list[TokenSequence | BadRow] = []
-        for row, layout in zip(rows, layouts, strict=True):
-            if isinstance(layout, BadRow):
-                results.append(layout)
+        results: list[EncodedRow | BadRow] = []
+        for row, own in zip(rows, layouts, strict=True):
+            if isinstance(own, BadRow):
+                results.append(own)
                 continue
-            _, ids, spans = next(encoded)
-            if isinstance(row, Text):
-                results.append(self._document(ids))
-            else:
-                results.append(_sequence(ids, spans, layout.parts))
+            sequences = []
+            for _, ids, spans in islice(encoded, len(own)):
+                if isinstance(row, Text):
+                    sequences.append(self._document(ids))
+                else:
+                    sequences.append(_sequence(ids, spans, own[len(sequences)].parts))
+            bad = next((each for each in sequences if isinstance(each, BadRow)), None)
+            left_out = sum(each.num_left_out for each in own)
+            results.append(bad or EncodedRow(sequences, left_out))
         return results
 
     def encode_prompts(self, rows: SequenceOf[Conversation]) -> list[np.ndarray | BadRow]:
@@ -140,20 +172,19 @@ class Encoder:
         They are all that stands before the next answer of the assistant: the beginning of what
         training sees, up to the mark of the answer.
         """
-        layouts: list[Layout | BadRow] = []
+        texts: list[Written | BadRow] = []
         for row in rows:
-            answered = Conversation((*row.messages, _ANSWER), row.tools)
             try:
-                layout = lay_out(answered, self.template, self.special_tokens, self.control)
+                text = lay_out_prompt(row, self.template, self.special_tokens, self.control)
             except BadRow as bad:
-                layouts.append(bad)
+                texts.append(bad)
             else:
-                layouts.append(Layout(layout.text[: layout.spans[-1][0]], [], []))
-        good = [layout for layout in layouts if isinstance(layout, Layout)]
+                texts.append(Written(text, [], []))
+        good = [each for each in texts if isinstance(each, Written)]
         ids = iter(self._ids_and_spans(good)[0])
-        return [bad if isinstance(bad, BadRow) else next(ids) for bad in layouts]
+        return [bad if isinstance(bad, BadRow) else next(ids) for bad in texts]
 
-    def _ids_and_spans(self, layouts: list[Layout]) -> tuple[list[np.ndarray], list[Spans]]:
+    def _ids_and_spans(self, layouts: list[Written]) -> tuple[list[np.ndarray], list[Spans]]:
         """The ids of each text, and its spans in tokens."""
         texts = [layout.text for layout in layouts]
         spans = [layout.spans for layout in layouts]
@@ -192,13 +223,13 @@ class Encoder:
 
     def _prove_masks(self) -> None:
         """Try the mask on the template's probe: the trained tokens must spell the trained turns."""
-        layout = lay_out(PROBE, self.template, self.special_tokens, None)
-        [[ids], [spans]] = self._ids_and_spans([layout])
+        layouts = lay_out(PROBE, self.template, self.special_tokens, None)
         trained = "".join(
             self.backend.decode(ids[start:end].tolist(), skip_special_tokens=False)
+            for ids, spans in zip(*self._ids_and_spans(layouts), strict=True)
             for start, end in spans
         )
-        expected = "".join(layout.text[start:end] for start, end in layout.spans)
+        expected = "".join(each.text[start:end] for each in layouts for start, end in each.spans)
         # Tokenizers differ in the spaces they put back between words.
         if "".join(trained.split()) != "".join(expected.split()):
             raise PostTrainingError(

@@ -124,11 +124,11 @@ class DataPreparation:
                 self.data.chat_template,
                 self.tokenizer,
                 train_on_thoughts=self.data.train_on_thoughts,
+                today=self.data.template_date,
+                history=self.data.history_thoughts,
             )
-            difference = difference_from_own(template, self.tokenizer)
-            # Said once: rows to evaluate on are written by the same template.
-            if difference and self.name == "data":
-                self.context.log(f"warning: {difference}; the saved model gets {template.name!r}")
+            if self.name == "data":  # Rows to evaluate on are written by the same template.
+                self._say_how(template)
         return template, {
             "version": VERSION,
             "data": settings_by_role(self.data)[Role.RECIPE],
@@ -138,6 +138,12 @@ class DataPreparation:
             "template": template and sha256_text(template.text),
             "seed": self.seed,
         }
+
+    def _say_how(self, template: ChatTemplate) -> None:
+        if difference := difference_from_own(template, self.tokenizer):
+            self.context.log(f"warning: {difference}; the saved model gets {template.name!r}")
+        for line in template.describe():
+            self.context.log(f"{self.name}: {line}")
 
     def _write(
         self, folder: Path, template: ChatTemplate | None, identity: dict[str, Any]

@@ -1,4 +1,7 @@
-"""A row as one text, and what a loss makes of its characters; or why it can't be one.
+"""A row as text, and what a loss makes of its characters; or why it can't be one.
+
+A row is one text; or several, where the template writes earlier turns otherwise than they were said
+(turns.py).
 
 What a template can't express is refused here, row by row: nothing of a row is left out silently.
 TextEncoder makes token ids of a conversation where nothing is trained.
@@ -6,36 +9,28 @@ TextEncoder makes token ids of a conversation where nothing is trained.
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from post_training.core.errors import PostTrainingError
+from post_training.data.chat.proof import PROBE, RENDERING_FAILURES, without_thinking
+from post_training.data.chat.published import fix_date, read_template
 from post_training.data.chat.rendering import MessageDicts, Part, Spans, message_dicts, render
-from post_training.data.chat.templates import (
-    MARKERS,
-    PROBE,
-    RENDERING_FAILURES,
-    ChatTemplate,
-    template_text,
-)
-from post_training.data.rows import BadRow, Conversation, Text
+from post_training.data.chat.templates import MARKERS, ChatTemplate, template_text
+from post_training.data.chat.turns import TurnWriter, Written
+from post_training.data.config import TEMPLATES
+from post_training.data.rows import COMPLETION, BadRow, Conversation, Message, Text
 from post_training.data.word_tokenizer import any_of
 
+# Stands where the model's answer will, so that the template writes all that comes before it.
+_ANSWER = Message("assistant", "answer", COMPLETION)
 _TOOL_NEEDS = {"tools", "calls"}
 _CONTROL = re.compile(r"<[|｜].*[|｜]>|\[/?[A-Z_]+\]", re.DOTALL)
 _PART_OF_AN_ANSWER = re.compile(r"</?[a-z_]*(think|reason|tool|function|answer|response)[a-z_]*>")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The text of a row. parts[i]: what the loss makes of the characters spans[i]; the others are
-    context."""
-
-    text: str
-    spans: Spans
-    parts: list[Part]
 
 
 def control_pattern(
@@ -66,10 +61,13 @@ def control_pattern(
 
 def _frame(template: ChatTemplate, special_tokens: dict[str, str]) -> str:
     """What the template writes around the contents of a conversation of texts alone."""
-    text, spans = render(template.text, message_dicts(PROBE), special_tokens)
-    for start, end in reversed(spans):
-        text = f"{text[:start]}\n{text[end:]}"
-    return text
+    frames = []
+    for written in _written(template, message_dicts(PROBE), special_tokens):
+        text = written.text
+        for start, end in reversed(written.spans):
+            text = f"{text[:start]}\n{text[end:]}"
+        frames.append(text)
+    return "\n".join(frames)
 
 
 def lay_out(
@@ -77,30 +75,58 @@ def lay_out(
     template: ChatTemplate,
     special_tokens: dict[str, str],
     control: re.Pattern[str] | None,
-) -> Layout:
-    """The text of a row, and the spans in it that have a use in the loss; a Text has no spans.
+) -> list[Written]:
+    """The texts of a row, and the spans in them that have a use in the loss; a Text has no spans.
 
     control: finds the tokens that a content may not hold (control_pattern); None: it may hold any.
     Errors: BadRow.
     """
     if isinstance(row, Text):
         _refuse_control_tokens(row.text, control)
-        layout = Layout(row.text, [], [])
+        texts = [Written(row.text, [], [])]
     else:
-        layout = _lay_out_conversation(row, template, special_tokens, control)
-    try:
-        layout.text.encode()
-    except UnicodeEncodeError:
-        raise BadRow("malformed", "the text holds half a character (lone surrogate)") from None
-    return layout
+        dicts = _checked_dicts(row, template, control)
+        with _failures_are_bad_rows(template, dicts):
+            texts = _written(template, dicts, special_tokens)
+    for written in texts:
+        _refuse_half_characters(written.text)
+    return texts
 
 
-def _lay_out_conversation(
+def lay_out_prompt(
     row: Conversation,
     template: ChatTemplate,
     special_tokens: dict[str, str],
     control: re.Pattern[str] | None,
-) -> Layout:
+) -> str:
+    """The text that a model goes on from: all that stands before its next answer.
+
+    Errors: BadRow.
+    """
+    answered = Conversation((*row.messages, _ANSWER), row.tools)
+    if template.marks != "turns":
+        [written] = lay_out(answered, template, special_tokens, control)
+        return written.text[: written.spans[-1][0]]
+    _checked_dicts(answered, template, control)
+    dicts = message_dicts(row)
+    writer = TurnWriter(template.text, special_tokens, template.end_of_turn)
+    with _failures_are_bad_rows(template, dicts):
+        text = writer.checked_prompt(dicts, template.history)
+    _refuse_half_characters(text)
+    return text
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("malformed", "the text holds half a character (lone surrogate)") from None
+
+
+def _checked_dicts(
+    row: Conversation, template: ChatTemplate, control: re.Pattern[str] | None
+) -> MessageDicts:
+    """What the template gets of a row that it can express. Errors: BadRow."""
     dicts = message_dicts(row)
     if missing := dicts.needs & template.lost:
         raise _bad(missing, f"chat template {template.name!r} can't express: {_list(missing)}")
@@ -110,14 +136,45 @@ def _lay_out_conversation(
             _refuse_control_tokens(json.dumps(message, ensure_ascii=False), control)
     if dicts.tools:
         _refuse_control_tokens(json.dumps(dicts.tools, ensure_ascii=False), control)
-    trusted = template.name != "model"
+    return dicts
+
+
+@contextmanager
+def _failures_are_bad_rows(template: ChatTemplate, dicts: MessageDicts) -> Iterator[None]:
     try:
-        text, spans = render(template.text, dicts, special_tokens, trusted=trusted)
+        yield
+    except BadRow as bad:
+        if str(template.name) in bad.problem:
+            raise
+        problem = f"chat template {template.name!r}: {bad.problem}"
+        raise BadRow(bad.reason, problem, bad.hint) from None
     except RENDERING_FAILURES as error:
         raise _bad(dicts.needs, f"chat template {template.name!r}: {error}") from None
-    if not trusted:
-        _check_contents(text, dicts)
-    return Layout(text, spans, _parts_of_spans(spans, dicts.parts, template))
+
+
+def _written(
+    template: ChatTemplate, dicts: MessageDicts, special_tokens: dict[str, str]
+) -> list[Written]:
+    """Errors: BadRow; RENDERING_FAILURES where the template refuses or fails."""
+    if template.is_ours:
+        text, spans = render(template.text, dicts, special_tokens, trusted=True)
+        return [Written(text, spans, _parts_of_spans(spans, dicts.parts, template))]
+    writer = TurnWriter(template.text, special_tokens, template.end_of_turn)
+    dicts = without_thinking(dicts, template.thinking_off)
+    if template.marks != "turns":
+        if template.marked is None:
+            text, spans = render(template.text, dicts, special_tokens)
+        else:
+            text, spans = writer.marked(template.marked, dicts)
+        if template.marked is None or text == render(template.text, dicts, special_tokens)[0]:
+            left_out = writer.left_out(dicts, text)
+            if all(key != "reasoning_content" for _, key in left_out):
+                for number, key in sorted(left_out):
+                    said = dicts.messages[number][key].strip()[:40]
+                    raise BadRow("roles", f"it leaves out a {key}: {said!r}")
+                parts = _parts_of_spans(spans, dicts.parts, template)
+                return [Written(text, spans, parts)]
+    return writer.write(dicts, template.history)
 
 
 def _parts_of_spans(spans: Spans, messages: list[list[Part]], template: ChatTemplate) -> list[Part]:
@@ -147,17 +204,6 @@ def _refuse_control_tokens(content: str, control: re.Pattern[str] | None) -> Non
         raise BadRow("control-token", f"the content holds the token {found.group()}")
 
 
-def _check_contents(text: str, dicts: MessageDicts) -> None:
-    """A model's own template may leave out a content in some rows only (earlier thoughts)."""
-    for message in dicts.messages:
-        for key in ("content", "reasoning_content"):
-            content = message.get(key, "").strip()
-            # The output of a tool may be rendered as JSON.
-            if message["role"] != "tool" and content not in text:
-                problem = f"chat template 'model' leaves out a {key}: {content[:40]!r}"
-                raise BadRow("roles", problem)
-
-
 def _bad(needs: set[str], problem: str) -> BadRow:
     return BadRow("tool-call" if needs & _TOOL_NEEDS else "roles", problem)
 
@@ -184,19 +230,16 @@ class TextEncoder:
     is read.
     """
 
-    def __init__(self, tokenizer: Any, template: str):
-        """template: the name of one of ours, or `model`: the tokenizer's own.
+    def __init__(self, tokenizer: Any, template: str | Path):
+        """template: as choose_template's name.
 
         Errors: PostTrainingError when there is none, or it writes a date or no messages.
         """
-        self._where = f"chat template {template!r}"
-        own = tokenizer.chat_template if template == "model" else template_text(template)
-        if not isinstance(own, str):
-            raise PostTrainingError("the tokenizer has no chat template", where=self._where)
-        if "strftime_now" in own:
-            raise PostTrainingError(
-                "it writes today's date, so a judgement would differ by day", where=self._where
-            )
+        self._where = f"chat template {str(template)!r}"
+        if template in TEMPLATES:
+            own = template_text(str(template))
+        else:
+            own = fix_date(read_template(template, tokenizer), None)
         self._template = own
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._backend = Tokenizer.from_str(json.dumps(tokenizer_state(tokenizer)))
@@ -224,9 +267,10 @@ class TextEncoder:
         try:
             text = self._text(dicts)
         except BadRow as bad:
-            raise PostTrainingError(
-                f"it can't be rendered: {bad.problem}", where=self._where
-            ) from None
+            problem = f"it can't be rendered: {bad.problem}"
+            if "strftime_now" in bad.problem:
+                problem = "it writes today's date, so a judgement would differ by day"
+            raise PostTrainingError(problem, where=self._where) from None
         if missing := [said for said in _contents(dicts) if said not in text]:
             raise PostTrainingError(
                 f"it leaves out {missing[0]!r}: it was made for messages of another structure",

@@ -15,7 +15,8 @@ prints the row's own, as at inference.
 
 An assistant's dict has up to three *parts*, in this order: its thought, its text, its calls. Its
 messages in a row are joined into one dict as long as that order allows. A template may also look
-at `tools` and at `enable_thinking` (true where a row has thoughts).
+at `tools`, at `enable_thinking` (true where a row has thoughts) and at `add_generation_prompt`
+(true where a server asks the model to go on).
 """
 
 import json
@@ -58,18 +59,20 @@ class MessageDicts:
 
     parts: of each assistant's dict. needs: what not every template can express, of: system,
     developer, thought, tools, calls, steps (two dicts of the assistant one after the other).
+    enable_thinking: None leaves it to the template.
     """
 
     messages: list[dict[str, Any]]
     parts: list[list[Part]]
     tools: list[Any]
     needs: set[str]
+    enable_thinking: bool | None = None
 
     def variables(self) -> dict[str, Any]:
         """The variables by which a template gets this."""
         variables: dict[str, Any] = {"messages": self.messages, "tools": self.tools or None}
-        if "thought" in self.needs:
-            variables["enable_thinking"] = True
+        if self.enable_thinking is not None:
+            variables["enable_thinking"] = self.enable_thinking
         return variables
 
 
@@ -100,7 +103,7 @@ def message_dicts(conversation: Conversation) -> MessageDicts:
     tools = [_json(tool, "tool") for tool in conversation.tools]
     if tools:
         needs.add("tools")
-    return MessageDicts(messages, parts, tools, needs)
+    return MessageDicts(messages, parts, tools, needs, True if "thought" in needs else None)
 
 
 def _parts_of(message: Message) -> list[Part]:
@@ -149,7 +152,12 @@ def _json(text: str, what: str) -> dict[str, Any]:
 
 
 def render(
-    template: str, dicts: MessageDicts, special_tokens: dict[str, str], *, trusted: bool = False
+    template: str,
+    dicts: MessageDicts,
+    special_tokens: dict[str, str],
+    *,
+    trusted: bool = False,
+    add_generation_prompt: bool = False,
 ) -> tuple[str, Spans]:
     """The text, and the spans of characters that the template marks as the assistant's.
 
@@ -163,7 +171,10 @@ def render(
     length = 0
     with nullcontext() if trusted else _bounded(dicts):
         for block in _compiled(template, trusted).generate(
-            **special_tokens, **dicts.variables(), documents=None, add_generation_prompt=False
+            **special_tokens,
+            **dicts.variables(),
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
         ):
             if type(block) is _Marked:
                 spans.append((length, length + len(block)))

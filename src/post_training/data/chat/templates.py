@@ -1,34 +1,44 @@
-"""Chat templates by name, and the proof that one trains what it promises.
+"""Chat templates by name, and the choice of one for a tokenizer.
 
-A template renders messages (rendering.py says their form) to text and marks what the assistant
-wrote with `{% generation %}`. Ours mark each part that may be weighed differently on its own: a
-thought, the text, the calls; the last one with the end of the turn. Their texts are the public
-formats, but for what would change a row: no content is stripped, and there is no date.
+A template renders messages (rendering.py says their form) to text. Ours mark what the assistant
+wrote with `{% generation %}`: each part that may be weighed differently on its own, a thought, the
+text, the calls; the last one with the end of the turn. Their texts are the public formats, but for
+what would change a row: no content is stripped, and there is no date.
 
-A template without the marks yields no trained token at all, and a training run that does nothing
-(trl#5471). And what a template can't express it must refuse, or a row would lose a part of its
-content silently; templates of models do drop things. So `prove` tries a template on small
-conversations of known words before any data is read: each need of a row (a system message, a
-thought, tools, …) once, and what was not rendered, or not marked right, is refused in every row.
+A template of a model or of the user's own is used as it is. What is trained of its text is found
+by its marks, or by TRL's copy of it with marks, or by a server's prompts (turns.py). Each way is
+proved on the tokenizer at hand (proof.py).
 """
 
 import copy
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
 from post_training.core.errors import PostTrainingError
-from post_training.data.chat.rendering import Spans, message_dicts, render
-from post_training.data.config import SpecialTokens
-from post_training.data.rows import COMPLETION, Conversation, Message, ToolCall
+from post_training.data.chat.proof import (
+    PROBE,
+    RENDERING_FAILURES,
+    Marks,
+    has_marks,
+    has_same_turns,
+    prove,
+    prove_turns,
+)
+from post_training.data.chat.published import (
+    asks_for_date,
+    fix_date,
+    marked_copies,
+    read_template,
+)
+from post_training.data.chat.rendering import message_dicts, render
+from post_training.data.chat.turns import History, TurnWriter, length_in_common
+from post_training.data.config import TEMPLATES, SpecialTokens
 
-Marks = Literal["parts", "messages"]
-RENDERING_FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 # The strings of our templates that must be a single token each; a template without any writes its
 # roles as ordinary text.
 MARKERS: dict[str, tuple[str, ...]] = {
@@ -47,57 +57,48 @@ MARKERS: dict[str, tuple[str, ...]] = {
     ),
     "plain": ("<|user|>", "<|assistant|>"),
 }
-_MARKS_HINT = (
-    "copy the tokenizer's folder, put {% generation %} and {% endgeneration %} around what the "
-    "assistant writes, up to the end of its turn, in the copy's chat_template.jinja, and name the "
-    "copy"
-)
-# The conversation that every template is tried on; then what the others are made of.
-PROBE = Conversation(
-    (
-        Message("user", "first-question"),
-        Message("assistant", "first-answer", COMPLETION),
-        Message("user", "second-question"),
-        Message("assistant", "second-answer", COMPLETION),
-    )
-)
-_QUESTION, _ANSWER = PROBE.messages[:2]
-_CALL = ToolCall("some_function", '{"key": "an-argument"}')
-_TOOL = """{"type": "function", "function": {
-    "name": "some_function", "description": "a-purpose",
-    "parameters": {"type": "object", "properties": {"key": {"type": "string"}}}
-}}"""
-_OUTPUT = Message("tool", "an-output")
-_THOUGHT = Message("assistant", "first-answer", thought="a-thought")
-_TEXT_AND_CALL = Message("assistant", "some-words", tool_calls=(_CALL,))
-# What a row may need, and the conversations of which a template must render one.
-_NEEDS: dict[str, tuple[Conversation, ...]] = {
-    "system": (Conversation((Message("system", "a-system-message"), _QUESTION, _ANSWER)),),
-    "developer": (Conversation((Message("developer", "a-developer"), _QUESTION, _ANSWER)),),
-    "thought": (Conversation((_QUESTION, _THOUGHT)),),
-    "tools": (Conversation((_QUESTION, _ANSWER), (_TOOL,)),),
-    "calls": (
-        Conversation((_QUESTION, _TEXT_AND_CALL, _OUTPUT, _ANSWER)),
-        Conversation((_QUESTION, Message("assistant", "", tool_calls=(_CALL,)), _OUTPUT, _ANSWER)),
-    ),
-    "steps": (Conversation((_QUESTION, Message("assistant", "some-words"), _ANSWER)),),
-}
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
     """A template that was proved to work with the tokenizer at hand.
 
-    name: as configured. text: the Jinja source. end_of_turn: what the model says when it is done.
-    marks: whether it marks the parts of an assistant's message, or whole messages. lost: what a row
-    may need (rendering.MessageDicts.needs) that it can't express.
+    name: as configured. text: the Jinja source, which the model is saved with. end_of_turn: what
+    the model says when it is done. marks: whether it marks the parts of an assistant's message, or
+    whole messages; or has none, and turns are found by prompts. lost: what a row may need
+    (rendering.MessageDicts.needs) that it can't express. marked: the same text with marks, where
+    another source has them. thinking_off: rows without thoughts are written with enable_thinking:
+    false. history: as DataConfig.history_thoughts. found_by: where the marks come from, in words.
     """
 
     name: str
     text: str
     end_of_turn: str
-    marks: Marks
+    marks: Marks | Literal["turns"]
     lost: frozenset[str]
+    marked: str | None = None
+    thinking_off: bool = False
+    history: History = "as_template"
+    found_by: str = "its marks"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name in TEMPLATES
+
+    def describe(self) -> Iterator[str]:
+        """What is to be known of a template that is not one of ours, in lines for a person."""
+        if self.is_ours:
+            return
+        can_not = f"; it can't express: {', '.join(sorted(self.lost))}" if self.lost else ""
+        yield (
+            f"chat template {self.name!r}: trained turns are found by {self.found_by}, and end in "
+            f"{self.end_of_turn!r}{can_not}"
+        )
+        if self.thinking_off:
+            yield (
+                "rows without thoughts are written with enable_thinking: false; send that at "
+                "inference too (chat_template_kwargs)"
+            )
 
 
 def template_text(name: str) -> str:
@@ -106,31 +107,87 @@ def template_text(name: str) -> str:
     return (folder / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def choose_template(name: str, tokenizer: Any, *, train_on_thoughts: bool = True) -> ChatTemplate:
-    """The template `name` (`model`: the tokenizer's own), proved to work with `tokenizer`.
+def choose_template(
+    name: str | Path,
+    tokenizer: Any,
+    *,
+    train_on_thoughts: bool = True,
+    today: date | None = None,
+    history: History = "as_template",
+) -> ChatTemplate:
+    """The template `name`, proved to work with `tokenizer`. today: the date that it may write.
 
     Errors: PostTrainingError when it can't be used with this tokenizer, or would train nothing,
-    or something else than the assistant's turns up to and including their end; or when thoughts
-    are not to be trained, and it doesn't mark them apart.
+    or something else than the assistant's turns up to and including their end.
     """
-    fail, own_hint = partial(_fail, name), _hint_of_ours(tokenizer)
-    if name == "model":
-        text = tokenizer.chat_template
-        if not isinstance(text, str):
-            raise fail("the tokenizer has no chat template", hint=own_hint)
-        if "strftime_now" in text:
-            raise fail("it writes today's date, so the data would differ by day", hint=own_hint)
-        if not has_marks(text):
-            problem = "it has no {% generation %} marks, so nothing would be trained"
-            raise fail(problem, hint=f"{_MARKS_HINT}; or {own_hint}")
-    else:
-        text = template_text(name)
-        _check_tokens(name, text, tokenizer)
-    proof = prove(text, tokenizer.special_tokens_map, partial(fail, hint=own_hint))
-    if not train_on_thoughts and proof.marks == "messages":
-        problem = "it marks a thought and its answer as one, so it can't leave out the thought"
-        raise fail(problem, hint=own_hint)
+    if today is not None and not (name not in TEMPLATES and asks_for_date(name, tokenizer)):
+        problem = "data.template_date is set, and the template asks for no date"
+        raise _fail(name, problem, hint="leave data.template_date out")
+    if name not in TEMPLATES:
+        return _choose_foreign(name, tokenizer, train_on_thoughts, today, history)
+    name, special_tokens = str(name), tokenizer.special_tokens_map
+    fail = partial(_fail, name, hint=_hint_of_ours(tokenizer))
+    text = template_text(name)
+    _check_tokens(name, text, tokenizer)
+    proof = prove(text, special_tokens, fail)
     return ChatTemplate(name, text, proof.end_of_turn, proof.marks, proof.lost)
+
+
+def _choose_foreign(
+    name: str | Path,
+    tokenizer: Any,
+    train_on_thoughts: bool,
+    today: date | None,
+    history: History,
+) -> ChatTemplate:
+    """A template of a model or of the user's own."""
+    hint = _hint_of_ours(tokenizer)
+    fail = partial(_fail, str(name), hint=hint)
+    try:
+        original = read_template(name, tokenizer)
+        text = fix_date(original, today)
+        special_tokens = tokenizer.special_tokens_map
+        if has_marks(text):
+            proof = prove(text, special_tokens, fail)
+            if train_on_thoughts or proof.marks == "parts" or "thought" in proof.lost:
+                return ChatTemplate(
+                    str(name), text, proof.end_of_turn, proof.marks, proof.lost, history=history
+                )
+        stops = stop_tokens(tokenizer)
+        found = prove_turns(text, special_tokens, stops, fail)
+    except PostTrainingError as error:
+        asks = "strftime_now" in error.problem
+        raise PostTrainingError(
+            "it writes today's date, so the data would differ by day" if asks else error.problem,
+            where=f"chat template {str(name)!r}",
+            hint="fix it: data.template_date: 2026-01-31" if asks else error.hint or hint,
+        ) from None
+    template = ChatTemplate(
+        str(name),
+        text,
+        found.end_of_turn,
+        "turns",
+        found.lost,
+        thinking_off=found.thinking_off,
+        history=history,
+        found_by="a server's prompts",
+    )
+    if not train_on_thoughts and "thought" not in found.lost:
+        return template
+    writer = TurnWriter(text, special_tokens, found.end_of_turn)
+    for copied in marked_copies(original):
+        marked = fix_date(copied, today)
+        if has_same_turns(writer, marked, found):
+            own = {"marks": "messages", "marked": marked, "found_by": "the marks of TRL's copy"}
+            return replace(template, **own)
+    return template
+
+
+def stop_tokens(tokenizer: Any) -> list[str]:
+    """The tokens one of which ends a turn: the special ones."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special}
+    return sorted(special | set(tokenizer.all_special_tokens))
 
 
 def difference_from_own(template: ChatTemplate, tokenizer: Any) -> str | None:
@@ -147,14 +204,13 @@ def difference_from_own(template: ChatTemplate, tokenizer: Any) -> str | None:
         return f"{said}, which can't be rendered"
     if ours == theirs:
         return None
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    start = next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+    start = length_in_common(ours, theirs)
     # With some characters before it: a marker that is cut in two says little.
     ours, theirs = (text[max(0, start - 12) : start + 28] for text in (ours, theirs))
     return f"{said}: it writes {ours!r} where that one writes {theirs!r}"
 
 
-def _fail(name: str, problem: str, *, hint: str | None = None) -> PostTrainingError:
+def _fail(name: str | Path, problem: str, *, hint: str | None = None) -> PostTrainingError:
     return PostTrainingError(problem, where=f"chat template {name!r}", hint=hint)
 
 
@@ -204,107 +260,3 @@ def with_special_tokens(tokenizer: Any, settings: SpecialTokens) -> Any:
     # As special tokens, so that where a template writes one it is never split.
     changed.add_special_tokens(named)
     return changed
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What `prove` found of a template: the marks, lost and end_of_turn of ChatTemplate."""
-
-    marks: Marks
-    lost: frozenset[str]
-    end_of_turn: str
-
-
-def has_marks(template: str) -> bool:
-    """Whether the template has `{% generation %}`."""
-    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
-
-
-def prove(
-    template: str, special_tokens: dict[str, str], fail: Callable[[str], PostTrainingError]
-) -> Proof:
-    """Try the template on known conversations.
-
-    special_tokens: by the names that a template has for them. fail: makes the error of a problem;
-    it is raised when the template can't be used at all.
-    """
-    endings = set()
-    for conversation in (PROBE, Conversation(PROBE.messages[:2])):
-        try:
-            text, spans = render(template, message_dicts(conversation), special_tokens)
-        except RENDERING_FAILURES as error:
-            raise fail(f"it can't be rendered: {error}") from None
-        endings |= _endings_of_turns(text, spans, conversation, fail)
-    # After the last turn a template may write more (an end of the text): the shortest is that of
-    # the turn.
-    end_of_turn = min(endings, key=len)
-    if not end_of_turn:
-        raise fail("it leaves the end of a turn untrained, the model would never stop")
-    if not all(ending.startswith(end_of_turn) for ending in endings):
-        raise fail(f"its turns end differently: {sorted(endings)}")
-
-    possible: set[Marks] = {"parts", "messages"}
-    lost = set()
-    for need, conversations in _NEEDS.items():
-        fitting = [_fitting_marks(template, each, special_tokens) for each in conversations]
-        fitting = [marks & possible for marks in fitting if marks & possible]
-        if need == "steps" and fitting:
-            text, _ = render(template, message_dicts(conversations[0]), special_tokens)
-            if end_of_turn in text.partition("some-words")[2].partition("first-answer")[0]:
-                fitting = []
-        for marks in fitting:
-            possible &= marks
-        if not fitting:
-            lost.add(need)
-    return Proof("parts" if "parts" in possible else "messages", frozenset(lost), end_of_turn)
-
-
-def _endings_of_turns(
-    text: str,
-    spans: Spans,
-    conversation: Conversation,
-    fail: Callable[[str], PostTrainingError],
-) -> set[str]:
-    """What is trained after each answer, of a conversation with a text alone in each turn."""
-    trained = [text[start:end] for start, end in spans]
-    answers = [each.content for each in conversation.messages if each.role == "assistant"]
-    questions = [each.content for each in conversation.messages if each.role == "user"]
-    if len(trained) != len(answers) or any(
-        answer not in turn for answer, turn in zip(answers, trained, strict=True)
-    ):
-        raise fail(f"of {len(answers)} answers it marks {len(trained)} as trained: {trained}")
-    if any(question in turn for question in questions for turn in trained):
-        raise fail(f"it would train on the user's words: {trained}")
-    return {
-        turn.partition(answer)[2].strip() for answer, turn in zip(answers, trained, strict=True)
-    }
-
-
-def _fitting_marks(
-    template: str, conversation: Conversation, special_tokens: dict[str, str]
-) -> set[Marks]:
-    """Which marks the template makes here; none if it drops something, or marks another's words."""
-    try:
-        text, spans = render(template, message_dicts(conversation), special_tokens)
-    except RENDERING_FAILURES:
-        return set()
-    own: list[list[str]] = []
-    others = ["a-purpose"] if conversation.tools else []
-    for message in conversation.messages:
-        if message.role == "assistant":
-            words = [message.thought, message.content, message.tool_calls and "an-argument"]
-            own.append([word for word in words if word])
-        else:
-            others.append(message.content)
-    words = [word for words in own for word in words]
-    marked = [
-        [word for word in (*words, *others) if word in text[start:end]] for start, end in spans
-    ]
-    if not all(word in text for word in others):
-        return set()
-    fitting: set[Marks] = set()
-    if marked == [[word] for word in words]:
-        fitting.add("parts")
-    if marked == own:
-        fitting.add("messages")
-    return fitting

@@ -200,6 +200,7 @@ def describe_prepared(record: dict[str, Any]) -> Iterator[str]:
             f"{source['num_tokens']:,} tokens, generation ratio {'-' if ratio is None else ratio}"
         )
         yield from describe_columns(source)
+        yield from _describe_history(source)
     if rejected:
         yield f"left out: {describe_counts(rejected)}"
     yield (
@@ -211,6 +212,22 @@ def describe_prepared(record: dict[str, Any]) -> Iterator[str]:
         f"{counts[f'num_{overlong}']:,} {overlong}; the longest row has {counts['longest_row']:,} "
         f"tokens; rows are {counts['utilisation']:.1%} full"
     )
+
+
+def _describe_history(source: dict[str, Any]) -> Iterator[str]:
+    """What the template did to earlier turns of the rows."""
+    history = source.get("history", {})
+    if "num_rows_in_several" in history:
+        yield (
+            f"{source['name']}: {history['num_rows_in_several']:,} conversations became "
+            f"{history['num_sequences_of_them']:,} sequences, since the template writes earlier "
+            "turns otherwise than they were said (history_thoughts)"
+        )
+    if "num_thoughts_left_out" in history:
+        yield (
+            f"{source['name']}: {history['num_thoughts_left_out']:,} thoughts of earlier turns are "
+            "left out of what follows them, as a server will (history_thoughts)"
+        )
 
 
 def open_own_store(folder: Path) -> SequenceStore:

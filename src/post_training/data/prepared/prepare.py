@@ -10,9 +10,10 @@ Memory holds some numbers for each row of the sources, never its tokens. The res
 sources, the settings and the tokenizer; not on the number of workers.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,11 +172,12 @@ class ChunkEncoder:
 @dataclass(frozen=True)
 class EncodedChunk:
     """What a worker made of a chunk of dataset number `dataset`. rejected: in the order of the
-    file."""
+    file. history: what the template's way with earlier turns did to the rows, with counts."""
 
     dataset: int
     sequences: SequenceBatch
     rejected: list[Rejected]
+    history: Counter[str] = field(default_factory=Counter, kw_only=True)
 
 
 def encode_chunk(state: ChunkEncoder, item: tuple[int, Chunk]) -> EncodedChunk:
@@ -191,18 +193,28 @@ def encode_chunk(state: ChunkEncoder, item: tuple[int, Chunk]) -> EncodedChunk:
     ]
     sequences: list[TokenSequence] = []
     pieces: list[list[tuple[int, int, int]]] = []
-    encoded = state.encoder.encode([row for _, row in read])
-    for (record, _), sequence in zip(read, encoded, strict=True):
+    history: Counter[str] = Counter()
+    encoded = state.encoder.encode_rows([row for _, row in read])
+    for (record, _), row in zip(read, encoded, strict=True):
         try:
-            if isinstance(sequence, BadRow):
-                raise sequence
-            pieces.append(cut_to_limit(sequence.kinds, state.limits, str(record.place)))
-            sequences.append(sequence)
+            if isinstance(row, BadRow):
+                raise row
+            own = [
+                cut_to_limit(sequence.kinds, state.limits, str(record.place))
+                for sequence in row.sequences
+            ]
         except BadRow as bad:
             rejected.append(Rejected(record.place, bad, record.raw))
+            continue
+        pieces += own
+        sequences += row.sequences
+        if len(own) > 1:
+            history += Counter(num_rows_in_several=1, num_sequences_of_them=len(own))
+        history["num_thoughts_left_out"] += row.num_left_out
     rejected.sort(key=lambda row: row.place.number)
     with_digests = state.reader.config.deduplicate
-    return EncodedChunk(dataset, make_batch(sequences, pieces, with_digests=with_digests), rejected)
+    batch = make_batch(sequences, pieces, with_digests=with_digests)
+    return EncodedChunk(dataset, batch, rejected, history=+history)
 
 
 def _conversation_or_text(row: object, record: Record) -> Conversation | Text:
@@ -239,6 +251,7 @@ def write_sequences(
     """
     data, formats = encoder.reader.config, encoder.reader.formats
     builder, report = TableBuilder(), ColumnReport(formats)
+    history = [Counter[str]() for _ in formats]
     with SequenceWriter(folder, best_dtype(num_ids)) as writer:
         for chunk in read_chunks(
             encode, encoder, sources, data, lambda dataset: builder.num_rows[dataset], report
@@ -247,12 +260,18 @@ def write_sequences(
                 verdicts.reject(row.place, row.bad, row.raw)
             writer.append(chunk.sequences)
             builder.add(chunk.dataset, chunk.sequences)
+            history[chunk.dataset] += chunk.history
             on_chunk(chunk)
             on_progress(builder.num_sequences, writer.num_tokens)
         if not builder.num_pieces:
             raise verdicts.nothing_left(what)
     described = [
-        {"name": name_of(dataset), "read_as": found.describe(), **report.record(index)}
+        {
+            "name": name_of(dataset),
+            "read_as": found.describe(),
+            **report.record(index),
+            **({"history": dict(history[index])} if history[index] else {}),
+        }
         for index, (dataset, found) in enumerate(zip(data.datasets, formats, strict=True))
     ]
     return builder, described

@@ -52,7 +52,7 @@ def test_template_of_a_model_without_one_is_refused(tokenizer: Any):
     [
         (
             "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
-            "it has no {% generation %} marks, so nothing would be trained",
+            "it writes nothing after an answer, so the model would never stop",
         ),
         (
             "{% for m in messages %}{% if m.role == 'robot' %}{% generation %}{{ m.content }}"
@@ -105,10 +105,12 @@ ONE_SPAN_EACH = (
 )
 
 
-def test_template_that_can_not_leave_out_thoughts_is_refused_where_it_must(tokenizer: Any):
-    problem = refusal(ONE_SPAN_EACH, tokenizer, train_on_thoughts=False)
-    assert problem.startswith("it marks a thought and its answer as one")
+def test_template_that_marks_a_thought_and_its_answer_as_one_is_read_without_its_marks(
+    tokenizer: Any,
+):
+    tokenizer.chat_template = ONE_SPAN_EACH
     assert choose_template("model", tokenizer).marks == "messages"
+    assert choose_template("model", tokenizer, train_on_thoughts=False).marks == "turns"
 
 
 def test_template_that_trains_on_tool_outputs_can_express_no_calls(tokenizer: Any):
@@ -156,14 +158,12 @@ def test_template_with_a_special_token_the_tokenizer_lacks_is_refused(
         choose_template(name, tokenizer)
 
 
-def test_template_without_marks_is_refused_with_the_remedy(tokenizer: Any):
+def test_template_that_is_refused_names_those_of_ours_that_fit(tokenizer: Any):
     tokenizer.chat_template = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
     with pytest.raises(PostTrainingError) as error:
         choose_template("model", tokenizer)
-    hint = str(error.value.hint)
-    assert "in the copy's chat_template.jinja" in hint
     # Those of ours whose tokens this tokenizer has, and no others.
-    assert hint.endswith("data.chat_template: chatml | tulu | zephyr")
+    assert str(error.value.hint).endswith("data.chat_template: chatml | tulu | zephyr")
 
 
 @pytest.mark.parametrize(

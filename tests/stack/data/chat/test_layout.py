@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from helpers.encoded_rows import assistant, encode, encoder, of_kind, reason, user
-from post_training.data.rows import COMPLETION, EXCLUDED, Conversation, Message, Text, ToolCall
+from post_training.data.chat.layout import lay_out
+from post_training.data.chat.templates import ChatTemplate
+from post_training.data.rows import (
+    COMPLETION,
+    EXCLUDED,
+    BadRow,
+    Conversation,
+    Message,
+    Text,
+    ToolCall,
+)
 from post_training.data.tokenize import TokenSequence
 
 SHORT = (user("ab"), assistant("cd"))
@@ -167,10 +177,13 @@ def test_encode_only_the_first_token_trained_is_refused(tokenizer: Any):
 
 
 def test_encode_template_of_a_model_that_drops_a_content_is_refused(tokenizer: Any):
-    tokenizer.chat_template = WHOLE_MESSAGES
-    messages = (user("q"), assistant("so", thought="earlier"), user("q"), assistant("b"))
-    assert reason(encode(tokenizer, *messages, name="model")) == (
-        "roles: chat template 'model' leaves out a reasoning_content: 'earlier'"
+    tokenizer.chat_template = WHOLE_MESSAGES.replace("{{ m.content }}", "{{ m.content[:2] }}")
+    messages = (user("a longer question"), assistant("so"))
+    template = ChatTemplate("model", tokenizer.chat_template, "</s>", "messages", frozenset())
+    with pytest.raises(BadRow) as error:
+        lay_out(Conversation(messages), template, tokenizer.special_tokens_map, None)
+    assert error.value.problem == (
+        "chat template 'model': it leaves out a content: 'a longer question'"
     )
 
 
