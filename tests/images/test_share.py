@@ -127,6 +127,7 @@ def test_pull_of_another_image_than_wanted_is_refused(elsewhere, pushed):
         pull_image(pushed, elsewhere, "sha256:" + "0" * 64)
 
 
+@pytest.mark.long
 def test_pull_record_of_another_image_is_refused(store, elsewhere, pushed, registry, tmp_path):
     """Tags can be moved: that of the record too."""
     record = pack_sqsh(make_image(tmp_path / "two", "two"), store, COMMIT)
@@ -142,6 +143,7 @@ def test_pull_record_of_another_image_is_refused(store, elsewhere, pushed, regis
     assert elsewhere.records() == []
 
 
+@pytest.mark.long
 def test_pull_without_a_record_has_no_commit(record, elsewhere, registry, pushed, capsys):
     tag = f"docker://{pushed.name}:sha256-{pushed.digest[7:]}.record"
     run_tool(["skopeo", "delete", "--tls-verify=false", tag])

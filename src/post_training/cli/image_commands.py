@@ -251,7 +251,8 @@ def passport(reference: str, store_folder: Path | None, *, as_json: bool) -> int
 
 
 def _print_passport(made: Passport) -> None:
-    columns = "{:20.20} {:14.14} {:14.14} {:14.14} {:14.14} {}"
+    width = max(len(form.name) for form in made.forms)
+    columns = f"{{:{width}}} {{:14}} {{:14}} {{:14}} {{:14}} {{}}"
     print(columns.format("FORM", "DIGEST", "TREE", "ENVIRONMENT", "ENTRYPOINT", "STARTED"))
     for form in made.forms:
         shown = [

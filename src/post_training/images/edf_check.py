@@ -27,7 +27,7 @@ from post_training.images.identity import (
     read_record_beside,
     seal,
 )
-from post_training.images.reference import is_reference, parse_reference
+from post_training.images.reference import is_loopback, is_reference, parse_reference
 
 PROFILE = "POST_TRAINING_NETWORK_PROFILE"
 # The network's settings are the site's hook's, whatever they are when a run starts.
@@ -144,6 +144,8 @@ def _sarus_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:
             f"image: Sarus takes REGISTRY/NAME@sha256:… alone, no file and no variables, and a tag "
             f"may be moved (got {image!r}): `post-training image push`, then render the EDF again"
         )
+    elif is_loopback(image):
+        faults.append(f"image: {image.partition('/')[0]} is another machine on each node")
     for index, text in enumerate(merged.get("mounts", [])):
         source, _, flags = text.split(":", 2) if text.count(":") == 2 else (text, "", "")
         words = re.split("[+,]", flags)

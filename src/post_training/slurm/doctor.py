@@ -16,9 +16,8 @@ from post_training.core.secrets import CREDENTIALS, credentials_folder, find_cre
 from post_training.images.builder import program
 from post_training.images.doctor import Finding, check_writable, examine, note, ok, wrong
 from post_training.images.edf import expand, find_edf, merge_edf
-from post_training.images.edf_check import check_edf
+from post_training.images.edf_check import Dialect, check_edf
 from post_training.images.store import ImageStore
-from post_training.slurm.environment import dialect_of
 from post_training.slurm.site import Site, load_site
 
 _ENVIRONMENT = "post-training"
@@ -55,6 +54,8 @@ def _tools(site: Site) -> Iterator[Finding]:
     if launcher.kind == "singularity" and shutil.which(launcher.command) is None:
         hint = "not on a node of this site, or a module must be loaded?"
         yield wrong("tools", f"{launcher.command} is not installed", hint)
+    if launcher.kind == "sarus" and shutil.which("skopeo") is None:
+        yield note("tools", "no images can be pushed to a registry here: skopeo is missing")
     missing = [name for name in (program(), "mksquashfs") if shutil.which(name) is None]
     if missing:
         yield note("tools", f"no images can be built here: {', '.join(missing)} missing")
@@ -145,7 +146,7 @@ def _edf(name: str, site: Site, env: Mapping[str, str], cwd: Path) -> Iterator[F
             f"{path} is of the site {rendered_for!r}",
             f"post-training edf render --site {name} --image IMAGE",
         )
-    dialect = dialect_of(site.launcher)
+    dialect: Dialect | None = "sarus" if site.launcher.kind == "sarus" else None
     faults = check_edf(path, env, cwd, [], sources_are_here=is_here, dialect=dialect)
     for fault in faults:
         yield wrong("EDF", fault)

@@ -12,7 +12,6 @@ from typing import Any
 from post_training.core.errors import UsageError
 from post_training.core.secrets import find_credentials
 from post_training.images.edf import Edf, edf_folders, find_edf, load_edf, merge_edf
-from post_training.images.edf_check import Dialect
 from post_training.images.inside import FINDINGS
 from post_training.images.reference import is_reference, registry_reference
 from post_training.images.render import edf_text, install_edf, render_edf, site_file
@@ -22,7 +21,6 @@ from post_training.slurm.singularity import render_script, sif_of
 from post_training.slurm.site import Launcher, load_site, site_names
 
 FORMS = ("edf", "singularity")
-_DIALECTS: dict[str, Dialect] = {"edf": "ce", "sarus": "sarus"}
 
 
 def read_environment(
@@ -131,11 +129,6 @@ def image_of(record: Mapping[str, Any], store: ImageStore, launcher: Launcher) -
     if launcher.kind == "singularity":
         return str(sif_of(record, store))
     return str(store.image_path(record["sqsh_sha256"]))
-
-
-def dialect_of(launcher: Launcher) -> Dialect | None:
-    """Which engine's rules an EDF must keep there; None where no engine reads it."""
-    return _DIALECTS.get(launcher.kind)
 
 
 def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:

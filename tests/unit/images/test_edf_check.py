@@ -233,6 +233,7 @@ def test_check_edf_of_a_file_is_refused_for_sarus(rendered):
     ("before", "after", "fault"),
     [
         ("@sha256:" + "7" * 64, ":latest", "image: Sarus takes REGISTRY/NAME@sha256:… alone"),
+        ("ghcr.io/me", "localhost:5000/me", "image: localhost:5000 is another machine on each"),
         ('"/usr:/usr"', '"/usr:/usr:ro+private"', "mounts[0]: '/usr:/usr:ro+private': flags are j"),
         ('"/usr:/usr"', '"/etc/hosts:/usr:sqsh"', "mounts[0]: '/etc/hosts:/usr:sqsh': Sarus mount"),
         ('"/usr:/usr"', '"/usr"', "mounts[0]: '/usr': the engine's successor refuses a bare path"),
