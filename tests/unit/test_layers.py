@@ -50,6 +50,32 @@ def test_stack_is_imported_only_where_data_and_models_are_worked_on(path):
         assert not {name.split(".")[0] for name in imports_of(path)} & STACK
 
 
+# Who else prints on stdout: programs of their own, whose stdout another program reads.
+PROGRAMS = {
+    "stages/doctor.py": "`entrypoint doctor`, inside the image, where there is no command line",
+    "slurm/outcome.py": "job.sh reads its answer",
+}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_only_the_command_line_prints_and_all_else_is_told_by_one_function(path):
+    name = str(path.relative_to(SOURCE))
+    if name.startswith("cli/") or name == "core/errors.py":
+        return
+    printed = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called, files = ast.unparse(node.func), {key.arg: key.value for key in node.keywords}
+        # Into a file of its own is writing, not printing.
+        is_print = called == "print" and "sys." in ast.unparse(
+            files.get("file", ast.parse("sys.stdout").body[0])
+        )
+        if is_print or called in ("sys.stdout.write", "sys.stderr.write"):
+            printed.append(f"{path}:{node.lineno}")
+    assert bool(printed) == (name in PROGRAMS), printed
+
+
 def modules_loaded_by(*arguments: str) -> set[str]:
     """Top-level modules that `post-training ARGUMENTS` has imported when it ends."""
     script = (

@@ -19,9 +19,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     # The start of every container: without typer, whose import takes longer than all the rest.
     if arguments[:2] in (["edf", "run"], ["edf", "resolve"]):
-        from post_training.images import edf_command
+        from post_training.cli import edf
 
-        sys.exit(edf_command.main(arguments[1:]))
+        sys.exit(edf.main(arguments[1:]))
     try:
         sys.exit(build_app()(standalone_mode=False))
     except (Exception, KeyboardInterrupt, Interrupted) as error:

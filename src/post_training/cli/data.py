@@ -39,8 +39,8 @@ def data_inspect(
     environment: Environment = None,
 ) -> None:
     """Show rows as text, tokens and ids, and what of them is trained."""
+    from post_training.cli.edf import enter_image
     from post_training.core.errors import UsageError
-    from post_training.images.edf_command import enter_image
 
     _check_source(config, indexed)
     if (indexed is None) != (tokenizer is None):
@@ -67,7 +67,7 @@ def data_count(
     environment: Environment = None,
 ) -> None:
     """Tokens per source, and how long the sequences are."""
-    from post_training.images.edf_command import enter_image
+    from post_training.cli.edf import enter_image
 
     _check_source(config, indexed)
     enter_image(environment, {"--per-sample": per_sample})
@@ -91,7 +91,7 @@ def data_fetch(
     environment: Environment = None,
 ) -> None:
     """Download a dataset of the Hugging Face hub, and print how to name it."""
-    from post_training.images.edf_command import enter_image
+    from post_training.cli.edf import enter_image
 
     enter_image(environment, {"--hub-dir": hub_dir})
     from post_training.cli import inspect

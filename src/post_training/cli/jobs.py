@@ -124,9 +124,12 @@ def pipeline_submit(
 
     changes = {"partition": partition, "account": account, "reservation": reservation}
     where = pipeline_commands.Where(environment, dev, (site, changes))
-    pipeline_commands.submit_pipeline(
-        file, overrides or [], where, max_failures=max_failures, dry_run=dry_run
-    )
+    asked = (file, overrides or [], where)
+    if dry_run:
+        for text in pipeline_commands.preview_pipeline(*asked, max_failures=max_failures):
+            print(text)
+        return
+    print(pipeline_commands.submit_pipeline(*asked, max_failures=max_failures))
 
 
 @pipeline_app.command("status")
@@ -167,7 +170,9 @@ def experiment_check(
     from post_training.slurm.pipeline_commands import Where
 
     where = Where(environment, dev)
-    sys.exit(check_experiment(folder, run_dir, where, write=write))
+    code, answer = check_experiment(folder, run_dir, where, write=write)
+    print(answer)
+    sys.exit(code)
 
 
 @experiment_app.command("new")

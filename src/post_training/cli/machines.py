@@ -2,13 +2,17 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from post_training.cli.options import GROUP, Artifact, Json, Repository, SiteName, Store
+
+if TYPE_CHECKING:
+    from post_training.images.doctor import Finding
 
 _MOST_FOLDERS_LISTED = 20
 
@@ -21,11 +25,10 @@ def examine_machine(
     store: Store = None,
 ) -> None:
     """Say what of this machine is not ready for a site's jobs; exit 1 if anything is wrong."""
-    from post_training.images.doctor import print_findings
     from post_training.images.store import open_store
     from post_training.slurm.doctor import examine_host
 
-    sys.exit(print_findings(examine_host(site, open_store(store))))
+    sys.exit(_print_findings(examine_host(site, open_store(store))))
 
 
 @site_app.command("new")
@@ -56,11 +59,10 @@ def site_check(
     """Say what is wrong with the two files of a site; exit 1 if anything is."""
     import os
 
-    from post_training.images.doctor import print_findings
     from post_training.slurm.own_sites import check_site_files
 
     env = {**os.environ, "PWD": str(Path.cwd())}
-    sys.exit(print_findings(check_site_files(name, repository.resolve(), env)))
+    sys.exit(_print_findings(check_site_files(name, repository.resolve(), env)))
 
 
 @site_app.command("list")
@@ -150,4 +152,13 @@ def list_endangered(
         )
     else:
         print(f"{folder}: nothing that {site_name} deletes in {margin_days} days", file=sys.stderr)
+    return code
+
+
+def _print_findings(findings: "Iterable[Finding]") -> int:
+    """The exit code, 1 when something is wrong."""
+    from post_training.images.doctor import describe_findings
+
+    code, text = describe_findings(findings)
+    print(text)
     return code

@@ -210,4 +210,6 @@ def reproduce_run(
         nodes=nodes,
         repository=repository,
     )
-    sys.exit(verdict.reproduce(find_run(run), options))
+    code, answer = verdict.reproduce(find_run(run), options)
+    print(answer)
+    sys.exit(code)

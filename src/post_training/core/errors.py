@@ -63,6 +63,14 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
+def tell(text: str) -> None:
+    """Say something to the person who watches, on stderr: a warning, a note, what is being done.
+
+    stdout is for a command's answer, and only the command line (cli/) prints there.
+    """
+    print(text, file=sys.stderr, flush=True)
+
+
 def report(error: BaseException, stream: TextIO | None = None) -> int:
     """Print `error` for a person and return the exit code. A bug of ours is raised again.
 

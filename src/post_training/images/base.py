@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, tell
 from post_training.core.files import atomic_directory, sync, write_json
 from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
@@ -312,4 +312,4 @@ def _download_wheels(lock: Path, folder: Path, settings: RecipeSettings) -> None
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    tell(text)

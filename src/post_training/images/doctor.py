@@ -10,12 +10,11 @@ A check yields findings: ok, note (right or wrong, as the user means it) or wron
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.secrets import CREDENTIALS, check_token_file
@@ -76,17 +75,17 @@ def examine(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
         return [wrong(subject, f"{error.filename}: {(error.strerror or str(error)).lower()}")]
 
 
-def print_findings(findings: Iterable[Finding], stream: TextIO | None = None) -> int:
-    """Print them and return the exit code: 1 when something is wrong."""
-    stream = stream or sys.stdout
+def describe_findings(findings: Iterable[Finding]) -> tuple[int, str]:
+    """The exit code, 1 when something is wrong; and the findings for a person, a line each."""
     num_wrong = 0
+    lines = []
     for finding in findings:
         num_wrong += finding.status == "wrong"
-        print(f"{_MARKS[finding.status]}  {finding.subject:12}  {finding.text}", file=stream)
+        lines.append(f"{_MARKS[finding.status]}  {finding.subject:12}  {finding.text}")
         if finding.hint:
-            print(f"{'':21}hint: {finding.hint}", file=stream)
-    print(f"{num_wrong} wrong" if num_wrong else "nothing is wrong", file=stream)
-    return 1 if num_wrong else 0
+            lines.append(f"{'':21}hint: {finding.hint}")
+    lines.append(f"{num_wrong} wrong" if num_wrong else "nothing is wrong")
+    return (1 if num_wrong else 0), "\n".join(lines)
 
 
 def examine_image(env: Mapping[str, str]) -> list[Finding]:

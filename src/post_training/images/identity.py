@@ -16,12 +16,12 @@ A large image is hashed once and then known by device, inode, size and times (co
 import json
 import os
 import stat
-import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, tell
 from post_training.core.hashing import file_identity, known_sha256, sha256_value
 
 IMAGE_FILE = Path("/etc/post-training/image.json")
@@ -34,6 +34,11 @@ PINNED = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
 # A larger file is announced before it is hashed.
 _LARGE_BYTES = 2 << 30
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def can_run_here(environment: str | None) -> bool:
+    """Whether this is an image, or the training stack is installed and no EDF is named."""
+    return IMAGE_FILE.exists() or (environment is None and find_spec("transformers") is not None)
 
 
 def read_image(root: Path) -> dict[str, Any] | None:
@@ -191,7 +196,7 @@ def open_image_digest(descriptor: int, path: Path) -> ImageDigest:
         nonlocal check
         check = "hashed"
         if size_bytes > _LARGE_BYTES:
-            print(f"verifying {path} ({size_bytes / 1e9:.0f} GB) …", file=sys.stderr)
+            tell(f"verifying {path} ({size_bytes / 1e9:.0f} GB) …")
 
     before = image_state(descriptor)
     digest = known_sha256(Path(f"/proc/self/fd/{descriptor}"), announce)

@@ -15,11 +15,10 @@ lock are kept where they still fit, so locking again changes nothing by itself.
 """
 
 import re
-import sys
 import tempfile
 from pathlib import Path
 
-from post_training.core.errors import ConfigError, PostTrainingError
+from post_training.core.errors import ConfigError, PostTrainingError, tell
 from post_training.core.files import atomic_file
 from post_training.images.base import lock_base
 from post_training.images.checkout import not_a_checkout
@@ -57,7 +56,7 @@ def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> l
         raise ConfigError(faults, hint="name one version with ==")
     unresolved = _lock_base(recipe, store, base_source)
     for path in asked:
-        print(f"resolving {path.name} …", file=sys.stderr)
+        tell(f"resolving {path.name} …")
         _resolve(path, recipe)
     return unresolved
 

@@ -18,12 +18,11 @@ import grp
 import json
 import os
 import pwd
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.images import namespaces as linux
 from post_training.images.edf import Edf, Mount, read_image_variables
 from post_training.images.identity import (
@@ -287,10 +286,9 @@ def _environment(host_env: Mapping[str, str], edf: Edf) -> dict[str, str]:
     image = read_image_variables()
     host, dropped = host_variables(host_env)
     if dropped and host_env.get("SLURM_PROCID", "0") == "0":
-        print(
+        tell(
             f"warning: variables of the shell that do not reach the image: {', '.join(dropped)}"
-            " (an EDF's [env] can set them)",
-            file=sys.stderr,
+            " (an EDF's [env] can set them)"
         )
     own = {**image, **edf.env}
     merged = without_lost_places({**host, **own}, own)

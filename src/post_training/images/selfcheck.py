@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import post_training
+from post_training.core.errors import tell
 
 CONFIGURATION = Path("/etc/post-training")
 ENVIRONMENT = Path("/opt/post-training/venv")
@@ -79,7 +80,7 @@ def main() -> int:
         except Exception as error:
             wrong.append(f"import {module}: {error}")
     for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
+        tell(f"error: {line}")
     return 1 if wrong else 0
 
 

@@ -16,13 +16,12 @@ Passwords are skopeo's: `skopeo login REGISTRY`, or $REGISTRY_AUTH_FILE.
 import hashlib
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.process import run_tool_bytes
 from post_training.images import builder
 from post_training.images.build import BuiltImage
@@ -72,7 +71,7 @@ def push_image(record: Mapping[str, Any], name: str, store: ImageStore) -> Refer
     tag = f"{record['version']}-{_hex(record['oci_digest'])[:16]}"
     target = f"docker://{name}:{tag}"
     source, options = _source(record)
-    print(f"copying {record['name']} {record['version']} to {name}:{tag} …", file=sys.stderr)
+    tell(f"copying {record['name']} {record['version']} to {name}:{tag} …")
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         written = Path(temporary) / "digest"
         _skopeo(
@@ -117,7 +116,7 @@ def pull_image(
             return store.add({**stored, "registries": registries})
     told = _pull_record(reference)
     tag = f"localhost/post-training/pulled:{_hex(config)[:16]}"
-    print(f"pulling {reference} …", file=sys.stderr)
+    tell(f"pulling {reference} …")
     _skopeo(
         ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{reference}",
          f"containers-storage:{tag}"],
@@ -165,10 +164,9 @@ def _pack(
     image = BuiltImage(tag, config, identity, pulled.labels, pulled.environment)
     record = pack_sqsh(image, store, told and told["checkout"], more)
     if told is not None and told["sqsh_sha256"] != record["sqsh_sha256"]:
-        print(
+        tell(
             "note: its squashfs has other bytes than where it was pushed from "
-            f"({record['builder'].get('mksquashfs')}); the image is the same",
-            file=sys.stderr,
+            f"({record['builder'].get('mksquashfs')}); the image is the same"
         )
     return record
 
@@ -237,7 +235,7 @@ def _pull_record(reference: Reference) -> dict[str, Any] | None:
         except PostTrainingError as error:
             if "no such image" not in error.problem:
                 raise
-            print(f"note: no record beside it ({place}): its commit is unknown", file=sys.stderr)
+            tell(f"note: no record beside it ({place}): its commit is unknown")
             return None
         try:
             manifest = json.loads((Path(folder) / "manifest.json").read_text())

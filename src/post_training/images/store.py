@@ -13,7 +13,6 @@ The record counts, and its seal shows an edit; the index is made from it and may
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from post_training.core.errors import UsageError
+from post_training.core.errors import UsageError, tell
 from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.locks import is_held, locked
@@ -113,7 +112,7 @@ class ImageStore:
                 return images
         except (ValueError, TypeError, KeyError):
             pass
-        print(f"warning: {path}: damaged; made anew from the records", file=sys.stderr)
+        tell(f"warning: {path}: damaged; made anew from the records")
         self._write_index()
         return [_index_entry(record) for record in self.records()]
 

@@ -27,14 +27,13 @@ import os
 import pwd
 import re
 import socket
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from post_training.core import yaml
-from post_training.core.errors import UsageError
+from post_training.core.errors import UsageError, tell
 from post_training.core.files import atomic_file
 from post_training.core.hashing import ARTIFACT_RECORD, sha256_bytes
 from post_training.core.secrets import redact
@@ -84,7 +83,7 @@ def export_run(run_dir: Path, target: Path | None, *, with_data: bool = False) -
     if is_of_first_version(record):
         why_not.append("a record of the first version has no seal")
     for line in why_not:
-        print(f"warning: {run_dir}: {line}, so there is no {STATEMENT_NAME}", file=sys.stderr)
+        tell(f"warning: {run_dir}: {line}, so there is no {STATEMENT_NAME}")
     files, shown = _packed(run_dir, record, with_data=with_data)
     made = {CRATE_NAME: make_crate(shown, sorted(files))}
     if record["outputs"] is not None and not why_not:
@@ -120,7 +119,7 @@ def _packed(
             content = _read(run_dir, name)
             text = redaction.text(content.decode(errors="replace")).encode()
             if text != content and name in outputs["files"]:
-                print(f"warning: left out: {name}: it names folders or people", file=sys.stderr)
+                tell(f"warning: left out: {name}: it names folders or people")
                 continue
             original[name], files[name] = content, text
     for made in outputs["artifacts"].values():

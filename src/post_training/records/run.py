@@ -16,14 +16,13 @@ import errno
 import os
 import secrets
 import shutil
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from post_training.config.model import changed_settings
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.files import check_keys, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.locks import hold, is_held
@@ -360,7 +359,7 @@ def _without_secrets(facts: dict[str, Any]) -> dict[str, Any]:
     ]
     told += [f"code.diff: {kind}" for kind in facts.get("code", {}).get("redacted", [])]
     for line in told:
-        print(f"warning: a secret is not recorded: {line}", file=sys.stderr)
+        tell(f"warning: a secret is not recorded: {line}")
     return {**kept, "redacted": told} if told else kept
 
 

@@ -9,13 +9,12 @@ equivalent   other bits, on another machine or in another image, and every figur
 differs      the first run that is neither
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, UsageError
+from post_training.core.errors import ConfigError, UsageError, tell
 from post_training.core.files import read_json, write_json
 from post_training.records.check import check_run
 from post_training.records.run_record import read_record
@@ -27,9 +26,14 @@ _PIPELINE, _EXPECTED = "pipeline.yaml", "expected.json"
 _TOLERANCE = 0.02
 
 
-def check_experiment(folder: Path, run_dir: Path | None, where: Where, *, write: bool) -> int:
-    """Exit code 0 identical, 3 equivalent, 4 differs. run_dir: None: a new one below build; one
-    that was begun is gone on with. write: make what comes out the expected.
+def check_experiment(
+    folder: Path, run_dir: Path | None, where: Where, *, write: bool
+) -> tuple[int, str]:
+    """The exit code (0 identical, 3 equivalent, 4 differs) and the verdict; with `write` the file
+    that was written.
+
+    run_dir: None: a new one below build; one that was begun is gone on with.
+    write: make what comes out the expected.
 
     Errors: UsageError for a folder that is no experiment; as `run_pipeline`.
     """
@@ -57,13 +61,11 @@ def check_experiment(folder: Path, run_dir: Path | None, where: Where, *, write:
         kept = read_json(expected_path, SCHEMA) if expected_path.exists() else {}
         tolerance = kept.get("tolerance", _TOLERANCE)
         write_json(expected_path, {"schema": SCHEMA, "tolerance": tolerance, **found})
-        print(expected_path)
-        return IDENTICAL
+        return IDENTICAL, str(expected_path)
     code, verdict, notes = grade(read_json(expected_path, SCHEMA), found)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(verdict)
-    return code
+        tell(f"note: {note}")
+    return code, verdict
 
 
 def summary(records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ With `upstream`, what the inputs were made from is run again first, each run onc
 data or as far as it is gone; a later run then gets the reproduced artifacts.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from post_training.config.model import changed_settings
-from post_training.core.errors import ConfigError, PostTrainingError, UsageError
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError, tell
 from post_training.core.files import write_json
 from post_training.images.rebuild import restore
 from post_training.images.share import pull_image
@@ -38,8 +37,8 @@ from post_training.reproduce.run_again import run_again
 IDENTICAL, EQUIVALENT, DIFFERS = 0, 3, 4
 
 
-def reproduce(run: Path, options: Options) -> int:
-    """Run again and compare; the exit code: 0 identical, 3 equivalent, 4 differs.
+def reproduce(run: Path, options: Options) -> tuple[int, str]:
+    """Run again and compare; the exit code (0 identical, 3 equivalent, 4 differs) and the verdict.
 
     run: its folder, or what it made.
     Errors: UsageError, ConfigError when the run can't be run again here; PostTrainingError when it
@@ -56,28 +55,25 @@ def reproduce(run: Path, options: Options) -> int:
     ]
     if options.dry_run:
         for plan, new_dir in zip(plans, new_dirs, strict=True):
-            print(_would_run(plan, new_dir), file=sys.stderr)
-        print(f"{len(plans)} runs would be run again" if len(plans) > 1 else "ready to run again")
-        return IDENTICAL
+            tell(_would_run(plan, new_dir))
+        would = f"{len(plans)} runs would be run again"
+        return IDENTICAL, would if len(plans) > 1 else "ready to run again"
     made: dict[Path, Path] = {}
     for plan, new_dir in zip(plans, new_dirs, strict=True):
         code, verdict = _run_and_compare(plan, new_dir, made, options)
         if plan is plans[-1]:
-            print(verdict)
-        else:
-            print(f"{plan.record['run_id']}: {verdict}", file=sys.stderr)
+            return code, verdict
+        tell(f"{plan.record['run_id']}: {verdict}")
         if code != IDENTICAL:
-            if plan is not plans[-1]:
-                print(f"upstream, {plan.record['run_id']} {verdict}")
-            return code
+            return code, f"upstream, {plan.record['run_id']} {verdict}"
         made[plan.run_dir] = new_dir
-    return IDENTICAL
+    raise AssertionError("there is always the run itself")
 
 
 def _print_notes(plan: Plan, is_named: bool) -> None:
     name = f"{plan.record['run_id']}: " if is_named else ""
     for line in plan.notes:
-        print(f"note: {name}{line}", file=sys.stderr)
+        tell(f"note: {name}{line}")
 
 
 def _would_run(plan: Plan, new_dir: Path) -> str:
@@ -108,7 +104,7 @@ def _run_and_compare(
     upstream = {key: made[folder] / name for key, (folder, name) in plan.upstream.items()}
     inputs = plan.inputs | upstream
     image = plan.image or fetch_image(plan.record["image"], options)
-    print(f"running {plan.record['run_id']} again in {new_dir}", file=sys.stderr)
+    tell(f"running {plan.record['run_id']} again in {new_dir}")
     run_again(plan, new_dir, inputs, image, options.repository)
     record = read_record(new_dir)
     changes = machine_differences(plan.record["machine"], record["machine"])
@@ -145,7 +141,7 @@ def fetch_image(image: dict[str, Any], options: Options) -> StoredImage:
         try:
             return StoredImage(pull_image(reference, store, image["oci_digest"]), store)
         except PostTrainingError as error:
-            print(f"warning: {error.where}: {error.problem}", file=sys.stderr)
+            tell(f"warning: {error.where}: {error.problem}")
             failure = error
     if fault := restore_fault(image, options.repository):
         raise PostTrainingError(
@@ -153,7 +149,7 @@ def fetch_image(image: dict[str, Any], options: Options) -> StoredImage:
             where=image["oci_digest"],
             hint=failure and failure.hint,
         )
-    print(f"building image {image['oci_digest']} again", file=sys.stderr)
+    tell(f"building image {image['oci_digest']} again")
     return StoredImage(restore(image, store, options.repository), store)
 
 

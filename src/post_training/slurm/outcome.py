@@ -33,7 +33,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import Interrupted, UsageError, report
+from post_training.core.errors import Interrupted, UsageError, report, tell
 from post_training.core.files import read_json, write_json
 from post_training.records.run import LAUNCH_FOLDER, is_live
 from post_training.records.run_record import RECORD_NAME, read_record
@@ -156,13 +156,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     verdict = judge(step, tally, options.max_failures)
     if advice := advise_on_timeout(step.printed, os.environ):
-        print(f"hint: {advice}", file=sys.stderr)
+        tell(f"hint: {advice}")
     answer = f"again {verdict.suspect or ''}".strip() if verdict.again else "stop"
     counted = verdict.tally
     if options.attempt is not None:
         counted = replace(counted, asked=options.attempt, answer=answer)
     write_tally(path, counted)
-    print(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}", file=sys.stderr)
+    tell(f"{'trying again' if verdict.again else 'stopped'}: {verdict.reason}")
     print(f"{MARK}{answer}")
     return 0
 
@@ -295,7 +295,7 @@ def last_attempt(log: Path) -> str:
 def _start(attempts: Sequence[dict[str, Any]]) -> str:
     """`go`, or `stop` when the last attempt was cancelled: that is meant for all of a chain."""
     if attempts and attempts[-1]["reason"] == str(Interrupted("SIGTERM", signal.SIGTERM)):
-        print("stopped: the attempt before was cancelled", file=sys.stderr)
+        tell("stopped: the attempt before was cancelled")
         return "stop"
     return "go"
 

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 
 from post_training.config.load import resolved_yaml
 from post_training.config.model import Role, changed_settings, settings_by_role
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError, tell
 from post_training.core.files import atomic_directory, read_json, write_atomic, write_json
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.core.process import dies_with
 from post_training.images.edf import Edf
-from post_training.images.edf_command import can_run_here
+from post_training.images.identity import can_run_here
 from post_training.records.run_record import RECORD_NAME, image_identity, read_record
 from post_training.slurm.environment import check_is_mounted, read_environment
 from post_training.slurm.pipeline import Plan, PlannedRun, load_pipeline, plan_pipeline
@@ -76,9 +76,9 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
     for number, run in enumerate(plan.runs, 1):
         title = f"[{number}/{len(plan.runs)}] {run.name}"
         if finished := _finished(run, image):
-            print(f"{title}: {finished}: {run.run_dir}", file=sys.stderr)
+            tell(f"{title}: {finished}: {run.run_dir}")
             continue
-        print(f"{title}: {run.stage}", file=sys.stderr)
+        tell(f"{title}: {run.stage}")
         config = folder / f"{run.run_dir.name}.yaml"
         write_atomic(config, resolved_yaml(run.config))
         words = [*prefix, run.stage, str(config), "--skip-finished"]
@@ -99,27 +99,33 @@ def run_pipeline(path: Path, overrides: Sequence[str], where: Where, *, unpinned
     return plan
 
 
+def preview_pipeline(
+    path: Path, overrides: Sequence[str], where: Where, *, max_failures: int
+) -> Iterator[str]:
+    """What `submit_pipeline` would queue: each stage's batch script, or that it is finished."""
+    plan = plan_pipeline(path, overrides)
+    requests = {run.run_dir: _request(plan, run, where, max_failures) for run in plan.runs}
+    image = _pinned_image(where)
+    for run in plan.runs:
+        after = ", ".join(other.name for other in plan.runs if other.run_dir in run.needs)
+        yield f"# ==== {run.name}{f', after {after}' if after else ''}"
+        if finished := _finished(run, image):
+            yield f"# {finished}: {run.run_dir}\n"
+        else:
+            yield preview(requests[run.run_dir])
+
+
 def submit_pipeline(
-    path: Path, overrides: Sequence[str], where: Where, *, max_failures: int, dry_run: bool
-) -> None:
-    """Queue what is neither finished nor queued, each stage after those it needs.
+    path: Path, overrides: Sequence[str], where: Where, *, max_failures: int
+) -> Path:
+    """Queue what is neither finished nor queued, each stage after those it needs; the pipeline's
+    folder.
 
     All or nothing: when one cannot be queued, those queued by this call are cancelled.
     """
     plan = plan_pipeline(path, overrides)
     requests = {run.run_dir: _request(plan, run, where, max_failures) for run in plan.runs}
-    # Its mounts are checked as the site has them, when a job is made of it.
-    in_registry = load_site(*where.site).launcher.kind == "sarus"
-    image = _edf(where, sources_are_here=False, in_registry=in_registry).env.get(_PINNED_IMAGE)
-    if dry_run:
-        for run in plan.runs:
-            after = ", ".join(other.name for other in plan.runs if other.run_dir in run.needs)
-            print(f"# ==== {run.name}{f', after {after}' if after else ''}")
-            if finished := _finished(run, image):
-                print(f"# {finished}: {run.run_dir}\n")
-            else:
-                print(preview(requests[run.run_dir]))
-        return
+    image = _pinned_image(where)
     queue = read_queue_of([run.run_dir for run in plan.runs])
     jobs: dict[Path, str] = {}
     queued_now: list[str] = []
@@ -138,8 +144,8 @@ def submit_pipeline(
                 jobs[run.run_dir] = job_id
                 queued_now += submitted_jobs(run.run_dir)
                 told = f"job {job_id}" + (f", after {', '.join(after)}" if after else "")
-            print(f"{run.name}: {told}: {run.run_dir}", file=sys.stderr)
-    print(plan.folder)
+            tell(f"{run.name}: {told}: {run.run_dir}")
+    return plan.folder
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,12 @@ def _edf(where: Where, *, sources_are_here: bool = True, in_registry: bool = Fal
         sources_are_here=sources_are_here,
         in_registry=in_registry,
     )
+
+
+def _pinned_image(where: Where) -> str | None:
+    # Its mounts are checked as the site has them, when a job is made of it.
+    in_registry = load_site(*where.site).launcher.kind == "sarus"
+    return _edf(where, sources_are_here=False, in_registry=in_registry).env.get(_PINNED_IMAGE)
 
 
 def _words_before_stage(plan: Plan, where: Where, edf: Edf | None) -> list[str]:

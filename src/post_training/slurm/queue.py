@@ -9,13 +9,12 @@ SLURM_CLUSTERS set squeue begins with `CLUSTER: name`.
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, tell
 from post_training.core.process import run_tool
 
 _TIMEOUT_S = 60
@@ -122,9 +121,7 @@ def cancel_on_error(job_ids: list[str]) -> Iterator[None]:
                 cancel(job_ids)
             except PostTrainingError as error:
                 stop = f"scancel {' '.join(job_ids)}"
-                print(
-                    f"warning: still queued, stop it by `{stop}`: {error.problem}", file=sys.stderr
-                )
+                tell(f"warning: still queued, stop it by `{stop}`: {error.problem}")
         raise
 
 

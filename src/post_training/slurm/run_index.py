@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from post_training.config.faults import nearest
-from post_training.core.errors import UsageError
+from post_training.core.errors import UsageError, tell
 from post_training.core.files import user_cache
 from post_training.records.run import LAUNCH_FOLDER
 from post_training.records.run_record import RECORD_NAME, read_record
@@ -173,7 +172,7 @@ def _warn_of_unknown(index: sqlite3.Connection, root: str, settings: Collection[
     for key in settings if known else ():
         if key not in known:
             problem = f"no run has the setting {key!r} in its recipe{nearest(key, known)}"
-            print(f"warning: {problem}", file=sys.stderr)
+            tell(f"warning: {problem}")
 
 
 def _has_id(run_dir: Path, run_id: str) -> bool:
@@ -193,7 +192,7 @@ def _with_index(look: Callable[[sqlite3.Connection], _T]) -> _T:
     except (sqlite3.Error, ValueError) as error:
         if not _is_damage(error):
             return _without_index(path, error, look)
-        print(f"warning: damaged, and made again: {path}: {error}", file=sys.stderr)
+        tell(f"warning: damaged, and made again: {path}: {error}")
     with contextlib.suppress(OSError, sqlite3.Error):
         for left in ("", "-journal", "-wal", "-shm"):
             path.with_name(f"{path.name}{left}").unlink(missing_ok=True)
@@ -202,7 +201,7 @@ def _with_index(look: Callable[[sqlite3.Connection], _T]) -> _T:
 
 
 def _without_index(path: Path, problem: Exception, look: Callable[[sqlite3.Connection], _T]) -> _T:
-    print(f"warning: no index is kept in {path}: {problem}", file=sys.stderr)
+    tell(f"warning: no index is kept in {path}: {problem}")
     return _look_into(":memory:", look)
 
 
@@ -270,7 +269,7 @@ def _refresh(index: sqlite3.Connection, folder: Path) -> None:
                 states.append(run_state(run_dir, queue))
             # One record that is damaged, or may not be read, must not hide all the others.
             except (UsageError, OSError) as error:
-                print(f"warning: left out: {str(error).splitlines()[0]}", file=sys.stderr)
+                tell(f"warning: left out: {str(error).splitlines()[0]}")
                 index.execute("DELETE FROM runs WHERE path = ?", [str(run_dir)])
             else:
                 read_from.append(signature)

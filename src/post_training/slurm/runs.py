@@ -12,13 +12,12 @@ import contextlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.records.run import LAUNCH_FOLDER, is_live
 from post_training.records.run_record import METRICS_NAME, RECORD_NAME, read_record, record_faults
 from post_training.slurm.outcome import TALLY_NAME, read_tally
@@ -91,7 +90,7 @@ def queue_if_it_answers(run_dirs: Iterable[Path]) -> dict[str, QueuedJob]:
     try:
         return read_queue_of(run_dirs)
     except PostTrainingError as error:
-        print(f"warning: Slurm does not answer ({error.problem.splitlines()[0]})", file=sys.stderr)
+        tell(f"warning: Slurm does not answer ({error.problem.splitlines()[0]})")
         return {}
 
 

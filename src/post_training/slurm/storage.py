@@ -11,14 +11,13 @@ The same relative paths then work for everybody. SCRATCH and PERMANENT are the s
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.files import (
     atomic_directory,
     check_keys,
@@ -171,10 +170,7 @@ def _open_to_group(folder: Path, group: str | None) -> None:
         shutil.chown(folder, group=group)
     folder.chmod(0o2770)
     if shutil.which("setfacl") is None:
-        print(
-            f"warning: {folder}: setfacl is not installed, so new files follow each user's umask",
-            file=sys.stderr,
-        )
+        tell(f"warning: {folder}: setfacl is not installed, so new files follow each user's umask")
         return
     run_tool(
         ["setfacl", "--default", "--modify", "group::rwX,other::---", folder],

@@ -27,7 +27,13 @@ from pathlib import Path
 
 from post_training.config.load import load_config, resolved_yaml
 from post_training.config.model import Config
-from post_training.core.errors import ConfigError, NoAnswerError, PostTrainingError, UsageError
+from post_training.core.errors import (
+    ConfigError,
+    NoAnswerError,
+    PostTrainingError,
+    UsageError,
+    tell,
+)
 from post_training.core.files import copy_folder, read_json, write_atomic, write_json
 from post_training.core.locks import hold
 from post_training.core.process import run_tool
@@ -251,7 +257,7 @@ def _sbatch(
         )
     except NoAnswerError as error:
         job_id = _taken_all_the_same(script, known, error)
-        print(f"warning: {error.problem}, and the queue has the job: {job_id}", file=sys.stderr)
+        tell(f"warning: {error.problem}, and the queue has the job: {job_id}")
         return job_id
     return answer.split(";")[0]  # JOB;CLUSTER where there are several
 
@@ -271,7 +277,7 @@ def _taken_all_the_same(script: Path, known: Sequence[str], error: NoAnswerError
 
 def print_job_and_log(request: Request, job_id: str) -> None:
     log = request.run_dir / LAUNCH_FOLDER / f"slurm-{job_id}.out"
-    print(f"job {job_id} of {request.run_dir}\nlog: {log}", file=sys.stderr)
+    tell(f"job {job_id} of {request.run_dir}\nlog: {log}")
 
 
 def submitted_jobs(run_dir: Path) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, tell
 from post_training.core.hashing import WatchedInputs
 from post_training.records.run import RunDescription
 
@@ -109,7 +109,7 @@ class StageContext:
     def log(self, text: str) -> None:
         """One line to stderr, from rank 0 only."""
         if self.ranks.is_writer:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,7 @@ class Progress:
             if now >= self._next_line_at or done == self.total:
                 self._next_line_at = now + _LINE_INTERVAL_S
                 count = f"{done:,}" if self.total is None else f"{done}/{self.total}"
-                print(" · ".join(filter(None, (f"{self.what} {count}", figures))), file=sys.stderr)
-                sys.stderr.flush()
+                tell(" · ".join(filter(None, (f"{self.what} {count}", figures))))
 
 
 def _bar(what: str, total: int | None):

@@ -7,11 +7,11 @@ from typing import Any
 
 from post_training.images.doctor import (
     Finding,
+    describe_findings,
     examine,
     examine_image,
     note,
     ok,
-    print_findings,
     wrong,
 )
 from post_training.images.identity import IMAGE_FILE
@@ -20,7 +20,9 @@ from post_training.images.identity import IMAGE_FILE
 def main() -> int:
     """Print the findings; the exit code, 1 when something is wrong."""
     findings = [*examine_image(os.environ), *examine("devices", lambda: devices(_image_name()))]
-    return print_findings(findings)
+    code, text = describe_findings(findings)
+    print(text)
+    return code
 
 
 def devices(image_name: str | None) -> Iterator[Finding]:

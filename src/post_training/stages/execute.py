@@ -26,7 +26,7 @@ from post_training.config.model import (
     recipe_hash,
     settings_by_role,
 )
-from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError
+from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError, tell
 from post_training.core.files import write_atomic
 from post_training.core.hashing import WatchedInputs, sha256_file, sha256_value
 from post_training.core.secrets import check_named_files
@@ -152,10 +152,9 @@ def _remove_overruling_variables(launch: Launch | None) -> None:
     """Unset the variables that would overrule settings; one rank of the job says which."""
     removed = machine.remove_overruling(os.environ)
     if removed and (launch is None or launch.rank == 0):
-        print(
+        tell(
             f"warning: not used: {', '.join(removed)}: the configuration alone says what is "
-            "computed",
-            file=sys.stderr,
+            "computed"
         )
 
 
@@ -253,14 +252,14 @@ class _Record:
         except AlreadyFinished:
             if not request.skip_finished:
                 raise
-            print(f"finished already: {folder.path}", file=sys.stderr)
+            tell(f"finished already: {folder.path}")
             return None
         self.folder = folder
         if folder.replaced:
-            print(f"replaced {folder.replaced}", file=sys.stderr)
+            tell(f"replaced {folder.replaced}")
         if not (folder.path / CONFIG_NAME).exists():
             write_atomic(folder.path / CONFIG_NAME, resolved_yaml(config))
-        print(_headline(folder.record, resuming, folder.path), file=sys.stderr, flush=True)
+        tell(_headline(folder.record, resuming, folder.path))
         return _Opened(folder.path, resuming, description, self.inputs)
 
     def close_finished(self, result: Result) -> None:
@@ -304,9 +303,7 @@ class _Record:
             folder.close(status, reason)
         except OSError as failed:
             # A full disk: the record still says running; the lock is released with this process.
-            print(
-                f"warning: cannot close {folder.path}/run.json: {failed.strerror}", file=sys.stderr
-            )
+            tell(f"warning: cannot close {folder.path}/run.json: {failed.strerror}")
 
 
 def _describe(

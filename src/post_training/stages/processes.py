@@ -10,13 +10,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from post_training.core.errors import Interrupted, UsageError
+from post_training.core.errors import Interrupted, UsageError, tell
 from post_training.core.process import dies_with
 
 TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -167,7 +166,7 @@ def run_local_ranks(command: Sequence[str], num_processes: int) -> int:
     for _ in processes:
         code = _wait_any(processes)
         if code == 0 and first_failure == 0:
-            print("error: a rank ended with exit code 0 before its work was done", file=sys.stderr)
+            tell("error: a rank ended with exit code 0 before its work was done")
             code = 1
         if code != _DONE and first_failure == 0:
             first_failure = 128 - code if code < 0 else code
@@ -227,7 +226,7 @@ def exits_are_failures() -> Iterator[None]:
     def end_as_failed(code: int) -> NoReturn:
         # Forked children inherit this function.
         if code == 0 and os.getpid() == process:
-            print("error: os._exit(0) was called within the stage", file=sys.stderr, flush=True)
+            tell("error: os._exit(0) was called within the stage")
             code = 1
         end(code)
 

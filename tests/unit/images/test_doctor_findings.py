@@ -1,21 +1,17 @@
-import io
 from pathlib import Path
 
 from post_training.core.errors import UsageError
-from post_training.images.doctor import examine, note, ok, print_findings, wrong
-
-
-def shown(*findings) -> tuple[int, str]:
-    stream = io.StringIO()
-    return print_findings(findings, stream), stream.getvalue()
+from post_training.images.doctor import describe_findings, examine, note, ok, wrong
 
 
 def test_findings_exit_code_is_1_only_when_something_is_wrong():
-    assert shown(ok("store", "3 images"), note("site", "no account")) == (
+    assert describe_findings([ok("store", "3 images"), note("site", "no account")]) == (
         0,
-        "ok     store         3 images\nnote   site          no account\nnothing is wrong\n",
+        "ok     store         3 images\nnote   site          no account\nnothing is wrong",
     )
-    code, text = shown(ok("store", "3 images"), wrong("devices", "no GPU", "use a compute node"))
+    code, text = describe_findings(
+        [ok("store", "3 images"), wrong("devices", "no GPU", "use a compute node")]
+    )
     assert code == 1
     assert text.splitlines()[1:] == [
         "WRONG  devices       no GPU",

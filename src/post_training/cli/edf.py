@@ -9,13 +9,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from post_training.core.errors import UsageError, report
+from post_training.core.errors import UsageError, report, tell
 from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf, Mount, find_edf, load_edf, parse_mount
-from post_training.images.identity import IMAGE_FILE
+from post_training.images.identity import can_run_here
 from post_training.images.inside import FINDINGS
 from post_training.images.runner import run
 
@@ -76,7 +75,7 @@ def _warn_of_ignored_keys(edf: Edf, env: Mapping[str, str]) -> None:
     hooks = [key for key, value in edf.annotations.items() if value not in ("false", "")]
     ignored = [*hooks, *(f"device {name}" for name in edf.devices)]
     if ignored and env.get("SLURM_PROCID", "0") == "0":
-        print(f"warning: {edf.path}: ignored here: {', '.join(ignored)}", file=sys.stderr)
+        tell(f"warning: {edf.path}: ignored here: {', '.join(ignored)}")
 
 
 def _extra_mount(text: str, cwd: Path) -> Mount:
@@ -95,11 +94,6 @@ def _with_checkout(edf: Edf, checkout: Path) -> tuple[Edf, dict]:
         raise UsageError("--dev: not a checkout of this project", where=str(checkout))
     target = Mount(checkout, FINDINGS / "dev", frozenset({"ro"}))
     return replace(edf, mounts=(*edf.mounts, target)), describe_changes(checkout)
-
-
-def can_run_here(environment: str | None) -> bool:
-    """Whether this is an image, or the training stack is installed and no EDF is named."""
-    return IMAGE_FILE.exists() or (environment is None and find_spec("transformers") is not None)
 
 
 def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> None:
