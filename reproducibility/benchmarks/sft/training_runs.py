@@ -277,19 +277,16 @@ def steps_per_epoch(job: Job) -> int:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the steps that are timed. trained_tokens: those a loss is taken of. squared_lengths: of
-    the sequences, summed. positions: with padding, what the model works on."""
+    """Of the steps that are timed. positions: with padding, what the model works on."""
 
     tokens: int = 0
-    trained_tokens: int = 0
-    squared_lengths: int = 0
     positions: int = 0
 
 
 def count(job: Job) -> Counts:
     from post_training.data.prepared.dataset import PreparedDataset
     from post_training.train.config import SftLossConfig
-    from post_training.train.sft_loss import SftCollator, coefficients, factors
+    from post_training.train.sft_loss import SftCollator
 
     dataset = PreparedDataset.open(job.rows)
     loss = SftLossConfig(name="plw", prompt_loss_weight=job.prompt_loss_weight)
@@ -301,15 +298,13 @@ def count(job: Job) -> Counts:
         padding_free=job.training.get("padding_free", False),
     )
     numbers = list(row_numbers(job, len(dataset), job.num_steps_in_all))
-    tokens = trained = squares = positions = 0
+    tokens = positions = 0
     for start in range(WARMUP_STEPS * job.rows_per_step, len(numbers), job.rows_per_step):
         rows = numbers[start : start + job.rows_per_step]
         batch = collator([{"row": number} for number in rows])["batch"]
         tokens += batch.num_tokens
-        trained += int((coefficients(batch, *factors(batch.sums, loss)) != 0).sum())
-        squares += batch.sum_of_squared_lengths
         positions += batch.targets.numel()
-    return Counts(tokens, trained, squares, positions)
+    return Counts(tokens, positions)
 
 
 def quiet(output: Path) -> None:

@@ -1,0 +1,124 @@
+"""Step b: SFT steps of a model of 8 billion parameters, beside a plain transformers loop as 1.0.
+
+Rows of 4096 tokens. Full: weights, gradients and AdamW's averages in bfloat16 (64 GB), gradient
+checkpointing. The plain loop has one sequence a row, as it can't keep packed ones apart; ours has
+four. So its attention works on longer sequences, which MFU counts and tokens/s doesn't.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from made_up import SHAPES, MadeUpRows, random_model
+from step import Step, start
+from training import LORA, Clock, free, plain_loop, speeds, train_sft
+from varlen import VARLEN, register_varlen
+
+NUM_STEPS = 4
+
+
+def main() -> None:
+    step = start(__doc__)
+    from post_training.models.device import be_deterministic
+
+    be_deterministic()
+    shape = SHAPES[step.pick("8B", "tiny")]
+    length = step.pick(4096, 256)
+    vocabulary = shape["vocab_size"]
+    whole = MadeUpRows(64, (length,), vocabulary)
+    packed = MadeUpRows(64, (length // 2, length // 4, length // 8, length // 8), vocabulary)
+    checkpointing = {"gradient_checkpointing": True}
+
+    def plain() -> tuple[Any, Clock, MadeUpRows]:
+        model, clock = random_model(shape, step.device, torch.bfloat16), Clock(NUM_STEPS)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        plain_loop(model, whole, clock)
+        return model, clock, whole
+
+    def ours(rows: MadeUpRows, **settings: Any) -> Callable[[], tuple[Any, Clock, MadeUpRows]]:
+        def run() -> tuple[Any, Clock, MadeUpRows]:
+            attention = settings.get("attention", "sdpa")
+            model = random_model(shape, step.device, torch.bfloat16, attention)
+            clock, known = Clock(NUM_STEPS), {**settings, "attention": "sdpa"}
+            folder = step.folder / str(len(list(step.folder.iterdir())))
+            train_sft(model, rows, folder, clock, prompt_loss_weight=1.0, **known)
+            return model, clock, rows
+
+        return run
+
+    runs = {
+        "plain transformers loop, full": plain,
+        "ours, full, one sequence a row": ours(whole, training=checkpointing),
+        "ours, full, packed, sdpa": ours(packed, training=checkpointing),
+        "ours, full, packed, varlen_attn": ours(packed, training=checkpointing, attention=VARLEN),
+        "ours, LoRA 16, packed, sdpa": ours(packed, training=checkpointing, lora=LORA),
+        "ours, LoRA 16, packed, varlen_attn": ours(
+            packed, training=checkpointing, lora=LORA, attention=VARLEN
+        ),
+    }
+    base: float | None = None
+    for name, run in runs.items():
+        if "varlen" in name and (problem := register_varlen(step.device)):
+            step.skip(name, problem)
+            continue
+        figures = step.attempt(name, partial(_measure, run, base))
+        if figures is not None and base is None:
+            base = figures["tokens_per_s"]
+        free()
+    _measure_heads(step, shape, length)
+
+
+def _measure(run: Callable[[], tuple[Any, Clock, MadeUpRows]], base: float | None) -> dict:
+    model, clock, rows = run()
+    tokens = sum(rows.lengths)
+    figures = speeds(
+        model,
+        clock,
+        tokens=tokens,
+        trained=tokens - len(rows.lengths),
+        squares=sum(length**2 for length in rows.lengths),
+    )
+    return {**figures, "times": round(figures["tokens_per_s"] / base, 3) if base else 1.0}
+
+
+def _measure_heads(step: Step, shape: dict[str, Any], length: int) -> None:
+    """The output layer and its loss alone, forward and backward, of one row: in chunks, and on
+    full logits in float32."""
+    from torch.nn.functional import cross_entropy
+
+    from post_training.models.head import ChunkedHead
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(shape["hidden_size"], shape["vocab_size"], bias=False)
+    layer = layer.to(step.device, torch.bfloat16)
+    hidden = torch.randn(1, length, shape["hidden_size"], device=step.device).bfloat16()
+    targets = torch.randint(0, shape["vocab_size"], (1, length), device=step.device)
+    head = ChunkedHead(layer)
+    ones = torch.full((1, length), 1 / length, device=step.device)
+
+    def full() -> torch.Tensor:
+        logits = layer(hidden.requires_grad_()).float()
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def chunked() -> torch.Tensor:
+        with head.scoring(targets, ones):
+            return layer(hidden.requires_grad_())[0]
+
+    for name, loss in (("full logits", full), ("in chunks", chunked)):
+        step.attempt(f"output layer and loss, {name}", partial(_measure_head, loss))
+
+
+def _measure_head(loss: Callable[[], torch.Tensor]) -> dict[str, float]:
+    from measure_ceilings import median_s
+    from training import reset_peak
+
+    from post_training.train.throughput import peak_memory_bytes
+
+    reset_peak()
+    seconds = median_s(lambda: loss().backward())
+    return {"s": round(seconds, 5), "peak_gib": round(peak_memory_bytes() / 2**30, 2)}
+
+
+if __name__ == "__main__":
+    main()
