@@ -10,7 +10,7 @@ EXPERIMENT ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long test-tools image-emulated lint format golden lock lock-tools clean
+.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated lint format golden lock lock-tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ test-long: test-tools image push-sqsh ## Random kills, emulation, experiments: r
 
 test-tools: setup ## Install what only tests need (apt, as root)
 	installation/laptop/install-tools tests
+
+benchmarks: image push-sqsh ## Measure what each page of reproducibility/benchmarks says, and write it there (NAMES="start packing")
+	$(BIN)/python reproducibility/benchmarks/measure_all $(NAMES)
 
 image-emulated: setup ## Build the layers of gh200 and rocm for arm64 on a stand-in base, emulated (slow)
 	installation/laptop/emulate-arm64

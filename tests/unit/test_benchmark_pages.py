@@ -1,0 +1,48 @@
+"""`make benchmarks` writes what was measured into a page, and nothing else of it."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MEASURE_ALL = Path(__file__).parents[2] / "reproducibility/benchmarks/measure_all"
+PAGE = "# A page\n\nWhat it says.\n"
+FIRST = """# A page
+
+What it says.
+
+## As last measured
+
+<!-- measured: start -->
+`make benchmarks NAMES=start`: two cores
+
+```text
+a  1
+b  2
+```
+<!-- end: start -->
+"""
+
+
+@pytest.fixture(scope="module")
+def with_measured():
+    return runpy.run_path(str(MEASURE_ALL))["with_measured"]
+
+
+def test_page_gets_what_was_measured_at_its_end(with_measured):
+    assert with_measured(PAGE, "start", "two cores", "a  1  \nb  2\n") == FIRST
+
+
+def test_page_measured_again_has_the_new_figures_in_the_old_ones_place(with_measured):
+    page = with_measured(FIRST, "chunks", "two cores", "c 3\n") + "\nWhat follows.\n"
+    again = with_measured(page, "start", "four cores", "a  9\n")
+    assert again == page.replace("two cores\n\n```text\na  1\nb  2", "four cores\n\n```text\na  9")
+    assert again.count("## As last measured") == 1
+
+
+def test_measurement_that_is_none_is_told_with_those_that_are():
+    done = subprocess.run([sys.executable, MEASURE_ALL, "strat"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no measurement strat (there are start, images," in done.stderr
