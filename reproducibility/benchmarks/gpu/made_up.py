@@ -61,6 +61,9 @@ def random_model(
     """A Llama whose weights are drawn on the device, from seed 0."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from post_training.models.varlen import register_varlen
+
+    register_varlen()
     torch.manual_seed(0)
     config = LlamaConfig(**shape)
     with torch.device(device):

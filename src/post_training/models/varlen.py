@@ -11,6 +11,7 @@ Legend of shapes: B rows, T tokens a row, H heads of queries, K heads of keys an
 multiple of K), D their size; N sequences of the batch.
 """
 
+import inspect
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,8 @@ VARLEN = "varlen"
 _KEY = "model.attn_implementation"
 # Arguments that some models hand over, which have no counterpart here: sinks, caps, biases.
 _CHANGES_THE_RESULT = ("s_aux", "softcap", "position_bias")
+# Whether several heads of queries can share one of keys: not in PyTorch 2.11.
+_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 # The dtypes of FlashAttention's kernels.
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -139,6 +142,12 @@ def _on_gpu(
     if dtype not in _HALF:
         query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
     longest = int(bounds.diff().max())
+    shared = query.shape[1] // key.shape[1]
+    if _HAS_GQA:
+        settings = {"enable_gqa": shared != 1}
+    else:
+        settings = {}
+        key, value = (each.repeat_interleave(shared, 1) for each in (key, value))
     mixed = varlen_attn(
         query,
         key,
@@ -150,7 +159,7 @@ def _on_gpu(
         scale=scaling,
         # (tokens before, tokens after); -1 is all of them.
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **settings,
     )
     return mixed.to(dtype)
 

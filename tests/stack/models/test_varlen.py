@@ -84,8 +84,12 @@ def test_attend_has_the_gradients_of_the_softmax_written_out():
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_attend_on_a_gpu_asks_the_kernel_for_the_same(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("has_gqa", [True, False], ids=["torch 2.13", "torch 2.11"])
+def test_attend_on_a_gpu_asks_the_kernel_for_the_same(
+    has_gqa: bool, monkeypatch: pytest.MonkeyPatch
+):
     """PyTorch's kernel is of GPUs only; here its place is taken by what its documentation says."""
+    monkeypatch.setattr(varlen, "_HAS_GQA", has_gqa)
     monkeypatch.setattr(varlen, "varlen_attn", as_documented)
     positions = positions_of([[3, 1, 4], [8]])
     for window in (None, 2):
@@ -115,7 +119,8 @@ def test_attend_on_a_gpu_equals_the_softmax_written_out():
 
 def as_documented(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor,
-    max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+    max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int],
+    enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """torch.nn.attention.varlen.varlen_attn by its documentation: [T, heads, D] -> [T, H, D]."""
     assert query.dtype in (torch.float16, torch.bfloat16)
