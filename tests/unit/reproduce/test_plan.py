@@ -7,8 +7,9 @@ import pytest
 
 from post_training.core.files import write_json
 from post_training.core.hashing import fingerprint
+from post_training.images.release import images_lock
 from post_training.images.store import RECORD_SCHEMA, ImageStore
-from post_training.reproduce.plan import Options, make_plans, num_ranks
+from post_training.reproduce.plan import Options, image_references, make_plans, num_ranks
 from post_training.slurm.storage import SCHEMA
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
@@ -135,3 +136,27 @@ def test_reproduce_damaged_image_in_the_store_is_a_fault(promoted):
     assert plan.image is None
     [fault] = [line for line in plan.missing if image["sqsh_sha256"] in line]
     assert "sha256 is " in fault
+
+
+def test_image_that_is_in_no_store_is_pulled_from_where_records_say(tmp_path, post_training):
+    """By the run's own record, and by the checkout's images.lock."""
+    record = json.loads(RECORD.read_text())
+    digest = record["image"]["oci_digest"]
+    entry = {"oci_digest": digest, "registries": {"b.example.org/cpu": "sha256:" + "8" * 64}}
+    other = {"oci_digest": "sha256:" + "0" * 64, "registries": {"c.example.org/cpu": digest}}
+    write_json(
+        images_lock(tmp_path), {"schema": "post-training/images-lock/1", "images": [other, entry]}
+    )
+    record["image"]["registries"] = {"a.example.org/cpu": "sha256:" + "7" * 64}
+    assert [str(each) for each in image_references(record["image"], tmp_path)] == [
+        f"a.example.org/cpu@sha256:{'7' * 64}",
+        f"b.example.org/cpu@sha256:{'8' * 64}",
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    done = post_training("reproduce", "run", "--dry-run", "--store", "store")
+    assert (
+        f"image {digest[:19]} is in no store; it is pulled from a.example.org/cpu@sha256:777"
+        in done.stderr
+    )
+    assert "no image" not in done.stderr

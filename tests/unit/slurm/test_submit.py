@@ -88,6 +88,22 @@ def test_submit_dry_run_prints_the_files_and_leaves_nothing(submit, tmp_path):
     assert not (tmp_path / "bin/sbatch-words").exists()
 
 
+def test_submit_to_a_site_of_sarus_takes_an_image_of_a_registry(submit, tmp_path):
+    edf = EDF_OF_AN_IMAGE.replace('"laptop"', '"clariden-sarus"')
+    (tmp_path / "base.toml").write_text(edf)
+    options = ("--dry-run", "--site=clariden-sarus", "training.effective_batch_size=8")
+    refused = submit(*options)
+    assert refused.returncode == 2
+    assert "image: must be REGISTRY/NAME@sha256:… on this site (got 'image.sqsh')" in refused.stderr
+    reference = f"ghcr.io/me/cpu@sha256:{'7' * 64}"
+    (tmp_path / "base.toml").write_text(edf.replace("image.sqsh", reference))
+    done = submit(*options)
+    assert done.returncode == 0, done.stderr
+    assert f"    --edf={tmp_path}/run/slurm/environment.toml\n" in done.stdout
+    assert "--environment=" not in done.stdout
+    assert f'image = "{reference}"\n' in done.stdout
+
+
 def test_submit_to_a_site_of_singularity_takes_the_edfs_mounts_and_variables(submit, tmp_path):
     edf = EDF_OF_AN_IMAGE.replace('"laptop"', '"lumi"').replace('"]', '", "/only/on/nodes:/x:ro"]')
     (tmp_path / "base.toml").write_text(edf)
