@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.annotate.pairs import DROPPED, Selected
+from post_training.data.rows import SIDES
 
 # The quantiles that are told: their names and shares.
 _QUANTILES = {
@@ -69,7 +70,7 @@ class Report:
         for row in pairs:
             self.num_pairs += 1
             self.sources[str(row["source"])] += 1
-            for side in ("chosen", "rejected"):
+            for side in SIDES:
                 self.num_truncated[side] += row[f"{side}_is_truncated"]
             for name, column in _COLUMNS.items():
                 if column in row:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from post_training.models.bend import Bend
 
-# Ids of the vocabulary in a tile; elsewhere all of them. On a CPU 4096 and 16384 were slower.
+# Ids of the vocabulary in a tile; elsewhere all of them. On a CPU 4096 and 16384 were slower. Tests
+# make it small, so that the vocabulary of a tiny model has several.
 _TILE = {"cpu": 8192}
 SMALLEST_CHUNK = 16  # positions
 _ALL = slice(None)

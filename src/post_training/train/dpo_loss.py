@@ -31,7 +31,7 @@ from torch.nn.functional import logsigmoid
 
 from post_training.data.pairs.dataset import NUM_REF_REWARDS, QUANTILE, Pair, PairDataset
 from post_training.data.prepared.dataset import PreparedRow
-from post_training.data.rows import COMPLETION
+from post_training.data.rows import COMPLETION, SIDES
 from post_training.models.head import IGNORED
 from post_training.train.config import PreferenceLossConfig
 from post_training.train.loss import MicroBatch
@@ -395,7 +395,7 @@ class PairMetrics:
         margins = implicit_rewards(chosen, self._loss) - implicit_rewards(rejected, self._loss)
         is_higher = (margins > 0).double()
         sums: dict[str, Tensor | float] = {"num_pairs": float(len(margins))}
-        for name, answers in (("chosen", chosen), ("rejected", rejected)):
+        for name, answers in zip(SIDES, (chosen, rejected), strict=True):
             has_quantile = ~answers.quantiles.isnan()
             sums[f"rewards/{name}"] = implicit_rewards(answers, self._loss).sum()
             sums[f"logps/{name}"] = answers.logprobs.sum()
@@ -422,7 +422,7 @@ class PairMetrics:
         )
         figures = {name: sums[name] / num_pairs for name in means}
         figures["kl"] = (sums["kl/chosen"] + sums["kl/rejected"]) / (2 * num_pairs)
-        for name in ("chosen", "rejected"):
+        for name in SIDES:
             if number := sums[f"num_quantiles/{name}"]:
                 figures[f"quantiles/{name}"] = sums[f"quantiles/{name}"] / number
         if self._moves:

@@ -242,40 +242,16 @@ def _pair(
             raise answer
         if answer.weights is not None:
             raise BadRow("columns", "weight: an answer's weight can be 0 or 1 here")
-    chosen, rejected = answers
-    prefix = _num_common(chosen, rejected)
-    kept = slice(0, prefix)
-    cut = 0
-    if limits.max_prompt_length is not None and prefix > limits.max_prompt_length:
-        cut |= CUT_PROMPT
-        first = prefix - limits.max_prompt_length if limits.keep_prompt == "end" else 0
-        kept = slice(first, first + limits.max_prompt_length)
+    prefix = _num_common(*answers)
+    kept = _kept_prompt(prefix, limits)
     limit = limits.max_completion_length
-    if limit is not None and max(len(each.ids) for each in answers) - prefix > limit:
-        cut |= CUT_COMPLETION
-    was_cut = any(figures.get(f"{side}_is_truncated") for side in SIDES)
-    if limits.truncated_completions == "drop" and (was_cut or cut & CUT_COMPLETION):
-        raise BadRow(
-            "truncated",
-            "an answer was cut off when it was generated"
-            if was_cut
-            else f"an answer has more than dpo.max_completion_length {limit} tokens",
-        )
+    is_long = limit is not None and max(len(each.ids) for each in answers) - prefix > limit
+    if limits.truncated_completions == "drop":
+        _check_is_whole(figures, is_long, limit)
     end = None if limit is None else prefix + limit
-    parts = [TokenSequence(chosen.ids[kept], chosen.kinds[kept])]
-    for side, answer in zip(SIDES, answers, strict=True):
-        parts.append(TokenSequence(answer.ids[prefix:end], answer.kinds[prefix:end]))
-        trained = parts[-1].kinds == COMPLETION
-        if not len(parts[0].ids):
-            # Without a prompt, nothing predicts the first token of an answer.
-            trained = trained[1:]
-        if not trained.any():
-            raise BadRow("untrained", f"{side}: no token to train on")
-    if np.array_equal(parts[1].ids, parts[2].ids) and np.array_equal(
-        parts[1].kinds, parts[2].kinds
-    ):
-        where = " up to dpo.max_completion_length" if cut & CUT_COMPLETION else ""
-        raise BadRow("untrained", f"chosen and rejected are the same tokens{where}")
+    parts = [TokenSequence(answers[0].ids[kept], answers[0].kinds[kept])]
+    parts += [TokenSequence(each.ids[prefix:end], each.kinds[prefix:end]) for each in answers]
+    _check_trains(*parts, where=" up to dpo.max_completion_length" if is_long else "")
     sequence = TokenSequence(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.kinds for part in parts]),
@@ -286,7 +262,40 @@ def _pair(
         if length > limits.max_seq_length:
             problem = f"the pair has {length} tokens, more than dpo.max_seq_length"
             raise BadRow("too-long", f"{problem} {limits.max_seq_length}")
+    cut = (CUT_PROMPT if kept != slice(0, prefix) else 0) | (CUT_COMPLETION if is_long else 0)
     return sequence, [*lengths, cut]
+
+
+def _kept_prompt(prefix: int, limits: PairConfig) -> slice:
+    """The tokens of a prompt that are left by dpo.max_prompt_length."""
+    limit = limits.max_prompt_length
+    if limit is None or prefix <= limit:
+        return slice(0, prefix)
+    first = prefix - limit if limits.keep_prompt == "end" else 0
+    return slice(first, first + limit)
+
+
+def _check_is_whole(figures: dict[str, Any], is_long: bool, limit: int | None) -> None:
+    """Errors: BadRow where an answer was cut off, or is."""
+    if any(figures.get(f"{side}_is_truncated") for side in SIDES):
+        raise BadRow("truncated", "an answer was cut off when it was generated")
+    if is_long:
+        problem = f"an answer has more than dpo.max_completion_length {limit} tokens"
+        raise BadRow("truncated", problem)
+
+
+def _check_trains(
+    prompt: TokenSequence, chosen: TokenSequence, rejected: TokenSequence, *, where: str
+) -> None:
+    """where: said of answers that are the same. Errors: BadRow where there is nothing to train."""
+    for side, answer in zip(SIDES, (chosen, rejected), strict=True):
+        # Without a prompt, nothing predicts the first token of an answer.
+        first = 0 if len(prompt.ids) else 1
+        if not (answer.kinds[first:] == COMPLETION).any():
+            raise BadRow("untrained", f"{side}: no token to train on")
+    same_ids = np.array_equal(chosen.ids, rejected.ids)
+    if same_ids and np.array_equal(chosen.kinds, rejected.kinds):
+        raise BadRow("untrained", f"chosen and rejected are the same tokens{where}")
 
 
 def _num_common(chosen: TokenSequence, rejected: TokenSequence) -> int:
