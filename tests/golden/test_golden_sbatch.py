@@ -39,6 +39,12 @@ def test_sbatch_script_of_a_chain_is_the_golden_file(golden):
     golden("slurm/laptop-chain.sh", sbatch_script(chained, site))
 
 
+def test_sbatch_script_that_vets_its_nodes_is_the_golden_file(golden):
+    site = load_site("clariden", {"nodes": 2})
+    vetted = replace(job("/work/runs/one", site), is_vetted=True)
+    golden("slurm/clariden-vet.sh", sbatch_script(vetted, site))
+
+
 def test_sbatch_script_of_an_odd_path_is_the_golden_file(golden):
     site = load_site("laptop", {})
     odd = """/work/it's "odd" $HOME;#%j größe"""

@@ -19,22 +19,31 @@ from post_training.images.build import build_image, find_built, image_identity, 
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import edf_folders, find_edf
 from post_training.images.edf_check import DIALECTS, check_edf
+from post_training.images.layer import push_layer as write_layer
 from post_training.images.lock import lock_recipe
 from post_training.images.passport import Passport, make_passport
 from post_training.images.push import push_sif as write_stored_sif
 from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
-from post_training.images.recipe import SYSTEM_LOCK, load_recipe, locked_bases
+from post_training.images.recipe import (
+    BASE_LOCK,
+    SYSTEM_LOCK,
+    Recipe,
+    load_recipe,
+    locked_bases,
+)
 from post_training.images.reference import parse_name, parse_reference
 from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
 from post_training.images.render import install_edf, render_edf, site_file
 from post_training.images.share import pull_image, push_image
+from post_training.images.site_sif import locked_site_sif
 from post_training.images.store import ImageStore, open_store
 
 
 def build(name: str, store_folder: Path | None, repository: Path, *, force: bool) -> None:
     store, recipe = open_store(store_folder), load_recipe(name, repository.resolve())
+    _refuse_site_sif(recipe)
     if not force:
         identity = image_identity(recipe, ensure_base(recipe, store))
         if record := store.find_built(identity["input_hash"]):
@@ -59,6 +68,18 @@ def push(name: str, site: str, store_folder: Path | None, repository: Path) -> N
     print(store.image_path(record["sqsh_sha256"]))
 
 
+def push_layer(
+    name: str, singularity: list[str], store_folder: Path | None, repository: Path
+) -> None:
+    """singularity: the program that runs the site's SIF, and its options."""
+    store = open_store(store_folder)
+    record = write_layer(load_recipe(name, repository.resolve()), store, singularity)
+    _say(
+        f"{name} {record['version']}: {record['size_bytes'] / 1e6:.0f} MB over {record['base_sif']}"
+    )
+    print(record["oci_digest"])
+
+
 def push_sif(name: str, store_folder: Path | None, repository: Path) -> None:
     store = open_store(store_folder)
     record = _ensure_pushed(name, store, repository.resolve())
@@ -71,12 +92,23 @@ def push_sif(name: str, store_folder: Path | None, repository: Path) -> None:
     print(store.sif_path(record["sif_sha256"]))
 
 
+def _refuse_site_sif(recipe: Recipe) -> None:
+    """Errors: UsageError for a recipe whose base is a site's SIF: no builder starts from one."""
+    if locked_site_sif(recipe.folder):
+        raise UsageError(
+            "the base is a site's SIF",
+            where=str(recipe.folder / BASE_LOCK),
+            hint=f"`post-training image push-layer {recipe.name}` makes the image over it",
+        )
+
+
 def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, Any]:
     """The record of the squashfs of these sources; packed now, unless the store has it.
 
     Errors: UsageError when the image is not built.
     """
     recipe = load_recipe(name, repository)
+    _refuse_site_sif(recipe)
     identity = image_identity(recipe, ensure_base(recipe, store))
     if record := store.find_built(identity["input_hash"]):
         _say("already in the store")

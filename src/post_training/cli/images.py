@@ -103,6 +103,25 @@ def image_pull(
         print(f"EDF: {path}", file=sys.stderr)
 
 
+@image_app.command("push-layer")
+def image_push_layer(
+    name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "rocm",
+    site: Annotated[
+        str, typer.Option(help="Whose Singularity runs the SIF; its EDF is rendered.")
+    ] = "lumi",
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Make an image over a site's own SIF: our packages as a squashfs, without a builder."""
+    from post_training.cli import image_commands
+    from post_training.slurm import environment
+
+    singularity = environment.singularity_program(site)
+    image_commands.push_layer(name, singularity, store, repository)
+    path = environment.install(name, site, store, repository)
+    print(f"EDF: {path}", file=sys.stderr)
+
+
 @image_app.command("lock")
 def image_lock(
     name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
@@ -110,7 +129,7 @@ def image_lock(
         str | None,
         typer.Option(
             help="Where to read a registry's base instead: docker://MIRROR/NAME:TAG or "
-            "oci:FOLDER:TAG.",
+            "oci:FOLDER:TAG; or FILE.sif, a site's own SIF, to be the base.",
             show_default=False,
         ),
     ] = None,

@@ -59,6 +59,10 @@ def submit_stage(
         int,
         typer.Option(min=1, help="Jobs that go on from each other, where none is requeued."),
     ] = 1,
+    vet: Annotated[
+        bool,
+        typer.Option("--vet", help="Look at the nodes first; a bad one is named and left out."),
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Queue a stage in Slurm; it resumes by itself after wall time, preemption and failures."""
@@ -80,6 +84,7 @@ def submit_stage(
         max_failures=max_failures,
         dev=dev,
         num_chained=chain,
+        is_vetted=vet,
     )
     if dry_run:
         print(submit.preview(request), end="")

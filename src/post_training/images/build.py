@@ -61,7 +61,7 @@ def image_tag(identity: dict[str, Any]) -> str:
 def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
     """Build the recipe, unless the builder has an image of this input hash; (image, is it new)."""
     with store.lock():
-        _refuse_unlocked(recipe)
+        refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
         identity = image_identity(recipe, base)
         if built := find_built(identity):
@@ -69,7 +69,7 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
         folders = _download(recipe, base, store)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
-            _stage(recipe, base, identity, context)
+            stage_context(recipe, base, identity, context)
             _build(context, folders, identity, base.reference)
     built = find_built(identity)
     if built is None:
@@ -80,9 +80,9 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
 def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
     """Write everything that a build reads into one new folder, for another builder to use."""
     with store.lock(), atomic_directory(folder) as temporary:
-        _refuse_unlocked(recipe)
+        refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
-        _stage(recipe, base, image_identity(recipe, base), temporary)
+        stage_context(recipe, base, image_identity(recipe, base), temporary)
         for name, source in _download(recipe, base, store).items():
             shutil.copytree(source, temporary / name)
 
@@ -96,7 +96,7 @@ def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
     return folders
 
 
-def _stage(recipe: Recipe, base: Base, identity: dict[str, Any], context: Path) -> None:
+def stage_context(recipe: Recipe, base: Base, identity: dict[str, Any], context: Path) -> None:
     """Fill the build context. Errors: PostTrainingError when a source is edited meanwhile."""
     context.mkdir(exist_ok=True)
     if recipe.stage(context, base.sha256) != identity["input_hash"]:
@@ -115,7 +115,7 @@ def find_built(identity: dict[str, Any]) -> BuiltImage | None:
     return BuiltImage(tag, stored.oci_digest, identity, stored.labels, stored.environment)
 
 
-def _refuse_unlocked(recipe: Recipe) -> None:
+def refuse_unlocked(recipe: Recipe) -> None:
     """Errors: ConfigError for every requirement that more than one version or file could meet."""
     asked = [path for path in recipe.folder.glob("*.in") if path.name != SYSTEM_PACKAGES]
     faults = [fault for path in sorted(asked) for fault in loose_requirements(path)]

@@ -41,6 +41,8 @@ _KEYS = {
 }
 _PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
 # Of a mount.
+# Of Singularity's alone: the source is an image file, and this folder in it is mounted.
+IMAGE_SOURCE = "image-src=/"
 _FLAGS = {"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "sqsh", *_PROPAGATION}
 # `$NAME` or `${…}`; groups: the second `$` of an escaped one, what is in the braces, NAME.
 _VARIABLE = re.compile(r"\$(\$?)(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
@@ -194,7 +196,7 @@ def parse_mount(text: str, cwd: Path) -> Mount:
     if len(parts) > 3 or not source or not target:
         raise ValueError(f"must be SRC:DST[:FLAGS] (got {text!r})")
     flags = frozenset(word for part in parts[2:] for word in re.split("[+,]", part) if word)
-    if unknown := sorted(flags - _FLAGS):
+    if unknown := sorted(flags - _FLAGS - {w for w in flags if w.startswith(IMAGE_SOURCE)}):
         raise ValueError(f"unknown flag {unknown[0]!r} (known: {', '.join(sorted(_FLAGS))})")
     if "sqsh" in flags and len(flags) > 1:
         raise ValueError("the flag sqsh stands alone")

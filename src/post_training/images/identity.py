@@ -31,6 +31,8 @@ _COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha25
 # of an image in a registry. PATH is a file, or REGISTRY/NAME@sha256:….
 PIN = "POST_TRAINING_IMAGE_"
 PINNED = ("PATH", "OCI_DIGEST", "SQSH_SHA256", "INPUT_HASH")
+# Where the layer of an image over a site's SIF is mounted (images/layer.py).
+LAYER_FOLDERS = ("/opt/post-training", "/etc/post-training")
 # A larger file is announced before it is hashed.
 _LARGE_BYTES = 2 << 30
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -142,6 +144,11 @@ def _check_record(
             where=str(pins.get(f"{PIN}SQSH_SHA256")),
             hint="the record was changed after the push: `post-training image rebuild` compares",
         )
+
+
+def pair_digest(sif_sha256: str, layer_sha256: str) -> str:
+    """What stands for the OCI digest of an image over a site's SIF: a sha256 over both digests."""
+    return f"sha256:{sha256_value({'sif': sif_sha256, 'layer': layer_sha256})}"
 
 
 class ImageDigest(NamedTuple):

@@ -21,10 +21,12 @@ from post_training.core.files import parse_mount_table
 from post_training.images.edf import read_image_variables
 from post_training.images.identity import (
     IMAGE_FILE,
+    LAYER_FOLDERS,
     PIN,
     PINNED,
     check_identity,
     check_image_digest,
+    pair_digest,
     read_image,
     read_record_at,
     read_record_beside,
@@ -129,6 +131,8 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
         verified_by, check = _verify_reference(reference, record)
     found = _read_json(FINDINGS / "image.json") or {}
     is_bound = is_bound or bool(found.get("oci_digest"))
+    if said.get("over_sif"):
+        _check_layer(path, pins)
     # Hashed is the SIF; only its record says which squashfs is in it.
     if not is_bound or (is_sif and record is None):
         verified_by = "declared"
@@ -166,7 +170,9 @@ def find_mounts_over_image() -> list[str]:
     Over any file, where our runner made the mounts; under another engine, over programs, libraries
     and settings.
     """
-    over = set(mounts_over_code(Path("/proc/self/mountinfo").read_text()))
+    said = read_image(ROOT) or {}
+    table = Path("/proc/self/mountinfo").read_text()
+    over = set(mounts_over_code(table, has_layer=bool(said.get("over_sif"))))
     return sorted(over | set(_read_json(FINDINGS / "mounted_over.json") or []))
 
 
@@ -223,12 +229,17 @@ def is_over_files(place: Path, earlier: Sequence[Path]) -> bool:
         return True
 
 
-def mounts_over_code(mount_table: str) -> list[str]:
+def mounts_over_code(mount_table: str, *, has_layer: bool = False) -> list[str]:
     """Where something is mounted over the image's code, but for the node's drivers.
 
-    mount_table: the text of /proc/self/mountinfo.
+    mount_table: the text of /proc/self/mountinfo. has_layer: the image is a SIF and a layer, which
+    Singularity mounts, by the kernel or by squashfuse.
     """
-    places = {place for place, _ in parse_mount_table(mount_table)}
+    places = {
+        place
+        for place, kind in parse_mount_table(mount_table)
+        if not (has_layer and place in LAYER_FOLDERS and "squash" in kind)
+    }
     return sorted(p for p in places if is_over_code(Path(p)) and not _DRIVER.fullmatch(p))
 
 
@@ -319,6 +330,20 @@ def _verify_reference(
             hint="render the EDF again after `post-training image push`",
         )
     return "entrypoint", "reference"
+
+
+def _check_layer(sif: Path, pins: Mapping[str, str]) -> None:
+    """Errors: PostTrainingError unless the layer beside the SIF, in the store, is the pinned one,
+    and both are the pair of the image's digest."""
+    layer = sif.with_name(f"sha256-{pins['SQSH_SHA256']}.sqsh")
+    if layer.exists():
+        check_image_digest(layer, pins["SQSH_SHA256"])
+    if pair_digest(pins["SIF_SHA256"], pins["SQSH_SHA256"]) != pins["OCI_DIGEST"]:
+        raise PostTrainingError(
+            f"{PIN}OCI_DIGEST is not that of this SIF and this layer",
+            where=str(sif),
+            hint="run it with the EDF that was rendered for this image",
+        )
 
 
 def _read_json(path: Path) -> Any:

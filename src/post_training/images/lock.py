@@ -34,6 +34,7 @@ from post_training.images.registry import (
     run_uv,
 )
 from post_training.images.selfcheck import locked_versions
+from post_training.images.site_sif import lock_site_sif
 from post_training.images.store import ImageStore
 
 TOOLS_LOCK = "requirements-dev.lock"
@@ -119,6 +120,9 @@ def _lock_base(recipe: Recipe, store: ImageStore, source: str | None) -> list[st
         return []
     unresolved = []
     path = recipe.folder / BASE_LOCK
+    if source and source.endswith(".sif"):
+        lock_site_sif(path, Path(source), settings.platform)
+        return []
     if reason := lock_registry_base(path, settings.base, settings.platform, source):
         unresolved.append(f"{path}: {reason}")
     if (recipe.folder / SYSTEM_PACKAGES).exists():

@@ -51,7 +51,7 @@ _ENVIRONMENT_FILES = (
 )
 # `singularity inspect` shows it.
 _OCI_DIGEST_LABEL = "org.post-training.oci-digest"
-_SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
+SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
 _LAUNCH = b"#!/usr/bin/env run-singularity\n"
 # Launch line, magic, version, architecture, UUID, created, modified; of the descriptors: free, all,
 # offset, bytes; of the data: offset, bytes.
@@ -164,10 +164,13 @@ def push_sif(record: dict[str, Any], store: ImageStore) -> dict[str, Any]:
         return store.add(record)
 
 
-def make_squashfs(root: Path, target: Path, oci_digest: str | None = None) -> None:
+def make_squashfs(
+    root: Path, target: Path, oci_digest: str | None = None, *, all_root: bool = False
+) -> None:
     """Pack the folder `root` into a squashfs; equal trees give equal bytes.
 
     oci_digest: written into the squashfs alone: an image can't hold its own digest.
+    all_root: every file becomes root's, whoever made it.
     """
     epoch = str(SOURCE_DATE_EPOCH)
     packed = f"{OCI_DIGEST_FILE.relative_to('/')} f 444 0 0 echo {oci_digest}"
@@ -176,7 +179,7 @@ def make_squashfs(root: Path, target: Path, oci_digest: str | None = None) -> No
     run_tool(
         ["mksquashfs", root, target, "-noappend", "-quiet", "-no-progress", *COMPRESSION,
          "-mkfs-time", epoch, "-all-time", epoch, "-root-mode", "0755",
-         *(["-p", packed] if oci_digest else [])],
+         *(["-p", packed] if oci_digest else []), *(["-all-root"] if all_root else [])],
         env=environment,
         ends_with_us=signal.SIGKILL,
     )  # fmt: skip
@@ -257,7 +260,7 @@ def image_record(
     root: the image's root file system, from which the lists of packages are read.
     checkout: as of `describe_checkout`. builder: {program: version}.
     """
-    folders = [str(folder) for folder in root.glob(_SITE_PACKAGES)]
+    folders = [str(folder) for folder in root.glob(SITE_PACKAGES)]
     distributions = metadata.distributions(path=folders)
     return {
         "schema": RECORD_SCHEMA,

@@ -16,6 +16,7 @@ Wheels and source archives come from the index that pip is configured for. uv is
 settings, so there is one place to set them, for locks and for builds.
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -93,7 +94,7 @@ def lock_registry_base(path: Path, image: str, platform: str, source: str | None
         if (kept.get("image"), kept.get("platform")) == (image, platform) and _is_digest(kept):
             return f"{reason}\nthe digest of an earlier time is kept"
         # The lock is committed: this machine's addresses and paths stay out of it.
-        found = {"digest": UNRESOLVED, "reason": f"skopeo could not read {image}"}
+        found = {"digest": UNRESOLVED, "reason": f"{image} could not be read"}
     write_json(path, {"schema": _BASE_LOCK_SCHEMA, "image": image, "platform": platform, **found})
     return reason
 
@@ -289,7 +290,30 @@ def read_package_names(path: Path) -> list[str]:
     return sorted(line for line in lines if line)
 
 
+def _resolve_by_podman(image: str, platform: str) -> dict[str, Any]:
+    """As `_resolve`, where skopeo is missing (Alps). podman has no way to read a manifest's bytes,
+    but it pulls by digest, and checks: the image is pulled, which a build needs anyway."""
+    name = _name_of(image)
+    pulled = run_tool(["podman", "pull", "--quiet", f"--platform={platform}", image])
+    [inspected] = json.loads(run_tool(["podman", "image", "inspect", pulled.split()[-1]]))
+    config = inspected["Id"].removeprefix("sha256:")
+    if (system := f"{inspected['Os']}/{inspected['Architecture']}") != platform:
+        raise PostTrainingError(f"podman pulled it for {system}", where=image)
+    # Of an index too, and of the same image in other places: whichever the registry has.
+    references = [text for text in inspected["RepoDigests"] if text.startswith(f"{name}@")]
+    for reference in references:
+        with contextlib.suppress(PostTrainingError):
+            again = run_tool(["podman", "pull", "--quiet", f"--platform={platform}", reference])
+            if again.split()[-1] == inspected["Id"]:
+                return {"digest": reference.split("@")[1], "config_digest": f"sha256:{config}"}
+    raise PostTrainingError("podman knows no digest by which its registry has it", where=image)
+
+
 def _resolve(source: str, platform: str) -> dict[str, Any]:
+    if shutil.which("skopeo") is None and source.startswith("docker://"):
+        if shutil.which("podman") is None:
+            raise PostTrainingError("neither skopeo nor podman is installed", where=source)
+        return _resolve_by_podman(source.removeprefix("docker://"), platform)
     manifest, digest = _manifest(source)
     found: dict[str, Any] = {}
     if manifest.get("mediaType") in _INDEX_TYPES or "manifests" in manifest:

@@ -18,6 +18,7 @@ from post_training.core.secrets import FoundCredentials
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import merge_edf
 from post_training.images.identity import PIN
+from post_training.images.layer import layer_mounts
 from post_training.images.reference import is_reference
 from post_training.images.store import ImageStore
 
@@ -46,6 +47,9 @@ def image_environment(
         pins[f"{PIN}RECORD"] = str(record_path)
     if str(image).endswith(".sif"):
         pins[f"{PIN}SIF_SHA256"] = record["sif_sha256"]
+    if "base_sif" in record:
+        # The SIF's own variables know nothing of what lies over it.
+        return {**record["environment"], **pins}
     return pins
 
 
@@ -62,6 +66,12 @@ def render_edf(
     files to mount.
     """
     site = merge_edf(site_file, os.environ, Path.cwd())
+    if image is None and "base_sif" in record:
+        raise UsageError(
+            f"{record['name']} {record['version']} lies over a site's SIF, and needs Singularity",
+            where=str(site_file),
+            hint="its site has `launcher: {kind: singularity}`; --as edf or submit there",
+        )
     image = image or store.image_path(record["sqsh_sha256"])
     environment = {
         **dict(credentials.variables),
@@ -76,6 +86,7 @@ def render_edf(
         "mounts": [
             *site.get("mounts", []),
             f"{store.folder}:{store.folder}:ro",
+            *layer_mounts(record, store),
             *credentials.mounts,
         ],
         "devices": site.get("devices"),

@@ -145,8 +145,11 @@ class ImageStore:
         self._removed_path(digest).parent.mkdir(exist_ok=True)
         self.record_path(digest).replace(self._removed_path(digest))
         self._write_index()
+        # The link to a site's SIF is shared by all images over it.
+        kept = {path for other in self.records() for path in self.files(other)}
         for path in self.files(record):
-            path.unlink(missing_ok=True)
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def _removed_path(self, sqsh_sha256: str) -> Path:
         return self.folder / "removed" / f"sha256-{sqsh_sha256}.json"

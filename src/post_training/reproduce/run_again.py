@@ -22,6 +22,8 @@ from post_training.config.load import load_config
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_atomic
 from post_training.images.edf import escape, expand, merge_edf, parse_mount
+from post_training.images.identity import LAYER_FOLDERS
+from post_training.images.layer import layer_mounts
 from post_training.images.render import edf_text, image_environment, site_file
 from post_training.records.machine import portable_environment, recorded_environment
 from post_training.records.run import LAUNCH_FOLDER
@@ -155,6 +157,8 @@ def reproduction_edf(
     mounts = [f"{folder}:{folder}:ro" for folder in (stored.store.folder, run_dir)]
     for text in [*around.mounts, *record["mounts"]]:
         mount = parse_mount(text, Path("/"))
+        if str(mount.target) in LAYER_FOLDERS:
+            continue  # The image's own, below.
         if mount.source.exists():
             mounts.append(f"{mount.source}:{mount.target}:ro")
     for named in inputs.values():
@@ -173,7 +177,10 @@ def reproduction_edf(
             "workdir": str(new_dir.parent),
             "entrypoint": False,
             "writable": False,
-            "mounts": list(dict.fromkeys(mounts)),
+            "mounts": [
+                *dict.fromkeys(mounts),
+                *layer_mounts(stored.record, stored.store),
+            ],
         },
         {"env": {**around.env, **environment, **pins}, "annotations": around.annotations},
     )

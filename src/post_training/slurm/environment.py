@@ -131,6 +131,17 @@ def image_of(record: Mapping[str, Any], store: ImageStore, launcher: Launcher) -
     return str(store.image_path(record["sqsh_sha256"]))
 
 
+def singularity_program(site: str) -> list[str]:
+    """The program of a site of Singularity's, and its options. Errors: UsageError for another."""
+    launcher = load_site(site, {}).launcher
+    if launcher.kind != "singularity":
+        raise UsageError(
+            f"the site {site!r} has no Singularity (its launcher is of kind {launcher.kind})",
+            hint="a layer over a SIF is made where that SIF is: --site lumi, or one of your own",
+        )
+    return [launcher.command, *launcher.options]
+
+
 def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:
     """Write edf/post-training.toml for the site, linked into the user's EDF folder; its path."""
     repository = repository.resolve()

@@ -18,6 +18,7 @@ from post_training.slurm.site import Site
 
 _IMAGE_DIR = "/opt/post-training"
 _BODY = Path(__file__).with_name("job.sh")
+_VET = Path(__file__).with_name("vet.sh")
 CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -50,6 +51,7 @@ class Job:
     name: what the queue shows; None: the stage's and the run folder's.
     num_workers: the job is an array of so many tasks, which share the run's chunks.
     is_chained: further jobs of the run wait behind it, and none is requeued.
+    is_vetted: its nodes are looked at before the stage starts.
     """
 
     stage: str
@@ -60,6 +62,7 @@ class Job:
     name: str | None = None
     num_workers: int | None = None
     is_chained: bool = False
+    is_vetted: bool = False
 
     @property
     def folder(self) -> Path:
@@ -121,9 +124,26 @@ def sbatch_script(job: Job, site: Site) -> str:
             *_array("stage", stage),
             *_array("verdict", verdict),
             "",
+            *(_vetting(job, site, shape) if job.is_vetted else ()),
             _BODY.read_text(),
         ]
     )
+
+
+def _vetting(job: Job, site: Site, shape: Sequence[str]) -> list[str]:
+    """vet.sh, and the step that it calls: the site's own program, or ours in the image."""
+    python = f"{_IMAGE_DIR}/venv/bin/python"
+    own = (python, "-I", "-m", "post_training.stages.vet", str(job.run_dir))
+    words = [
+        *_srun(job, site),
+        *shape,
+        *("--wait=60", "--kill-on-bad-exit=0", "--time=3"),
+        *site.launcher.srun,
+        *_inside(job, site, each_its_gpu=True),
+        *(site.launcher.vet or own),
+    ]
+    lines = [*_array("vetting", words), f"max_vettings={job.max_failures}", ""]
+    return [*lines, _VET.read_text()]
 
 
 def _yes(value: bool) -> str:

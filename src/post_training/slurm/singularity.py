@@ -19,7 +19,8 @@ from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.core.secrets import FoundCredentials
-from post_training.images.edf import fill_in_variables, merge_edf
+from post_training.images.edf import IMAGE_SOURCE, fill_in_variables, merge_edf
+from post_training.images.layer import layer_mounts
 from post_training.images.render import NO_CREDENTIALS, image_environment
 from post_training.images.store import ImageStore
 from post_training.slurm.site import Launcher
@@ -30,6 +31,8 @@ def bind(mount: str) -> str:
     source, target, flags = (*mount.split(":"), "", "")[:3]
     target = target or source
     words = [word for word in flags.split("+") if word]
+    if len(words) == 1 and words[0].startswith(IMAGE_SOURCE):
+        return f"--bind={source}:{target}:{words[0]}"
     if unknown := sorted({*words} - {"ro", "rw"}):
         raise UsageError(f"Singularity has no flag {unknown[0]!r} for a bind", where=mount)
     if not words:
@@ -79,6 +82,7 @@ def render_script(
     mounts = [
         *edf.get("mounts", []),
         f"{store.folder}:{store.folder}:ro",
+        *layer_mounts(record, store),
         *credentials.mounts,
     ]
     variables = {

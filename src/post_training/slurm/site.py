@@ -126,6 +126,12 @@ class Launcher(Config):
         "of cores for each task, for example. With fewer tasks they would bind a task to the cores "
         "of one GPU.",
     )
+    vet: tuple[str, ...] = Field(
+        (),
+        description="Command that `submit --vet` runs in the image, as every task of a job: "
+        "[vetnode, diagnose, CONFIG.YAML] where vetnode is installed. It prints `Cordon: NODE` for "
+        "a bad node. By default our own check of GPUs, NCCL and the run's file system.",
+    )
     modules: tuple[str, ...] | None = Field(
         None,
         description="Environment modules that a job loads on its node, after `module purge`; [] "

@@ -82,6 +82,7 @@ class Request:
     after: jobs that must have succeeded before.
     num_workers: tasks of an array that share the chunks, before the job that puts them together.
     num_chained: jobs of which each goes on where the one before it was stopped.
+    is_vetted: the nodes are looked at before the stage starts.
     """
 
     stage: str
@@ -97,6 +98,7 @@ class Request:
     after: tuple[str, ...] = ()
     num_workers: int | None = None
     num_chained: int = 1
+    is_vetted: bool = False
 
     def after_jobs(self, job_ids: tuple[str, ...]) -> "Request":
         return replace(self, after=job_ids)
@@ -112,6 +114,7 @@ def make_request(
     max_failures: int,
     dev: Path | None,
     num_chained: int,
+    is_vetted: bool = False,
 ) -> Request:
     """The request to run a stage as a job, for `submit` or `preview`.
 
@@ -141,6 +144,7 @@ def make_request(
         dev=dev and dev.absolute(),
         command=sys.argv[1:],
         num_chained=num_chained,
+        is_vetted=is_vetted,
     )
 
 
@@ -362,6 +366,7 @@ def _files_to_write(request: Request) -> dict[str, str]:
         container=container,
         name=request.name,
         is_chained=request.num_chained > 1,
+        is_vetted=request.is_vetted,
     )
     files["job.sh"] = sbatch_script(job, request.site)
     if request.num_workers is not None:

@@ -48,11 +48,12 @@ def devices(image_name: str | None) -> Iterator[Finding]:
         )
         return
     for index in range(count):
-        yield from _device(torch, index)
+        yield from check_device(torch, index)
     yield ok("devices", f"{build}, {_collectives(torch)}")
 
 
-def _device(torch: Any, index: int) -> Iterator[Finding]:
+def check_device(torch: Any, index: int) -> Iterator[Finding]:
+    """Whether one device computes what is known, and has its memory to itself."""
     properties = torch.cuda.get_device_properties(index)
     name = f"{index}: {properties.name}, {properties.total_memory / (1 << 30):.0f} GiB"
     try:

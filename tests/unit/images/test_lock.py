@@ -18,7 +18,6 @@ from packaging.utils import canonicalize_name
 
 from post_training.core.errors import ConfigError, UsageError
 from post_training.images.build import build_image, write_context
-from post_training.images.edf import merge_edf
 from post_training.images.lock import (
     TOOLS_LOCK,
     UV_LOCK,
@@ -126,15 +125,6 @@ def test_build_on_a_base_without_a_digest_is_refused_and_leaves_nothing(name, tm
     with pytest.raises(UsageError, match="the base has no digest"):
         build_image(load_recipe(name, tmp_path / "checkout"), store)
     assert [path.name for path in store.folder.iterdir()] == [".lock"]
-
-
-def test_rocm_definition_pins_the_sites_network_profile():
-    """post-training.def and edf/lumi.toml say one thing."""
-    definition = (REPOSITORY / "containers/rocm/post-training.def").read_text()
-    said = dict(re.findall(r'^    export (\w+)="([^$"]*)"$', definition, re.MULTILINE))
-    site = merge_edf(REPOSITORY / "edf/lumi.toml", {}, REPOSITORY)["env"]
-    network = ("NCCL_", "FI_", "HSA_", "POST_TRAINING_NETWORK_")
-    assert said == {name: value for name, value in site.items() if name.startswith(network)}
 
 
 def test_context_holds_what_a_build_reads(tmp_path):

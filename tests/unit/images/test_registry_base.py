@@ -100,7 +100,7 @@ def test_lock_base_unreachable_registry_stays_unresolved_and_is_not_built(regist
     reason = lock_registry_base(lock, IMAGE, "linux/arm64", None)
     assert "no route to host" in reason
     assert json.loads(lock.read_text())["digest"] == "unresolved"
-    with pytest.raises(UsageError, match="the base has no digest: skopeo could not read") as error:
+    with pytest.raises(UsageError, match=r"no digest: \S+ could not be read") as error:
         read_registry_base(lock, IMAGE, "linux/arm64")
     assert "`post-training image lock gh200`" in error.value.hint
 

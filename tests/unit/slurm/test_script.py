@@ -33,6 +33,10 @@ case $* in
         [[ -z $said ]] || echo "0: post-training-outcome: $said"
         [[ $said ]]
         ;;
+    *post_training.stages.vet*)
+        cat "$(dirname "$0")/vetted"
+        exit "$(cat "$(dirname "$0")/vetting-code")"
+        ;;
     *)
         code=$(answer codes)
         [[ $code != never ]] || exec sleep infinity
@@ -302,6 +306,52 @@ def test_script_words_reach_srun_as_they_are(run):
     config = str(run.job.run_dir / "slurm/config.yaml")
     assert run.words(1)[0] == f"--environment={run.job.run_dir}/slurm/environment.toml"
     assert run.words(1)[-4:] == ["entrypoint", "sft", config, "--skip-finished"]
+
+
+@pytest.fixture
+def vetted(run, tmp_path):
+    """vetted(what the vetting step prints, its exit code): the next job of `run` is vetted so."""
+
+    def set_answer(text: str, code: int) -> None:
+        (tmp_path / "bin/vetted").write_text(text)
+        (tmp_path / "bin/vetting-code").write_text(str(code))
+        run.job = replace(run.job, is_vetted=True)
+
+    return set_answer
+
+
+def test_script_of_vetted_nodes_runs_the_stage(run, vetted):
+    vetted("== Toy ==\nVetted: n1\nVetted: n2\n", 0)
+    assert run(0, ["RUNNING"], "again") == (0, ["srun", "srun"])
+    assert run.words(1)[-3:] == ["-m", "post_training.stages.vet", str(run.job.run_dir)]
+    assert "entrypoint" in run.words(2)
+    assert "vetted: n[1-2]\n" in run.stderr
+
+
+def test_script_of_a_bad_node_names_it_and_goes_back_to_the_queue_without_it(run, vetted):
+    vetted("Vetted: n1\nCordon: n2\nCordon: n2\n", 1)
+    code, calls = run(0, ["RUNNING"], "again")
+    # How many nodes are left is asked by two programs side by side.
+    looked = ["scontrol", "sinfo"]
+    assert (code, calls[:3], sorted(calls[3:5])) == (1, ["srun", "squeue", "squeue"], looked)
+    assert calls[5:] == ["scontrol", "scontrol"]
+    assert run.words(6) == ["requeue", "77"]
+    assert run.words(7) == ["update", "JobId=77", "ExcNodeList=n2"]
+    assert "vetting failed (exit code 1); bad nodes: n2\n" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "scheduler"), [("Vetted: n1\n", {}), ("Cordon: n2\n", {"requeue": False})]
+)
+def test_script_of_nodes_that_cannot_be_left_out_ends(run, vetted, text, scheduler):
+    vetted(text, 1)
+    assert run(0, ["RUNNING"], "again", **scheduler) == (1, ["srun", "squeue"])
+
+
+def test_script_of_a_bad_node_goes_back_only_so_often(run, vetted):
+    vetted("Cordon: n2\n", 1)
+    run.job = replace(run.job, max_failures=0)
+    assert run(0, ["RUNNING"], "again") == (1, ["srun", "squeue"])
 
 
 @pytest.mark.parametrize(
