@@ -172,9 +172,9 @@ requeue() {
 }
 
 [[ $is_chained != yes ]] || stop_if_chain_was_cancelled
-
 # The verdict reads what was printed since. Slurm may have requeued the attempt before by itself.
 echo "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job, on $SLURM_JOB_NODELIST" >&2
+! declare -F vet >/dev/null || vet
 # No `set -e`: what comes after a failed step is what this script is for.
 "${stage[@]}" &
 step=$!
