@@ -54,6 +54,7 @@ def test_stack_is_imported_only_where_data_and_models_are_worked_on(path):
 PROGRAMS = {
     "stages/doctor.py": "`entrypoint doctor`, inside the image, where there is no command line",
     "slurm/outcome.py": "job.sh reads its answer",
+    "stages/vet.py": "vet.sh reads its answer",
 }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from post_training.core.errors import report
+from post_training.core.errors import report, tell
 from post_training.images.doctor import Finding, check_writable, wrong
 from post_training.stages.doctor import check_device
 from post_training.stages.processes import Launch, detect_launch
@@ -45,7 +45,7 @@ def main(run_dir: Path) -> int:
         )
     if faults:
         for fault in faults:
-            print(f"{node}: {fault}", file=sys.stderr)
+            tell(f"{node}: {fault}")
         print(f"Cordon: {node}", flush=True)
         return 1
     print(f"Vetted: {node}", flush=True)
@@ -53,7 +53,7 @@ def main(run_dir: Path) -> int:
         return 0
     faults = _collective(launch.rendezvous, launch.rank, launch.world_size, device, "of the job")
     for fault in faults:
-        print(f"{node}: {fault}: the network, or a node that was named above", file=sys.stderr)
+        tell(f"{node}: {fault}: the network, or a node that was named above")
     return 1 if faults else 0
 
 
