@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from post_training.core.errors import PostTrainingError
@@ -34,7 +34,7 @@ def examine_host(site_name: str, store: ImageStore) -> list[Finding]:
         *examine("scheduler", lambda: _scheduler(site_name, site)),
         *examine("store", lambda: _store(store)),
         *examine("EDF", lambda: _edf(site_name, site, env, cwd)),
-        *examine("storage", lambda: _storage(site, env)),
+        *examine("storage", lambda: examine_storage(site, env, _look_at_folder)),
         *examine("credentials", lambda: _credentials(env)),
     ]
 
@@ -154,7 +154,11 @@ def _edf(name: str, site: Site, env: Mapping[str, str], cwd: Path) -> Iterator[F
         yield ok("EDF", f"{path}")
 
 
-def _storage(site: Site, env: Mapping[str, str]) -> Iterator[Finding]:
+def examine_storage(
+    site: Site, env: Mapping[str, str], look: Callable[[str, Path], Iterator[Finding]]
+) -> Iterator[Finding]:
+    """A note of each folder of the site whose variable is not set; of the others what `look` finds
+    (their name, `scratch` or `permanent`, and their path)."""
     for name, text in (("scratch", site.storage.scratch), ("permanent", site.storage.permanent)):
         if text is None:
             continue
@@ -164,10 +168,14 @@ def _storage(site: Site, env: Mapping[str, str]) -> Iterator[Finding]:
             variable = str(error).removeprefix("undefined variable ")
             yield note("storage", f"{name}: {text}: {error}", f"export {variable}=… in ~/.profile")
             continue
-        if folder.is_dir():
-            yield from check_writable(name, folder)
-        else:
-            yield wrong("storage", f"{name}: no such folder: {folder}")
+        yield from look(name, folder)
+
+
+def _look_at_folder(name: str, folder: Path) -> Iterator[Finding]:
+    if folder.is_dir():
+        yield from check_writable(name, folder)
+    else:
+        yield wrong("storage", f"{name}: no such folder: {folder}")
 
 
 def _credentials(env: Mapping[str, str]) -> Iterator[Finding]:

@@ -11,15 +11,17 @@ is wrong; what only the machine itself knows is `post-training doctor --site NAM
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from post_training.core import yaml
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, user_config
 from post_training.images.doctor import Finding, examine, note, ok, wrong
-from post_training.images.edf import Edf, examine_edf, expand, merge_edf
+from post_training.images.edf import Edf, examine_edf, merge_edf
 from post_training.images.edf_check import PROFILE, network_faults, secret_faults, successor_faults
 from post_training.images.render import OWN_EDF, OWN_SITES, own_site_folder, site_file
+from post_training.slurm.doctor import examine_storage
 from post_training.slurm.environment import check_is_mounted
 from post_training.slurm.script import CACHES, Container, Job, sbatch_script
 from post_training.slurm.site import SITES_DIR, Launcher, Site, find_site, load_site, site_names
@@ -104,7 +106,7 @@ def check_site_files(name: str, repository: Path, env: Mapping[str, str]) -> lis
         *examine("EDF", lambda: _edf(name, edf, env)),
         *examine("launcher", lambda: _launcher(site.launcher, edf)),
         *examine("caches", lambda: _caches(edf)),
-        *examine("storage", lambda: _storage(site, edf, env)),
+        *examine("storage", lambda: examine_storage(site, env, partial(_look_for_mount, edf))),
         *examine("script", lambda: _script(site, edf)),
     ]
 
@@ -187,22 +189,13 @@ def _caches(edf: Edf) -> Iterator[Finding]:
         yield ok("caches", "each has a folder of the node")
 
 
-def _storage(site: Site, edf: Edf, env: Mapping[str, str]) -> Iterator[Finding]:
-    for name, text in (("scratch", site.storage.scratch), ("permanent", site.storage.permanent)):
-        if text is None:
-            continue
-        try:
-            folder = Path(expand(text, env))
-        except ValueError as error:
-            variable = str(error).removeprefix("undefined variable ")
-            yield note("storage", f"{name}: {text}: {error}", f"export {variable}=… in ~/.profile")
-            continue
-        try:
-            check_is_mounted(folder, f"{name} folder", edf)
-        except UsageError as error:
-            yield wrong("storage", f"{error.where}: {error.problem}", "add it to edf.toml's mounts")
-        else:
-            yield ok("storage", f"{name}: {folder}")
+def _look_for_mount(edf: Edf, name: str, folder: Path) -> Iterator[Finding]:
+    try:
+        check_is_mounted(folder, f"{name} folder", edf)
+    except UsageError as error:
+        yield wrong("storage", f"{error.where}: {error.problem}", "add it to edf.toml's mounts")
+    else:
+        yield ok("storage", f"{name}: {folder}")
 
 
 def _script(site: Site, edf: Edf) -> Iterator[Finding]:
