@@ -20,6 +20,7 @@ from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import edf_folders, find_edf
 from post_training.images.edf_check import DIALECTS, check_edf
 from post_training.images.layer import push_layer as write_layer
+from post_training.images.layer import refuse_layer
 from post_training.images.lock import lock_recipe
 from post_training.images.passport import Passport, make_passport
 from post_training.images.push import push_sif as write_stored_sif
@@ -126,7 +127,9 @@ def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, 
 
 def push_to_registry(reference: str, name: str, store_folder: Path | None) -> None:
     store, name = open_store(store_folder), parse_name(name)
-    print(push_image(store.find(reference), name, store))
+    record = store.find(reference)
+    refuse_layer(record, "cannot be pushed: a registry takes whole images")
+    print(push_image(record, name, store))
 
 
 def pull_from_registry(reference: str, store_folder: Path | None) -> dict[str, Any]:
@@ -272,7 +275,9 @@ def verify(reference: str, store_folder: Path | None) -> int:
 def passport(reference: str, store_folder: Path | None, *, as_json: bool) -> int:
     """Compare an image's forms; exit code 4 when they are not one image."""
     store = open_store(store_folder)
-    made = make_passport(store.find(reference), store)
+    record = store.find(reference)
+    refuse_layer(record, "has one form only, so there is nothing to compare")
+    made = make_passport(record, store)
     if as_json:
         print(made.as_json())
     else:

@@ -132,7 +132,7 @@ def identify_image(environment: Mapping[str, str]) -> dict[str, Any]:
     found = _read_json(FINDINGS / "image.json") or {}
     is_bound = is_bound or bool(found.get("oci_digest"))
     if said.get("over_sif"):
-        _check_layer(path, pins)
+        check_layer(path, pins)
     # Hashed is the SIF; only its record says which squashfs is in it.
     if not is_bound or (is_sif and record is None):
         verified_by = "declared"
@@ -332,7 +332,7 @@ def _verify_reference(
     return "entrypoint", "reference"
 
 
-def _check_layer(sif: Path, pins: Mapping[str, str]) -> None:
+def check_layer(sif: Path, pins: Mapping[str, str]) -> None:
     """Errors: PostTrainingError unless the layer beside the SIF, in the store, is the pinned one,
     and both are the pair of the image's digest."""
     layer = sif.with_name(f"sha256-{pins['SQSH_SHA256']}.sqsh")

@@ -111,6 +111,16 @@ def layer_mounts(record: Mapping[str, Any], store: ImageStore) -> list[str]:
     return [f"{layer}:{folder}:image-src={folder}" for folder in LAYER_FOLDERS]
 
 
+def refuse_layer(record: Mapping[str, Any], cannot: str) -> None:
+    """Errors: UsageError for an image over a site's SIF, which is no whole image by itself."""
+    if "base_sif" in record:
+        raise UsageError(
+            f"{record['name']} {record['version']} lies over a site's SIF, and {cannot}",
+            where=record["base_sif"],
+            hint="`post-training image verify` hashes both files of it",
+        )
+
+
 def _run_script(singularity: Sequence[str], sif: Path, work: Path, wheels: Path) -> Path:
     """Run the recipe's script in the SIF; the folder that holds what it made, as from `/`."""
     root = work / "root"
