@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from post_training.core.errors import UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models import logits
 from post_training.models.bend import Bend, find_bend
 from post_training.models.head import ChunkedHead
@@ -101,6 +101,22 @@ def test_model_that_does_something_else_to_its_logits_is_refused():
     model.forward = lambda **inputs: _squared(plain(**inputs))
     with pytest.raises(UsageError, match="does not know what models of the type llama do to their"):
         ChunkedHead.install(model)
+
+
+def test_answer_with_an_id_that_the_output_layer_lacks_is_refused():
+    model, _ = make("llama")
+    model.lm_head = torch.nn.Linear(16, 40, bias=False)
+    head = ChunkedHead.install(model)
+    ids = torch.arange(12)[None]
+    with head.scoring(ids.roll(-1, 1)):
+        found, _, _ = model(input_ids=ids, use_cache=False).logits
+    expected = model(input_ids=ids).logits.log_softmax(-1)[0, range(12), ids.roll(-1, 1)[0]]
+    assert (found[0] - expected).abs().max() < 1e-5
+    with (
+        pytest.raises(PostTrainingError, match=r"holds the id 45, .* its output layer has 40 ids"),
+        head.scoring(torch.full((1, 12), 45)),
+    ):
+        model(input_ids=ids, use_cache=False)
 
 
 def _squared(outputs: Any) -> Any:

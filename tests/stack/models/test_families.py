@@ -6,100 +6,29 @@ docs/guides/models.md has the table of what is found; three families are in `mak
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from helpers.annotation_stages import run_stage
 from helpers.dpo_runs import dpo, preference_rows
 from helpers.row_files import read_rows, write_rows
-from helpers.sft_runs import TINY, metrics, sft
-from helpers.tiny_models import MIXTURES, make_model
+from helpers.sft_runs import metrics, sft
+from helpers.tiny_models import FAMILIES, OF_IMAGES, make_family
 from post_training.core.errors import PostTrainingError
 from post_training.data.prepared.dataset import PreparedDataset
 from post_training.data.rows import COMPLETION
 
 DOCS = Path(__file__).parents[3] / "docs/guides/models.md"
 STAGES = ("sft", "packed", "generate", "logprobs", "dpo", "saved")
-WINDOW = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "head_dim": 8,
-    **{f"linear_num_{kind}_heads": 2 for kind in ("key", "value")},
-    **{f"linear_{kind}_head_dim": 8 for kind in ("key", "value")},
-}
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
-          "num_attention_heads": 2, "patch_size": 4}  # fmt: skip
-# {name in the table: (model_type, settings)}.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Apertus": ("apertus", {}),
-    "DeepSeek-V3": ("deepseek_v3", MIXTURES["deepseek_v3"]),
-    "EuroLLM, Llama": ("llama", {}),
-    "Falcon-H1": (
-        "falcon_h1",
-        {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
-         "mamba_n_groups": 1, "mamba_d_state": 8, "lm_head_multiplier": 0.5},
-    ),
-    "Gemma 2": ("gemma2", {"head_dim": 8, "final_logit_softcapping": 2.0, **WINDOW}),
-    "Gemma 3": ("gemma3", {"head_dim": 8, **WINDOW}),
-    "GLM-4.5": ("glm4_moe", {"head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
-                             "moe_intermediate_size": 32, "first_k_dense_replace": 1}),
-    "gpt-oss": ("gpt_oss", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
-                            **WINDOW}),
-    "Granite": ("granite", {"logits_scaling": 4.0}),
-    "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
-    "Mistral Small 3.1": ("mistral3", {"head_dim": 8}),
-    "OLMo-3": ("olmo3", WINDOW),
-    "Qwen3": ("qwen3", {"head_dim": 8}),
-    "Qwen3-MoE": ("qwen3_moe", MIXTURES["qwen3_moe"]),
-    "Qwen3.5": ("qwen3_5_text", LINEAR),
-    "SmolLM3": ("smollm3", {}),
-}  # fmt: skip
-OF_IMAGES = {"gemma3": ("gemma3_text", {"mm_tokens_per_image": 4}), "mistral3": ("mistral", {})}
 IN_MAKE_TEST = ("Qwen3-MoE", "Gemma 3", "Granite")
 # transformers has no other attention for it.
 EAGER = ("gpt_oss",)
 OF_EXPERTS = ("deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_moe")
-
-
-def make_folder(name: str, base: Path, folder: Path) -> None:
-    """Weights are spread out, so that what one token sees of another shows."""
-    model_type, settings = FAMILIES[name]
-    if model_type not in OF_IMAGES:
-        made = make_model(model_type, base, folder, **settings, vocab_size=328)
-    else:
-        text_type, of_whole = OF_IMAGES[model_type]
-        vision = {**VISION, "head_dim": 8, "model_type": "pixtral"}
-        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 328}
-        text = {**TINY, **ids, **settings, "model_type": text_type}
-        config = AutoConfig.for_model(
-            model_type,
-            text_config={key: value for key, value in text.items() if key != "architecture"},
-            vision_config=vision if model_type == "mistral3" else VISION,
-            **of_whole,
-        )
-        shutil.copytree(base, folder)
-        made = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weights in made.parameters():
-            if weights.dim() > 1:
-                weights.mul_(4)
-            else:
-                weights.add_(0.1 * torch.rand(weights.shape, generator=generator))
-    made.save_pretrained(folder)
-    # By the class that transformers takes for the family, whatever the folder says.
-    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def plain(folder: Path, name: str, dtype: torch.dtype = torch.float64) -> Any:
@@ -126,7 +55,7 @@ class Tried:
     def __init__(self, name: str, base: Path, folder: Path):
         self.name, self.folder = name, folder
         self.model = folder / "base"
-        make_folder(name, base, self.model)
+        make_family(name, base, self.model)
         model_type = FAMILIES[name][0]
         self.settings = {"path": str(self.model)}
         if model_type in EAGER:

@@ -18,8 +18,12 @@ from transformers import (
 )
 
 from helpers.sft_runs import changed, sft
+from post_training.data.prepared.dataset import PreparedDataset
+from post_training.data.rows import COMPLETION
 from post_training.models.load import load_model, load_tokenizer
 from post_training.models.save import save_model_folder
+from post_training.train.config import SftLossConfig
+from post_training.train.sft_loss import SftCollator
 
 TEXT = {
     "vocab_size": 328,  # the class of Qwen adds tokens of its own
@@ -239,3 +243,13 @@ def test_apertus_1p5_is_trained_and_saved_in_its_layout(
         "text_config": made["text_config"],
     }
     load_model(tmp_path / "run/model", dtype="float32", attn_implementation="sdpa")
+    dataset = PreparedDataset.open(tmp_path / "run/data")
+    row = dataset.read(0)
+    limit = int(row.ids[row.kinds == COMPLETION].max())  # as if that id were of an image
+    collator = SftCollator(
+        dataset, SftLossConfig(), pad_token_id=0, packed=False, num_outputs=limit
+    )
+    batch = collator([{"row": 0}])["batch"]
+    assert batch.targets.max() < limit
+    given = (row.kinds[1:] == COMPLETION) & (row.ids[1:] < limit)
+    assert 0 < batch.sums.completion_weight == given.sum() < (row.kinds[1:] == COMPLETION).sum()

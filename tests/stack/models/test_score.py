@@ -113,7 +113,9 @@ def test_logprobs_of_a_completion_are_summed_in_float64(models):
     assert not exact.float().double().equal(exact)
 
 
-KEEP_A_STATE = {
+OTHERS = {
+    "llama4_text": {"intermediate_size": 32, "intermediate_size_mlp": 32, "num_local_experts": 2,
+                    "head_dim": 8},
     "mamba": {"state_size": 4},
     "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1,
                   "mamba_d_state": 4, "intermediate_size": 32, "lm_head_multiplier": 0.5},
@@ -127,12 +129,12 @@ KEEP_A_STATE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", KEEP_A_STATE)
-def test_logprobs_of_a_model_that_keeps_a_state_are_those_of_each_row_alone(family: str):
+@pytest.mark.parametrize("family", OTHERS)
+def test_logprobs_of_a_model_with_other_caches_are_those_of_each_row_alone(family: str):
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2,
              "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
-    config = CONFIG_MAPPING[family](**shape, **KEEP_A_STATE[family])
+    config = CONFIG_MAPPING[family](**shape, **OTHERS[family])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     asked = prompts()
     together = score(model, asked, prompts_per_batch=3)

@@ -241,6 +241,17 @@ def test_shared_prompt_that_would_change_the_answers_is_refused(
         check_shared_prompt(tiny(model_type, **settings))
 
 
+def test_shared_prompt_in_a_model_that_reads_no_positions_is_refused():
+    model = tiny("gpt_neox", intermediate_size=32)
+    for weights in model.parameters():
+        weights.data.mul_(10)  # else what a token sees hardly shows
+    check_shared_prompt(model)
+    plain = model.forward
+    model.forward = lambda **inputs: plain(**{**inputs, "position_ids": None})
+    with pytest.raises(PostTrainingError, match="logits differ by"):
+        check_shared_prompt(model)
+
+
 @pytest.mark.parametrize(
     ("model_type", "settings", "kind"),
     [
@@ -277,8 +288,9 @@ def test_model_whose_own_code_fails_in_training_is_told_in_one_line(
 
 
 def test_model_without_a_part_below_its_output_layer_cannot_score(model: Path, tmp_path: Path):
-    made = tiny("llama4_text", intermediate_size=32, num_local_experts=2, num_key_value_heads=2)
-    with pytest.raises(UsageError, match="llama4_text can't be computed without their output"):
+    made = tiny("gpt2")
+    made.base_model_prefix = "missing"
+    with pytest.raises(UsageError, match="gpt2 can't be computed without their output"):
         LogprobScorer(made, max_batch_tokens=64, prompts_per_batch=1)
 
 

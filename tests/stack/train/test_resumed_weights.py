@@ -15,16 +15,17 @@ from helpers.gloo_ranks import on_ranks
 from helpers.rank_functions import resume_divided_model
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import rank_file, run_sft
-from helpers.tiny_models import MIXTURES, make_model
+from helpers.tiny_models import MIXTURES, make_family, make_model
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file
 from post_training.records.run import RunDescription
 from post_training.stages.context import StageContext
 from post_training.train.checksums import FILES, Division, write_files
 
-# All but the first are `long`.
+# Of experts by each naming; with a state; a folder of more than text. The others are `long`.
 FAMILIES = [
-    name if name == "qwen3_moe" else pytest.param(name, marks=pytest.mark.long) for name in MIXTURES
+    name if name in ("qwen3_moe", "Gemma 3") else pytest.param(name, marks=pytest.mark.long)
+    for name in (*MIXTURES, "gpt-oss", "Falcon-H1", "Qwen3.5", "Gemma 3", "Mistral Small 3.1")
 ]
 
 
@@ -62,9 +63,15 @@ def test_model_whose_files_have_other_names_ends_in_the_same_bytes(
     family: str, short: dict[str, Any], model: Path, tmp_path: Path
 ):
     """transformers' own resume leaves its experts as the base model has them."""
-    mixture = tmp_path / "model"
-    make_model(family, model, mixture, **MIXTURES[family])
-    assert_killed_and_resumed_is_whole(changed(short, **{"model.path": str(mixture)}), tmp_path)
+    folder = tmp_path / "model"
+    if family in MIXTURES:
+        make_model(family, model, folder, **MIXTURES[family])
+    else:
+        make_family(family, model, folder)
+    settings = {"model.path": str(folder)}
+    if family == "gpt-oss":
+        settings["model.attn_implementation"] = "eager"
+    assert_killed_and_resumed_is_whole(changed(short, **settings), tmp_path)
 
 
 @pytest.mark.long
