@@ -137,7 +137,7 @@ def test_logprobs_of_a_model_with_other_caches_are_those_of_each_row_alone(famil
     config = CONFIG_MAPPING[family](**shape, **OTHERS[family])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     asked = prompts()
-    together = score(model, asked, prompts_per_batch=3)
+    together = score(model, asked)
     for prompt, own in zip(asked, together, strict=True):
         for (logprob, count), (expected, number) in zip(own, naive(model, prompt), strict=True):
             assert count == number
