@@ -10,7 +10,7 @@ EXPERIMENT ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated lint format golden lock lock-tools clean
+.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated lint format golden docs docs-reference lock lock-tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,12 @@ format: setup ## Format the Python code
 
 golden: setup ## Write the golden files anew; read the diff before you commit it
 	$(BIN)/pytest tests/golden --write-golden
+
+docs: setup ## Build the pages into build/docs; a link that leads nowhere fails
+	$(BIN)/python -m sphinx -q -n -W --keep-going -c docs . build/docs
+
+docs-reference: setup ## Write docs/reference from the command line and the models of the settings
+	$(BIN)/python docs/make_reference.py
 
 lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes, and lock the Debian base anew
 	$(BIN)/post-training image lock $(IMAGE)

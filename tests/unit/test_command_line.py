@@ -1,5 +1,6 @@
 """What the command line says of itself, and of commands that are none."""
 
+import json
 import subprocess
 
 import pytest
@@ -25,3 +26,20 @@ def test_command_line_help_is_all_that_is_printed(cli, words, code):
     done = subprocess.run([cli, *words.split()], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, "")
     assert "Usage: post-training" in done.stdout
+
+
+def test_settings_command_lists_all_and_explains_one(post_training):
+    listed = post_training("settings", "sft")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "training.learning_rate" in listed.stdout
+    explained = post_training("settings", "sft", "training.learning_rate").stdout
+    assert explained.startswith("training.learning_rate: a number > 0, required [recipe]\n    ")
+    as_json = json.loads(post_training("settings", "sft", "seed", "--json").stdout)
+    assert [(one["path"], one["default"], one["role"]) for one in as_json] == [
+        ("seed", "0", "recipe")
+    ]
+    wrong = post_training("settings", "sft", "learning_rate")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == (
+        "error: no setting 'learning_rate'\nhint: did you mean training.learning_rate?\n"
+    )

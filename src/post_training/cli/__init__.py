@@ -75,5 +75,6 @@ def build_app() -> "typer.Typer":
         app.add_typer(group, name=name)
     app.command("submit")(jobs.submit_stage)
     app.command("reproduce")(runs.reproduce_run)
+    app.command("settings")(jobs.explain_settings)
     app.command("doctor")(machines.examine_machine)
     return app

@@ -37,6 +37,26 @@ Checkout = Annotated[
 ]
 
 
+def explain_settings(
+    stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
+    key: Annotated[
+        str | None,
+        typer.Argument(help="Such as training or data.datasets.path.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List a stage's settings; with KEY, say what it and those below it mean."""
+    from post_training.config.reference import find_settings, list_settings
+    from post_training.stages.registry import describe_settings, find_stage
+
+    if not as_json:
+        print("\n".join(describe_settings([stage, *([key] if key else [])])))
+        return
+    model = find_stage(stage).load_config_class()
+    settings = find_settings(model, key) if key else list_settings(model)
+    print(json.dumps([setting.as_json() for setting in settings], indent=2))
+
+
 def submit_stage(
     stage: Annotated[str, typer.Argument(help="As for entrypoint: sft, prepare, …")],
     config: Annotated[Path, typer.Argument(metavar="CFG.YAML", show_default=False)],

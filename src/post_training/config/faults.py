@@ -52,8 +52,10 @@ _TYPE_WORDS = {
     Path: "a path",
     type(None): "null",
 }
+_PLURALS = {int: "integers", float: "numbers", str: "strings", Path: "paths"}
 _LIMIT_WORDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 _MOST_KEYS_LISTED = 12
+_MOST_DESCRIBED = 3
 # A key of another section is offered only where hardly a letter differs: max_step, not num_samples.
 _NEAR_ELSEWHERE = 0.85
 _IS_NAME = re.compile(r"[\w. -]{1,60}")
@@ -149,6 +151,20 @@ def explain(
             place = [origin(fault.written), dotted(fault.path)]
             lines.append(": ".join([part for part in place if part] + [fault.words]))
     return list(dict.fromkeys(lines))
+
+
+def describe_wrong_settings(
+    model: type[BaseModel], error: ValidationError, data: dict[str, Any]
+) -> str | None:
+    """What the settings are whose values are missing or wrong: a line each, of the first few."""
+    said = {}
+    for detail in error.errors(include_url=False):
+        path, _, _ = _locate(model, detail["loc"], data)
+        field = fields_at(model, path[:-1]).get(path[-1]) if path else None
+        if field and field.description:
+            said[dotted(path)] = field.description
+    lines = [f"{key}: {text}" for key, text in list(said.items())[:_MOST_DESCRIBED]]
+    return "\n      ".join(lines) or None
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -290,24 +306,39 @@ def _with_place(path: str) -> str:
 
 
 def describe(field: FieldInfo) -> str:
-    """The type and limits in plain words: `an integer > 0`."""
-    words = " or ".join(dict.fromkeys(_kind(member) for member in _union_types(field.annotation)))
-    for name, sign in _LIMIT_WORDS:
-        for mark in field.metadata:
-            if getattr(mark, name, None) is not None:
-                words += f" {sign} {getattr(mark, name)}"
-    return words
+    """The type and limits in plain words: `an integer > 0`, `a list of paths`."""
+    words = [
+        _kind(member) + _limits(marks) for member, marks in _union_with_marks(field.annotation)
+    ]
+    return " or ".join(dict.fromkeys(words)) + _limits(field.metadata)
+
+
+def _limits(marks: Sequence[Any]) -> str:
+    flat = [inner for mark in marks for inner in getattr(mark, "metadata", [mark])]
+    limits = [
+        f" {sign} {getattr(mark, name)}"
+        for name, sign in _LIMIT_WORDS
+        for mark in flat
+        if getattr(mark, name, None) is not None
+    ]
+    return " and".join(limits)
 
 
 def _kind(member: Any) -> str:
-    if _is_model(member):
+    if is_model(member):
         needed = [key for key, field in member.model_fields.items() if field.is_required()]
         return f"a mapping with {', '.join(needed)}" if needed else "a mapping"
     if get_origin(member) is Literal:
         return f"one of {', '.join(map(repr, get_args(member)))}"
     if member in _TYPE_WORDS:
         return _TYPE_WORDS[member]
-    return "a mapping" if _is_mapping(member) else "a list" if get_args(member) else "a value"
+    if _is_mapping(member):
+        return "a mapping"
+    if arguments := get_args(member):
+        items = {_PLURALS.get(inner) for inner in union_types(arguments[0])}
+        named = items.pop() if len(items) == 1 else None
+        return f"a list of {named}" if named else "a list"
+    return "a value"
 
 
 def fields_at(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
@@ -315,7 +346,7 @@ def fields_at(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     members: list[Any] = [model]
     for part in path:
         members = [inner for member in members for inner in _types_inside(member, part)]
-    models = [member for member in members if _is_model(member)]
+    models = [member for member in members if is_model(member)]
     return {key: field for found in models for key, field in found.model_fields.items()}
 
 
@@ -330,8 +361,8 @@ def paths_of_keys(model: type[BaseModel], *, but: str) -> dict[str, list[str]]:
 
 def _walk_keys(annotation: Any, path: str) -> Iterator[tuple[str, str]]:
     """(key, path) of every field of the models in `annotation`, which stands at `path`."""
-    for member in _union_types(annotation):
-        if _is_model(member):
+    for member in union_types(annotation):
+        if is_model(member):
             for key, field in member.model_fields.items():
                 here = f"{path}.{key}" if path else key
                 yield key, here
@@ -341,33 +372,39 @@ def _walk_keys(annotation: Any, path: str) -> Iterator[tuple[str, str]]:
                 yield from _walk_keys(argument, f"{path}[]")
 
 
-def _union_types(annotation: Any) -> Iterator[Any]:
+def union_types(annotation: Any) -> Iterator[Any]:
     """The types of a union, through Annotated."""
+    return (member for member, _ in _union_with_marks(annotation))
+
+
+def _union_with_marks(annotation: Any, marks: Sequence[Any] = ()) -> Iterator[tuple[Any, Any]]:
+    """(type, what Annotated says of it) of each type of a union."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _union_types(get_args(annotation)[0])
+        inner, *own = get_args(annotation)
+        yield from _union_with_marks(inner, [*marks, *own])
     elif origin in (Union, types.UnionType):
         for member in get_args(annotation):
-            yield from _union_types(member)
+            yield from _union_with_marks(member, marks)
     else:
-        yield annotation
+        yield annotation, marks
 
 
 def _types_inside(member: Any, part: str | int) -> Iterator[Any]:
     """The types of what stands at `part` in a value of type `member`."""
     arguments = [argument for argument in get_args(member) if argument is not ...]
-    if _is_model(member):
+    if is_model(member):
         if part in member.model_fields:
-            yield from _union_types(member.model_fields[part].annotation)
+            yield from union_types(member.model_fields[part].annotation)
     elif not arguments or get_origin(member) is Literal:
         return
     elif _is_mapping(member):
-        yield from _union_types(arguments[-1])
+        yield from union_types(arguments[-1])
     elif isinstance(part, int):
-        yield from _union_types(arguments[min(part, len(arguments) - 1)])
+        yield from union_types(arguments[min(part, len(arguments) - 1)])
 
 
-def _is_model(member: Any) -> bool:
+def is_model(member: Any) -> bool:
     return isinstance(member, type) and issubclass(member, BaseModel)
 
 

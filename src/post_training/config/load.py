@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from post_training.config.faults import explain, nearest
+from post_training.config.faults import describe_wrong_settings, explain, nearest
 from post_training.core import yaml
 from post_training.core.errors import ConfigError, KeyPath, UsageError, dotted, shown
 from post_training.core.secrets import find_secret, redact
@@ -148,7 +148,10 @@ def check_layer(model: type[ConfigT], layer: Layer) -> ConfigT:
         # From JSON, strict still takes text for paths, and lists for tuples.
         return model.model_validate_json(json.dumps(layer.data), strict=True)
     except ValidationError as error:
-        raise ConfigError(explain(model, error, layer.data, layer.origin)) from None
+        raise ConfigError(
+            explain(model, error, layer.data, layer.origin),
+            hint=describe_wrong_settings(model, error, layer.data),
+        ) from None
 
 
 def _secrets(layer: Layer, value: Any, path: KeyPath) -> Iterator[str]:

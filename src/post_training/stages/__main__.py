@@ -10,7 +10,7 @@ from post_training.core.errors import Interrupted, PostTrainingError, report
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.processes import DONE_VARIABLE
-from post_training.stages.registry import STAGES
+from post_training.stages.registry import STAGES, describe_settings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +19,8 @@ def main(arguments: Sequence[str]) -> int:
         from post_training.stages import doctor
 
         return doctor.main()
+    if "--help-config" in arguments:
+        return _explain_settings([word for word in arguments if word != "--help-config"])
     parser = argparse.ArgumentParser(
         prog="entrypoint",
         allow_abbrev=False,
@@ -26,7 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Run one stage of post-training.",
         epilog="stages:\n"
         + "\n".join(f"  {s.name:18} {s.summary}" for s in STAGES.values())
-        + "\n\n`entrypoint doctor` says whether this container has what a run needs.",
+        + "\n\n`entrypoint STAGE --help-config` lists a stage's settings, and `--help-config KEY` "
+        "explains one and those below it."
+        "\n`entrypoint doctor` says whether this container has what a run needs.",
     )
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("config", type=Path, metavar="cfg.yaml")
@@ -74,6 +78,14 @@ def main(arguments: Sequence[str]) -> int:
         return report(PostTrainingError(f"the stage was ended by SystemExit: {error.code}"))
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
+
+
+def _explain_settings(words: Sequence[str]) -> int:
+    try:
+        print("\n".join(describe_settings(words)))
+    except PostTrainingError as error:
+        return report(error)
+    return 0
 
 
 if __name__ == "__main__":

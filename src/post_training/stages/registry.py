@@ -1,9 +1,15 @@
 """The stages by name: the module that runs each, and the class of its configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from post_training.config.reference import (
+    explain_lines,
+    find_settings,
+    list_lines,
+    list_settings,
+)
 from post_training.core.errors import UsageError
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Result, StageContext
@@ -100,3 +106,17 @@ def find_stage(name: str) -> Stage:
     if name not in STAGES:
         raise UsageError(f"no stage {name!r}", hint=f"there are: {', '.join(STAGES)}")
     return STAGES[name]
+
+
+def describe_settings(words: Sequence[str]) -> list[str]:
+    """Lines for a terminal. words: a stage (all its settings, a line each), or a stage and a key
+    (that setting and those below it, with what they mean).
+
+    Errors: UsageError.
+    """
+    if not 1 <= len(words) <= 2:
+        raise UsageError("name one stage and at most one key", hint=f"stages: {', '.join(STAGES)}")
+    model = find_stage(words[0]).load_config_class()
+    if len(words) == 2:
+        return explain_lines(find_settings(model, words[1]))
+    return [*list_lines(list(list_settings(model))), "", "With a KEY, its meaning is told too."]

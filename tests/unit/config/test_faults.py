@@ -345,7 +345,7 @@ def test_describe_choice_lists_the_values():
         ("counts", "a mapping"),
         ("tree", "a mapping"),
         ("precision", "one of 'bf16', 'fp32'"),
-        ("ratio", "a number > 0 <= 1"),
+        ("ratio", "a number > 0 and <= 1"),
         ("optional", "a mapping or null"),
     ],
 )
@@ -360,3 +360,16 @@ def test_describe_field_says_type_and_limits(key, words):
 def test_describe_plain_type_uses_plain_words(annotation, words):
     model = type("Plain", (BaseModel,), {"__annotations__": {"x": annotation}})
     assert describe(model.model_fields["x"]) == words
+
+
+def test_hint_says_what_the_wrong_settings_are(tmp_path):
+    class Described(Config):
+        size: int = Field(gt=0, description="Number of rows.")
+        name: str = Field(description="What it is called.")
+        other: int = Field(1, description="Not wrong.")
+
+    file = tmp_path / "a.yaml"
+    file.write_text("size: 0\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(Described, file)
+    assert raised.value.hint == "size: Number of rows.\n      name: What it is called."

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from post_training.stages.__main__ import main
+
 MAIN = """
 import os, sys, types
 from post_training.stages.__main__ import main
@@ -59,3 +61,19 @@ sys.exit(main(sys.argv[1:]))
     )
     assert "warning: not used: ACCELERATE_MIXED_PRECISION" in done.stderr
     assert "SystemExit: unset" in done.stderr
+
+
+def test_help_config_explains_a_setting_and_those_below_it(capsys):
+    assert main(["sft", "--help-config", "lora"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("lora: a mapping or null, default null [recipe]\n    Train")
+    assert "lora.rank: an integer > 0, default 16 [recipe]\n" in told
+
+
+def test_help_config_of_no_stage_or_key_is_told_in_one_line(capsys):
+    assert main(["sfft", "--help-config"]) == 2
+    assert capsys.readouterr().err.startswith("error: no stage 'sfft'\nhint: there are: ")
+    assert main(["sft", "--help-config", "lorra.rank"]) == 2
+    assert capsys.readouterr().err == (
+        "error: no setting 'lorra.rank'\nhint: did you mean lora.rank or lora.alpha or lora?\n"
+    )

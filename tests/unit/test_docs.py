@@ -1,0 +1,118 @@
+"""The documentation: what is made is up to date, links lead somewhere, and its commands exist."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from post_training.cli import build_app
+from post_training.stages.registry import STAGES
+
+REPOSITORY = Path(__file__).parents[2]
+REFERENCE = REPOSITORY / "docs/reference"
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted((REPOSITORY / "installation").rglob("*.md")),
+]
+SHELL_BLOCK = re.compile(r"^( *)```sh\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+APP = typer.main.get_command(build_app())
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """The words of each command in the page's shell blocks; comments, variables and what a pipe or
+    a here-document brings are left out."""
+    for _, block in SHELL_BLOCK.findall(page.read_text()):
+        text = re.sub(r"<<'?(\w+)'?\n.*?^\s*\1$", "", block, flags=re.MULTILINE | re.DOTALL)
+        for line in text.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|", re.sub(r"\s+#.*|^\s*#.*", "", line)):
+                try:
+                    words = shlex.split(part)
+                except ValueError:
+                    continue
+                if words:
+                    yield words
+
+
+def problem_with(words: list[str]) -> str | None:
+    """Why a command of ours can't be: no such command, option, stage or target."""
+    if "entrypoint" in words:
+        stage = words[words.index("entrypoint") + 1]
+        if stage not in {*STAGES, "doctor", "STAGE"}:
+            return f"no stage {stage}"
+    words = [Path(word).name if word.endswith("bin/post-training") else word for word in words]
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        unknown = [word for word in words[1:] if "=" not in word and word not in targets]
+        return f"no target {unknown}" if unknown else None
+    if "post-training" not in words or words[-1] == "post-training":
+        return None
+    words = words[words.index("post-training") + 1 :]
+    command = APP
+    while words and hasattr(command, "commands"):
+        name, *words = words
+        if name not in command.commands:
+            return f"no command {name}"
+        command = command.commands[name]
+    if command.context_settings.get("ignore_unknown_options"):
+        return None
+    known = {option for parameter in command.params for option in parameter.opts}
+    known |= {option for parameter in command.params for option in parameter.secondary_opts}
+    given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+    if "--" in words:
+        given = [word for word in given if words.index(word) < words.index("--")]
+    unknown = [option for option in given if option not in {*known, "--help"}]
+    return f"no option {unknown}" if unknown else None
+
+
+def test_reference_pages_are_those_of_today(tmp_path):
+    """`make docs-reference` writes them."""
+    made = runpy.run_path(str(REPOSITORY / "docs/make_reference.py"))
+    made["write_pages"](tmp_path)
+    written = {str(page.relative_to(tmp_path)): page.read_text() for page in tmp_path.rglob("*.md")}
+    assert len(written) > len(STAGES)
+    assert {name: (REFERENCE / name).read_text() for name in written} == written
+
+
+def test_reference_has_no_page_of_a_stage_that_is_gone():
+    pages = {page.stem for page in (REFERENCE / "settings").glob("*.md")}
+    assert pages == {*STAGES, "index", "optimizers", "site", "pipeline"}
+
+
+def test_every_link_and_anchor_of_the_pages_leads_somewhere(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going"),
+            *("-d", tmp_path / "doctrees", "-c", REPOSITORY / "docs"),
+            *(REPOSITORY, tmp_path / "html"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert (tmp_path / "html/docs/reference/settings/sft.html").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_commands_of_the_page_exist(page):
+    found = {" ".join(words): problem_with(words) for words in commands_in(page)}
+    assert {words: problem for words, problem in found.items() if problem} == {}
+
+
+def test_commands_check_notices_what_is_not_there():
+    assert problem_with(["post-training", "runs", "lst"]) == "no command lst"
+    assert problem_with(["post-training", "runs", "list", "--frob"]) == "no option ['--frob']"
+    assert problem_with(["srun", "entrypoint", "sftt", "x"]) == "no stage sftt"
+    assert problem_with(["make", "images"]) == "no target ['images']"
+    assert problem_with([".venv/bin/post-training", "runs", "list", "--json"]) is None
+
+
+def test_commands_check_reads_the_blocks():
+    ours = [w for page in PAGES for w in commands_in(page) if {"post-training", "make"} & set(w)]
+    assert len(ours) > 60
