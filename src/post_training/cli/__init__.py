@@ -51,7 +51,7 @@ def build_app() -> "typer.Typer":
     """The typer application."""
     import typer
 
-    from post_training.cli import data, images, jobs, machines, runs
+    from post_training.cli import data, images, jobs, machines, runs, templates
     from post_training.cli.options import GROUP
 
     app = typer.Typer(
@@ -68,6 +68,7 @@ def build_app() -> "typer.Typer":
         "runs": runs.runs_app,
         "artifact": runs.artifact_app,
         "data": data.data_app,
+        "template": templates.template_app,
         "site": machines.site_app,
         "storage": machines.storage_app,
     }

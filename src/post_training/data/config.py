@@ -51,7 +51,8 @@ OnError = Literal["fail", "skip", "quarantine"]
 Packing = Literal["none", "bfd", "k_bin_packed", "next_fit"]
 
 
-def _name_or_file(value: Any) -> str | Path:
+def find_template(value: Any) -> str | Path:
+    """A name of a chat template as it is, and a file as its path. Errors: ValueError for others."""
     names = (*TEMPLATES, *PUBLISHED_TEMPLATES, "model")
     if isinstance(value, Path) or value in names:
         return value
@@ -64,7 +65,7 @@ def _name_or_file(value: Any) -> str | Path:
 
 
 # A name, or a file of the user's own.
-ChatTemplate = Annotated[str | Path, PlainValidator(_name_or_file)]
+ChatTemplate = Annotated[str | Path, PlainValidator(find_template)]
 HistoryThoughts = Literal["as_template", "keep", "refuse"]
 _TEMPLATE = (
     "Template that turns messages into text: one of ours, one of a published model, a file of your "

@@ -41,6 +41,7 @@ _TOOL = """{"type": "function", "function": {
 _OUTPUT = Message("tool", "an-output")
 _THOUGHT = Message("assistant", "first-answer", thought="a-thought")
 _TEXT_AND_CALL = Message("assistant", "some-words", tool_calls=(_CALL,))
+_SEVERAL_THOUGHTS = (_QUESTION, _THOUGHT, *PROBE.messages[2:])
 # What a row may need, and the conversations of which a template must render one.
 _NEEDS: dict[str, tuple[Conversation, ...]] = {
     "system": (Conversation((Message("system", "a-system-message"), _QUESTION, _ANSWER)),),
@@ -240,6 +241,15 @@ def has_same_turns(writer: TurnWriter, marked: str, proof: TurnProof) -> bool:
         if len(texts) != 1 or (texts[0].text, texts[0].spans) != (text, spans):
             return False
     return True
+
+
+def example_rows() -> list[tuple[str, Conversation]]:
+    """A conversation for each need of a row, and of several turns, by name; all is trained."""
+    rows = [("several turns", PROBE)]
+    for need, own in _NEEDS.items():
+        rows.append((need, own[0]))
+    rows.append(("several thoughts", Conversation(_SEVERAL_THOUGHTS)))
+    return [(name, _trained(row)) for name, row in rows]
 
 
 def without_thinking(dicts: MessageDicts, thinking_off: bool) -> MessageDicts:

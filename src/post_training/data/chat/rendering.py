@@ -24,7 +24,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -67,6 +67,10 @@ class MessageDicts:
     tools: list[Any]
     needs: set[str]
     enable_thinking: bool | None = None
+
+    def up_to(self, num_messages: int | None) -> "MessageDicts":
+        """The same with its first messages alone; None: with all."""
+        return replace(self, messages=self.messages[:num_messages])
 
     def variables(self) -> dict[str, Any]:
         """The variables by which a template gets this."""

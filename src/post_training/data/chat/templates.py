@@ -204,10 +204,15 @@ def difference_from_own(template: ChatTemplate, tokenizer: Any) -> str | None:
         return f"{said}, which can't be rendered"
     if ours == theirs:
         return None
-    start = length_in_common(ours, theirs)
+    return f"{said}: {first_difference(ours, theirs, 'it writes', 'where that one writes')}"
+
+
+def first_difference(one: str, other: str, said: str, said_of_other: str) -> str:
+    """Where two texts differ first: `it writes 'ab' where that one writes 'ac'`."""
+    start = length_in_common(one, other)
     # With some characters before it: a marker that is cut in two says little.
-    ours, theirs = (text[max(0, start - 12) : start + 28] for text in (ours, theirs))
-    return f"{said}: it writes {ours!r} where that one writes {theirs!r}"
+    one, other = (text[max(0, start - 12) : start + 28] for text in (one, other))
+    return f"{said} {one!r} {said_of_other} {other!r}"
 
 
 def _fail(name: str | Path, problem: str, *, hint: str | None = None) -> PostTrainingError:

@@ -123,7 +123,7 @@ class TurnWriter:
             )
         written = []
         for text, num_messages, own in texts:
-            left_out = self.left_out(_up_to(dicts, num_messages), text)
+            left_out = self.left_out(dicts.up_to(num_messages), text)
             self._check_left_out(left_out, own, dicts, history)
             if own and not any(
                 p.kind == COMPLETION for turn in own for p in dicts.parts[turn.number]
@@ -138,7 +138,7 @@ class TurnWriter:
 
     def _turn(self, dicts: MessageDicts, number: int) -> _Turn:
         index = _indices(dicts)[number]
-        prompt, text = self.prompt(_up_to(dicts, index)), self._render(_up_to(dicts, index + 1))
+        prompt, text = self.prompt(dicts.up_to(index)), self._render(dicts.up_to(index + 1))
         if not text.startswith(prompt):
             start = max(0, length_in_common(prompt, text) - 12)  # some characters before it
             raise BadRow(
@@ -195,7 +195,7 @@ class TurnWriter:
 
     def _between(self, dicts: MessageDicts, number: int) -> str:
         """What stands between the end of the turn before and this one."""
-        before = _up_to(dicts, _indices(dicts)[number])
+        before = dicts.up_to(_indices(dicts)[number])
         return self._after(before, number - 1, self.prompt)
 
     def _after(self, dicts: MessageDicts, number: int, write: Callable[[MessageDicts], str]) -> str:
@@ -217,7 +217,7 @@ class TurnWriter:
                 spans.append((turn.start, turn.end))
                 parts.append(own[0])
                 continue
-            through = _up_to(dicts, _indices(dicts)[turn.number] + 1)
+            through = dicts.up_to(_indices(dicts)[turn.number] + 1)
             bounds = [turn.start]
             for which in range(len(own) - 1):
                 changed = map(self._render, _changed(through, turn.number, which))
@@ -257,10 +257,6 @@ class TurnWriter:
 def _indices(dicts: MessageDicts) -> list[int]:
     """Of the assistant's dicts among the messages."""
     return [n for n, message in enumerate(dicts.messages) if message["role"] == "assistant"]
-
-
-def _up_to(dicts: MessageDicts, num_messages: int | None) -> MessageDicts:
-    return replace(dicts, messages=dicts.messages[:num_messages])
 
 
 def length_in_common(one: str, other: str) -> int:
