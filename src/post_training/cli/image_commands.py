@@ -245,6 +245,7 @@ def rebuild(reference: str, store_folder: Path | None, repository: Path, *, cach
     """Build the image again and compare; exit code 4 when it comes out different."""
     store = open_store(store_folder)
     record = store.find_recorded(reference)
+    refuse_layer(record, "is made again by `image push-layer` in a checkout of its commit")
     differences = rebuild_image(record, store, repository.resolve(), cached=cached)
     if not differences:
         print(f"identical: {record['oci_digest']}, squashfs {record['sqsh_sha256']}")
@@ -255,7 +256,9 @@ def rebuild(reference: str, store_folder: Path | None, repository: Path, *, cach
 
 def release(reference: str, tests: list[str], store_folder: Path | None, repository: Path) -> None:
     store, repository = open_store(store_folder), repository.resolve()
-    entry = release_image(store.find(reference), store, repository, tests or TESTS)
+    record = store.find(reference)
+    refuse_layer(record, "is no image of the project's own, and cannot be released")
+    entry = release_image(record, store, repository, tests or TESTS)
     _say(f"{entry['name']} {entry['version']}: {entry['tested']}")
     _say(f"written to {images_lock(repository)}; commit it")
     print(entry["oci_digest"])
