@@ -13,7 +13,7 @@ from post_training.images.inside import check_layer, mounts_over_code
 from post_training.images.layer import layer_mounts, refuse_layer
 from post_training.images.render import image_environment, render_edf
 from post_training.images.site_sif import lock_site_sif, locked_site_sif
-from post_training.images.store import ImageStore
+from post_training.images.store import RECORD_SCHEMA, ImageStore
 from post_training.slurm.singularity import bind
 
 RECORD = {
@@ -105,3 +105,27 @@ def test_check_layer_of_other_bytes_or_another_pair_is_refused(tmp_path):
     layer.write_bytes(b"other")
     with pytest.raises(PostTrainingError, match="sha256 is"):
         check_layer(tmp_path / "base.sif", pins)
+
+
+def test_store_removes_the_link_to_a_sif_with_its_last_layer_and_never_the_sif(tmp_path):
+    file, store = sif(tmp_path / "site.sif"), ImageStore(tmp_path / "store")
+    digest, records = sha256_file(file), []
+    with store.lock():
+        store.sif_path(digest).symlink_to(file)
+        for content in (b"one", b"two"):
+            (tmp_path / "layer").write_bytes(content)
+            layer = sha256_file(tmp_path / "layer")
+            (tmp_path / "layer").rename(store.image_path(layer))
+            record = {
+                **RECORD, "schema": RECORD_SCHEMA, "sqsh_sha256": layer, "sif_sha256": digest,
+                "oci_digest": pair_digest(digest, layer), "size_bytes": len(content),
+                "pushed": "2026-01-01T00:00:00+00:00",
+            }  # fmt: skip
+            records.append(store.add(record))
+        assert {found.status for found in store.verify(records[0])} == {"ok"}
+        store.remove(records[0])
+        assert store.sif_path(digest).exists()
+        assert not store.image_path(records[0]["sqsh_sha256"]).exists()
+        store.remove(records[1])
+    assert not store.sif_path(digest).is_symlink()
+    assert file.exists()
