@@ -59,9 +59,9 @@ test-tools: setup ## Install what only tests need (apt, as root)
 benchmarks: image push-sqsh ## Measure what each page of reproducibility/benchmarks says, and write it there (NAMES="start packing")
 	$(BIN)/python reproducibility/benchmarks/measure_all $(NAMES)
 
-image-emulated: setup ## Build the layers of gh200 and rocm for arm64 on a stand-in base, emulated (slow)
+image-emulated: setup ## Build the gh200 image where arm64 has to be emulated (as root; an hour or more)
 	installation/laptop/emulate-arm64
-	$(BIN)/pytest tests/long/test_stand_in_bases.py -k arm64
+	$(BIN)/post-training image build gh200
 
 lint: setup ## ruff, shellcheck, hadolint, whitespace, large files, secrets (pre-commit)
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -14,6 +14,8 @@ content, whatever machine and mirror it was made with.
 import http.client
 import json
 import os
+import platform
+import re
 import shlex
 import shutil
 import signal
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from post_training.core.errors import PostTrainingError, tell
+from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.files import atomic_directory, sync, write_json
 from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
@@ -36,6 +38,7 @@ from post_training.images.recipe import (
     BaseLock,
     Recipe,
     RecipeSettings,
+    load_recipe,
     moved_packages,
     read_base_lock,
     write_base_lock,
@@ -49,6 +52,9 @@ from post_training.images.registry import (
 from post_training.images.store import ImageStore
 
 SUITE = "bookworm"
+BASE_PACKAGES = "base.packages"
+# Its name in the build context.
+NATIVE_ROOT = "native.tar"
 _COMPONENT = "main"
 # (suite, archive); an archive's folder has the same name at a mirror and at the snapshot service.
 _ARCHIVES = (
@@ -106,7 +112,7 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
     if image := recipe.settings.base:
         reference = read_registry_base(recipe.folder / BASE_LOCK, image, recipe.settings.platform)
         return Base(reference.rpartition(":")[2], None, {}, [], reference)
-    include = read_package_names(recipe.folder / "base.packages")
+    include = read_package_names(recipe.folder / BASE_PACKAGES)
     lock = read_base_lock(
         recipe.folder / BASE_LOCK, suite=SUITE, epoch=SOURCE_DATE_EPOCH, include=include
     )
@@ -123,11 +129,46 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
             _say(f"base: unlocked ({len(base.moved)} packages are not those of {BASE_LOCK})")
             _check_file(base)
             return base
-    base = _make_base(lock, store)
+    base = _make_base(lock, store, recipe.settings.platform)
     if not base.is_locked:
         kept = {"sha256": base.sha256, "packages": base.packages, "moved": base.moved}
         write_json(remembered, kept)
     return base
+
+
+def ensure_native_root(recipe: Recipe, base: Base, store: ImageStore) -> Path | None:
+    """The tar of a Debian root whose programs this machine runs without emulation.
+
+    It is the base itself, or the one of another recipe, for this machine's processor. Its Python
+    installs the image's packages (containers/steps/native-python), so it has the same version:
+    another would compile other bytecode. None where the Dockerfile does not ask for it.
+    Errors: UsageError where no recipe has such a base.
+    """
+    if NATIVE_ROOT not in (recipe.folder / "Dockerfile").read_text():
+        return None
+    if recipe.settings.architecture == platform.machine():
+        return base.file
+    for folder in sorted(recipe.folder.parent.glob(f"*/{BASE_PACKAGES}")):
+        other = load_recipe(folder.parent.name, recipe.repository)
+        if other.settings.architecture == platform.machine():
+            native = ensure_base(other, store)
+            if _python(native) == _python(base):
+                return native.file
+            raise UsageError(
+                f"its base has Python {_python(base)}, {other.name}'s has {_python(native)}",
+                where=str(recipe.folder / BASE_LOCK),
+                hint=f"lock both anew: `post-training image lock {recipe.name}`",
+            )
+    raise UsageError(
+        f"no recipe has a base for {platform.machine()}, whose Python installs the packages",
+        where=str(recipe.folder.parent),
+    )
+
+
+def _python(base: Base) -> str:
+    """Debian's version of the interpreter, 3.11.2-6+deb12u6; without what a rebuild adds."""
+    name = next(name for name in base.packages if re.fullmatch(r"python3\.\d+-minimal", name))
+    return base.packages[name].partition("+b")[0]
 
 
 def lock_base(recipe: Recipe, store: ImageStore) -> Path:
@@ -135,10 +176,10 @@ def lock_base(recipe: Recipe, store: ImageStore) -> Path:
 
     Returns the lock's path. The base of the old lock stays in the store.
     """
-    include = read_package_names(recipe.folder / "base.packages")
+    include = read_package_names(recipe.folder / BASE_PACKAGES)
     # Taken before the mirrors are read: the snapshot of this time must not be newer than they are.
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    sha256, packages = _bootstrap(include, store)
+    sha256, packages = _bootstrap(include, store, recipe.settings.platform)
     path = recipe.folder / BASE_LOCK
     write_base_lock(
         path,
@@ -168,9 +209,13 @@ def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
     return folder
 
 
-def bootstrap(packages: Sequence[str], target: Path, *, snapshot: str | None = None) -> None:
+def bootstrap(
+    packages: Sequence[str], target: Path, image_platform: str, *, snapshot: str | None = None
+) -> None:
     """Write the tar of Debian's minbase and `packages`, in the versions that the archive has.
 
+    image_platform: as linux/arm64. Another processor's needs qemu in the kernel: packages run their
+    own programs while they are installed.
     snapshot: the time of the archive's state to take, as 20260101T000000Z; unless given, the
     mirrors' present state.
     Errors: PostTrainingError where Debian cannot be reached.
@@ -180,7 +225,9 @@ def bootstrap(packages: Sequence[str], target: Path, *, snapshot: str | None = N
         service = _snapshot_service()
         roots = {archive: f"{service}/{archive}/{snapshot}" for archive in _MIRRORS}
     run_tool(
-        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}",
+        ["mmdebstrap", "--quiet", "--variant=minbase",
+         f"--architectures={image_platform.removeprefix('linux/')}",
+         f"--include={','.join(packages)}",
          *(_SNAPSHOT_OPTIONS if snapshot else ()), f"--customize-hook={_fix_files()}",
          SUITE, target, *_sources(roots)],
         env={**os.environ, "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)},
@@ -224,9 +271,9 @@ def parse_dpkg_status(status: str) -> dict[str, str]:
     return packages
 
 
-def _make_base(lock: BaseLock, store: ImageStore) -> Base:
+def _make_base(lock: BaseLock, store: ImageStore, image_platform: str) -> Base:
     """Bootstrap the locked base, from the mirrors or a snapshot; else the mirrors' newer one."""
-    sha256, packages = _bootstrap(lock.include, store)
+    sha256, packages = _bootstrap(lock.include, store, image_platform)
     if sha256 == lock.sha256:
         return Base(sha256, _base_path(store, sha256), packages, [])
     moved = moved_packages(lock.packages, packages)
@@ -236,7 +283,9 @@ def _make_base(lock: BaseLock, store: ImageStore) -> Base:
     if moved and snapshot_is_reachable(lock.snapshot):
         _say(f"making it from the snapshot of {lock.snapshot}")
         try:
-            then_sha256, then_packages = _bootstrap(lock.include, store, snapshot=lock.snapshot)
+            then_sha256, then_packages = _bootstrap(
+                lock.include, store, image_platform, snapshot=lock.snapshot
+            )
         except PostTrainingError as error:
             # The service limits how much one machine may fetch; a build goes on without it.
             _say(str(error))
@@ -249,7 +298,7 @@ def _make_base(lock: BaseLock, store: ImageStore) -> Base:
 
 
 def _bootstrap(
-    include: list[str], store: ImageStore, *, snapshot: str | None = None
+    include: list[str], store: ImageStore, image_platform: str, *, snapshot: str | None = None
 ) -> tuple[str, dict[str, str]]:
     """Make a base and keep it in the store; (its sha256, {package: version})."""
     _say(f"bootstrapping the base from Debian {SUITE} …")
@@ -257,7 +306,7 @@ def _bootstrap(
         shutil.rmtree(leftover)
     with store.work_folder("bases") as temporary:
         tar = temporary / "base.tar"
-        bootstrap(include, tar, snapshot=snapshot)
+        bootstrap(include, tar, image_platform, snapshot=snapshot)
         sha256, packages = sha256_file(tar), read_installed_packages(tar)
         sync(tar)
         tar.replace(_base_path(store, sha256))

@@ -15,7 +15,13 @@ from post_training.core.errors import ConfigError, PostTrainingError
 from post_training.core.files import atomic_directory, write_json
 from post_training.core.hashing import sha256_file
 from post_training.images import builder
-from post_training.images.base import Base, ensure_base, ensure_wheels
+from post_training.images.base import (
+    NATIVE_ROOT,
+    Base,
+    ensure_base,
+    ensure_native_root,
+    ensure_wheels,
+)
 from post_training.images.lock import loose_requirements, unlocked_requirements
 from post_training.images.recipe import SOURCE_DATE_EPOCH, SYSTEM_LOCK, SYSTEM_PACKAGES, Recipe
 from post_training.images.registry import ensure_system_packages, read_system_lock
@@ -66,10 +72,11 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
         identity = image_identity(recipe, base)
         if built := find_built(identity):
             return built, False
+        native = ensure_native_root(recipe, base, store)
         folders = _download(recipe, base, store)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
-            stage_context(recipe, base, identity, context)
+            stage_context(recipe, base, identity, context, native)
             _build(context, folders, identity, base.reference)
     built = find_built(identity)
     if built is None:
@@ -82,7 +89,8 @@ def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
     with store.lock(), atomic_directory(folder) as temporary:
         refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
-        stage_context(recipe, base, image_identity(recipe, base), temporary)
+        native = ensure_native_root(recipe, base, store)
+        stage_context(recipe, base, image_identity(recipe, base), temporary, native)
         for name, source in _download(recipe, base, store).items():
             shutil.copytree(source, temporary / name)
 
@@ -96,14 +104,26 @@ def _download(recipe: Recipe, base: Base, store: ImageStore) -> dict[str, Path]:
     return folders
 
 
-def stage_context(recipe: Recipe, base: Base, identity: dict[str, Any], context: Path) -> None:
-    """Fill the build context. Errors: PostTrainingError when a source is edited meanwhile."""
+def stage_context(
+    recipe: Recipe,
+    base: Base,
+    identity: dict[str, Any],
+    context: Path,
+    native: Path | None = None,
+) -> None:
+    """Fill the build context.
+
+    native: as of `ensure_native_root`.
+    Errors: PostTrainingError when a source is edited meanwhile.
+    """
     context.mkdir(exist_ok=True)
     if recipe.stage(context, base.sha256) != identity["input_hash"]:
         raise PostTrainingError("the sources changed while the build started; run it again")
     write_json(context / "image.json", identity)
     if base.file:
         os.link(base.file, context / "base.tar")
+    if native:
+        os.link(native, context / NATIVE_ROOT)
 
 
 def find_built(identity: dict[str, Any]) -> BuiltImage | None:

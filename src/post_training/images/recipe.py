@@ -1,8 +1,9 @@
 """What goes into an image, and the hash of it.
 
-`containers/NAME/` (Dockerfile, locks, package list), `entrypoints/`, `pyproject.toml` and `src/`
-of one checkout, and the base. The input hash is over their contents: never a time, a commit or a
-path, so the same inputs give the same bits. The build sees these files and nothing else.
+`containers/NAME/` (Dockerfile, locks, package list), `containers/steps/` (scripts that Dockerfiles
+run), `entrypoints/`, `pyproject.toml` and `src/` of one checkout, and the base. The input hash is
+over their contents: never a time, a commit or a path, so the same inputs give the same bits. The
+build sees these files and nothing else.
 
 containers/NAME/recipe.toml says what the image is for:
 
@@ -115,7 +116,7 @@ class Recipe:
             target = context / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-            target.chmod(0o755 if name.startswith("entrypoints/") else 0o644)
+            target.chmod(0o755 if name.startswith(("entrypoints/", "steps/")) else 0o644)
         for folder in (context, *(path for path in context.rglob("*") if path.is_dir())):
             folder.chmod(0o755)
         return _input_hash({name: context / name for name in self.files}, base_sha256)
@@ -134,6 +135,7 @@ def load_recipe(name: str, repository: Path) -> Recipe:
             hint=f"there are: {', '.join(known)}",
         )
     files = {path.name: path for path in _visible_files(folder) if path.suffix != ".md"}
+    files |= _tree(repository / "containers/steps", "steps")
     files |= _tree(repository / "entrypoints", "entrypoints")
     files |= _tree(repository / "src", "project/src")
     files["project/pyproject.toml"] = repository / "pyproject.toml"

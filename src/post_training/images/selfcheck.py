@@ -4,7 +4,8 @@ Versions must equal the locks, everything in imports.txt must import, and what r
 the base must not be installed over it.
 """
 
-import importlib
+import ctypes
+import importlib.util
 import re
 import sys
 import tomllib
@@ -24,7 +25,8 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def named_modules(text: str) -> list[str]:
-    """The entries of imports.txt: `module`, or `module:name` for a name that it must have.
+    """The entries of imports.txt: `module`, or `module:name` for a name that it must have, or
+    `module needs LIBRARY`.
 
     `post_training.PACKAGE.*` becomes all public modules of that package.
     """
@@ -40,11 +42,27 @@ def named_modules(text: str) -> list[str]:
 
 
 def load_named(entry: str) -> None:
-    """Import `module`; of `module:name`, also look up the name, which may be dotted."""
+    """Import `module`; of `module:name`, also look up the name, which may be dotted.
+
+    Of `module needs LIBRARY`, where the dynamic linker has no such library, only find the module.
+    """
+    entry, _, library = entry.partition(" needs ")
     module, _, name = entry.partition(":")
+    if library and not _can_be_loaded(library):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}")
+        return
     found = importlib.import_module(module)
     for part in filter(None, name.split(".")):
         found = getattr(found, part)
+
+
+def _can_be_loaded(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def replaced_packages(without: list[str], environment: Path) -> list[str]:

@@ -4,6 +4,7 @@ mmdebstrap is a fake here that packs the versions it finds in a file; tests/long
 """
 
 import json
+import platform
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.images.base import SNAPSHOT_VARIABLE, ensure_base, lock_base
+from post_training.images.base import (
+    SNAPSHOT_VARIABLE,
+    ensure_base,
+    ensure_native_root,
+    lock_base,
+)
 from post_training.images.build import image_identity
 from post_training.images.recipe import Recipe
 from post_training.images.store import ImageStore
@@ -193,3 +199,47 @@ def test_base_failed_bootstrap_leaves_nothing(recipe, store, debian):
     with pytest.raises(PostTrainingError, match="mmdebstrap failed"):
         ensure_base(recipe, store)
     assert list((store.folder / "bases").iterdir()) == []
+
+
+@pytest.fixture
+def foreign(recipe, debian) -> Recipe:
+    """A recipe for another processor, of a base of its own with Python 3.11.2-1."""
+    other = "linux/amd64" if platform.machine() == "aarch64" else "linux/arm64"
+    native = "linux/arm64" if platform.machine() == "aarch64" else "linux/amd64"
+    settings = 'platform = "{}"\npython = "3.11"\nglibc = "2.36"\n'
+    (recipe.folder / "recipe.toml").write_text(settings.format(native))
+    (recipe.folder / "Dockerfile").write_text("FROM scratch\n")
+    folder = recipe.folder.with_name("foreign")
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(settings.format(other))
+    (folder / "base.packages").write_text("bash\n")
+    (folder / "Dockerfile").write_text("FROM scratch\nADD native.tar /\n")
+    debian.mirror(**{"python3.11-minimal": "3.11.2-1"})
+    made = Recipe("foreign", recipe.repository, {"base.lock": folder / "base.lock"})
+    lock_base(made, ImageStore(recipe.repository / "locking"))
+    return made
+
+
+def test_native_root_of_a_foreign_image_is_another_recipes_base(foreign, recipe, store, debian):
+    base = ensure_base(foreign, store)
+    assert debian.asked()[-1].startswith("--quiet --variant=minbase --architectures=")
+    assert foreign.settings.platform.removeprefix("linux/") in debian.asked()[-1]
+    debian.mirror(**{"python3.11-minimal": "3.11.2-1+b2"})  # rebuilt for this processor alone
+    lock_base(recipe, ImageStore(recipe.repository / "locking"))
+    native = ensure_native_root(foreign, base, store)
+    lock = json.loads((recipe.folder / "base.lock").read_text())
+    assert native == store.folder / f"bases/sha256-{lock['sha256']}.tar"
+
+
+def test_native_root_with_another_python_is_refused(foreign, recipe, store, debian):
+    base = ensure_base(foreign, store)
+    debian.mirror(**{"python3.11-minimal": "3.11.2-2"})
+    lock_base(recipe, ImageStore(recipe.repository / "locking"))
+    with pytest.raises(UsageError, match=r"has Python 3\.11\.2-1, tiny's has 3\.11\.2-2"):
+        ensure_native_root(foreign, base, store)
+
+
+def test_native_root_is_made_only_where_the_dockerfile_asks_for_it(recipe, store):
+    base = ensure_base(recipe, store)
+    (recipe.folder / "Dockerfile").write_text("FROM scratch\n")
+    assert ensure_native_root(recipe, base, store) is None

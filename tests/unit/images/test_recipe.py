@@ -18,6 +18,7 @@ def checkout(tmp_path) -> Path:
         "containers/cpu/Dockerfile": "FROM scratch",
         "containers/cpu/requirements.lock": "six==1",
         "containers/cpu/README.md": "words",
+        "containers/steps/install": "#!/bin/sh",
         "entrypoints/entrypoint": "#!/bin/sh",
         "pyproject.toml": "[project]",
         "src/post_training/cli.py": "pass",
@@ -61,6 +62,7 @@ def test_input_hash_ignores_what_does_not_go_in(checkout):
         "containers/cpu/Dockerfile",
         "containers/cpu/requirements.lock",
         "containers/cpu/added.patch",
+        "containers/steps/install",
         "entrypoints/entrypoint",
         "pyproject.toml",
         "src/post_training/cli.py",
@@ -92,7 +94,8 @@ def test_stage_copies_with_fixed_modes_and_returns_the_hash(checkout, tmp_path):
         for path in [context, *context.rglob("*")]
     }
     assert modes.pop("entrypoints/entrypoint") == 0o755
-    folders = {".", "entrypoints", "project", "project/src", "project/src/post_training"}
+    assert modes.pop("steps/install") == 0o755
+    folders = {".", "entrypoints", "steps", "project", "project/src", "project/src/post_training"}
     assert {name for name, mode in modes.items() if mode == 0o755} == folders
     assert {modes[name] for name in modes.keys() - folders} == {0o644}
 
