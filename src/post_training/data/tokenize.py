@@ -37,7 +37,7 @@ from post_training.data.chat.rendering import Part, Spans
 from post_training.data.chat.templates import ChatTemplate
 from post_training.data.chat.turns import Written
 from post_training.data.rows import COMPLETION, BadRow, Conversation, Text
-from post_training.data.word_tokenizer import WordTokenizer
+from post_training.data.word_tokenizer import WordTokenizer, is_empty_step
 
 # Steps of a tokenizer that split a text, and at most remove some of it; they don't add to it.
 _SPLITTING = {"Split", "Digits", "Punctuation"}
@@ -262,7 +262,9 @@ def byte_lengths(backend: dict[str, Any]) -> ByteLengths | None:
         return None
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return None
-    if normalizer is not None and normalizer["type"] != "NFC":
+    if is_empty_step(normalizer):
+        normalizer = None
+    elif normalizer["type"] != "NFC":
         return None
     steps = backend["pre_tokenizer"] or {"type": "none"}
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]

@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 
 from post_training.core.errors import PostTrainingError
 
-# How GPT-2, Llama 3, Qwen 2, and Mistral's tekken, which Apertus has, cut a text into words; from
-# https://github.com/openai/gpt-2 (its encoder), and the tokenizer.json of these models.
+# How GPT-2, Llama 3, Qwen 2, Mistral's tekken (Apertus has it) and OpenAI's o200k (gpt-oss) cut a
+# text into words; from https://github.com/openai/gpt-2 (its encoder), the tokenizer.json of these
+# models, and https://github.com/openai/tiktoken (openai_public.py).
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -34,7 +35,30 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PATTERNS = (_GPT_2, _LLAMA_3, _QWEN_2, _TEKKEN)
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _ENDING +
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _ENDING +
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # fmt: skip
+PATTERNS = (_GPT_2, _LLAMA_3, _QWEN_2, _TEKKEN, _O200K)
+# Cut in steps: a step sees the pieces of the one before it, so spaces end where digits begin. These
+# are the steps together, for plain text alone. SmolLM2's digits stand alone, before GPT-2's words.
+_DIGITS_THEN_GPT_2 = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+"
+)
+# DeepSeek-V3's, from its tokenizer.json: numbers, then Chinese and Japanese, then the rest.
+_DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
+    "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+)
+_DEEPSEEK_PLAIN = (
+    r"[0-9]{1,3}|[!-/:-@\[-`{-~][A-Za-z]+|[\t ]?[A-Za-z]+| ?[!-/:-@\[-`{-~]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?![^\s0-9])|\s+"
+)
 # What the classes of these patterns hold of ASCII; the first ones stand in brackets already.
 _IN_ASCII = {
     r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}": "A-Z",
@@ -72,12 +96,14 @@ class _Table(dict[str, tuple[int, ...] | list[int]]):
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """words: the pattern, for plain text. added: {added token: id}, which no word goes across."""
+    """words: the pattern, for plain text. added: {added token: id}, which no word goes across.
+    at_added: the library looks for tokens that are not normalized first; for the others after it.
+    """
 
     backend: Tokenizer
     words: re.Pattern[str]
     added: dict[str, int]
-    at_added: re.Pattern[str]
+    at_added: tuple[re.Pattern[str], ...]
 
     @classmethod
     def create(cls, backend: Tokenizer, state: dict[str, Any]) -> "WordTokenizer | None":
@@ -87,13 +113,17 @@ class WordTokenizer:
         """
         if state["model"].get("dropout"):
             return None  # A word has other ids each time.
-        pattern = _pattern(state["pre_tokenizer"])
-        tokens = state["added_tokens"]
-        moving = ("lstrip", "rstrip", "single_word", "normalized")
-        if pattern not in PATTERNS or any(token[flag] for token in tokens for flag in moving):
+        words = _plain_pattern(state["pre_tokenizer"])
+        tokens = [token for token in state["added_tokens"] if token["content"]]
+        moving = ["lstrip", "rstrip", "single_word"]
+        if not is_empty_step(state["normalizer"]):
+            moving.append("normalized")
+        if words is None or any(token[flag] for token in tokens for flag in moving):
             return None
-        added = {token["content"]: token["id"] for token in tokens if token["content"]}
-        return cls(backend, ascii_pattern(pattern), added, re.compile(f"({any_of([*added])})"))
+        added = {token["content"]: token["id"] for token in tokens}
+        passes = [[t["content"] for t in tokens if t["normalized"] == last] for last in (0, 1)]
+        at_added = tuple(re.compile(f"({any_of(each)})") for each in passes if each)
+        return cls(backend, words, added, at_added)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, without what a post-processor adds.
@@ -141,11 +171,22 @@ class WordTokenizer:
     def _table(self) -> _Table:
         return _Table(self.backend, self.added)
 
+    def _at_added_tokens(self, text: str) -> list[tuple[str, bool]]:
+        """The text in pieces, and whether each is an added token."""
+        pieces = [(text, False)]
+        for pattern in self.at_added:
+            pieces = [
+                (part, is_added or index % 2 == 1)
+                for between, is_added in pieces
+                for index, part in enumerate([between] if is_added else pattern.split(between))
+            ]
+        return pieces
+
     def _words(self, text: str, others: dict[str, None]) -> list[str]:
         """The words of a text. others: gets those that are not plain, which may be several."""
         words: list[str] = []
-        for index, between in enumerate(self.at_added.split(text) if self.added else [text]):
-            if index % 2:
+        for between, is_added in self._at_added_tokens(text):
+            if is_added:
                 words.append(between)
             elif not _NOT_PLAIN.search(between):
                 words += self.words.findall(between)
@@ -159,6 +200,11 @@ class WordTokenizer:
         return words
 
 
+def is_empty_step(step: dict[str, Any] | None) -> bool:
+    """Whether a normalizer of a tokenizer.json does nothing."""
+    return step is None or (step["type"] == "Sequence" and not step["normalizers"])
+
+
 def ascii_pattern(pattern: str) -> re.Pattern[str]:
     """What one of PATTERNS means for plain text."""
     for classes, letters in _IN_ASCII.items():
@@ -166,21 +212,42 @@ def ascii_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
+def _plain_pattern(pre_tokenizer: dict[str, Any] | None) -> re.Pattern[str] | None:
+    """How plain text is cut; None for steps that are not known here."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
-            return _GPT_2
+            return ascii_pattern(_GPT_2)
         case {
             "type": "Sequence",
             "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": pattern},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        }:
+            return re.compile(_DIGITS_THEN_GPT_2)
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                *splits,
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
             ],
+        }:
+            patterns = tuple(map(_isolated, splits))
+            if patterns == _DEEPSEEK:
+                return re.compile(_DEEPSEEK_PLAIN)
+            if len(patterns) == 1 and patterns[0] in PATTERNS:
+                return ascii_pattern(patterns[0])
+    return None
+
+
+def _isolated(step: dict[str, Any]) -> str | None:
+    """The pattern of a step that cuts before and after each match, and does no more."""
+    match step:
+        case {
+            "type": "Split",
+            "pattern": {"Regex": pattern},
+            "behavior": "Isolated",
+            "invert": False,
         }:
             return pattern
     return None
