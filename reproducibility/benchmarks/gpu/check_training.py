@@ -39,6 +39,8 @@ def main() -> None:
 
 
 def _check_losses(step: Step, shape: str, lengths: tuple[int, ...]) -> None:
+    from post_training.models.head import ChunkedHead
+
     rows = MadeUpRows(1, lengths, SHAPES[shape]["vocab_size"])
     # Every dtype starts from the same numbers, drawn on the device: a CPU takes a minute for 1B.
     model = random_model(SHAPES[shape], step.device, torch.bfloat16)
@@ -46,12 +48,13 @@ def _check_losses(step: Step, shape: str, lengths: tuple[int, ...]) -> None:
     for name, (of_loss, of_gradient) in TOLERANCES.items():
         model = random_model(SHAPES[shape], step.device, torch.bfloat16)
         model = model.to(getattr(torch, name))
+        head = ChunkedHead.install(model)
         layouts = [(True, "sdpa"), (False, "sdpa")]
         if name == "bfloat16":  # on GPUs varlen computes in nothing else
             layouts.append((True, "varlen"))
         for packed, attention in layouts:
             model.set_attn_implementation(attention)
-            loss, gradient = _ours(model, rows, packed)
+            loss, gradient = _ours(model, head, rows, packed)
             loss_error = abs(loss - exact_loss) / exact_loss
             gradient_error = float((gradient - exact_gradient).norm() / exact_gradient.norm())
             step.check(
@@ -82,9 +85,8 @@ def _exact(model: Any, rows: MadeUpRows) -> tuple[float, torch.Tensor]:
     return float(loss), _watched(model).grad
 
 
-def _ours(model: Any, rows: MadeUpRows, packed: bool) -> tuple[float, torch.Tensor]:
+def _ours(model: Any, head: Any, rows: MadeUpRows, packed: bool) -> tuple[float, torch.Tensor]:
     """The same by the collator, the model's own attention and the chunked head."""
-    from post_training.models.head import ChunkedHead
     from post_training.train.config import SftLossConfig
     from post_training.train.sft_loss import SftCollator, coefficients, factors
 
@@ -93,7 +95,6 @@ def _ours(model: Any, rows: MadeUpRows, packed: bool) -> tuple[float, torch.Tens
     collator = SftCollator(collated, loss_config, pad_token_id=0, packed=packed)
     numbers = [{"row": number} for number in range(1 if packed else len(rows.lengths))]
     batch = collator(numbers)["batch"].to(model.device)
-    head = ChunkedHead(model.get_output_embeddings())
     model.zero_grad()
     with head.scoring(batch.targets, coefficients(batch, *factors(batch.sums, loss_config))):
         loss = model(**batch.inputs, use_cache=False).logits[0]
