@@ -82,7 +82,7 @@ def _exact(model: Any, rows: MadeUpRows) -> tuple[float, torch.Tensor]:
         number += len(piece) - 1
     loss = loss / number
     loss.backward()
-    return float(loss), _watched(model).grad
+    return float(loss.detach()), _watched(model).grad
 
 
 def _ours(model: Any, head: Any, rows: MadeUpRows, packed: bool) -> tuple[float, torch.Tensor]:
@@ -99,7 +99,7 @@ def _ours(model: Any, head: Any, rows: MadeUpRows, packed: bool) -> tuple[float,
     with head.scoring(batch.targets, coefficients(batch, *factors(batch.sums, loss_config))):
         loss = model(**batch.inputs, use_cache=False).logits[0]
     loss.backward()
-    return float(loss), _watched(model).grad.cpu().double()
+    return float(loss.detach()), _watched(model).grad.cpu().double()
 
 
 class _Apart:
