@@ -71,6 +71,21 @@ def test_thoughts_that_are_left_out_of_history_are_found(tokenizer: Any):
     )
 
 
+def test_example_that_is_refused_leaves_the_others_to_be_checked(tokenizer: Any):
+    """Calls can be expressed, but not with a text beside them, as in gpt-oss with a thought."""
+    calls = TURNS.replace(
+        "m.content + ",
+        "(raise_exception('no') if m.content and m.tool_calls else '') + m.content + "
+        "(m.tool_calls | tojson if m.tool_calls else '') + ",
+    )
+    tokenizer.chat_template = calls
+    report = check_template("model", tokenizer)
+    refused = [sample.name for sample in report.samples if sample.refused]
+    assert "calls" in refused
+    assert next(f for f in report.findings if f.subject == "server").outcome == "pass"
+    assert "calls" not in next(f for f in report.findings if f.subject == "expresses").said
+
+
 def test_rows_that_are_refused_are_told(tokenizer: Any):
     tokenizer.chat_template = TURNS
     good, bad = ((user("a"), assistant("b")), (user("a"), assistant("b", thought="c")))

@@ -177,8 +177,11 @@ def _served(template: ChatTemplate, special_tokens: dict[str, str]) -> Finding:
         if dicts.needs & template.lost:
             continue
         last = max(n for n, each in enumerate(dicts.messages) if each["role"] == "assistant")
+        try:
+            text = lay_out(row, template, special_tokens, None)[-1]
+        except BadRow:
+            continue  # Its sample says why; what is refused is not trained.
         prompt = writer.prompt(dicts.up_to(last))
-        text = lay_out(row, template, special_tokens, None)[-1]
         if prompt not in [text.text[:start] for start, _ in text.spans]:
             said = first_difference(text.text, prompt, "training has", "where a server sends")
             return Finding("server", "fail", f"{name}: {said}")
