@@ -23,7 +23,6 @@ from post_training.core.files import atomic_file, read_json, write_json
 from post_training.core.hashing import sha256_value
 from post_training.core.locks import locked
 from post_training.data.branches import ID, branch_row, row_line
-from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import (
     Reader,
@@ -258,7 +257,11 @@ def _read_rows(
     num_rows = [0] * len(sources)
     seen: set[bytes] = set()
     reader = Reader(data, formats, for_training=False)
-    reader = with_cleaning(reader, sources, context.run_dir, context.log)
+    if data.deduplicate == "near" or data.decontaminate is not None:
+        # Only here: it needs numpy, which the host has not.
+        from post_training.data.cleaning.cleaning import with_cleaning
+
+        reader = with_cleaning(reader, sources, context.run_dir, context.log)
     state = _Conversion(reader, names, config.keeps_pairs)
     report = ColumnReport(formats, {ID: "id"})
     for chunk in read_chunks(_convert_chunk, state, sources, data, num_rows.__getitem__, report):
