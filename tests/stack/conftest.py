@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import helpers.shapes  # noqa: F401 (before what it is to check)
 from helpers.sft_runs import TINY
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import StageContext

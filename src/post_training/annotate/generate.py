@@ -11,6 +11,7 @@ branch:  is_reference_completion     true
 """
 
 import numpy as np
+from jaxtyping import Int32
 
 from post_training.annotate.annotate import annotate
 from post_training.annotate.config import GenerateConfig
@@ -81,7 +82,7 @@ class Generator(Annotator):
     def recover(self) -> None:
         self.sampler.restart()
 
-    def _prompt(self, row: Row, ids: np.ndarray | BadRow) -> Prompt | BadRow:
+    def _prompt(self, row: Row, ids: Int32[np.ndarray, " T"] | BadRow) -> Prompt | BadRow:
         if isinstance(ids, BadRow):
             return ids
         limit = self.sampler.max_length()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GenerationConfig
@@ -212,7 +213,7 @@ class TransformersSampler(Sampler):
         ]
 
     def _draw(
-        self, logits_NV: Tensor, generators: list[np.random.Generator]
+        self, logits_NV: Float[Tensor, "N V"], generators: list[np.random.Generator]
     ) -> tuple[list[int], list[float]]:
         """A token for each row, and its log-probability in float32."""
         tokens_N = draw(logits_NV, self.settings, generators)
@@ -228,9 +229,11 @@ class TransformersSampler(Sampler):
 
 
 def draw(
-    logits_NV: Tensor, settings: SamplingConfig, generators: list[np.random.Generator]
-) -> Tensor:
-    """int64 [N], one token drawn from each row of logits_NV, float32 [N, V], on the CPU.
+    logits_NV: Float[Tensor, "N V"],
+    settings: SamplingConfig,
+    generators: list[np.random.Generator],
+) -> Int64[Tensor, " N"]:
+    """One token drawn from each row of logits_NV, on the CPU.
 
     Each generator gives one number in every call, also at temperature 0, where it decides nothing.
     """

@@ -15,4 +15,17 @@ Beside this way: transforms.py and rewards.py (functions of the user's, called i
 own: user_functions.py, function_process.py), row_file.py, branches.py and preference_rows.py (rows
 as the stages write them), indexed.py (Megatron's .bin/.idx), control/ (documents of GPT-NeoX),
 inspection/ and lengths.py (what a person looks at).
+
+Shapes of arrays and tensors stand in the signatures, here and in models/, train/ and annotate/:
+`Int32[np.ndarray, " T"]`, `Float[Tensor, "B T D"]` (jaxtyping; the space before a single name is
+for linters). Within a call one name is one size. The tests check them (tests/helpers/shapes.py).
+
+    B   rows of a batch                 T   tokens of a sequence or row, padding included
+    P   all positions of a batch: B·T   N   several of what the function is about: pairs, asked
+    D   hidden size                         positions, rows of logits; n: those of one chunk
+    V   ids of the vocabulary           S   sequences, or pairs, of a dataset
+    R   rows of a dataset               2   chosen and rejected
+
+A dimension that one module alone has is a word: `pieces`, `documents`; `bounds` are offsets, one
+for each element and then the end. Where a docstring speaks of [N], it is the same N.
 """

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from jaxtyping import Int32, Int64, Integer
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_file
@@ -46,8 +47,8 @@ def data_path(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.bin")
 
 
-def offsets_of(lengths: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Bytes before each sequence, and after the last: int64 [N + 1]."""
+def offsets_of(lengths: Integer[np.ndarray, " S"], dtype: np.dtype) -> Int64[np.ndarray, " bounds"]:
+    """Bytes before each sequence, and after the last."""
     offsets = np.zeros(len(lengths) + 1, "<i8")
     np.cumsum(lengths, out=offsets[1:])
     offsets *= dtype.itemsize
@@ -57,7 +58,7 @@ def offsets_of(lengths: np.ndarray, dtype: np.dtype) -> np.ndarray:
 class IndexedDataset:
     """The sequences of a pair, read from the disk when they are asked for.
 
-    lengths: int32 [N], in tokens. documents: int64 [M], first sequence of each document; then N.
+    lengths: int32 [S], in tokens. documents: int64, first sequence of each document; then S.
 
     Read by pread, not mapped: a mapping counts every page that was ever touched as memory of the
     process, and kills it when the file gets shorter. There is no file position to share, so
@@ -89,7 +90,9 @@ class IndexedDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def read(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
+    def read(
+        self, index: int, start: int = 0, length: int | None = None
+    ) -> Integer[np.ndarray, " T"]:
         """Tokens of a sequence: all, or `length` of them from `start`."""
         size = int(self.lengths[index])
         end = size if length is None else start + length
@@ -104,7 +107,7 @@ class IndexedDataset:
             raise IndexError(f"index {index} is out of bounds, there are {len(self)} sequences")
         return int(self._offsets[index]) // self.dtype.itemsize
 
-    def read_many(self, indices: Sequence[int]) -> list[np.ndarray]:
+    def read_many(self, indices: Sequence[int]) -> list[Integer[np.ndarray, " _"]]:
         """The tokens of each of these sequences; neighbours are read in one go."""
         sequences: list[np.ndarray] = []
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1
@@ -115,7 +118,7 @@ class IndexedDataset:
                 sequences += np.split(tokens, np.cumsum(self.lengths[run[:-1]], dtype=np.int64))
         return sequences
 
-    def _read(self, start: int, end: int) -> np.ndarray:
+    def _read(self, start: int, end: int) -> Integer[np.ndarray, " T"]:
         """The tokens from `start` to before `end`, counted through all sequences."""
         tokens = np.empty(end - start, self.dtype)
         offset = start * self.dtype.itemsize
@@ -148,7 +151,9 @@ def open_kinds(prefix: Path, tokens: IndexedDataset) -> IndexedDataset:
     return kinds
 
 
-def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
+def _read_index(
+    path: Path,
+) -> tuple[np.dtype, Int32[np.ndarray, " S"], Int64[np.ndarray, " documents"]]:
     """Dtype, lengths and documents, once everything in the file is seen to fit together."""
     if not path.is_file():
         raise PostTrainingError("no such file", where=str(path))
@@ -238,9 +243,9 @@ class IndexedWriter:
 
     def append(
         self,
-        tokens: np.ndarray,
-        lengths: np.ndarray,
-        sequences_per_document: np.ndarray | None = None,
+        tokens: Integer[np.ndarray, " T"],
+        lengths: Integer[np.ndarray, " S"],
+        sequences_per_document: Integer[np.ndarray, " documents"] | None = None,
     ) -> None:
         """Add sequences, whose tokens follow one another in `tokens`, in whole documents.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 import numpy as np
+from jaxtyping import Bool, Int64, Integer
 
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
 from post_training.data.rows import COMPLETION
@@ -25,21 +26,21 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class PieceTable:
-    """Of every piece, in the order of the rows, int64 [N]: its row, source and sequence (from 0;
-    the sequence within its source); tokens and trained tokens of the piece; length and num_prompt
-    of the whole sequence, the latter its tokens before the first COMPLETION.
+    """Of every piece, in the order of the rows: its row, source and sequence (from 0; the sequence
+    within its source); tokens and trained tokens of the piece; length and num_prompt of the
+    whole sequence, the latter its tokens before the first COMPLETION.
 
-    is_first: bool [N], of the pieces of one use of a sequence.
+    is_first: of the pieces of one use of a sequence.
     """
 
-    row: np.ndarray
-    source: np.ndarray
-    sequence: np.ndarray
-    num_tokens: np.ndarray
-    num_trained: np.ndarray
-    length: np.ndarray
-    num_prompt: np.ndarray
-    is_first: np.ndarray
+    row: Int64[np.ndarray, " pieces"]
+    source: Int64[np.ndarray, " pieces"]
+    sequence: Int64[np.ndarray, " pieces"]
+    num_tokens: Int64[np.ndarray, " pieces"]
+    num_trained: Int64[np.ndarray, " pieces"]
+    length: Int64[np.ndarray, " pieces"]
+    num_prompt: Int64[np.ndarray, " pieces"]
+    is_first: Bool[np.ndarray, " pieces"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Bin:
     num_sequences: int
 
 
-def source_starts(dataset: PreparedDataset) -> np.ndarray:
-    """The first sequence of each source, numbered through all; then their number. int64 [S + 1]."""
+def source_starts(dataset: PreparedDataset) -> Int64[np.ndarray, " bounds"]:
+    """The first sequence of each source, numbered through all; then their number."""
     sources = dataset.record["sources"]
     if len(dataset.stores) == len(sources):
         return np.cumsum([0, *(len(store) for store in dataset.stores)])
@@ -117,7 +118,7 @@ def summarise_lengths(table: PieceTable, names: Sequence[str]) -> list[LengthSum
     return [_summarise(table, own, name) for name, own in chosen if own.any()]
 
 
-def histogram(lengths: np.ndarray) -> list[Bin]:
+def histogram(lengths: Integer[np.ndarray, " S"]) -> list[Bin]:
     """From the shortest to the longest, two bins for each doubling of the length."""
     last = int(np.ceil(2 * np.log2(lengths.max() + 1)))
     edges = np.unique(np.rint(2 ** (np.arange(last + 1) / 2)).astype(np.int64))
@@ -147,7 +148,7 @@ def write_per_sample(table: PieceTable, names: Sequence[str], file: TextIO) -> N
         print(row, names[source], *others, sep="\t", file=file)
 
 
-def _summarise(table: PieceTable, own: np.ndarray, name: str) -> LengthSummary:
+def _summarise(table: PieceTable, own: Bool[np.ndarray, " pieces"], name: str) -> LengthSummary:
     once = own & table.is_first
     lengths = table.length[once]
     num_prompt = int(table.num_prompt[once].sum())
@@ -169,19 +170,24 @@ def _summarise(table: PieceTable, own: np.ndarray, name: str) -> LengthSummary:
 
 @dataclass(frozen=True)
 class _Block:
-    """Sequences one after another. starts: int64 [S + 1], of each, in tokens; then their end.
-    num_before: int64 [T + 1], COMPLETION tokens before each token, and before the end."""
+    """Sequences one after another. starts: of each, in tokens; then their end.
+    num_before: COMPLETION tokens before each token, and before the end."""
 
-    starts: np.ndarray
-    num_before: np.ndarray
+    starts: Int64[np.ndarray, " bounds"]
+    num_before: Int64[np.ndarray, " tokens"]
 
-    def num_trained(self, index: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    def num_trained(
+        self,
+        index: Int64[np.ndarray, " N"],
+        start: Int64[np.ndarray, " N"],
+        length: Int64[np.ndarray, " N"],
+    ) -> Int64[np.ndarray, " N"]:
         """Of pieces of sequences `index`; the first token of a piece is never predicted."""
         first = self.starts[index] + start
         end = first + length
         return self.num_before[end] - self.num_before[np.minimum(first + 1, end)]
 
-    def num_prompt(self) -> np.ndarray:
+    def num_prompt(self) -> Int64[np.ndarray, " S"]:
         """Of each sequence, the tokens before its first COMPLETION, or all."""
         starts, ends = self.starts[:-1], self.starts[1:]
         # The last position with as many before it as the sequence's first.
@@ -189,7 +195,9 @@ class _Block:
         return np.minimum(found, ends) - starts
 
 
-def _blocks(dataset: PreparedDataset, numbers: np.ndarray) -> Iterator[tuple[_Block, np.ndarray]]:
+def _blocks(
+    dataset: PreparedDataset, numbers: Int64[np.ndarray, " S"]
+) -> Iterator[tuple[_Block, Int64[np.ndarray, " own"]]]:
     """The sequences of these numbers, ascending, in blocks of one store each; their numbers."""
     first = 0
     for store in dataset.stores:
@@ -202,7 +210,7 @@ def _blocks(dataset: PreparedDataset, numbers: np.ndarray) -> Iterator[tuple[_Bl
         first += len(store)
 
 
-def _read_block(store: SequenceStore, sequences: np.ndarray) -> _Block:
+def _read_block(store: SequenceStore, sequences: Int64[np.ndarray, " S"]) -> _Block:
     lengths = store.tokens.lengths[sequences]
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if store.kinds is None:

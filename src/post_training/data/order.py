@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
+from jaxtyping import Int64, Integer
 
 from post_training.core.errors import PostTrainingError
 
@@ -20,8 +21,8 @@ def row_stream(num_rows: int, seed: int) -> Iterator[int]:
         yield from map(int, permutation(num_rows, f"row order, seed {seed}, epoch {epoch}"))
 
 
-def permutation(length: int, label: str) -> np.ndarray:
-    """0 … length - 1 in an order that `label` decides, as int64 [length].
+def permutation(length: int, label: str) -> Int64[np.ndarray, " N"]:
+    """0 … length - 1 in an order that `label` decides.
 
     Sorted by the output of SHAKE-256, a standard: numpy may change the numbers of its generators
     (NEP 19) and Python promises only `random()`, but what a seed means must never change.
@@ -30,7 +31,9 @@ def permutation(length: int, label: str) -> np.ndarray:
     return np.argsort(np.frombuffer(keys, "<u8"), kind="stable")
 
 
-def choose_evaluation_rows(strata: np.ndarray, eval_size: float, seed: int) -> np.ndarray:
+def choose_evaluation_rows(
+    strata: Integer[np.ndarray, " R"], eval_size: float, seed: int
+) -> Int64[np.ndarray, " chosen"]:
     """Sorted numbers of the rows for evaluation: of each stratum the same share as of all.
 
     strata: of each row, its stratum. eval_size: a share < 1 of the rows, rounded; or their number.

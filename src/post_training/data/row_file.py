@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.formats.columns import ColumnReport
@@ -89,17 +90,17 @@ def _with_source(value: dict[str, Any], state: LineReader, dataset: int) -> dict
 class RowFile:
     """Rows in one file, a JSON object a line.
 
-    offsets: int64 [R + 1], the first byte of each row; then the end. dataset, stratum: int32 [R],
-    of each row. num_rows: by dataset.
+    offsets: the first byte of each row; then the end. dataset, stratum: of each row.
+    num_rows: by dataset.
     """
 
     path: Path
-    offsets: np.ndarray
-    dataset: np.ndarray
-    stratum: np.ndarray
+    offsets: Int64[np.ndarray, " bounds"]
+    dataset: Int32[np.ndarray, " R"]
+    stratum: Int32[np.ndarray, " R"]
     num_rows: list[int]
 
-    def copy(self, rows: np.ndarray, path: Path) -> None:
+    def copy(self, rows: Int64[np.ndarray, " chosen"], path: Path) -> None:
         """Write these rows, in this order, to a new file."""
         with open(self.path, "rb") as source, open(path, "wb") as target:
             for row in map(int, rows):

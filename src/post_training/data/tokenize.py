@@ -23,6 +23,7 @@ from itertools import accumulate, islice, pairwise
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
 from tokenizers import Encoding, Tokenizer
 
 from post_training.core.errors import PostTrainingError
@@ -47,12 +48,12 @@ _UNKNOWN_LENGTH = 1 << 40
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The tokens of one row. ids: int32 [T]. kinds: uint8 [T], PROMPT, COMPLETION or EXCLUDED.
-    weights: float32 [T], of each token in the loss, or None when each is 1."""
+    """The tokens of one row. kinds: PROMPT, COMPLETION or EXCLUDED. weights: of each token in the
+    loss, or None when each is 1."""
 
-    ids: np.ndarray
-    kinds: np.ndarray
-    weights: np.ndarray | None = None
+    ids: Int32[np.ndarray, " T"]
+    kinds: UInt8[np.ndarray, " T"]
+    weights: Float32[np.ndarray, " T"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class ByteLengths:
-    """of_id: int64 [V], the bytes that each id spells. composed: whether the tokenizer first
+    """of_id: the bytes that each id spells. composed: whether the tokenizer first
     composes characters (NFC), so that only a composed text is what the ids spell."""
 
-    of_id: np.ndarray
+    of_id: Int64[np.ndarray, " V"]
     composed: bool
 
 
@@ -166,8 +167,10 @@ class Encoder:
             results.append(bad or EncodedRow(sequences, left_out))
         return results
 
-    def encode_prompts(self, rows: SequenceOf[Conversation]) -> list[np.ndarray | BadRow]:
-        """The ids that a model goes on from, int32 [P] of each row, or why there are none.
+    def encode_prompts(
+        self, rows: SequenceOf[Conversation]
+    ) -> list[Int32[np.ndarray, " _"] | BadRow]:
+        """The ids that a model goes on from, of each row, or why there are none.
 
         They are all that stands before the next answer of the assistant: the beginning of what
         training sees, up to the mark of the answer.
@@ -184,7 +187,9 @@ class Encoder:
         ids = iter(self._ids_and_spans(good)[0])
         return [bad if isinstance(bad, BadRow) else next(ids) for bad in texts]
 
-    def _ids_and_spans(self, layouts: list[Written]) -> tuple[list[np.ndarray], list[Spans]]:
+    def _ids_and_spans(
+        self, layouts: list[Written]
+    ) -> tuple[list[Int32[np.ndarray, " _"]], list[Spans]]:
         """The ids of each text, and its spans in tokens."""
         texts = [layout.text for layout in layouts]
         spans = [layout.spans for layout in layouts]
@@ -212,7 +217,7 @@ class Encoder:
                     found[index] = spans_by_offsets(encoding, spans[index])
         return [ids[start:end] for start, end in pairwise([0, *ends])], found
 
-    def _document(self, ids: np.ndarray) -> TokenSequence | BadRow:
+    def _document(self, ids: Int32[np.ndarray, " T"]) -> TokenSequence | BadRow:
         if self.eos_id is None:
             hint = "set data.special_tokens.eos_token"
             raise PostTrainingError("the tokenizer has no eos token to end a text with", hint=hint)
@@ -239,7 +244,9 @@ class Encoder:
             )
 
 
-def _sequence(ids: np.ndarray, spans: Spans, parts: list[Part]) -> TokenSequence | BadRow:
+def _sequence(
+    ids: Int32[np.ndarray, " T"], spans: Spans, parts: list[Part]
+) -> TokenSequence | BadRow:
     kinds = np.zeros(len(ids), np.uint8)  # PROMPT
     weights = None
     trained = False
@@ -285,14 +292,14 @@ def byte_lengths(backend: dict[str, Any]) -> ByteLengths | None:
 
 def spans_by_bytes(
     lengths: ByteLengths,
-    ids: np.ndarray,
-    ends: np.ndarray,
+    ids: Int32[np.ndarray, " T"],
+    ends: Int64[np.ndarray, " R"],
     texts: list[str],
     spans: list[list[tuple[int, int]]],
 ) -> list[list[tuple[int, int]] | None]:
     """The spans of each text in its tokens; None for a text that its ids don't spell.
 
-    ids: int32 [N], of all texts. ends: int64 [R], where each text's ids end. spans: in characters.
+    ids: of all texts. ends: where each text's ids end. spans: in characters.
     """
     byte_ends = np.cumsum(lengths.of_id.take(ids))  # [N]
     text_ends = np.where(ends > 0, byte_ends[ends - 1], 0).tolist() if len(ids) else [0] * len(ends)

@@ -1,1 +1,4 @@
-"""Models and tokenizers as folders: made, loaded, saved. With the stages, the only use of torch."""
+"""Models and tokenizers as folders: made, loaded, saved. With the stages, the only use of torch.
+
+The dimensions in signatures are those of the legend in data/__init__.py.
+"""

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -200,7 +201,7 @@ def seen_across(model: PreTrainedModel) -> float:
     was_training = model.training
     model.eval()
 
-    def change(positions: Tensor) -> float:
+    def change(positions: Int64[Tensor, "1 T"]) -> float:
         first, second = (
             model(input_ids=each, position_ids=positions, use_cache=False).logits[:, length:]
             for each in (ids, other)

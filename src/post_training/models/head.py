@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -52,7 +53,7 @@ class ChunkedHead:
 
         # Under torch.compile the backbone is compiled, and these loops are not.
         @torch.compiler.disable
-        def forward(layer: torch.nn.Linear, hidden: Tensor) -> Any:
+        def forward(layer: torch.nn.Linear, hidden: Float[Tensor, "B T D"]) -> Any:
             if self._request is None:
                 return plain_forward(hidden)
             if has_fewer_ids:
@@ -78,8 +79,8 @@ class ChunkedHead:
     @contextmanager
     def scoring(
         self,
-        targets: Tensor,
-        coefficients: Tensor | None = None,
+        targets: Int64[Tensor, "B T"],
+        coefficients: Float32[Tensor, "B T"] | None = None,
         *,
         with_top: bool = False,
         chunk_numbers: int | None = None,
@@ -91,9 +92,8 @@ class ChunkedHead:
         loss = Σ coefficients · −logprobs, a sum over the positions whose coefficient is not 0,
         which alone are looked at.
 
-        targets: int64 [B, T], the id that each position should predict; IGNORED positions are left
-        out, and zero in what comes back.
-        coefficients: float32 [B, T].
+        targets: the id that each position should predict; IGNORED positions are left out, and zero
+        in what comes back.
         with_top: find out where the target is the likeliest id (tops: 1, else 0).
         chunk_numbers: logits of a chunk; by default what is fastest.
         """
@@ -106,13 +106,13 @@ class ChunkedHead:
 
 @dataclass(frozen=True)
 class _Request:
-    targets: Tensor
-    coefficients: Tensor | None
+    targets: Int64[Tensor, "B T"]
+    coefficients: Float32[Tensor, "B T"] | None
     with_top: bool
     chunk_numbers: int | None
 
 
-def _check_targets(targets: Tensor, num_ids: int) -> None:
+def _check_targets(targets: Int64[Tensor, "B T"], num_ids: int) -> None:
     """Errors: PostTrainingError for an id that has no probability. Beyond the layer's weights, it
     would be an index error (on a GPU, an unreadable one)."""
     if (largest := int(targets.max())) >= num_ids:
@@ -144,7 +144,11 @@ class HeadOutput(NamedTuple):
 
 
 def _answer_request(
-    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, bend: Bend, request: _Request
+    hidden_BTD: Float[Tensor, "B T D"],
+    weight_VD: Float[Tensor, "V D"],
+    bias_V: Float[Tensor, " V"] | None,
+    bend: Bend,
+    request: _Request,
 ) -> HeadOutput:
     asked = request.targets != IGNORED
     if request.coefficients is not None:
@@ -158,7 +162,7 @@ def _answer_request(
     how = _How(bend, dtype, request.with_top, numbers)
     arguments = (hidden_BTD, weight_VD, bias_V, positions_N, targets_N, how)
 
-    def spread(values_N: Tensor) -> Tensor:
+    def spread(values_N: Float32[Tensor, " N"]) -> Float32[Tensor, "B T"]:
         flat = values_N.new_zeros(asked.numel())
         return flat.index_copy(0, positions_N, values_N).view(asked.shape)
 
@@ -183,33 +187,35 @@ class _How:
 @dataclass
 class _Chunk:
     """Some of the positions. rows: their numbers among the P; span: among the N.
-    logits: float32 [n, V], until the next chunk; the reader may overwrite them.
+    logits: until the next chunk; the reader may overwrite them.
     slopes: of the bend at the logits."""
 
-    rows: Tensor
+    rows: Int64[Tensor, " n"]
     span: slice
-    hidden: Tensor
-    logits: Tensor
-    targets: Tensor
-    slopes: Tensor | float
+    hidden: Float[Tensor, "n D"]
+    logits: Float32[Tensor, "n V"]
+    targets: Int64[Tensor, " n"]
+    slopes: Float32[Tensor, "n V"] | float
 
-    def softmax_(self, logsumexps: Tensor) -> Tensor:
-        """The probabilities [n, V], in the place of the logits."""
+    def softmax_(self, logsumexps: Float32[Tensor, " n"]) -> Float32[Tensor, "n V"]:
+        """The probabilities, in the place of the logits."""
         return self.logits.sub_(logsumexps[:, None]).exp_()
 
 
 class _Gradients:
     """Sums up d loss / d hidden, weight and bias, chunk after chunk, where they are wanted."""
 
-    def __init__(self, hidden_PD: Tensor, layer: OutputLayer, needed: tuple[bool, ...]):
+    def __init__(
+        self, hidden_PD: Float[Tensor, "P D"], layer: OutputLayer, needed: tuple[bool, ...]
+    ):
         weight_VD = self._weight_VD = layer.weight
         self.hidden = torch.zeros_like(hidden_PD) if needed[0] else None
         # In float32 whatever the weights are: many small chunks are added up.
         self.weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needed[1] else None
         self.bias = weight_VD.new_zeros(len(weight_VD), dtype=torch.float32) if needed[2] else None
 
-    def add(self, chunk: _Chunk, grad_logits: Tensor) -> None:
-        """grad_logits: [n, V], of the bent logits; overwritten."""
+    def add(self, chunk: _Chunk, grad_logits: Float32[Tensor, "n V"]) -> None:
+        """grad_logits: of the bent logits; overwritten."""
         if isinstance(chunk.slopes, Tensor) or chunk.slopes != 1:
             grad_logits.mul_(chunk.slopes)
         if self.bias is not None:
@@ -318,7 +324,7 @@ class _ScoresFunction(torch.autograd.Function):
 
 
 def _scale_gradients(
-    ctx: Any, gradients: _Gradients, scale: Tensor | None
+    ctx: Any, gradients: _Gradients, scale: Float32[Tensor, ""] | None
 ) -> tuple[Tensor | None, ...]:
     found = gradients.hidden, gradients.weight, gradients.bias
     for gradient in found:
@@ -332,8 +338,11 @@ def _scale_gradients(
 
 
 def _flatten(
-    hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, how: _How
-) -> tuple[Tensor, OutputLayer]:
+    hidden_BTD: Float[Tensor, "B T D"],
+    weight_VD: Float[Tensor, "V D"],
+    bias_V: Float[Tensor, " V"] | None,
+    how: _How,
+) -> tuple[Float[Tensor, "P D"], OutputLayer]:
     """hidden [B·T, D] and the layer, in the dtype of the matrix products."""
     dtype = how.dtype or weight_VD.dtype
     bias = None if bias_V is None else bias_V.float()
@@ -341,10 +350,10 @@ def _flatten(
 
 
 def _make_chunks(
-    hidden_PD: Tensor,
+    hidden_PD: Float[Tensor, "P D"],
     layer: OutputLayer,
-    positions_N: Tensor,
-    targets_N: Tensor,
+    positions_N: Int64[Tensor, " N"],
+    targets_N: Int64[Tensor, " N"],
     numbers: int,
     *,
     with_slopes: bool,
@@ -361,8 +370,10 @@ def _make_chunks(
         yield _Chunk(rows, span, hidden, logits, targets_N[span], slopes)
 
 
-def _score_chunk_(chunk: _Chunk, with_top: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprobs, tops, sums), each float32 [n]. sums: of the exponentials that are now in the
+def _score_chunk_(
+    chunk: _Chunk, with_top: bool
+) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " n"], Float32[Tensor, " n"]]:
+    """(logprobs, tops, sums). sums: of the exponentials that are now in the
     logits' place, exp(z − max z)."""
     # torch's logsumexp makes a second [n, V], and the softmax after it all the exponentials again:
     # together three times the time of this.

@@ -8,6 +8,7 @@ its cache, in half the time of few positions with all of it.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from post_training.models.bend import Bend
@@ -21,11 +22,11 @@ _ALL = slice(None)
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """The output layer: weight [V, D] in the dtype of the matrix products, bias [V] or None in
-    float32, and what the model does after it."""
+    """The output layer: its weight in the dtype of the matrix products, its bias or None, and what
+    the model does after it."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Float[Tensor, "V D"]
+    bias: Float32[Tensor, " V"] | None
     bend: Bend
 
 
@@ -33,15 +34,16 @@ class LogitsBuffer:
     """Room for [rows, columns] logits: a new one for each part costs a CPU a tenth of its time,
     and two of them are there at a time."""
 
-    def __init__(self, weight_VD: Tensor, rows: int, columns: int):
+    def __init__(self, weight_VD: Float[Tensor, "V D"], rows: int, columns: int):
         self._products = weight_VD.new_empty(rows * columns)
         self._logits = self._products
         if weight_VD.dtype != torch.float32:
             self._logits = torch.empty_like(self._products, dtype=torch.float32)
 
-    def fill(self, hidden_ND: Tensor, layer: OutputLayer, ids: slice = _ALL) -> Tensor:
-        """The bent logits of some ids, float32 [N, V], until the next filling; the reader may
-        overwrite them."""
+    def fill(
+        self, hidden_ND: Float[Tensor, "N D"], layer: OutputLayer, ids: slice = _ALL
+    ) -> Float32[Tensor, "N ids"]:
+        """The bent logits of some ids, until the next filling; the reader may overwrite them."""
         weight_VD = layer.weight[ids]
         shape = len(hidden_ND), len(weight_VD)
         products, logits = (
@@ -57,19 +59,18 @@ class LogitsBuffer:
 
 @dataclass
 class Scores:
-    """Each float32 [N]. tops: 1 where the target is the likeliest id, else 0; zeros when nobody
-    asked."""
+    """tops: 1 where the target is the likeliest id, else 0; zeros when nobody asked."""
 
-    logprobs: Tensor
-    logsumexps: Tensor
-    tops: Tensor
+    logprobs: Float32[Tensor, " N"]
+    logsumexps: Float32[Tensor, " N"]
+    tops: Float32[Tensor, " N"]
 
 
 def score_positions(
-    hidden_PD: Tensor,
+    hidden_PD: Float[Tensor, "P D"],
     layer: OutputLayer,
-    positions_N: Tensor,
-    targets_N: Tensor,
+    positions_N: Int64[Tensor, " N"],
+    targets_N: Int64[Tensor, " N"],
     with_top: bool,
     numbers: int,
 ) -> Scores:
@@ -93,13 +94,13 @@ def score_positions(
 
 
 def _score_by_tiles(
-    hidden_ND: Tensor,
+    hidden_ND: Float[Tensor, "N D"],
     layer: OutputLayer,
-    targets_N: Tensor,
+    targets_N: Int64[Tensor, " N"],
     with_top: bool,
     tile: int,
     buffer: LogitsBuffer,
-) -> Tensor:
+) -> Float32[Tensor, "3 N"]:
     """[logprobs, logsumexps, tops], of positions whose tiles fit in the buffer."""
     of_targets = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
     sums, tops = torch.zeros_like(of_targets), torch.zeros_like(of_targets)

@@ -13,6 +13,7 @@ import inspect
 import sys
 from typing import Any, ClassVar
 
+from jaxtyping import Bool, Float32
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,8 +40,8 @@ class RouterLoss:
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         return cls(plain) if coefficient_of(plain) and _gives_one(plain) else None
 
-    def of(self, outputs: Any, is_token: Tensor) -> Tensor:
-        """aux, float32 []. outputs: of the forward pass. is_token: bool [B, T], no padding."""
+    def of(self, outputs: Any, is_token: Bool[Tensor, "B T"]) -> Float32[Tensor, ""]:
+        """aux. outputs: of the forward pass. is_token: no padding."""
         if not outputs.router_logits:
             raise PostTrainingError(
                 "the model gave no router logits, so its router's loss can't be trained",

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
@@ -43,9 +44,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class States:
-    """hidden: [B, T, D]. rows[b]: (number of the prompt, number of its completion)."""
+    """rows[b]: (number of the prompt, number of its completion)."""
 
-    hidden: Tensor
+    hidden: Float[Tensor, "B T D"]
     rows: list[tuple[int, int]]
 
 
@@ -122,9 +123,11 @@ class SharedPromptForward:
             start += size
 
     @torch.no_grad()
-    def _kept(self, prompts: list[Sequence[int]]) -> tuple[DynamicCache, Tensor | None]:
-        """Of all but the last token of each prompt: the cache, and its mask, int64 [K, P-1]; None
-        where nothing is padded."""
+    def _kept(
+        self, prompts: list[Sequence[int]]
+    ) -> tuple[DynamicCache, Int64[Tensor, "prompts kept"] | None]:
+        """Of all but the last token of each prompt: the cache, and its mask; None where nothing is
+        padded."""
         cache = DynamicCache(config=self._config)
         length = max(map(len, prompts)) - 1
         if length == 0:
@@ -162,7 +165,7 @@ class SharedPromptForward:
         group: list[int],
         rows: list[tuple[int, int]],
         cache: DynamicCache,
-        kept: Tensor | None,
+        kept: Int64[Tensor, "prompts kept"] | None,
     ) -> States:
         lengths = [len(prompts[number].completions[index]) + 1 for number, index in rows]
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
@@ -118,11 +119,8 @@ def no_mask(
         )
 
 
-def sequence_bounds(position_ids: Tensor) -> Tensor:
-    """int32 [N + 1]: where each sequence of the flattened rows begins, and the end.
-
-    position_ids: [B, T].
-    """
+def sequence_bounds(position_ids: Int64[Tensor, "B T"]) -> Int32[Tensor, " bounds"]:
+    """Where each sequence of the flattened rows begins, and the end."""
     begins = torch.ones_like(position_ids, dtype=torch.bool)
     begins[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
     starts = begins.flatten().nonzero().flatten()
@@ -130,14 +128,14 @@ def sequence_bounds(position_ids: Tensor) -> Tensor:
 
 
 def _on_gpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bounds: Tensor,
+    query: Float[Tensor, "P heads D"],
+    key: Float[Tensor, "P groups D"],
+    value: Float[Tensor, "P groups D"],
+    bounds: Int32[Tensor, " bounds"],
     scaling: float | None,
     window: int | None,
-) -> Tensor:
-    """query, key, value: [B·T, heads, D]; of float32 (LoRA keeps some so) bfloat16 is made."""
+) -> Float[Tensor, "P heads D"]:
+    """Of float32 (LoRA keeps some so) bfloat16 is made."""
     dtype = query.dtype
     if dtype not in _HALF:
         query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
@@ -165,14 +163,13 @@ def _on_gpu(
 
 
 def _one_by_one(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bounds: Tensor,
+    query: Float[Tensor, "P heads D"],
+    key: Float[Tensor, "P groups D"],
+    value: Float[Tensor, "P groups D"],
+    bounds: Int32[Tensor, " bounds"],
     scaling: float | None,
     window: int | None,
-) -> Tensor:
-    """query, key, value: [B·T, heads, D]."""
+) -> Float[Tensor, "P heads D"]:
     mixed = []
     for start, end in pairwise(bounds.tolist()):
         parts = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Float64
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -31,7 +32,7 @@ from post_training.stages.prepared_data import PairPreparation, num_embedded_ids
 from post_training.train.config import DpoConfig, PreferenceLossConfig
 from post_training.train.dpo_loss import Answers, PairBatch, PairCollator, PairMetrics, pair_losses
 from post_training.train.dpo_reference import ReferenceLogprobs, reference_logprobs
-from post_training.train.loss import Evaluation, Loss, LossOutput
+from post_training.train.loss import Evaluation, Loss, LossOutput, Scalar
 from post_training.train.policy import (
     check_read,
     check_requirements,
@@ -177,7 +178,7 @@ def _check_figures(config: DpoConfig, dataset: PairDataset) -> None:
             raise PostTrainingError("normal needs at least 2 ref_rewards", where="loss")
 
 
-def _check_known(values: np.ndarray, what: str) -> None:
+def _check_known(values: Float64[np.ndarray, "pairs 2"], what: str) -> None:
     missing = np.isnan(values)
     if missing.any():
         pair, side = np.argwhere(missing)[0]
@@ -289,7 +290,7 @@ class DpoEvaluation(Evaluation):
         self._head = head
         super().__init__(collator, len(collator.dataset), batch_size, eval_steps, ranks)
 
-    def batch_sums(self, batch: PairBatch, model: Any) -> dict[str, Tensor | float]:
+    def batch_sums(self, batch: PairBatch, model: Any) -> dict[str, Scalar]:
         chosen, rejected, _ = score_answers(model, self._head, batch)
         loss = pair_losses(chosen, rejected, self._loss).sum()
         return {"loss": loss, **self._pair_metrics.sums(chosen, rejected, batch.sources)}
@@ -300,7 +301,7 @@ class DpoEvaluation(Evaluation):
 
 def score_answers(
     model: Any, head: ChunkedHead, batch: PairBatch, router: RouterLoss | None = None
-) -> tuple[Answers, Answers, Tensor | None]:
+) -> tuple[Answers, Answers, Float32[Tensor, ""] | None]:
     """What the model has of the chosen and the rejected answers of a batch on its device; and the
     router's loss over its tokens, if that is asked for.
 

@@ -26,6 +26,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -34,7 +35,7 @@ from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION, SIDES
 from post_training.models.head import IGNORED
 from post_training.train.config import PreferenceLossConfig
-from post_training.train.loss import MicroBatch
+from post_training.train.loss import MicroBatch, Scalar
 
 # The grid of `_log_dawson`: its error is about exp(−(π / (2 · spacing))²), here 1e-27.
 _SPACING, _NUM_TERMS = 0.2, 36
@@ -42,37 +43,39 @@ _SPACING, _NUM_TERMS = 0.2, 36
 
 @dataclass(frozen=True)
 class Answers:
-    """The same answer (chosen, or rejected) of N pairs; each a floating tensor [N].
+    """The same answer (chosen, or rejected) of N pairs.
 
     logprobs, ref_logprobs: sums over the completion tokens, nats. lengths: of completions, in
     tokens. quantiles: R, and num_ref_rewards: n; only read by qrpo.
     """
 
-    logprobs: Tensor
-    ref_logprobs: Tensor
-    lengths: Tensor
-    quantiles: Tensor
-    num_ref_rewards: Tensor
+    logprobs: Float[Tensor, " N"]
+    ref_logprobs: Float[Tensor, " N"]
+    lengths: Float[Tensor, " N"]
+    quantiles: Float[Tensor, " N"]
+    num_ref_rewards: Float[Tensor, " N"]
 
     @property
-    def log_ratios(self) -> Tensor:
-        """Δ [N]."""
+    def log_ratios(self) -> Float[Tensor, " N"]:
+        """Δ."""
         return self.logprobs - self.ref_logprobs
 
 
-def betas(answers: Answers, loss: PreferenceLossConfig) -> Tensor:
-    """β_y [N]."""
+def betas(answers: Answers, loss: PreferenceLossConfig) -> Float[Tensor, " N"]:
+    """β_y."""
     scale = 1 / answers.lengths if loss.beta_is_per_length else torch.ones_like(answers.lengths)
     return loss.beta * scale
 
 
-def implicit_rewards(answers: Answers, loss: PreferenceLossConfig) -> Tensor:
-    """β_y Δ [N]: the reward, up to a term of the prompt, whose best policy is π_θ."""
+def implicit_rewards(answers: Answers, loss: PreferenceLossConfig) -> Float[Tensor, " N"]:
+    """β_y Δ: the reward, up to a term of the prompt, whose best policy is π_θ."""
     return betas(answers, loss) * answers.log_ratios
 
 
-def pair_losses(chosen: Answers, rejected: Answers, loss: PreferenceLossConfig) -> Tensor:
-    """The loss of each pair [N], in the dtype of the answers; nothing is averaged over pairs."""
+def pair_losses(
+    chosen: Answers, rejected: Answers, loss: PreferenceLossConfig
+) -> Float[Tensor, " N"]:
+    """The loss of each pair, in the dtype of the answers; nothing is averaged over pairs."""
     if loss.name == "qrpo":
         return (_qrpo(chosen, loss) + _qrpo(rejected, loss)) / 2
     margins = implicit_rewards(chosen, loss) - implicit_rewards(rejected, loss)
@@ -86,7 +89,7 @@ def pair_losses(chosen: Answers, rejected: Answers, loss: PreferenceLossConfig) 
             return ((margins - 0.5) / loss.beta) ** 2
 
 
-def _qrpo(answers: Answers, loss: PreferenceLossConfig) -> Tensor:
+def _qrpo(answers: Answers, loss: PreferenceLossConfig) -> Float[Tensor, " N"]:
     beta = betas(answers, loss)
     targets = transformed(answers.quantiles, answers.num_ref_rewards, loss.quantile_transform)
     targets = targets - beta_log_z(beta, loss.quantile_transform)
@@ -94,8 +97,10 @@ def _qrpo(answers: Answers, loss: PreferenceLossConfig) -> Tensor:
     return errors / answers.lengths if loss.normalize_loss_by_length else errors
 
 
-def transformed(quantiles: Tensor, num_ref_rewards: Tensor, transform: str) -> Tensor:
-    """f(R) [N]."""
+def transformed(
+    quantiles: Float[Tensor, " N"], num_ref_rewards: Float[Tensor, " N"], transform: str
+) -> Float[Tensor, " N"]:
+    """f(R)."""
     moved = moved_quantiles(quantiles, num_ref_rewards, transform)
     match transform:
         case "identity":
@@ -111,8 +116,10 @@ def transformed(quantiles: Tensor, num_ref_rewards: Tensor, transform: str) -> T
     raise AssertionError(transform)
 
 
-def moved_quantiles(quantiles: Tensor, num_ref_rewards: Tensor, transform: str) -> Tensor:
-    """R [N], moved to where f is finite: to ≥ 1/n for log, to [1/n, (n − 1)/n] for normal."""
+def moved_quantiles(
+    quantiles: Float[Tensor, " N"], num_ref_rewards: Float[Tensor, " N"], transform: str
+) -> Float[Tensor, " N"]:
+    """R, moved to where f is finite: to ≥ 1/n for log, to [1/n, (n − 1)/n] for normal."""
     if transform == "log":
         return torch.maximum(quantiles, 1 / num_ref_rewards)
     if transform == "normal":
@@ -121,8 +128,8 @@ def moved_quantiles(quantiles: Tensor, num_ref_rewards: Tensor, transform: str) 
     return quantiles
 
 
-def beta_log_z(beta: Tensor, transform: str) -> Tensor:
-    """β log ∫₀¹ exp(f(t) / β) dt, exact, of each β [N].
+def beta_log_z(beta: Float[Tensor, " N"], transform: str) -> Float[Tensor, " N"]:
+    """β log ∫₀¹ exp(f(t) / β) dt, exact, of each β.
 
     Computed in float64, and with exp(1/β) taken out: it overflows below β = 1/709.
 
@@ -149,8 +156,8 @@ def beta_log_z(beta: Tensor, transform: str) -> Tensor:
     return result.to(beta.dtype)
 
 
-def _log_dawson(x: Tensor) -> Tensor:
-    """log D(x) of x > 0, float64 [N], by Rybicki's sum over a grid of odd multiples of h:
+def _log_dawson(x: Float64[Tensor, " N"]) -> Float64[Tensor, " N"]:
+    """log D(x) of x > 0, by Rybicki's sum over a grid of odd multiples of h:
     D(x) = (1/√π) Σ exp(−(x − nh)²) / n (Numerical Recipes, 3rd edition, 6.9).
     """
     nearest = 2 * torch.round(x / (2 * _SPACING))
@@ -166,18 +173,18 @@ class PairBatch(MicroBatch):
 
     Only completion tokens are targets.
 
-    answers: int64 [B, T], the number of the answer that the target is of; 0 where there is none.
-    ref_logprobs, lengths, quantiles, num_ref_rewards: float64 [2, N], of chosen and rejected.
-    sources: int64 [N], the number of the dataset that each pair is of.
+    answers: the number of the answer that the target is of; 0 where there is none.
+    ref_logprobs, lengths, quantiles, num_ref_rewards: of chosen and rejected.
+    sources: the number of the dataset that each pair is of.
     numbers: of the pairs in the dataset.
     """
 
-    answers: Tensor
-    ref_logprobs: Tensor
-    lengths: Tensor
-    quantiles: Tensor
-    num_ref_rewards: Tensor
-    sources: Tensor
+    answers: Int64[Tensor, "B T"]
+    ref_logprobs: Float64[Tensor, "2 N"]
+    lengths: Float64[Tensor, "2 N"]
+    quantiles: Float64[Tensor, "2 N"]
+    num_ref_rewards: Float64[Tensor, "2 N"]
+    sources: Int64[Tensor, " N"]
     numbers: tuple[int, ...]
 
     @property
@@ -187,14 +194,14 @@ class PairBatch(MicroBatch):
 
 @dataclass(frozen=True)
 class _Block:
-    """Tokens that see none but each other; each int64 [T]. branches: 0 for what all later tokens
+    """Tokens that see none but each other. branches: 0 for what all later tokens
     see, 1 and 2 for what only the same branch sees."""
 
-    ids: np.ndarray
-    positions: np.ndarray
-    branches: np.ndarray
-    targets: np.ndarray
-    answers: np.ndarray
+    ids: Int64[np.ndarray, " T"]
+    positions: Int64[np.ndarray, " T"]
+    branches: Int64[np.ndarray, " T"]
+    targets: Int64[np.ndarray, " T"]
+    answers: Int64[np.ndarray, " T"]
     squared_lengths: int
 
 
@@ -214,7 +221,7 @@ class PairCollator:
 
             prompt    … p   p c c c    p r r        positions  0 … P−2, P−1 …, P−1 …
 
-    ref_logprobs: float64 [S, 2], of every pair of the dataset.
+    ref_logprobs: of every pair of the dataset.
     packed: rows are laid out without padding between sequences.
     padding_free: the same, and one row of all of them.
     additive_mask: the mask of shared prompts as numbers to add (eager), not as booleans (sdpa).
@@ -223,7 +230,7 @@ class PairCollator:
     def __init__(
         self,
         dataset: PairDataset,
-        ref_logprobs: np.ndarray,
+        ref_logprobs: Float64[np.ndarray, "S 2"],
         *,
         pad_token_id: int,
         packed: bool,
@@ -308,7 +315,12 @@ class PairCollator:
         kept = len(pair.prefix) - 1
         nothing = np.full(kept, IGNORED)
         shared = _Block(
-            pair.prefix[:-1], np.arange(kept), np.zeros(kept, int), nothing, np.zeros(kept, int), 0
+            pair.prefix[:-1].astype(np.int64),
+            np.arange(kept),
+            np.zeros(kept, int),
+            nothing,
+            np.zeros(kept, int),
+            0,
         )
         parts = [shared]
         for branch, (answer, index) in enumerate(sides, 1):
@@ -331,8 +343,10 @@ class PairCollator:
             squared_lengths=sum(part.squared_lengths for part in parts) - kept**2,
         )
 
-    def _mask(self, blocks: np.ndarray, branches: np.ndarray) -> Tensor:
-        """[B, 1, T, T]: whether position q (the third dimension) sees k."""
+    def _mask(
+        self, blocks: Int64[np.ndarray, "B T"], branches: Int64[np.ndarray, "B T"]
+    ) -> Bool[Tensor, "B 1 T T"] | Float32[Tensor, "B 1 T T"]:
+        """Whether position q (the third dimension) sees k."""
         block, branch = torch.from_numpy(blocks), torch.from_numpy(branches)
         sees = (block[:, :, None] == block[:, None]) & (
             (branch[:, None] == 0) | (branch[:, :, None] == branch[:, None])
@@ -343,7 +357,7 @@ class PairCollator:
         return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
 
 
-def _sequence(prefix: np.ndarray, answer: PreparedRow, index: int) -> _Block:
+def _sequence(prefix: Int32[np.ndarray, " prefix"], answer: PreparedRow, index: int) -> _Block:
     """A prompt and one answer, as they are alone."""
     ids = np.concatenate([prefix, answer.ids]).astype(np.int64)
     length = len(ids)
@@ -389,12 +403,12 @@ class PairMetrics:
 
     @torch.no_grad()
     def sums(
-        self, chosen: Answers, rejected: Answers, sources: Tensor
-    ) -> dict[str, Tensor | float]:
-        """Of one micro-batch; they add up over micro-batches and ranks. sources: int64 [N]."""
+        self, chosen: Answers, rejected: Answers, sources: Int64[Tensor, " N"]
+    ) -> dict[str, Scalar]:
+        """Of one micro-batch; they add up over micro-batches and ranks."""
         margins = implicit_rewards(chosen, self._loss) - implicit_rewards(rejected, self._loss)
         is_higher = (margins > 0).double()
-        sums: dict[str, Tensor | float] = {"num_pairs": float(len(margins))}
+        sums: dict[str, Scalar] = {"num_pairs": float(len(margins))}
         for name, answers in zip(SIDES, (chosen, rejected), strict=True):
             has_quantile = ~answers.quantiles.isnan()
             sums[f"rewards/{name}"] = implicit_rewards(answers, self._loss).sum()
@@ -439,7 +453,7 @@ class PairMetrics:
     def _moves(self) -> bool:
         return self._loss.name == "qrpo" and self._loss.quantile_transform in ("log", "normal")
 
-    def _num_moved(self, answers: Answers) -> Tensor | float:
+    def _num_moved(self, answers: Answers) -> Scalar:
         if not self._moves:
             return 0.0
         moved = moved_quantiles(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int32, Int64
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError, UsageError
@@ -37,10 +38,10 @@ _MAX_BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class ReferenceLogprobs:
-    """values: float64 [S, 2]. is_start: they are of the model that training starts from. computed:
+    """is_start: they are of the model that training starts from. computed:
     in this run."""
 
-    values: np.ndarray
+    values: Float64[np.ndarray, "S 2"]
     is_start: bool
     computed: bool
 
@@ -117,9 +118,9 @@ def _check_stored(
 
 
 def _compute(
-    config: DpoConfig, context: StageContext, dataset: PairDataset, used: np.ndarray
-) -> np.ndarray:
-    """float64 [S, 2]. The ranks take the pairs in turn."""
+    config: DpoConfig, context: StageContext, dataset: PairDataset, used: Int64[np.ndarray, " used"]
+) -> Float64[np.ndarray, "S 2"]:
+    """The ranks take the pairs in turn."""
     path = config.reference.ref_model_name_or_path or config.model.path
     context.log(f"reference: computing logprobs of {len(used):,} pairs with {path}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,7 +167,7 @@ def _score(scorer: LogprobScorer, pair: Pair) -> list[float]:
     return [each.logprob for of_prompt in scored for each in of_prompt]
 
 
-def _asked(prefix: np.ndarray, answers: tuple[PreparedRow, ...]) -> Asked:
+def _asked(prefix: Int32[np.ndarray, " prefix"], answers: tuple[PreparedRow, ...]) -> Asked:
     return Asked(
         prefix.tolist(),
         [answer.ids.tolist() for answer in answers],
@@ -183,7 +184,7 @@ def _write(
     config: DpoConfig,
     tokenizer: PreTrainedTokenizerBase,
     dataset: PairDataset,
-    values: np.ndarray,
+    values: Float64[np.ndarray, "S 2"],
 ) -> None:
     if not np.isfinite(values[dataset.used_pairs()]).all():
         number = int(dataset.used_pairs()[~np.isfinite(values[dataset.used_pairs()]).all(1)][0])

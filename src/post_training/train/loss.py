@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 from post_training.models.router_loss import RouterLoss
@@ -18,19 +19,20 @@ from post_training.stages.context import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Some rows of the dataset, as tensors [B, T].
+    """Some rows of the dataset.
 
-    inputs: of the model's forward pass: input_ids, and attention_mask or position_ids; int64.
-    targets: int64, the id that a position should predict; models.head.IGNORED where there is none.
-    is_token: bool; the others are padding.
+    inputs: of the model's forward pass: input_ids, and attention_mask or position_ids; int64, but
+    for the mask of a shared prompt, [B, 1, T, T] (dpo_loss.py).
+    targets: the id that a position should predict; models.head.IGNORED where there is none.
+    is_token: the others are padding.
     rows: their numbers in the dataset.
     num_tokens: without padding.
     sum_of_squared_lengths: over the sequences; what attention costs.
     """
 
-    inputs: dict[str, Tensor]
-    targets: Tensor
-    is_token: Tensor
+    inputs: dict[str, Shaped[Tensor, "B ..."]]
+    targets: Int64[Tensor, "B T"]
+    is_token: Bool[Tensor, "B T"]
     rows: tuple[int, ...]
     num_tokens: int
     sum_of_squared_lengths: int
@@ -46,25 +48,26 @@ class MicroBatch:
         return replace(self, inputs=inputs, **tensors)
 
 
+# Read at the end of a step: to read a tensor at once would make the processor wait for the GPU.
+Scalar = Shaped[Tensor, ""] | float | int
 # From [{"row": number}, …] to {"batch": MicroBatch}: the Trainer wants mappings on both sides.
 Collator = Callable[[list[dict[str, int]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Of one micro-batch. What is a tensor here is read at the end of the step: to read it at once
-    would make the processor wait for the GPU.
+    """Of one micro-batch.
 
-    loss: float32 [], as it is differentiated.
+    loss: as it is differentiated.
     sums: further figures, which add up over micro-batches and ranks.
-    router_loss: float32 [], of a mixture of experts (models/router_loss.py).
+    router_loss: of a mixture of experts (models/router_loss.py).
     """
 
-    loss: Tensor
+    loss: Float32[Tensor, ""]
     num_sequences: int
-    num_trained_tokens: Tensor | int
-    sums: dict[str, Tensor | float]
-    router_loss: Tensor | None = None
+    num_trained_tokens: Scalar
+    sums: dict[str, Scalar]
+    router_loss: Float32[Tensor, ""] | None = None
 
 
 class Loss(ABC):
@@ -127,7 +130,7 @@ class Evaluation(ABC):
         self._ranks = ranks
 
     @abstractmethod
-    def batch_sums(self, batch: Any, model: Any) -> dict[str, Tensor | float]:
+    def batch_sums(self, batch: Any, model: Any) -> dict[str, Scalar]:
         """Sums over a batch on the model's device, with the same names for every batch."""
 
     @abstractmethod
@@ -141,7 +144,7 @@ class Evaluation(ABC):
         """This rank's: to be added over the ranks for `figures`."""
         was_training = model.training
         model.eval()
-        totals: dict[str, Tensor | float] = {}
+        totals: dict[str, Scalar] = {}
         with torch.no_grad():
             for batch, counts in self._batches():
                 for name, value in self.batch_sums(batch.to(device), model).items():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float32
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
@@ -150,8 +151,10 @@ class RewardLoss(Loss):
         return {name: total / number for name, total in sums.items() if name != "num_pairs"}
 
 
-def pair_losses(chosen_N: Tensor, rejected_N: Tensor, center_coefficient: float) -> Tensor:
-    """L of each pair, float32 [N]. chosen_N, rejected_N: rewards, float32."""
+def pair_losses(
+    chosen_N: Float32[Tensor, " N"], rejected_N: Float32[Tensor, " N"], center_coefficient: float
+) -> Float32[Tensor, " N"]:
+    """L of each pair. chosen_N, rejected_N: rewards."""
     losses_N = -logsigmoid(chosen_N - rejected_N)
     if center_coefficient:
         losses_N = losses_N + center_coefficient * (chosen_N + rejected_N).square()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from jaxtyping import Bool, Float32
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -26,7 +27,7 @@ from post_training.models.router_loss import RouterLoss
 from post_training.stages.context import Ranks, Result, StageContext, remove_leftovers
 from post_training.stages.prepared_data import DataPreparation
 from post_training.train.config import SftConfig, SftLossConfig
-from post_training.train.loss import Evaluation, Loss, LossOutput
+from post_training.train.loss import Evaluation, Loss, LossOutput, Scalar
 from post_training.train.policy import check_read, check_requirements, load_policy
 from post_training.train.session import Session
 from post_training.train.sft_loss import (
@@ -159,9 +160,11 @@ class SftLoss(Loss):
         return span_losses(sums)
 
 
-def _span_sums(batch: SftBatch, logprobs: Tensor, is_trained: Tensor) -> dict[str, Tensor | float]:
+def _span_sums(
+    batch: SftBatch, logprobs: Float32[Tensor, "B T"], is_trained: Bool[Tensor, "B T"]
+) -> dict[str, Scalar]:
     """Cross-entropy and number of trained tokens of prompts and completions."""
-    sums: dict[str, Tensor | float] = {}
+    sums: dict[str, Scalar] = {}
     for name, kind in SPANS:
         mask = (batch.kinds == kind) & is_trained
         sums[f"{name}_loss"] = -(logprobs.double() * mask).sum()
@@ -184,11 +187,11 @@ class SftEvaluation(Evaluation):
         self._head = head
         super().__init__(collator, len(collator.dataset), batch_size, eval_steps, ranks)
 
-    def batch_sums(self, batch: SftBatch, model: Any) -> dict[str, Tensor | float]:
+    def batch_sums(self, batch: SftBatch, model: Any) -> dict[str, Scalar]:
         with self._head.scoring(batch.targets, with_top=True):
             logprobs, values, tops = model(**batch.inputs, use_cache=False).logits
         losses = token_losses(logprobs, values, batch.continues, self._loss).double()
-        sums: dict[str, Tensor | float] = dict(zip(_OVERALL, batch.sums.values(), strict=True))
+        sums: dict[str, Scalar] = dict(zip(_OVERALL, batch.sums.values(), strict=True))
         for name, kind in SPANS:
             mask = (batch.kinds == kind).double()
             sums[f"weighted_{name}_loss"] = (mask * batch.weights * losses).sum()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor
 
 from post_training.data.prepared.dataset import PreparedDataset, PreparedRow
@@ -49,9 +50,11 @@ class Sums:
 
 
 def sequence_weights(
-    kinds_T: np.ndarray, weights_T: np.ndarray | None, loss: SftLossConfig
-) -> tuple[np.ndarray, Sums]:
-    """c_t of one sequence's predicted tokens but for the factors, float64 [T]; and its sums.
+    kinds_T: UInt8[np.ndarray, " T"],
+    weights_T: Float32[np.ndarray, " T"] | None,
+    loss: SftLossConfig,
+) -> tuple[Float64[np.ndarray, " T"], Sums]:
+    """c_t of one sequence's predicted tokens but for the factors; and its sums.
 
     kinds_T, weights_T: of the predicted tokens: all but the first of the sequence.
     """
@@ -86,11 +89,14 @@ def _fraction(numerator: float, denominator: float) -> float:
 
 
 def token_losses(
-    logprobs_BT: Tensor, values_BT: Tensor, continues_BT: Tensor, loss: SftLossConfig
-) -> Tensor:
-    """ℓ_t, float32 [B, T], differentiable.
+    logprobs_BT: Float32[Tensor, "B T"],
+    values_BT: Float32[Tensor, "B T"],
+    continues_BT: Bool[Tensor, "B T"],
+    loss: SftLossConfig,
+) -> Float32[Tensor, "B T"]:
+    """ℓ_t, differentiable.
 
-    logprobs_BT, values_BT: log p and V of each predicting position, float32. continues_BT: whether
+    logprobs_BT, values_BT: log p and V of each predicting position. continues_BT: whether
     the next position predicts a token of the same sequence; V_{t+1} is 0 where not.
     """
     if loss.name != "irl":
@@ -118,18 +124,18 @@ class SftBatch(MicroBatch):
     """Every position but the last of a sequence predicts the token after it: its target. The
     targets of prompts are there too, for the losses that weigh them.
 
-    kinds: uint8 [B, T], of the targets; EXCLUDED where there is none.
-    weights: float64 [B, T], c_t but for the factors.
+    kinds: of the targets; EXCLUDED where there is none.
+    weights: c_t but for the factors.
     sums: over the sequences of the batch.
     """
 
-    kinds: Tensor
-    weights: Tensor
+    kinds: UInt8[Tensor, "B T"]
+    weights: Float64[Tensor, "B T"]
     sums: Sums
 
     @property
-    def continues(self) -> Tensor:
-        """Whether the position after has a target of the same sequence; bool [B, T]."""
+    def continues(self) -> Bool[Tensor, "B T"]:
+        """Whether the position after has a target of the same sequence."""
         asked = self.targets != IGNORED
         return asked & torch.nn.functional.pad(asked[:, 1:], (0, 1))
 
@@ -227,8 +233,8 @@ class SftCollator:
         return replace(row, kinds=kinds)
 
 
-def coefficients(batch: SftBatch, of_prompt: float, of_completion: float) -> Tensor:
-    """c_t, float32 [B, T], on the batch's device: its weights times the factors of its global
+def coefficients(batch: SftBatch, of_prompt: float, of_completion: float) -> Float32[Tensor, "B T"]:
+    """c_t, on the batch's device: its weights times the factors of its global
     batch."""
     factor = torch.zeros(3, dtype=torch.float64, device=batch.weights.device)
     factor[PROMPT], factor[COMPLETION] = of_prompt, of_completion

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
@@ -42,7 +43,7 @@ from post_training.train.checkpoint import (
     StopRequest,
 )
 from post_training.train.config import TrainingStageConfig
-from post_training.train.loss import Collator, Evaluation, Loss, LossOutput, MicroBatch
+from post_training.train.loss import Collator, Evaluation, Loss, LossOutput, MicroBatch, Scalar
 from post_training.train.metrics import (
     Metrics,
     MicroBatchLoss,
@@ -108,9 +109,9 @@ class _Done:
     """A micro-batch whose forward and backward pass are done. loss: as it was differentiated."""
 
     batch: MicroBatch
-    loss: Tensor
+    loss: Float32[Tensor, ""]
     output: LossOutput
-    sums: dict[str, Tensor | float]
+    sums: dict[str, Scalar]
 
 
 class Trainer(SFTTrainer):
@@ -165,7 +166,7 @@ class Trainer(SFTTrainer):
             if warning is not None:
                 self._context.log(f"warning: {warning}")
 
-    def micro_batch_loss(self, model: Any, batch: MicroBatch) -> Tensor:
+    def micro_batch_loss(self, model: Any, batch: MicroBatch) -> Float32[Tensor, ""]:
         """This micro-batch's share of the global batch's loss, times the number of ranks: the
         library takes the mean of the ranks' gradients, where the sum is wanted."""
         world_size = self._context.ranks.world_size
@@ -319,7 +320,7 @@ class Trainer(SFTTrainer):
         inputs: dict[str, MicroBatch],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
-    ) -> Tensor:
+    ) -> Float32[Tensor, ""]:
         """Called from Trainer.training_step, which then does the backward pass."""
         return self.micro_batch_loss(model, inputs["batch"])
 

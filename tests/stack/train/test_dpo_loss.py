@@ -143,13 +143,13 @@ def test_pair_losses_have_the_gradient_of_the_formulas(name: str):
 @pytest.mark.parametrize("transform", ["identity", "square", "sqrt", "log"])
 @pytest.mark.parametrize("beta", [3e-4, 0.001, 0.1, 0.5, 1.0, 5.0, 300.0])
 def test_beta_log_z_is_the_integral(transform: str, beta: float):
-    found = float(beta_log_z(torch.tensor(beta, dtype=torch.float64), transform))
+    found = float(beta_log_z(torch.tensor([beta], dtype=torch.float64), transform))
     assert found == pytest.approx(beta * log_z(beta, transform), rel=1e-9, abs=1e-12)
 
 
 def test_beta_log_z_of_normal_is_that_of_a_normal_distribution():
     # Φ⁻¹(t) of a uniform t is standard normal: E exp(x / β) = exp(1 / (2β²)).
-    assert float(beta_log_z(torch.tensor(0.25), "normal")) == pytest.approx(2.0)
+    assert float(beta_log_z(torch.tensor([0.25]), "normal")) == pytest.approx(2.0)
 
 
 def test_beta_log_z_of_identity_keeps_the_term_that_the_reference_code_drops():
@@ -224,7 +224,7 @@ def test_pair_metrics_of_equal_rewards_count_as_wrong():
         side.ref_logprobs, side.ref_logprobs, side.lengths, side.quantiles, side.num_ref_rewards
     )
     metrics = PairMetrics(PreferenceLossConfig(name="dpo", beta=0.3), ["one"])
-    sums = metrics.sums(same, same, torch.zeros(NUM_PAIRS))
+    sums = metrics.sums(same, same, torch.zeros(NUM_PAIRS, dtype=torch.int64))
     assert float(sums["rewards/accuracies"]) == 0
 
 

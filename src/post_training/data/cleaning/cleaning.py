@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt32
 
 from post_training.core.errors import shown
 from post_training.data.cleaning.contamination import BenchmarkIndex
@@ -90,10 +91,10 @@ class Signer:
 
 @dataclass(frozen=True)
 class SignedChunk:
-    """signatures: uint32 [R, NUM_MINIMA]. places: of each row, its path and number."""
+    """signatures: NUM_MINIMA of each row. places: of each row, its path and number."""
 
     dataset: int
-    signatures: np.ndarray
+    signatures: UInt32[np.ndarray, "R minima"]
     places: list[tuple[str, int]]
     rejected: list[Rejected]  # none: bad rows get their verdicts when they are read for use
 

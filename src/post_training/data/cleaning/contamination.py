@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32, UInt64
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.cleaning.words import all_texts, hash_ngrams, words_of
@@ -29,14 +30,14 @@ class Contamination:
 
 @dataclass(frozen=True)
 class BenchmarkIndex:
-    """hashes: uint64 [N], ascending, of n-grams of `size` words; file, row: int32 [N], where each
+    """hashes: ascending, of n-grams of `size` words; file, row: where each
     first stands. num_rows, num_short: of each file, its rows, and those too short to be found."""
 
     size: int
     files: tuple[str, ...]
-    hashes: np.ndarray
-    file: np.ndarray
-    row: np.ndarray
+    hashes: UInt64[np.ndarray, " N"]
+    file: Int32[np.ndarray, " N"]
+    row: Int32[np.ndarray, " N"]
     num_rows: tuple[int, ...]
     num_short: tuple[int, ...]
 
@@ -84,5 +85,5 @@ class BenchmarkIndex:
         return None
 
 
-def _hashes(text: str, size: int) -> np.ndarray:
+def _hashes(text: str, size: int) -> UInt64[np.ndarray, " ngrams"]:
     return hash_ngrams(words_of(text, signs=False), size)

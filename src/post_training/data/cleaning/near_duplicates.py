@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
+from jaxtyping import Int64, UInt32
 
 from post_training.data.cleaning.words import hash_ngrams
 
@@ -44,9 +45,9 @@ class NearDuplicate:
     similarity: float
 
 
-def signature(words: list[str]) -> np.ndarray:
-    """uint32 [NUM_MINIMA]. A row of fewer words than a shingle has one shingle, all of it; one
-    without words has none, and its signature is all ones."""
+def signature(words: list[str]) -> UInt32[np.ndarray, " minima"]:
+    """NUM_MINIMA of a row's shingles. A row of fewer words than a shingle has one shingle, all of
+    it; one without words has none, and its signature is all ones."""
     hashes = np.unique(hash_ngrams(words, min(SHINGLE, max(len(words), 1))))
     least = np.full(NUM_MINIMA, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(hashes), _SHINGLES_AT_ONCE):
@@ -85,8 +86,10 @@ def find_near_duplicates(file: IO[bytes], threshold: float) -> Iterator[NearDupl
         yield NearDuplicate(row, found, int(roots[row]), round(float(alike), 2))
 
 
-def _pairs_of_band(signatures: np.ndarray, band: int) -> Iterator[np.ndarray]:
-    """int64 [P, 2]: each row of a bucket with the bucket's first one; then with the one before."""
+def _pairs_of_band(
+    signatures: UInt32[np.ndarray, "R minima"], band: int
+) -> Iterator[Int64[np.ndarray, "pairs 2"]]:
+    """Each row of a bucket with the bucket's first one; then with the one before."""
     own = signatures[:, band * _ROWS : (band + 1) * _ROWS]
     keys = np.zeros(len(own), np.uint64)
     for column in own.T:
@@ -102,7 +105,9 @@ def _pairs_of_band(signatures: np.ndarray, band: int) -> Iterator[np.ndarray]:
     yield np.stack([order[member - 1], order[member]], axis=1)
 
 
-def _roots(first: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _roots(
+    first: Int64[np.ndarray, " R"], rows: Int64[np.ndarray, " some"]
+) -> Int64[np.ndarray, " some"]:
     while True:
         above = first[rows]
         if np.array_equal(above, rows):
@@ -110,7 +115,7 @@ def _roots(first: np.ndarray, rows: np.ndarray) -> np.ndarray:
         rows = above
 
 
-def _join(first: np.ndarray, one: int, other: int) -> None:
+def _join(first: Int64[np.ndarray, " R"], one: int, other: int) -> None:
     """The cluster's first row is the root of both; paths are halved on the way."""
     roots = []
     for row in (one, other):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from jaxtyping import UInt64
 
 from post_training.data.formats.columns import Format
 
@@ -51,8 +52,8 @@ def words_of(text: str, *, signs: bool) -> list[str]:
     return (_WORDS_AND_SIGNS if signs else _WORDS).findall(text.casefold())
 
 
-def hash_ngrams(words: list[str], size: int) -> np.ndarray:
-    """uint64 [max(len(words) - size + 1, 0)]: a hash of every `size` words that follow each other.
+def hash_ngrams(words: list[str], size: int) -> UInt64[np.ndarray, " ngrams"]:
+    """A hash of every `size` words that follow each other.
 
     h = mix(sum over k of xxh3_64(word k) * m^(size - 1 - k)), modulo 2^64: the same on every
     machine.

@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from jaxtyping import Int32, Int64, UInt8
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer
@@ -29,6 +30,7 @@ ROLES = ("user", "assistant")
 _MARKER = re.compile(r"<<<\|(user|assistant)\|>>>")
 
 
+@runtime_checkable
 class SpanTokenizer(Protocol):
     """Encodes spans: stretches of text between control tokens, each encoded on its own.
 
@@ -135,12 +137,11 @@ def _ids_of_types(model: ModelProto, *types: int) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class EncodedDocuments:
-    """Documents one after another. tokens: int32 [N]. kinds: uint8 [N]. lengths: int64, of each
-    document, in tokens."""
+    """Documents one after another. lengths: of each document, in tokens."""
 
-    tokens: np.ndarray
-    kinds: np.ndarray
-    lengths: np.ndarray
+    tokens: Int32[np.ndarray, " T"]
+    kinds: UInt8[np.ndarray, " T"]
+    lengths: Int64[np.ndarray, " documents"]
 
     def first(self, number: int | None) -> "EncodedDocuments":
         """At most this many of the documents; None: all."""

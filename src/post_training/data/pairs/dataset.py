@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int32, Int64
 
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json
@@ -50,17 +51,17 @@ REF_LOGPROB, QUANTILE, NUM_REF_REWARDS = range(3)
 class Pair:
     """Two answers to one prompt.
 
-    number: in the dataset. source: index of its dataset. prefix: int32 [P], the ids that both
-    answers begin with, none of them trained. chosen, rejected: what each goes on with. figures:
-    float64 [2, 3], of chosen and rejected. is_cut: whether the limits cut something off.
+    number: in the dataset. source: index of its dataset. prefix: the ids that both answers
+    begin with, none of them trained. chosen, rejected: what each goes on with. figures: of chosen
+    and rejected. is_cut: whether the limits cut something off.
     """
 
     number: int
     source: int
-    prefix: np.ndarray
+    prefix: Int32[np.ndarray, " prefix"]
     chosen: PreparedRow
     rejected: PreparedRow
-    figures: np.ndarray
+    figures: Float64[np.ndarray, "2 3"]
     is_cut: bool
 
 
@@ -103,8 +104,8 @@ class PairDataset:
     def source_names(self) -> list[str]:
         return [source["name"] for source in self.record["sources"]]
 
-    def used_pairs(self) -> np.ndarray:
-        """Numbers of the pairs that are in some row, ascending; int64."""
+    def used_pairs(self) -> Int64[np.ndarray, " used"]:
+        """Numbers of the pairs that are in some row, ascending."""
         return np.unique(self._numbers)
 
     def read(self, row: int) -> list[Pair]:
@@ -124,15 +125,15 @@ class PairDataset:
         )
 
 
-def _split(sequence: PreparedRow, lengths: np.ndarray) -> Iterator[PreparedRow]:
+def _split(sequence: PreparedRow, lengths: Int64[np.ndarray, "3"]) -> Iterator[PreparedRow]:
     ends = np.cumsum(lengths)[:-1]
     parts = zip(np.split(sequence.ids, ends), np.split(sequence.kinds, ends), strict=True)
     for ids, kinds in parts:
         yield PreparedRow(ids, kinds, None, (len(ids),))
 
 
-def length_in_row(pair: np.ndarray, *, share_prompt: bool) -> int:
-    """Tokens of a pair as it is laid out in a row (train/dpo_loss.py). pair: int64 [5].
+def length_in_row(pair: Int64[np.ndarray, "5"], *, share_prompt: bool) -> int:
+    """Tokens of a pair as it is laid out in a row (train/dpo_loss.py).
 
     With a shared prompt its last token is there once more for each answer, to predict its first.
     """

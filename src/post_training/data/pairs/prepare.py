@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import atomic_directory
@@ -138,11 +139,11 @@ class PairEncoder:
 @dataclass(frozen=True)
 class EncodedPairs(EncodedChunk):
     """A sequence is what both answers of a pair begin with, then what each goes on with; the length
-    of its piece is that of the pair as it lies in a row. pairs: int64 [S, 5]. figures: float64
-    [S, 2, 3]; for their columns see dataset.py."""
+    of its piece is that of the pair as it lies in a row. The columns of pairs and
+    figures are in dataset.py."""
 
-    pairs: np.ndarray
-    figures: np.ndarray
+    pairs: Int64[np.ndarray, "S 5"]
+    figures: Float64[np.ndarray, "S 2 3"]
 
 
 def encode_pairs(state: PairEncoder, item: tuple[int, Chunk]) -> EncodedPairs:
@@ -343,7 +344,10 @@ def _answer_figures(figures: dict[str, Any], side: str, limits: PairConfig) -> l
 
 
 def _counts(
-    rows: RowPlan, pairs: np.ndarray, figures: np.ndarray, limits: PairConfig
+    rows: RowPlan,
+    pairs: Int64[np.ndarray, "S 5"],
+    figures: Float64[np.ndarray, "S 2 3"],
+    limits: PairConfig,
 ) -> dict[str, Any]:
     """Counts of the rows as they are trained on; a pair that is used twice counts twice.
 

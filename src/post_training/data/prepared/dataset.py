@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from post_training.core.errors import UsageError
 from post_training.core.files import read_json, write_json
@@ -64,13 +65,12 @@ def check_files(folder: Path, schema: str = SCHEMA) -> None:
 class PreparedRow:
     """A row of one or several pieces, one after another.
 
-    ids: int32 [T]. kinds: uint8 [T]. weights: float32 [T], or None when each is 1. lengths: of the
-    pieces, in tokens; their sum is T.
+    weights: None when each is 1. lengths: of the pieces, in tokens; their sum is T.
     """
 
-    ids: np.ndarray
-    kinds: np.ndarray
-    weights: np.ndarray | None
+    ids: Int32[np.ndarray, " T"]
+    kinds: UInt8[np.ndarray, " T"]
+    weights: Float32[np.ndarray, " T"] | None
     lengths: tuple[int, ...]
 
 
@@ -106,7 +106,9 @@ class SequenceStore:
             kinds = self.kinds.read(index, start, length)
         return PreparedRow(ids, kinds, self._read_weights(index, start, length), (length,))
 
-    def _read_weights(self, index: int, start: int, length: int) -> np.ndarray | None:
+    def _read_weights(
+        self, index: int, start: int, length: int
+    ) -> Float32[np.ndarray, " T"] | None:
         if self.weights is None:
             return None
         offset = 4 * (self.tokens.token_offset(index) + start)
@@ -120,8 +122,8 @@ class PreparedDataset:
     def __init__(
         self,
         stores: Sequence[SequenceStore],
-        offsets: np.ndarray,
-        pieces: np.ndarray,
+        offsets: Int64[np.ndarray, " bounds"],
+        pieces: Int64[np.ndarray, "pieces 3"],
         record: dict[str, Any],
     ):
         self.stores = stores

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int32, Int64, Shaped
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import DataConfig, DatasetConfig, SequenceConfig
@@ -21,14 +22,14 @@ from post_training.data.prepared.sequences import LENGTH, SEQUENCE, SequenceBatc
 @dataclass(frozen=True)
 class SequenceTable:
     """All sequences, in order. Of each: the index of its dataset, its length and number of prompt
-    tokens, and its digest (empty where none are needed). pieces: int64 [P, 4], ordered by sequence
+    tokens, and its digest (none where none are needed). pieces: ordered by sequence
     (sequences.py)."""
 
-    dataset: np.ndarray
-    lengths: np.ndarray
-    num_prompt_tokens: np.ndarray
-    digests: np.ndarray
-    pieces: np.ndarray
+    dataset: Int32[np.ndarray, " S"]
+    lengths: Int64[np.ndarray, " S"]
+    num_prompt_tokens: Int64[np.ndarray, " S"]
+    digests: Shaped[np.ndarray, " digests"]
+    pieces: Int64[np.ndarray, "pieces 4"]
 
 
 class TableBuilder:
@@ -55,13 +56,16 @@ class TableBuilder:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The packed rows. offsets: int64 [R + 1]: row r is pieces[offsets[r] : offsets[r + 1]].
-    pieces: int64 [N, 4]. sequences: those in use, as often as they are used. num_duplicates: how
-    many sequences were left out for an earlier one that is the same."""
+    """The packed rows: row r is pieces[offsets[r] : offsets[r + 1]].
 
-    offsets: np.ndarray
-    pieces: np.ndarray
-    sequences: np.ndarray
+    pieces: their columns are in sequences.py.
+    sequences: those in use, as often as they are used.
+    num_duplicates: how many sequences were left out for an earlier one that is the same.
+    """
+
+    offsets: Int64[np.ndarray, " bounds"]
+    pieces: Int64[np.ndarray, "pieces 4"]
+    sequences: Int64[np.ndarray, " used"]
     num_duplicates: int
 
 
@@ -94,7 +98,9 @@ def plan_rows(table: SequenceTable, data: DataConfig, config: SequenceConfig, se
     return RowPlan(rows.offsets, pieces[rows.sequences], used, num_duplicates)
 
 
-def _pieces_of(sequences: np.ndarray, owners: np.ndarray) -> np.ndarray:
+def _pieces_of(
+    sequences: Int64[np.ndarray, " used"], owners: Int64[np.ndarray, " pieces"]
+) -> Int64[np.ndarray, " N"]:
     """Indices of the pieces of each of these sequences, one after another. owners: sorted."""
     first = np.searchsorted(owners, sequences)
     sizes = np.searchsorted(owners, sequences, side="right") - first
@@ -102,7 +108,7 @@ def _pieces_of(sequences: np.ndarray, owners: np.ndarray) -> np.ndarray:
     return np.repeat(first - starts, sizes) + np.arange(sizes.sum())
 
 
-def _longest_first(rows: PackedRows, lengths: np.ndarray) -> PackedRows:
+def _longest_first(rows: PackedRows, lengths: Int64[np.ndarray, " N"]) -> PackedRows:
     totals = np.add.reduceat(lengths[rows.sequences], rows.offsets[:-1])
     return reorder(rows, np.argsort(-totals, kind="stable"))
 
@@ -111,9 +117,9 @@ def choose_rows(
     datasets: Sequence[DatasetConfig],
     num_rows: Sequence[int],
     seed: int,
-    num_tokens: Sequence[np.ndarray] | None = None,
-) -> np.ndarray:
-    """The mixture: numbers of the rows to use, int64, in order; a row may be there several times.
+    num_tokens: Sequence[Int64[np.ndarray, " _"]] | None = None,
+) -> Int64[np.ndarray, " used"]:
+    """The mixture: numbers of the rows to use, in order; a row may be there several times.
 
     Of each dataset: a subsample, then duplication, then the caps; then, where the datasets have
     weights, the largest mixture in those shares that needs no row more often than it is there. One
@@ -145,7 +151,9 @@ def choose_rows(
     return rows[permutation(len(rows), f"mixture, seed {seed}")]
 
 
-def _subsample(order: np.ndarray, dataset: DatasetConfig, index: int) -> np.ndarray:
+def _subsample(
+    order: Int64[np.ndarray, " R"], dataset: DatasetConfig, index: int
+) -> Int64[np.ndarray, " used"]:
     factor = dataset.subsample_factor
     if factor is None:
         return order
@@ -158,14 +166,16 @@ def _subsample(order: np.ndarray, dataset: DatasetConfig, index: int) -> np.ndar
     return order[: factor if isinstance(factor, int) else round(factor * len(order))]
 
 
-def _repeated(order: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
+def _repeated(order: Int64[np.ndarray, " R"], dataset: DatasetConfig) -> Int64[np.ndarray, " used"]:
     if dataset.duplication_factor is None:
         return order
     whole, share = divmod(dataset.duplication_factor, 1)
     return np.concatenate([np.tile(order, int(whole)), order[: round(share * len(order))]])
 
 
-def _in_shares(chosen: list[np.ndarray], weights: Sequence[float]) -> list[np.ndarray]:
+def _in_shares(
+    chosen: list[Int64[np.ndarray, " _"]], weights: Sequence[float]
+) -> list[Int64[np.ndarray, " _"]]:
     """The longest beginnings of each that are in the proportion of the weights."""
     shares = np.array(weights) / sum(weights)
     total = min(len(order) / share for order, share in zip(chosen, shares, strict=True))

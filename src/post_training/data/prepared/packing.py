@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 
 import numpy as np
+from jaxtyping import Int64, Integer
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import Packing
@@ -28,20 +29,20 @@ NUM_OPEN_ROWS = 16
 class PackedRows:
     """Row r holds sequences[offsets[r]:offsets[r + 1]], in this order.
 
-    offsets: int64 [R + 1]. sequences: int64 [N], each index of `lengths` once.
+    sequences: each index of `lengths` once.
     """
 
-    offsets: np.ndarray
-    sequences: np.ndarray
+    offsets: Int64[np.ndarray, " bounds"]
+    sequences: Int64[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, row: int) -> Int64[np.ndarray, " own"]:
         return self.sequences[self.offsets[row] : self.offsets[row + 1]]
 
 
-def pack(lengths: np.ndarray, capacity: int, method: Packing) -> PackedRows:
+def pack(lengths: Integer[np.ndarray, " N"], capacity: int, method: Packing) -> PackedRows:
     """Decide which sequences share a row, from their lengths in tokens.
 
     bfd: sequences from long to short (equal ones in their order), each into the fullest row that
@@ -73,8 +74,8 @@ def shuffle_rows(rows: PackedRows, seed: int) -> PackedRows:
     return reorder(rows, permutation(len(rows), f"packed rows, seed {seed}"))
 
 
-def reorder(rows: PackedRows, order: np.ndarray) -> PackedRows:
-    """Row r of the result is row order[r]; int64 [R]."""
+def reorder(rows: PackedRows, order: Int64[np.ndarray, " R"]) -> PackedRows:
+    """Row r of the result is row order[r]."""
     sizes = np.diff(rows.offsets)[order]
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
@@ -88,7 +89,7 @@ def utilisation(num_tokens: int, num_rows: int, capacity: int) -> float:
     return num_tokens / (num_rows * capacity) if num_rows else 0.0
 
 
-def _check_lengths(lengths: np.ndarray, capacity: int) -> None:
+def _check_lengths(lengths: Int64[np.ndarray, " N"], capacity: int) -> None:
     wrong = np.flatnonzero((lengths < 1) | (lengths > capacity))
     if len(wrong):
         index = int(wrong[0])
@@ -98,7 +99,9 @@ def _check_lengths(lengths: np.ndarray, capacity: int) -> None:
         )
 
 
-def _best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
+def _best_fit_decreasing(
+    lengths: Int64[np.ndarray, " N"], capacity: int
+) -> Int64[np.ndarray, " N"]:
     """row_of of each sequence; `lengths` must not increase.
 
     All sequences of one length are placed together: once a row is the fullest with room for one,
@@ -141,12 +144,12 @@ class _RowsByRoom:
         above = self._filled >> length
         return length + (above & -above).bit_length() - 1 if above else None
 
-    def add(self, room: int, rows: np.ndarray) -> None:
+    def add(self, room: int, rows: Int64[np.ndarray, " added"]) -> None:
         if len(rows) and room:
             self._parts[room].append(rows)
             self._filled |= 1 << room
 
-    def take(self, room: int, number: int) -> np.ndarray:
+    def take(self, room: int, number: int) -> Int64[np.ndarray, " taken"]:
         """At most `number` rows, and at least one, with exactly this room."""
         parts = self._parts[room]
         # Each part is sorted, so the stable sort only merges them.
@@ -158,7 +161,9 @@ class _RowsByRoom:
         return taken
 
 
-def _bounded_best_fit(lengths: np.ndarray, capacity: int, num_open: int) -> Iterator[int]:
+def _bounded_best_fit(
+    lengths: Int64[np.ndarray, " N"], capacity: int, num_open: int
+) -> Iterator[int]:
     """Yield the row of each sequence, one by one; needs no more memory than the open rows."""
     open_rows: list[tuple[int, int]] = []  # (room, row): the fullest first, then the first
     new_rows = count()
@@ -174,7 +179,7 @@ def _bounded_best_fit(lengths: np.ndarray, capacity: int, num_open: int) -> Iter
         yield row
 
 
-def _stable_order(keys: np.ndarray, largest: int) -> np.ndarray:
+def _stable_order(keys: Int64[np.ndarray, " N"], largest: int) -> Int64[np.ndarray, " N"]:
     """argsort of integers from 0 to `largest`; equal keys keep their order.
 
     By 16 bits at a time: numpy sorts those with radix sort, five times faster than wider ones.

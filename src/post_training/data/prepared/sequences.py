@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64, Shaped, UInt8
 
 from post_training.core.errors import PostTrainingError
 from post_training.data.config import SequenceConfig
@@ -23,26 +24,25 @@ SEQUENCE, START, LENGTH, NUM_TRAINED = range(4)
 class SequenceBatch:
     """Several sequences as flat arrays.
 
-    By token: ids int32, kinds uint8, weights float32, or None when each is 1.
-    By sequence, int64: lengths; num_prompt_tokens, those before the first COMPLETION token. And
-    digests, 16 bytes each. pieces: see the columns; SEQUENCE counts within the batch.
+    weights: None when each is 1. num_prompt_tokens: those before the first COMPLETION token.
+    digests: 16 bytes each, or none. pieces: see the columns; SEQUENCE counts within the batch.
     """
 
-    ids: np.ndarray
-    kinds: np.ndarray
-    weights: np.ndarray | None
-    lengths: np.ndarray
-    num_prompt_tokens: np.ndarray
-    digests: np.ndarray
-    pieces: np.ndarray
+    ids: Int32[np.ndarray, " T"]
+    kinds: UInt8[np.ndarray, " T"]
+    weights: Float32[np.ndarray, " T"] | None
+    lengths: Int64[np.ndarray, " S"]
+    num_prompt_tokens: Int64[np.ndarray, " S"]
+    digests: Shaped[np.ndarray, " digests"]
+    pieces: Int64[np.ndarray, "pieces 4"]
 
 
 def cut_to_limit(
-    kinds: np.ndarray, config: SequenceConfig, where: str
+    kinds: UInt8[np.ndarray, " T"], config: SequenceConfig, where: str
 ) -> list[tuple[int, int, int]]:
     """(start, length, number of trained tokens) of the pieces to use, at least one.
 
-    A piece with nothing to train is left out. kinds: uint8 [T], of the whole sequence. where: the
+    A piece with nothing to train is left out. kinds: of the whole sequence. where: the
     place of its row.
     Errors: BadRow ("too-long", "untrained"); PostTrainingError for overlong: fail.
     """
@@ -95,7 +95,7 @@ def _num_prompt(sequence: TokenSequence) -> int:
     return max(sequence.kinds.tobytes().find(COMPLETION), 0)
 
 
-def _weights(sequence: TokenSequence) -> np.ndarray:
+def _weights(sequence: TokenSequence) -> Float32[np.ndarray, " T"]:
     if sequence.weights is None:
         return np.ones(len(sequence.ids), np.float32)
     return sequence.weights
