@@ -86,15 +86,15 @@ def _measure_heads(step: Step, shape: dict[str, Any], length: int) -> None:
     full logits in float32."""
     from torch.nn.functional import cross_entropy
 
-    from post_training.models.bend import Bend
     from post_training.models.head import ChunkedHead
+    from post_training.models.logit_scaling import LogitScaling
 
     torch.manual_seed(0)
     layer = torch.nn.Linear(shape["hidden_size"], shape["vocab_size"], bias=False)
     layer = layer.to(step.device, torch.bfloat16)
     hidden = torch.randn(1, length, shape["hidden_size"], device=step.device).bfloat16()
     targets = torch.randint(0, shape["vocab_size"], (1, length), device=step.device)
-    head = ChunkedHead(layer, Bend())
+    head = ChunkedHead(layer, LogitScaling())
     ones = torch.full((1, length), 1 / length, device=step.device)
 
     def full() -> torch.Tensor:

@@ -7,13 +7,13 @@ of its model, so whatever hangs on that (gathering of sharded weights, autocast)
 what it computes comes out of the model as `outputs.logits`.
 
     P positions of a batch, B·T; N of them asked for; D hidden size, V vocabulary
-    z_NV = bend(hidden_ND · weight_VDᵀ + bias_V)       bias and bend: where the family has them
+    z_NV = scaling(hidden_ND · weight_VDᵀ + bias_V)      bias and scaling: where the family has them
     logprob_n = z[n, target_n] − V_n,   V_n = log Σ_v exp z[n, v]
 
 A loss Σ_n c_n · −logprob_n whose c_n are known beforehand is differentiated while the chunk is at
-hand: dz = c · (softmax z − onehot), times the slope of the bend (bend.py). That is three matrix
-products for loss and gradient, as with full logits. Any other use of logprob and V needs a fourth:
-the backward pass makes the chunk again.
+hand: dz = c · (softmax z − onehot), times the slope of the scaling (logit_scaling.py). That is
+three matrix products for loss and gradient, as with full logits. Any other use of logprob and V
+needs a fourth: the backward pass makes the chunk again.
 """
 
 import types
@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.models.bend import Bend, find_bend
+from post_training.models.logit_scaling import LogitScaling, find_logit_scaling
 from post_training.models.logits import (
     SMALLEST_CHUNK,
     LogitsBuffer,
@@ -46,7 +46,9 @@ _CHUNK_NUMBERS_ELSEWHERE = 2**27
 class ChunkedHead:
     """What `install` returns. One forward of the model belongs into each `scoring`."""
 
-    def __init__(self, layer: torch.nn.Linear, bend: Bend, *, has_fewer_ids: bool = False):
+    def __init__(
+        self, layer: torch.nn.Linear, scaling: LogitScaling, *, has_fewer_ids: bool = False
+    ):
         """has_fewer_ids: than the model embeds."""
         self._request: _Request | None = None
         plain_forward = layer.forward
@@ -58,7 +60,7 @@ class ChunkedHead:
                 return plain_forward(hidden)
             if has_fewer_ids:
                 _check_targets(self._request.targets, layer.out_features)
-            return _answer_request(hidden, layer.weight, layer.bias, bend, self._request)
+            return _answer_request(hidden, layer.weight, layer.bias, scaling, self._request)
 
         layer.forward = types.MethodType(forward, layer)
 
@@ -74,7 +76,7 @@ class ChunkedHead:
                 where="model",
             )
         has_fewer_ids = layer.out_features < model.get_input_embeddings().num_embeddings
-        return cls(layer, find_bend(model), has_fewer_ids=has_fewer_ids)
+        return cls(layer, find_logit_scaling(model), has_fewer_ids=has_fewer_ids)
 
     @contextmanager
     def scoring(
@@ -126,8 +128,8 @@ def _check_targets(targets: Int64[Tensor, "B T"], num_ids: int) -> None:
 
 class HeadOutput(NamedTuple):
     """What `scoring` describes. The model's own lines after its output layer are already in it
-    (Bend): what they do to it leaves it as it is. A NamedTuple, since FSDP2 and DeepSpeed look for
-    the tensors in what a model returns."""
+    (LogitScaling): what they do to it leaves it as it is. A NamedTuple, since FSDP2 and DeepSpeed
+    look for the tensors in what a model returns."""
 
     first: Tensor
     second: Tensor
@@ -147,7 +149,7 @@ def _answer_request(
     hidden_BTD: Float[Tensor, "B T D"],
     weight_VD: Float[Tensor, "V D"],
     bias_V: Float[Tensor, " V"] | None,
-    bend: Bend,
+    scaling: LogitScaling,
     request: _Request,
 ) -> HeadOutput:
     asked = request.targets != IGNORED
@@ -159,7 +161,7 @@ def _answer_request(
     device = hidden_BTD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     numbers = request.chunk_numbers or _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_ELSEWHERE)
-    how = _How(bend, dtype, request.with_top, numbers)
+    how = _How(scaling, dtype, request.with_top, numbers)
     arguments = (hidden_BTD, weight_VD, bias_V, positions_N, targets_N, how)
 
     def spread(values_N: Float32[Tensor, " N"]) -> Float32[Tensor, "B T"]:
@@ -178,7 +180,7 @@ def _answer_request(
 class _How:
     """dtype: of the matrix products; None: that of the weight. numbers: logits held at a time."""
 
-    bend: Bend
+    scaling: LogitScaling
     dtype: torch.dtype | None
     with_top: bool
     numbers: int
@@ -188,7 +190,7 @@ class _How:
 class _Chunk:
     """Some of the positions. rows: their numbers among the P; span: among the N.
     logits: until the next chunk; the reader may overwrite them.
-    slopes: of the bend at the logits."""
+    slopes: of the scaling at the logits."""
 
     rows: Int64[Tensor, " n"]
     span: slice
@@ -215,7 +217,7 @@ class _Gradients:
         self.bias = weight_VD.new_zeros(len(weight_VD), dtype=torch.float32) if needed[2] else None
 
     def add(self, chunk: _Chunk, grad_logits: Float32[Tensor, "n V"]) -> None:
-        """grad_logits: of the bent logits; overwritten."""
+        """grad_logits: of the final logits; overwritten."""
         if isinstance(chunk.slopes, Tensor) or chunk.slopes != 1:
             grad_logits.mul_(chunk.slopes)
         if self.bias is not None:
@@ -346,7 +348,7 @@ def _flatten(
     """hidden [B·T, D] and the layer, in the dtype of the matrix products."""
     dtype = how.dtype or weight_VD.dtype
     bias = None if bias_V is None else bias_V.float()
-    return hidden_BTD.flatten(0, 1).to(dtype), OutputLayer(weight_VD.to(dtype), bias, how.bend)
+    return hidden_BTD.flatten(0, 1).to(dtype), OutputLayer(weight_VD.to(dtype), bias, how.scaling)
 
 
 def _make_chunks(
@@ -366,7 +368,7 @@ def _make_chunks(
         rows = positions_N[span]
         hidden = hidden_PD[rows]
         logits = buffer.fill(hidden, layer)
-        slopes = layer.bend.slopes(logits) if with_slopes else 1.0
+        slopes = layer.scaling.slopes(logits) if with_slopes else 1.0
         yield _Chunk(rows, span, hidden, logits, targets_N[span], slopes)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from post_training.models.bend import Bend
+from post_training.models.logit_scaling import LogitScaling
 
 # Ids of the vocabulary in a tile; elsewhere all of them. On a CPU 4096 and 16384 were slower. Tests
 # make it small, so that the vocabulary of a tiny model has several.
@@ -27,7 +27,7 @@ class OutputLayer:
 
     weight: Float[Tensor, "V D"]
     bias: Float32[Tensor, " V"] | None
-    bend: Bend
+    scaling: LogitScaling
 
 
 class LogitsBuffer:
@@ -43,7 +43,7 @@ class LogitsBuffer:
     def fill(
         self, hidden_ND: Float[Tensor, "N D"], layer: OutputLayer, ids: slice = _ALL
     ) -> Float32[Tensor, "N ids"]:
-        """The bent logits of some ids, until the next filling; the reader may overwrite them."""
+        """The final logits of some ids, until the next filling; the reader may overwrite them."""
         weight_VD = layer.weight[ids]
         shape = len(hidden_ND), len(weight_VD)
         products, logits = (
@@ -54,7 +54,7 @@ class LogitsBuffer:
             logits.copy_(products)
         if layer.bias is not None:
             logits.add_(layer.bias[ids])
-        return layer.bend.apply_(logits)
+        return layer.scaling.apply_(logits)
 
 
 @dataclass

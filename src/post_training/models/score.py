@@ -27,8 +27,8 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from post_training.core.errors import UsageError
-from post_training.models.bend import backbone_of
 from post_training.models.head import IGNORED, ChunkedHead
+from post_training.models.logit_scaling import backbone_of
 
 # 32 MiB of logits: 1024 positions by a tile of the vocabulary. A GPU has room.
 _CHUNK_NUMBERS = {"cpu": 2**23}

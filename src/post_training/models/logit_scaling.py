@@ -26,7 +26,7 @@ _TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Bend:
+class LogitScaling:
     """s, and c or None."""
 
     scale: float = 1.0
@@ -40,11 +40,11 @@ class Bend:
             logits.div_(self.cap).tanh_().mul_(self.cap)
         return logits
 
-    def slopes(self, bent: Tensor) -> Tensor | float:
+    def slopes(self, final: Tensor) -> Tensor | float:
         """dy/dz at y: s, or s · (1 − (y / c)²)."""
         if self.cap is None:
             return self.scale
-        return (bent / self.cap).square_().neg_().add_(1).mul_(self.scale)
+        return (final / self.cap).square_().neg_().add_(1).mul_(self.scale)
 
 
 def backbone_of(model: PreTrainedModel) -> torch.nn.Module | None:
@@ -56,22 +56,22 @@ def backbone_of(model: PreTrainedModel) -> torch.nn.Module | None:
 
 
 @torch.no_grad()
-def find_bend(model: PreTrainedModel) -> Bend:
+def find_logit_scaling(model: PreTrainedModel) -> LogitScaling:
     """Errors: UsageError where the logits are not y of any s and c."""
     layer = model.get_output_embeddings()
     num_ids = layer.out_features
     try:
-        with _known_logits(model) as bent:
+        with _known_logits(model) as final_logits:
             unit, huge = (
-                float(bent(torch.full((num_ids,), value, dtype=torch.float64)).flatten()[0])
+                float(final_logits(torch.full((num_ids,), value, dtype=torch.float64)).flatten()[0])
                 for value in (1.0, _HUGE)
             )
-            bend = Bend(unit)
+            scaling = LogitScaling(unit)
             if not math.isclose(huge, unit * _HUGE, rel_tol=_TOLERANCE):
-                bend = Bend(huge * math.atanh(unit / huge), huge)
+                scaling = LogitScaling(huge * math.atanh(unit / huge), huge)
             plain = torch.linspace(-_RANGE, _RANGE, num_ids, dtype=torch.float64)
-            found = bent(plain).flatten().double()
-            expected = bend.apply_(plain.clone())
+            found = final_logits(plain).flatten().double()
+            expected = scaling.apply_(plain.clone())
         fits = found.shape == expected.shape and torch.allclose(
             found, expected, rtol=_TOLERANCE, atol=_TOLERANCE
         )
@@ -84,12 +84,12 @@ def find_bend(model: PreTrainedModel) -> Bend:
             f"logits after the output layer: {problem}",
             where="model",
         )
-    return _rounded(bend)
+    return _rounded(scaling)
 
 
-def _rounded(bend: Bend) -> Bend:
+def _rounded(scaling: LogitScaling) -> LogitScaling:
     """Without the last bits of tanh and its inverse: a factor of 1 is then 1."""
-    return Bend(float(f"{bend.scale:.9g}"), bend.cap)
+    return LogitScaling(float(f"{scaling.scale:.9g}"), scaling.cap)
 
 
 class _Outputs:
@@ -114,7 +114,7 @@ def _known_logits(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]
     hidden = torch.zeros(1, 1, layer.in_features, device=model.device)
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
 
-    def bent(plain: Tensor) -> Tensor:
+    def final_logits(plain: Tensor) -> Tensor:
         nonlocal logits
         logits = plain[None, None]
         return model(input_ids=ids, use_cache=False, return_dict=True).logits
@@ -124,7 +124,7 @@ def _known_logits(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]
     for module in before:
         module.forward = stubs[module]
     try:
-        yield bent
+        yield final_logits
     finally:
         for module, forward in before.items():
             if forward is None:

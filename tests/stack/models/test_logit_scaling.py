@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models import logits
-from post_training.models.bend import Bend, find_bend
 from post_training.models.head import ChunkedHead
+from post_training.models.logit_scaling import LogitScaling, find_logit_scaling
 
 VOCABULARY, LENGTH = 50, 24
 SHAPE = {
@@ -25,15 +25,18 @@ SHAPE = {
     "eos_token_id": 2,
 }
 # Caps low enough to be felt.
-FAMILIES: dict[str, tuple[dict[str, Any], Bend]] = {
-    "granite": ({"logits_scaling": 3.0}, Bend(1 / 3)),
-    "cohere": ({"logit_scale": 0.0625}, Bend(0.0625)),
-    "cohere2": ({"logit_scale": 0.25}, Bend(0.25)),
-    "gemma2": ({"final_logit_softcapping": 1.5}, Bend(1, 1.5)),
-    "gemma4_text": ({"final_logit_softcapping": 2.0, "num_kv_shared_layers": 0}, Bend(1, 2)),
-    "nanochat": ({"final_logit_softcapping": 0.7}, Bend(1, 0.7)),
-    "phi": ({}, Bend()),  # with a bias
-    "llama": ({}, Bend()),
+FAMILIES: dict[str, tuple[dict[str, Any], LogitScaling]] = {
+    "granite": ({"logits_scaling": 3.0}, LogitScaling(1 / 3)),
+    "cohere": ({"logit_scale": 0.0625}, LogitScaling(0.0625)),
+    "cohere2": ({"logit_scale": 0.25}, LogitScaling(0.25)),
+    "gemma2": ({"final_logit_softcapping": 1.5}, LogitScaling(1, 1.5)),
+    "gemma4_text": (
+        {"final_logit_softcapping": 2.0, "num_kv_shared_layers": 0},
+        LogitScaling(1, 2),
+    ),
+    "nanochat": ({"final_logit_softcapping": 0.7}, LogitScaling(1, 0.7)),
+    "phi": ({}, LogitScaling()),  # with a bias
+    "llama": ({}, LogitScaling()),
 }
 
 
@@ -52,7 +55,7 @@ def make(family: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bend_is_found_whatever_the_setting_is_called(family: str):
-    found, expected = find_bend(make(family)[0]), FAMILIES[family][1]
+    found, expected = find_logit_scaling(make(family)[0]), FAMILIES[family][1]
     assert found.scale == pytest.approx(expected.scale, rel=1e-8)
     assert found.cap == expected.cap
 
