@@ -35,4 +35,4 @@ def test_laptop_page_trains_and_reproduces(image_edf, cli, tmp_path):
     assert "training.effective_batch_size: an integer > 0, required [recipe]" in done.stdout
     assert "identical" in done.stdout
     record = json.loads((tmp_path / "try/runs/sft/run.json").read_text())
-    assert record["status"] == "completed"
+    assert record["status"] == "finished"

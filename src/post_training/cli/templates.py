@@ -52,9 +52,9 @@ def template_check(
     import json
     from itertools import islice
 
+    from post_training.cli.edf import enter_image
     from post_training.core.errors import UsageError
     from post_training.core.files import write_atomic
-    from post_training.images.edf_command import enter_image
 
     try:
         today = None if date is None else datetime.date.fromisoformat(date)

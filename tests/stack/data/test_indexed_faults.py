@@ -26,7 +26,7 @@ def write(prefix: Path, sequences: list[list[int]], dtype: str = "uint16") -> Pa
     with IndexedWriter(prefix, dtype) as writer:
         writer.append(
             np.array([token for sequence in sequences for token in sequence], np.int64),
-            np.array([len(sequence) for sequence in sequences]),
+            np.array([len(sequence) for sequence in sequences], np.int64),
         )
     return prefix
 
