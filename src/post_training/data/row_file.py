@@ -144,7 +144,13 @@ def gather(
                 stratum.append(_number_of(value, strata))
                 num_rows[chunk.dataset] += 1
             on_progress(len(datasets))
-    return RowFile(path, np.array(offsets), np.array(datasets), np.array(stratum), num_rows)
+    return RowFile(
+        path,
+        np.array(offsets, np.int64),
+        np.array(datasets, np.int32),
+        np.array(stratum, np.int32),
+        num_rows,
+    )
 
 
 def _number_of(value: str, strata: dict[str, int]) -> int:
