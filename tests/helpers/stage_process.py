@@ -66,11 +66,11 @@ DPO_KILL_POINTS = {
 }
 
 
-def run_sft(config: dict[str, Any], run_dir: Path, **others: Any) -> list[int]:
-    return run_stage("sft", config, run_dir, **others)
+def run_sft_on_ranks(config: dict[str, Any], run_dir: Path, **others: Any) -> list[int]:
+    return run_stage_on_ranks("sft", config, run_dir, **others)
 
 
-def run_stage(
+def run_stage_on_ranks(
     stage: str,
     config: dict[str, Any],
     run_dir: Path,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.sft_runs import changed, metrics, stable_files
-from helpers.stage_process import run_sft
+from helpers.stage_process import run_sft_on_ranks
 
 pytestmark = [
     pytest.mark.long,  # more than a minute of compiling
@@ -28,13 +28,13 @@ def test_compiled_run_killed_and_resumed_ends_in_the_same_bytes(
         "sft.packing": "bfd",
     }
     compiled = changed(config, **settings)
-    assert run_sft(compiled, tmp_path / "whole") == [0]
+    assert run_sft_on_ranks(compiled, tmp_path / "whole") == [0]
     point = "before the random state is saved"
-    assert run_sft(compiled, tmp_path / "killed", kill_at=point) == [-9]
-    assert run_sft(compiled, tmp_path / "killed", resuming=True) == [0]
+    assert run_sft_on_ranks(compiled, tmp_path / "killed", kill_at=point) == [-9]
+    assert run_sft_on_ranks(compiled, tmp_path / "killed", resuming=True) == [0]
     assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
     plain = changed(compiled, **{"training.torch_compile": False})
-    assert run_sft(plain, tmp_path / "plain") == [0]
+    assert run_sft_on_ranks(plain, tmp_path / "plain") == [0]
     for one, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "plain"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
     whole, plain_files = stable_files(tmp_path / "whole"), stable_files(tmp_path / "plain")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from helpers.dpo_runs import dpo, preference_rows
 from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics
-from helpers.stage_process import rank_file, run_stage
+from helpers.stage_process import rank_file, run_stage_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_dpo_with_zero3_on_two_ranks_trains_what_one_rank_trains(
     result = dpo(config, tmp_path / "one")
     assert ("adapter" in result.artifacts) == (lora is not None)
     divided = changed(config, distributed={"strategy": "zero3"})
-    codes = run_stage("dpo", divided, tmp_path / "two", world_size=2)
+    codes = run_stage_on_ranks("dpo", divided, tmp_path / "two", world_size=2)
     error = rank_file(tmp_path / "two", 0, "error")
     assert codes == [0, 0], error.read_text() if error.exists() else codes
     assert_same_training(tmp_path / "one", tmp_path / "two")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from helpers.dpo_runs import dpo, preference_rows
 from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics, stable_files
-from helpers.stage_process import run_stage
+from helpers.stage_process import run_stage_on_ranks
 from post_training.core.errors import PostTrainingError
 from post_training.data.pairs.dataset import PairDataset
 from post_training.data.rows import COMPLETION
@@ -109,7 +109,7 @@ def test_evaluation_on_two_ranks_has_the_figures_of_the_formula(
     config: dict[str, Any], tmp_path: Path
 ):
     # 11 pairs in batches of 4: the second rank has one batch fewer that counts.
-    assert run_stage("dpo", config, tmp_path / "run", world_size=2) == [0, 0]
+    assert run_stage_on_ranks("dpo", config, tmp_path / "run", world_size=2) == [0, 0]
     found = evaluations(tmp_path / "run")[6]
     for name, value in expected(tmp_path / "run", config).items():
         assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name

@@ -8,7 +8,7 @@ import pytest
 from helpers.dpo_runs import preference_rows
 from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics, stable_files
-from helpers.stage_process import rank_file, run_stage
+from helpers.stage_process import rank_file, run_stage_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def config(dropout_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def run(config: dict[str, Any], run_dir: Path, **others: Any) -> list[int]:
-    codes = run_stage("dpo", config, run_dir, **others)
+    codes = run_stage_on_ranks("dpo", config, run_dir, **others)
     error = rank_file(run_dir, 0, "error")
     assert not error.exists(), error.read_text()
     return codes
@@ -91,7 +91,7 @@ def test_dpo_on_two_ranks_killed_while_saving_and_resumed_ends_in_the_same_bytes
     zero = changed(config, distributed={"strategy": "zero2"})
     run(zero, tmp_path / "whole", world_size=2)
     point = "before the random state is saved"
-    assert -9 in run_stage("dpo", zero, tmp_path / "killed", world_size=2, kill_at=point)
+    assert -9 in run_stage_on_ranks("dpo", zero, tmp_path / "killed", world_size=2, kill_at=point)
     for rank in (0, 1):
         rank_file(tmp_path / "killed", rank, "error").unlink(missing_ok=True)
     assert run(zero, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]

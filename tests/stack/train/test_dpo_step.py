@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from helpers.dpo_runs import dpo, preference_rows
 from helpers.row_files import write_rows
 from helpers.sft_runs import changed, metrics
-from helpers.stage_process import rank_file, run_stage
+from helpers.stage_process import rank_file, run_stage_on_ranks
 from post_training.data.order import row_stream
 from post_training.data.pairs.dataset import PairDataset
 from post_training.data.rows import COMPLETION
@@ -173,7 +173,7 @@ def test_dpo_first_step_of_two_ranks_has_the_loss_and_gradient_of_the_formula(
     """Packed, so that the ranks have unequal numbers of pairs."""
     settings = {**PACKED, "training.per_device_train_batch_size": 1, "loss": LOSSES["qrpo"]}
     config = changed(one_step, **settings, **{"training.effective_batch_size": 4})
-    codes = run_stage("dpo", config, tmp_path / "run", world_size=2)
+    codes = run_stage_on_ranks("dpo", config, tmp_path / "run", world_size=2)
     error = rank_file(tmp_path / "run", 0, "error")
     assert codes == [0, 0], error.read_text() if error.exists() else codes
     assert_first_step(tmp_path / "run", config, 4)

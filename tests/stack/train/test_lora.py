@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import rank_file, run_sft
+from helpers.stage_process import rank_file, run_sft_on_ranks
 from helpers.tiny_models import MIXTURES, make_model
 from post_training.core.errors import UsageError
 from post_training.models.adapter import add_adapter, coverage
@@ -111,10 +111,10 @@ def test_lora_killed_and_resumed_ends_in_the_same_bytes(
 ):
     settings = {"training.gradient_checkpointing": True, "training.mixed_precision": "bf16"}
     adapted = with_lora(config, base, **settings)
-    assert run_sft(adapted, tmp_path / "whole") == [0]
+    assert run_sft_on_ranks(adapted, tmp_path / "whole") == [0]
     point = "before the random state is saved"
-    assert run_sft(adapted, tmp_path / "killed", kill_at=point) == [-9]
-    assert run_sft(adapted, tmp_path / "killed", resuming=True) == [0]
+    assert run_sft_on_ranks(adapted, tmp_path / "killed", kill_at=point) == [-9]
+    assert run_sft_on_ranks(adapted, tmp_path / "killed", resuming=True) == [0]
     assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     assert "adapter/adapter_model.safetensors" in stable_files(tmp_path / "whole")
@@ -161,7 +161,7 @@ def two_ranks(
     """The run folder of two ranks that hold the whole model each."""
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
     adapted = with_lora(config, model, distributed={"strategy": "ddp"})
-    assert run_sft(adapted, run_dir, world_size=2) == [0, 0]
+    assert run_sft_on_ranks(adapted, run_dir, world_size=2) == [0, 0]
     return run_dir
 
 
@@ -183,7 +183,7 @@ def test_lora_under_zero3_has_the_losses_of_ddp(
     two_ranks: Path, model: Path, config: dict[str, Any], tmp_path: Path
 ):
     adapted = with_lora(config, model, distributed={"strategy": "zero3"})
-    assert run_sft(adapted, tmp_path / "run", world_size=2) == [0, 0]
+    assert run_sft_on_ranks(adapted, tmp_path / "run", world_size=2) == [0, 0]
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
     divided, whole = (
         [line["loss"] for line in metrics(run_dir)] for run_dir in (tmp_path / "run", two_ranks)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import run_sft
+from helpers.stage_process import run_sft_on_ranks
 from post_training.train.arguments import optimizer_class_and_arguments
 from post_training.train.optim import OPTIMIZERS
 from post_training.train.training_config import TrainingConfig
@@ -156,10 +156,10 @@ def test_sft_with_other_averages_killed_and_resumed_ends_in_the_same_bytes(
     settings: dict[str, Any], config: dict[str, Any], tmp_path: Path
 ):
     other = changed(config, **settings)
-    assert run_sft(other, tmp_path / "whole") == [0]
+    assert run_sft_on_ranks(other, tmp_path / "whole") == [0]
     point = "before the random state is saved"
-    assert run_sft(other, tmp_path / "killed", kill_at=point) == [-9]
-    assert run_sft(other, tmp_path / "killed", resuming=True) == [0]
+    assert run_sft_on_ranks(other, tmp_path / "killed", kill_at=point) == [-9]
+    assert run_sft_on_ranks(other, tmp_path / "killed", resuming=True) == [0]
     assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import run_sft
+from helpers.stage_process import run_sft_on_ranks
 from post_training.core.errors import Interrupted
 from post_training.core.files import write_json
 from post_training.records.run_record import SCHEMA
@@ -390,10 +390,10 @@ def test_run_with_reporters_has_the_bytes_and_lines_of_one_without(config, run_d
 def test_reporters_of_a_killed_and_resumed_run_show_each_line_once(config, run_dir):
     config = changed(config, **{"logging.report_to": ["tensorboard", "wandb"]})
     # After step 10: the last line is of step 9, the checkpoint of step 5.
-    killed = run_sft(config, run_dir, kill_at="before a checkpoint is published")
+    killed = run_sft_on_ranks(config, run_dir, kill_at="before a checkpoint is published")
     assert killed == [-signal.SIGKILL]
     assert [step for step, _ in events(accumulator(run_dir), "train/loss")] == [3, 6, 9]
-    assert run_sft(config, run_dir, resuming=True) == [0]
+    assert run_sft_on_ranks(config, run_dir, resuming=True) == [0]
 
     losses = [(line["step"], line["loss"]) for line in metrics(run_dir)]
     assert [step for step, _ in losses] == [3, 6, 9, 12]

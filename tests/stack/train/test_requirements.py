@@ -12,7 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
-from helpers.stage_process import run_sft
+from helpers.stage_process import run_sft_on_ranks
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.attention import (
     KEEP_PACKED_APART,
@@ -323,6 +323,6 @@ def test_packed_rows_are_trained_under_zero3_as_under_ddp(
             "sft.packing": "bfd",
         }
         packed = changed(config, **settings)
-        assert run_sft(packed, tmp_path / strategy, world_size=2) == [0, 0]
+        assert run_sft_on_ranks(packed, tmp_path / strategy, world_size=2) == [0, 0]
         losses.append([line["loss"] for line in metrics(tmp_path / strategy)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

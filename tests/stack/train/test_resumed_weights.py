@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from helpers.gloo_ranks import on_ranks
 from helpers.rank_functions import resume_divided_model
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import rank_file, run_sft
+from helpers.stage_process import rank_file, run_sft_on_ranks
 from helpers.tiny_models import MIXTURES, make_family, make_model
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file
@@ -44,14 +44,14 @@ def assert_killed_and_resumed_is_whole(
     config: dict[str, Any], folder: Path, world_size: int = 1
 ) -> None:
     done = [0] * world_size
-    assert run_sft(config, folder / "whole", world_size=world_size) == done
+    assert run_sft_on_ranks(config, folder / "whole", world_size=world_size) == done
     point = "before the random state is saved"
-    assert -9 in run_sft(config, folder / "killed", kill_at=point, world_size=world_size)
+    assert -9 in run_sft_on_ranks(config, folder / "killed", kill_at=point, world_size=world_size)
     assert [path.name for path in (folder / "killed/checkpoints").glob("checkpoint-*")] == [
         "checkpoint-2"
     ]
     rank_file(folder / "killed", 0, "error").unlink(missing_ok=True)
-    codes = run_sft(config, folder / "killed", resuming=True, world_size=world_size)
+    codes = run_sft_on_ranks(config, folder / "killed", resuming=True, world_size=world_size)
     error = rank_file(folder / "killed", 0, "error")
     assert codes == done, error.read_text() if error.exists() else codes
     assert metrics(folder / "killed") == metrics(folder / "whole")
@@ -101,7 +101,7 @@ def test_mixture_that_is_trained_otherwise_ends_in_the_same_bytes(
 def killed(short: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checkpoint of step 2."""
     run_dir = tmp_path_factory.mktemp("killed") / "run"
-    assert run_sft(short, run_dir, kill_at="before the random state is saved") == [-9]
+    assert run_sft_on_ranks(short, run_dir, kill_at="before the random state is saved") == [-9]
     return run_dir
 
 
@@ -268,7 +268,7 @@ def test_zero_with_another_part_on_one_rank_ends_on_both(
     settings = {"model.path": str(model), "training.per_device_train_batch_size": 1}
     divided = changed(short, distributed={"strategy": strategy}, **settings)
     run_dir = tmp_path / "run"
-    assert run_sft(divided, run_dir, world_size=2) == [0, 0]
+    assert run_sft_on_ranks(divided, run_dir, world_size=2) == [0, 0]
     checkpoint = run_dir / "checkpoints/checkpoint-4"
     [path] = checkpoint.glob("global_step4/*zero_pp_rank_1_*_optim_states.pt")
     groups = {"zero2": "single_partition_of_fp32_groups", "zero3": "fp32_flat_groups"}[strategy]
@@ -276,7 +276,7 @@ def test_zero_with_another_part_on_one_rank_ends_on_both(
         path, lambda state: state["optimizer_state_dict"][groups][0].data[5].add_(1e-3)
     )
     resumed_with_changed_files(checkpoint, FILES, path)
-    assert run_sft(divided, run_dir, world_size=2, resuming=True) == [1, 1]
+    assert run_sft_on_ranks(divided, run_dir, world_size=2, resuming=True) == [1, 1]
     error = rank_file(run_dir, 0, "error").read_text()
     assert "is not what it was when the checkpoint was written" in error
     assert " on rank " in error

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.annotation_stages import run_stage as run_here
+from helpers.annotation_stages import run_stage
 from helpers.branch_rows import branch, data, prompt_row
 from helpers.dpo_runs import preference_rows
 from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import changed, metrics, stable_files
-from helpers.stage_process import rank_file, run_stage
+from helpers.stage_process import rank_file, run_stage_on_ranks
 from post_training.core.errors import PostTrainingError
 from post_training.train.config import RewardModelConfig
 from post_training.train.reward_model import pair_losses
@@ -40,7 +40,7 @@ def config(dropout_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def run(config: dict[str, Any], run_dir: Path, **others: Any) -> list[int]:
-    codes = run_stage("reward-model", config, run_dir, **others)
+    codes = run_stage_on_ranks("reward-model", config, run_dir, **others)
     error = rank_file(run_dir, 0, "error")
     assert not error.exists(), error.read_text()
     return codes
@@ -96,7 +96,7 @@ def test_reward_model_learns_which_answers_are_better_and_rewards_reads_it(
     config, model: Path, tmp_path: Path
 ):
     settings = {"model.path": str(model), "training.max_steps": 30, "logging.logging_steps": 10}
-    run_here("reward-model", changed(config, **settings, **{"training.learning_rate": 0.01}),
+    run_stage("reward-model", changed(config, **settings, **{"training.learning_rate": 0.01}),
              tmp_path / "run")  # fmt: skip
     last = metrics(tmp_path / "run")[-1]
     assert last["rewards/accuracies"] == 1.0
@@ -116,7 +116,7 @@ def test_reward_model_learns_which_answers_are_better_and_rewards_reads_it(
     ]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     reward = {"name": "rm", "model": {"path": str(folder)}}
-    run_here("rewards", {"data": data(path), "rewards": [reward]}, tmp_path / "judged")
+    run_stage("rewards", {"data": data(path), "rewards": [reward]}, tmp_path / "judged")
     judged = [
         [each["rewards"]["rm"] for each in row["conversation_branches"]]
         for row in read_rows(tmp_path / "judged")
@@ -140,4 +140,4 @@ def test_reward_model_settings_of_a_policy_are_refused(settings, problem, config
 def test_reward_model_of_an_architecture_without_one_is_refused(config, init_model, tmp_path: Path):
     apertus = init_model(tmp_path / "apertus", architecture="apertus")
     with pytest.raises(PostTrainingError, match=r"can't be loaded.*ApertusConfig"):
-        run_here("reward-model", changed(config, **{"model.path": str(apertus)}), tmp_path / "run")
+        run_stage("reward-model", changed(config, **{"model.path": str(apertus)}), tmp_path / "run")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
-from helpers.stage_process import rank_file, run_sft
+from helpers.stage_process import rank_file, run_sft_on_ranks
 from post_training.core.hashing import hash_files
 
 STRATEGIES = [
@@ -47,7 +47,7 @@ def test_zero_trains_what_one_rank_trains(
     strategy: dict[str, str], config: dict[str, Any], one_rank: Path, tmp_path: Path
 ):
     divided = changed(config, distributed=strategy)
-    codes = run_sft(divided, tmp_path / "run", world_size=2)
+    codes = run_sft_on_ranks(divided, tmp_path / "run", world_size=2)
     assert codes == [0, 0], error(tmp_path / "run")
     for one, two in zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True):
         assert one["num_tokens"] == two["num_tokens"]
@@ -67,7 +67,7 @@ def test_zero_on_one_process_without_a_launcher_trains_what_ddp_trains(
     strategy: str, config: dict[str, Any], one_rank: Path, tmp_path: Path
 ):
     alone = changed(config, distributed={"strategy": strategy})
-    assert run_sft(alone, tmp_path / "run") == [0], error(tmp_path / "run")
+    assert run_sft_on_ranks(alone, tmp_path / "run") == [0], error(tmp_path / "run")
     for plain, divided in zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True):
         assert plain["loss"] == pytest.approx(divided["loss"], rel=1e-5)
 
@@ -86,10 +86,10 @@ def test_zero_killed_while_saving_and_resumed_ends_in_the_same_bytes(
 ):
     settings = {"distributed": {"strategy": strategy}, "training.mixed_precision": precision}
     divided = changed(config, **settings)
-    run_sft(divided, tmp_path / "whole", world_size=2)
+    run_sft_on_ranks(divided, tmp_path / "whole", world_size=2)
     point = "before the random state is saved"
-    assert -9 in run_sft(divided, tmp_path / "killed", world_size=2, kill_at=point)
-    assert run_sft(divided, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
+    assert -9 in run_sft_on_ranks(divided, tmp_path / "killed", world_size=2, kill_at=point)
+    assert run_sft_on_ranks(divided, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
     assert hash_files(tmp_path / "killed" / "model") == hash_files(tmp_path / "whole" / "model")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
@@ -97,7 +97,7 @@ def test_zero_killed_while_saving_and_resumed_ends_in_the_same_bytes(
 def test_zero3_inference_checkpoint_is_a_whole_model(config: dict[str, Any], tmp_path: Path):
     """Written by the first rank alone, it would hold the first rank's share."""
     settings = {"checkpointing.inference_checkpoint_steps": 6, "distributed": {"strategy": "zero3"}}
-    assert run_sft(changed(config, **settings), tmp_path / "run", world_size=2) == [0, 0]
+    assert run_sft_on_ranks(changed(config, **settings), tmp_path / "run", world_size=2) == [0, 0]
     folder = tmp_path / "run" / "inference_checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-12", "step-6"]
     assert hash_files(folder / "step-12") == hash_files(tmp_path / "run" / "model")
@@ -114,7 +114,7 @@ def test_zero_in_mixed_precision_with_lora_saves_the_adapter_of_all_ranks(
         "lora": {"rank": 4},
         "training.mixed_precision": "bf16",
     }
-    codes = run_sft(changed(config, **settings), tmp_path / "run", world_size=2)
+    codes = run_sft_on_ranks(changed(config, **settings), tmp_path / "run", world_size=2)
     assert codes == [0, 0], error(tmp_path / "run")
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert adapter
@@ -144,8 +144,8 @@ def test_zero_takes_the_first_group_of_all_ranks_where_it_is_told(value: str, ex
 _RUN = """
 import json, sys
 from pathlib import Path
-from helpers.stage_process import run_sft
-print(run_sft(json.loads(sys.argv[1]), Path(sys.argv[2]), world_size=2))
+from helpers.stage_process import run_sft_on_ranks
+print(run_sft_on_ranks(json.loads(sys.argv[1]), Path(sys.argv[2]), world_size=2))
 """
 
 

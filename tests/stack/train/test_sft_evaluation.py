@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import run_sft
+from helpers.stage_process import run_sft_on_ranks
 from post_training.data.prepared.dataset import PreparedDataset
 from post_training.data.rows import COMPLETION, PROMPT
 from post_training.train.config import SftConfig
@@ -99,7 +99,7 @@ def test_evaluation_has_the_figures_of_the_rows_one_by_one(config: dict[str, Any
 
 def test_evaluation_on_two_ranks_has_the_same_figures(config: dict[str, Any], tmp_path: Path):
     # 14 rows in batches of 4: the second rank has one batch fewer that counts.
-    assert run_sft(evaluated(config), tmp_path / "run", world_size=2) == [0, 0]
+    assert run_sft_on_ranks(evaluated(config), tmp_path / "run", world_size=2) == [0, 0]
     found = evaluations(tmp_path / "run")
     assert found[12] == pytest.approx(expected(tmp_path / "run", 0.3), rel=1e-5)
 

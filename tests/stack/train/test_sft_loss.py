@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from helpers.sft_runs import changed, metrics, sft
-from helpers.stage_process import run_sft
+from helpers.stage_process import run_sft_on_ranks
 from post_training.data.order import row_stream
 from post_training.data.prepared.dataset import PreparedDataset
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
@@ -195,7 +195,7 @@ def test_two_ranks_have_the_loss_and_the_gradient_of_the_whole_batch(
         "training.per_device_train_batch_size": micro,
     }
     config = changed(one_step, **settings)
-    assert run_sft(config, tmp_path / "run", world_size=2) == [0, 0]
+    assert run_sft_on_ranks(config, tmp_path / "run", world_size=2) == [0, 0]
     assert_first_step(tmp_path / "run", config, LOSSES[name], level, BATCH)
 
 
@@ -210,7 +210,7 @@ def test_packed_rows_on_two_ranks_have_the_loss_and_the_gradient_of_the_whole_ba
         "sft.packing": "bfd",
     }
     config = changed(one_step, **settings)
-    assert run_sft(config, tmp_path / "run", world_size=2) == [0, 0]
+    assert run_sft_on_ranks(config, tmp_path / "run", world_size=2) == [0, 0]
     assert_first_step(tmp_path / "run", config, LOSSES[name], False, 4)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import rank_file, run_sft
+from helpers.stage_process import rank_file, run_sft_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,9 @@ def two_ranks(
     config: dict[str, Any], model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
-    assert run_sft(changed(config, **{"model.path": str(model)}), run_dir, world_size=2) == [0, 0]
+    assert run_sft_on_ranks(
+        changed(config, **{"model.path": str(model)}), run_dir, world_size=2
+    ) == [0, 0]
     return run_dir
 
 
@@ -37,7 +39,9 @@ def test_sft_two_ranks_see_the_batches_of_one_rank(
 def test_sft_two_ranks_twice_give_the_same_bytes(
     two_ranks: Path, config: dict[str, Any], model: Path, tmp_path: Path
 ):
-    run_sft(changed(config, **{"model.path": str(model)}), tmp_path / "again", world_size=2)
+    run_sft_on_ranks(
+        changed(config, **{"model.path": str(model)}), tmp_path / "again", world_size=2
+    )
     assert stable_files(tmp_path / "again") == stable_files(two_ranks)
 
 
@@ -46,7 +50,7 @@ def test_sft_bad_row_on_two_ranks_stops_both(config: dict[str, Any], tmp_path: P
     path.write_text('{"question": "1 + 1?", "answer": null}\n')
     columns = {"prompt": "question", "completion": "answer"}
     bad = changed(config, **{"data.datasets": [{"path": str(path), "columns": columns}]})
-    assert run_sft(bad, tmp_path / "run", world_size=2) == [1, 1]
+    assert run_sft_on_ranks(bad, tmp_path / "run", world_size=2) == [1, 1]
     problem = f"{path}:1: answer: must be a string (got null)"
     assert problem in rank_file(tmp_path / "run", 0, "error").read_text()
     assert f"rank 0 failed: {problem}" in rank_file(tmp_path / "run", 1, "error").read_text()
@@ -57,7 +61,7 @@ def test_sft_batch_that_two_ranks_cannot_share_is_refused(config: dict[str, Any]
         config,
         **{"training.effective_batch_size": 9, "training.per_device_train_batch_size": 3},
     )
-    assert run_sft(odd, tmp_path / "run", world_size=2) == [1, 1]
+    assert run_sft_on_ranks(odd, tmp_path / "run", world_size=2) == [1, 1]
     error = rank_file(tmp_path / "run", 0, "error").read_text()
     assert (
         "effective_batch_size must be a multiple of per_device_train_batch_size × processes "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
-from helpers.stage_process import KILL_POINTS, rank_file, run_sft
+from helpers.stage_process import KILL_POINTS, rank_file, run_sft_on_ranks
 from post_training.core.errors import UsageError
 from post_training.core.hashing import hash_files
 
@@ -23,7 +23,7 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert run_sft(config, run_dir) == [0]
+    assert run_sft_on_ranks(config, run_dir) == [0]
     return run_dir
 
 
@@ -32,9 +32,9 @@ def test_sft_killed_and_resumed_ends_in_the_same_bytes(
     point: str, config: dict[str, Any], whole: Path, tmp_path: Path
 ):
     killed = tmp_path / "run"
-    assert run_sft(config, killed, kill_at=point) == [-9]
+    assert run_sft_on_ranks(config, killed, kill_at=point) == [-9]
     assert not (killed / "model").exists()
-    assert run_sft(config, killed, resuming=True) == [0]
+    assert run_sft_on_ranks(config, killed, resuming=True) == [0]
     assert stable_files(killed) == stable_files(whole)
     assert metrics(killed) == metrics(whole)
 
@@ -44,9 +44,9 @@ def test_sft_killed_in_mixed_precision_and_resumed_ends_in_the_same_bytes(
 ):
     settings = {"training.mixed_precision": "bf16", "training.gradient_checkpointing": True}
     mixed = changed(config, **settings)
-    run_sft(mixed, tmp_path / "whole")
-    run_sft(mixed, tmp_path / "killed", kill_at="before the random state is saved")
-    assert run_sft(mixed, tmp_path / "killed", resuming=True) == [0]
+    run_sft_on_ranks(mixed, tmp_path / "whole")
+    run_sft_on_ranks(mixed, tmp_path / "killed", kill_at="before the random state is saved")
+    assert run_sft_on_ranks(mixed, tmp_path / "killed", resuming=True) == [0]
     assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
     assert stable_files(tmp_path / "killed")
 
@@ -55,7 +55,7 @@ def test_sft_resumed_among_incomplete_checkpoints_uses_the_newest_complete_one(
     config: dict[str, Any], whole: Path, tmp_path: Path
 ):
     run_dir = tmp_path / "run"
-    run_sft(config, run_dir, kill_at="before the random state is saved")
+    run_sft_on_ranks(config, run_dir, kill_at="before the random state is saved")
     for name in ("checkpoint-11", ".saving/checkpoint-10"):
         (run_dir / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
         (run_dir / "checkpoints" / name / "half_written.pt").write_bytes(b"half")
@@ -66,10 +66,10 @@ def test_sft_resumed_among_incomplete_checkpoints_uses_the_newest_complete_one(
 def test_sft_two_ranks_killed_while_saving_and_resumed_end_in_the_same_bytes(
     config: dict[str, Any], tmp_path: Path
 ):
-    run_sft(config, tmp_path / "whole", world_size=2)
+    run_sft_on_ranks(config, tmp_path / "whole", world_size=2)
     point = "before the random state is saved"
-    assert -9 in run_sft(config, tmp_path / "killed", world_size=2, kill_at=point)
-    assert run_sft(config, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
+    assert -9 in run_sft_on_ranks(config, tmp_path / "killed", world_size=2, kill_at=point)
+    assert run_sft_on_ranks(config, tmp_path / "killed", world_size=2, resuming=True) == [0, 0]
     assert stable_files(tmp_path / "killed") == stable_files(tmp_path / "whole")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
@@ -78,7 +78,7 @@ def test_sft_checkpoint_that_one_of_two_ranks_has_not_written_is_not_complete(
     config: dict[str, Any], tmp_path: Path
 ):
     point = "before the random state is saved"
-    codes = run_sft(config, tmp_path / "run", world_size=2, kill_at=point, kill_ranks=(1,))
+    codes = run_sft_on_ranks(config, tmp_path / "run", world_size=2, kill_at=point, kill_ranks=(1,))
     assert codes == [1, -9]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == [
         "checkpoint-5"
@@ -87,9 +87,9 @@ def test_sft_checkpoint_that_one_of_two_ranks_has_not_written_is_not_complete(
 
 def test_sft_killed_on_two_ranks_can_be_resumed_on_one(config: dict[str, Any], tmp_path: Path):
     point = "before the random state is saved"
-    run_sft(config, tmp_path / "run", world_size=2, kill_at=point)
+    run_sft_on_ranks(config, tmp_path / "run", world_size=2, kill_at=point)
     sft(config, tmp_path / "run", resuming=True)
-    run_sft(config, tmp_path / "whole", world_size=2)
+    run_sft_on_ranks(config, tmp_path / "whole", world_size=2)
     # The bits may differ, the rows may not.
     resumed, whole = metrics(tmp_path / "run"), metrics(tmp_path / "whole")
     assert [line.get("num_tokens") for line in resumed] == [
@@ -104,10 +104,10 @@ def test_sft_checkpoint_without_room_leaves_nothing_and_is_written_later(
     run_dir = tmp_path / "run"
     size = (whole / "model/model.safetensors").stat().st_size
     plain = changed(config, **{"checkpointing.inference_checkpoint_steps": None})
-    assert run_sft(plain, run_dir, max_file_bytes=size // 2) == [1]
+    assert run_sft_on_ranks(plain, run_dir, max_file_bytes=size // 2) == [1]
     assert "checkpoints: cannot write: " in rank_file(run_dir, 0, "error").read_text()
     assert not (run_dir / "checkpoints/.saving").exists()
-    assert run_sft(plain, run_dir, resuming=True) == [0]
+    assert run_sft_on_ranks(plain, run_dir, resuming=True) == [0]
     assert hash_files(run_dir / "model") == hash_files(whole / "model")
 
 
@@ -115,7 +115,7 @@ def test_sft_resumed_with_a_half_written_last_metrics_line_rewrites_it(
     config: dict[str, Any], whole: Path, tmp_path: Path
 ):
     run_dir = tmp_path / "run"
-    run_sft(config, run_dir, kill_at="before the random state is saved")
+    run_sft_on_ranks(config, run_dir, kill_at="before the random state is saved")
     with open(run_dir / "metrics.jsonl", "a") as file:
         file.write('{"step": 12, "epo')
     sft(config, run_dir, resuming=True)
@@ -137,7 +137,7 @@ def test_sft_resumed_with_another_logging_interval_continues_from_the_checkpoint
     config: dict[str, Any], tmp_path: Path
 ):
     run_dir = tmp_path / "run"
-    run_sft(config, run_dir, kill_at="before the random state is saved")
+    run_sft_on_ranks(config, run_dir, kill_at="before the random state is saved")
     sft(changed(config, **{"logging.logging_steps": 2}), run_dir, resuming=True)
     lines = [line["step"] for line in metrics(run_dir) if "eval" not in line]
     assert lines == [3, 6, 8, 10, 12]
@@ -147,7 +147,7 @@ def test_sft_whose_newest_checkpoint_was_taken_away_is_not_begun_again(
     config: dict[str, Any], tmp_path: Path
 ):
     run_dir = tmp_path / "run"
-    run_sft(config, run_dir, kill_at="before the random state is saved")
+    run_sft_on_ranks(config, run_dir, kill_at="before the random state is saved")
     taken = run_dir / "checkpoints" / "checkpoint-5"
     shutil.move(taken, tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="the newest checkpoint is checkpoint-5, and it is miss"):
