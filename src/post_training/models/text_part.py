@@ -11,7 +11,7 @@ embedding has ids of images and sound too (266,752), and the output layer those 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from transformers import (
@@ -32,6 +32,8 @@ NAMES_IN_FOLDERS = {
 }
 
 
+# Its __init__ is transformers', and takes more than its signature says.
+@no_type_check
 class Apertus1p5TextConfig(ApertusConfig):
     """output_vocab_size: ids that the output layer gives, 0 … output_vocab_size − 1; None: all."""
 
