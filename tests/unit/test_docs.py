@@ -116,3 +116,12 @@ def test_commands_check_notices_what_is_not_there():
 def test_commands_check_reads_the_blocks():
     ours = [w for page in PAGES for w in commands_in(page) if {"post-training", "make"} & set(w)]
     assert len(ours) > 60
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    page = (REPOSITORY / "docs/guides/troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    sources = "".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py"))
+    assert len(quoted) > 10
+    of_bash = "entrypoint: command not found"
+    assert [text for text in quoted if text not in sources and text != of_bash] == []

@@ -21,7 +21,6 @@ from post_training.models.adapter import add_adapter, coverage, merge_adapter, s
 from post_training.models.attention import check_attention, check_packing, check_positions
 from post_training.models.left_out import describe_left_out
 from post_training.models.load import check_vocabulary, load_model, read_model_settings
-from post_training.models.varlen import VARLEN
 from post_training.stages.context import StageContext
 from post_training.train.config import TrainingStageConfig
 
@@ -109,8 +108,7 @@ def load_policy(
             where=str(config.model.path),
         )
     check_vocabulary(model, tokenizer)
-    on_cpu = config.model.attn_implementation in ("eager", "sdpa", VARLEN)
-    if on_cpu and (config.rows_are_packed or config.training.padding_free):
+    if config.rows_are_packed or config.training.padding_free:
         check_packing(model)
     check_positions(model.config, longest, where=where)
     return model

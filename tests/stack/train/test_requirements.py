@@ -189,6 +189,19 @@ def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused():
         check_packing(tiny("opt", ffn_dim=32, word_embed_proj_dim=16))
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_packing_is_tried_whatever_the_attention_is(implementation: str):
+    """Where the attention itself needs a GPU, too: flex_attention is not run here."""
+    leaks = tiny("opt", ffn_dim=32, word_embed_proj_dim=16)
+    apart = tiny("gpt_neox", intermediate_size=32)
+    for model in (leaks, apart):
+        model.config._attn_implementation = implementation
+    with pytest.raises(PostTrainingError, match="see each other in models of the type opt"):
+        check_packing(leaks)
+    check_packing(apart)
+    assert {model.config._attn_implementation for model in (leaks, apart)} == {implementation}
+
+
 SMALL_EXPERTS = {
     "index_topk": 8,
     "num_experts_per_tok": 2,
