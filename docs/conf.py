@@ -28,9 +28,10 @@ suppress_warnings = ["toc.not_included"]
 _CONTENTS = {
     "Start": ["docs/start/laptop", "docs/start/alps", "docs/start/lumi", "docs/start/slurm"],
     "Guides": [
-        *("docs/guides/data", "docs/guides/templates", "docs/guides/sft", "docs/guides/annotate"),
-        *("docs/guides/preference", "docs/guides/reproduce", "docs/guides/pipelines"),
-        *("docs/guides/submit", "docs/guides/images", "docs/guides/sites"),
+        *("docs/guides/data", "docs/guides/formats", "docs/guides/clean-data"),
+        *("docs/guides/templates", "docs/guides/sft", "docs/guides/annotate"),
+        *("docs/guides/workers", "docs/guides/preference", "docs/guides/reproduce"),
+        *("docs/guides/pipelines", "docs/guides/submit", "docs/guides/images", "docs/guides/sites"),
         *("docs/guides/models", "docs/guides/troubleshooting"),
     ],
     "Concepts": ["docs/concepts/nouns", "docs/concepts/identity", "docs/concepts/promises"],
