@@ -241,7 +241,7 @@ class TokenizeConfig(StageConfig):
     on_error: OnError = Field(
         "fail",
         description="What a bad line does. fail: end the run; skip: be left out; quarantine: be "
-        "left out and copied to RUN/rejects.jsonl.",
+        "left out and copied to RUN/dataset/rejects.jsonl.",
     )
     ignore: Annotated[list[str], ADDED_LATER] = Field(
         default_factory=list,
