@@ -44,6 +44,13 @@ def image_push_sqsh(
     image_commands.push(name, site, store, repository)
 
 
+def _install_edf(image: str, site: str, store: Path | None, repository: Path) -> None:
+    from post_training.slurm import environment
+
+    path = environment.install(image, site, store, repository)
+    print(f"EDF: {path}", file=sys.stderr)
+
+
 @image_app.command("push-sif")
 def image_push_sif(
     name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
@@ -56,12 +63,10 @@ def image_push_sif(
 ) -> None:
     """Put the built image into the store as a SIF: the same squashfs, for Singularity."""
     from post_training.cli import image_commands
-    from post_training.slurm import environment
 
     image_commands.push_sif(name, store, repository)
     if site is not None:
-        path = environment.install(name, site, store, repository)
-        print(f"EDF: {path}", file=sys.stderr)
+        _install_edf(name, site, store, repository)
 
 
 @image_app.command("push")
@@ -95,12 +100,10 @@ def image_pull(
 ) -> None:
     """Get an image from a registry by its digest into the store; other content is refused."""
     from post_training.cli import image_commands
-    from post_training.slurm import environment
 
     record = image_commands.pull_from_registry(reference, store)
     if site is not None:
-        path = environment.install(record["oci_digest"], site, store, repository)
-        print(f"EDF: {path}", file=sys.stderr)
+        _install_edf(record["oci_digest"], site, store, repository)
 
 
 @image_app.command("push-layer")
@@ -118,8 +121,7 @@ def image_push_layer(
 
     singularity = environment.singularity_program(site)
     image_commands.push_layer(name, singularity, store, repository)
-    path = environment.install(name, site, store, repository)
-    print(f"EDF: {path}", file=sys.stderr)
+    _install_edf(name, site, store, repository)
 
 
 @image_app.command("lock")

@@ -16,13 +16,12 @@ of what is hashed and compared: what is computed is what it was, so its identity
 
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from post_training.core.errors import shown
+from post_training.core.errors import length_in_common, shown
 from post_training.core.hashing import sha256_value
 
 _MOST_CHARACTERS = 60
@@ -126,14 +125,9 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             continue
         before = shown(old[key], limit=None) if key in old else "(absent)"
         after = shown(new[key], limit=None) if key in new else "(absent)"
-        start = max(0, _length_in_common(before, after) - _CHARACTERS_BEFORE_CHANGE)
+        start = max(0, length_in_common(before, after) - _CHARACTERS_BEFORE_CHANGE)
         lines.append(f"{key}: {_cut(before, start)} -> {_cut(after, start)}")
     return lines
-
-
-def _length_in_common(one: str, other: str) -> int:
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _cut(text: str, start: int) -> str:

@@ -2,11 +2,12 @@
 
 Everything a user can cause is a PostTrainingError: it says what is wrong, where, and what to do.
 Any other exception is a bug of ours and keeps its traceback. `dotted` and `shown` spell the keys
-and the values in messages.
+and the values in messages; `length_in_common` finds where two texts differ.
 """
 
 import errno
 import sys
+from itertools import takewhile
 from typing import Any, TextIO
 
 
@@ -121,6 +122,12 @@ def shown(value: Any, *, limit: int | None = 60) -> str:
     """A value on one line, cut after `limit` characters: 'text', 5e-07, null, [1, 'a'], {lr: 1}."""
     text = _one_line(value)
     return text if limit is None or len(text) <= limit else f"{text[:limit]}..."
+
+
+def length_in_common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _one_line(value: Any) -> str:

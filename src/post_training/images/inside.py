@@ -191,7 +191,7 @@ def explain_missing(path: Path, mounted: list[str] | None) -> str | None:
     if _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
         return (
             f"{path} looks like a name on the Hugging Face hub: runs fetch nothing, so give the "
-            "folder that it was downloaded to"
+            f"folder that it was downloaded to (there is no folder {path.parent} here)"
         )
     # Where a link leads to: the link may lie in a mounted folder and its target outside.
     place = Path(os.path.realpath(path))

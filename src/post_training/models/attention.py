@@ -117,7 +117,7 @@ def check_packing(model: PreTrainedModel) -> None:
         problem += "known to keep packed sequences apart"
     elif model_type in KEEP_PACKED_APART:
         return
-    elif any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    elif _is_divided(model):
         problem = f"models of the type {model_type} aren't known to keep packed sequences apart, "
         problem += "and ZeRO-3 has divided this one before it could be tried"
     elif (share := _seen_across_on_cpu(model)) > _MOST_SEEN:
@@ -143,7 +143,7 @@ def check_shared_prompt(model: PreTrainedModel) -> None:
     elif RouterLoss.for_model(model) is not None:
         problem = "can't train their router's auxiliary loss with the mask of a shared prompt"
     elif model.config.model_type not in KEEP_PACKED_APART:
-        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        if _is_divided(model):
             problem = "aren't known to take the mask of a shared prompt, and ZeRO-3 has divided "
             problem += "this one before it could be tried"
         elif (share := changed_by_sharing(model)) > _MOST_CHANGED[model.dtype]:
@@ -188,6 +188,11 @@ def has_window(config: PreTrainedConfig) -> bool:
     if kinds is not None:
         return any(kind != "full_attention" for kind in kinds)
     return bool(getattr(config, "sliding_window", None))
+
+
+def _is_divided(model: PreTrainedModel) -> bool:
+    """Whether ZeRO-3 has divided the weights among the ranks, which it marks so."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def _seen_across_on_cpu(model: PreTrainedModel) -> float:

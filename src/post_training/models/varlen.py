@@ -76,10 +76,7 @@ def attend(
     Errors: PostTrainingError for a call that it would compute wrongly.
     """
     num_rows, num_heads, length, _ = query.shape
-    # What is not in the arguments above changes the result: sinks, soft caps, biases.
-    unknown = [
-        name for name in ("s_aux", "softcap", "position_bias") if settings.get(name) is not None
-    ]
+    unknown = [name for name in _CHANGES_THE_RESULT if settings.get(name) is not None]
     if attention_mask is not None or dropout or unknown:
         what = unknown[0] if unknown else "dropout" if dropout else "a mask"
         raise PostTrainingError(f"{VARLEN} attention has no {what}", where=_KEY, hint="take sdpa")

@@ -16,9 +16,9 @@ from typing import Literal
 
 from jinja2 import TemplateError
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, length_in_common
 from post_training.data.chat.rendering import MessageDicts, Spans, message_dicts, render
-from post_training.data.chat.turns import TurnWriter, length_in_common
+from post_training.data.chat.turns import TurnWriter
 from post_training.data.rows import COMPLETION, BadRow, Conversation, Message, ToolCall
 
 Marks = Literal["parts", "messages"]

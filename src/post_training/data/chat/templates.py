@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, length_in_common
 from post_training.data.chat.proof import (
     PROBE,
     RENDERING_FAILURES,
@@ -36,7 +36,7 @@ from post_training.data.chat.published import (
     read_template,
 )
 from post_training.data.chat.rendering import message_dicts, render
-from post_training.data.chat.turns import History, TurnWriter, length_in_common
+from post_training.data.chat.turns import History, TurnWriter
 from post_training.data.config import TEMPLATES, SpecialTokens
 
 # The strings of our templates that must be a single token each; a template without any writes its

@@ -22,6 +22,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
+from post_training.core.errors import length_in_common
 from post_training.data.chat.rendering import (
     TEXT,
     THOUGHT,
@@ -257,12 +258,6 @@ class TurnWriter:
 def _indices(dicts: MessageDicts) -> list[int]:
     """Of the assistant's dicts among the messages."""
     return [n for n, message in enumerate(dicts.messages) if message["role"] == "assistant"]
-
-
-def length_in_common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _in_common_at_the_end(one: str, other: str) -> str:
