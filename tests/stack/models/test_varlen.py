@@ -101,6 +101,7 @@ def test_attend_on_a_gpu_asks_the_kernel_for_the_same(
         torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-2)
 
 
+# Runs by `tests/inside-image` on a machine with a GPU; elsewhere its kernel cannot.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_attend_on_a_gpu_equals_the_softmax_written_out():
     positions = positions_of([[3, 1, 4], [8]])

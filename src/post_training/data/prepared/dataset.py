@@ -200,7 +200,7 @@ def describe_prepared(record: dict[str, Any]) -> Iterator[str]:
             f"{source['name']}: {source['num_used']:,} of {source['num_rows']:,} good rows"
             f"{describe_source_rows(source, source['num_rows'])}, "
             f"{source['num_tokens']:,} tokens"
-            f"{'' if ratio is None else f', {ratio} completion tokens for each of the prompts'}"
+            f"{'' if ratio is None else f', {ratio} completion tokens for a prompt token'}"
         )
         yield from describe_columns(source)
         yield from _describe_history(source)
