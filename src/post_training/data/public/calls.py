@@ -70,6 +70,8 @@ def hermes(row: Object) -> list[Object]:
                     "a template writes its own: move them to a column tools by a transform; or "
                     "train it all as text: roles: {tool: user}, without this transform",
                 )
+            if len(declared) > 1:
+                raise BadRow("columns", f"{key}.value: declares tools {len(declared)} times")
             tools = tools or _listed(declared[0], f"{key}.value: <tools>")
         else:
             messages += _messages(role, said, without(turn, "from", "value"), f"{key}.value")

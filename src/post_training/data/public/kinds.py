@@ -45,7 +45,8 @@ KINDS: dict[str, Kind] = {
     "hermes": Kind(
         "NousResearch/hermes-function-calling-v1",
         "transform: hermes",
-        "chats with tools; Hermes' own instruction is left out, the template has one",
+        "chats with tools; the system message with Hermes' instruction is left out whole, since "
+        "the template writes its own",
         hermes,
     ),
     "hh_rlhf": Kind(

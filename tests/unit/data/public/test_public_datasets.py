@@ -232,6 +232,16 @@ def test_damaged_rows_get_a_verdict_and_no_traceback(name: str, damage: Any):
         assert isinstance(made, BadRow | list)
 
 
+def test_hermes_tools_that_are_declared_twice_are_refused():
+    [line] = (ROWS / "hermes.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    turn = row["conversations"][0]
+    turn["value"] += turn["value"][turn["value"].index("<tools>\n") :]
+    made = transform("hermes", row)
+    assert isinstance(made, BadRow)
+    assert made.problem == "transform hermes: conversations[0].value: declares tools 2 times"
+
+
 def test_other_fields_of_a_message_are_kept():
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]
     [made] = transform("hermes", {"conversations": turns})
