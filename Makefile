@@ -10,7 +10,7 @@ EXPERIMENT ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated lint format golden docs docs-reference lock lock-tools clean
+.PHONY: help setup dev image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated lint format golden docs docs-reference lock lock-tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ setup: .venv/ready ## Install the tools this machine lacks (apt, as root; elsewh
 	$(PIP) --require-hashes --only-binary :all: --requirement requirements-dev.lock
 	$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	touch $@
+
+dev: test-tools image push-sqsh ## All that work on the code needs: tools, tests' tools, the image, lint at every commit
+	$(BIN)/pre-commit install
 
 image: setup ## Build containers/$(IMAGE) into an OCI image (IMAGE=cpu)
 	$(BIN)/post-training image build $(IMAGE)

@@ -39,7 +39,7 @@ _CONTENTS = {
         *("docs/reference/commands", "docs/reference/files", "docs/reference/settings/index"),
     ],
     "Places and experiments": ["installation/README", "reproducibility/README"],
-    "The project": ["CONTRIBUTING", "docs/contributing", "CHANGELOG"],
+    "The project": ["CONTRIBUTING", "docs/contributing", "docs/releases", "CHANGELOG"],
 }
 
 
