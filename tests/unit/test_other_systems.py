@@ -46,7 +46,8 @@ def test_every_line_of_every_system_is_in_the_table():
 def test_line_has_a_proof_that_exists_or_says_what_is_missing(line):
     entry = TABLE[line]
     if entry["state"] == "open":
-        assert entry["todo"] and entry["subject"]
+        assert entry["todo"]
+        assert entry["subject"]
         return
     assert entry["state"] in ("done", "instead", "outside")
     assert entry["proof"]
