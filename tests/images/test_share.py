@@ -3,6 +3,7 @@
 import base64
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from post_training.images import builder
 from post_training.images.identity import seal
 from post_training.images.push import pack_sqsh
 from post_training.images.reference import Reference, parse_reference
-from post_training.images.share import pull_image, push_image
+from post_training.images.share import pull_image, pull_tag, push_image
 from post_training.images.store import ImageStore
 from post_training.reproduce.plan import Options
 from post_training.reproduce.verdict import fetch_image
@@ -120,6 +121,39 @@ def test_pull_of_changed_content_is_refused_and_leaves_nothing(
         assert not list(elsewhere.folder.glob("*.sqsh"))
         path.write_bytes(content)
     assert pull_image(pushed, elsewhere)["oci_digest"] == record["oci_digest"]
+
+
+def test_pulls_of_one_image_at_once_do_not_disturb_each_other(
+    elsewhere, pushed, record, cli: Path, tmp_path
+):
+    """Each has a tag of its own in the builder's storage; the tag of a killed pull goes."""
+    forget_images()
+    killed = tag_of_a_killed_pull(elsewhere, tmp_path)
+    folders = [elsewhere.folder, elsewhere.folder, tmp_path / "third"]
+    pulls = [
+        subprocess.Popen(
+            [cli, "image", "pull", str(pushed), "--store", folder],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for folder in folders
+    ]  # fmt: skip
+    for pull, folder in zip(pulls, folders, strict=True):
+        out, err = pull.communicate()
+        assert pull.returncode == 0, err
+        assert out.strip() == str(ImageStore(folder).image_path(record["sqsh_sha256"]))
+    assert killed not in builder.stored_tags()
+    assert not any("pulled" in tag for tag in builder.stored_tags())
+
+
+def tag_of_a_killed_pull(store: ImageStore, folder: Path) -> str:
+    """What a pull leaves that is killed: its tag, and its work folder without a lock."""
+    with store.work_folder() as work:
+        tag = pull_tag(store, work)
+    image = make_image(folder / "killed", "killed")
+    run_tool(["buildah", "tag", image.tag, tag])
+    builder.remove(image.tag)
+    assert tag in builder.stored_tags()
+    return tag
 
 
 def test_pull_of_another_image_than_wanted_is_refused(elsewhere, pushed):

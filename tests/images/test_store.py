@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ def test_find_takes_either_digest_prefixes_and_names(store):
         assert store.find(reference) == record
     for reference in (OCI["a"], "a1" * 32, "a1a1a1a1"):
         assert store.find(reference) == record
+
+
+def test_lock_who_waits_for_another_writer_says_so(store):
+    code = (
+        "import pathlib, sys; from post_training.images.store import ImageStore\n"
+        "with ImageStore(pathlib.Path(sys.argv[1])).lock(): print('mine')"
+    )
+    with store.lock():
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, store.folder],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = other.stderr.readline()
+    assert said == f"waiting for another build, push or pull in {store.folder} …\n"
+    assert other.communicate() == ("mine\n", "")
 
 
 def test_find_digits_of_two_images_are_refused(store):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError, tell
+from post_training.core.hashing import sha256_text
 from post_training.core.process import run_tool_bytes
 from post_training.images import builder
 from post_training.images.build import BuiltImage
@@ -32,6 +33,8 @@ from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _RECORD = "application/vnd.post-training.image-record.v1+json"
+# Tags of what is in the builder's storage during a pull alone.
+_PULLED = "localhost/post-training/pulled:"
 _EMPTY = "application/vnd.oci.empty.v1+json"
 _SAID = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
 # Of a record that comes with an image: what the image says too.
@@ -115,17 +118,39 @@ def pull_image(
             registries = {**stored.get("registries", {}), reference.name: reference.digest}
             return store.add({**stored, "registries": registries})
     told = _pull_record(reference)
-    tag = f"localhost/post-training/pulled:{_hex(config)[:16]}"
-    tell(f"pulling {reference} …")
-    _skopeo(
-        ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{reference}",
-         f"containers-storage:{tag}"],
-        reference.name,
-    )  # fmt: skip
-    try:
-        return _pack(tag, config, told, reference, store)
-    finally:
-        builder.remove(tag)
+    _remove_leftovers(store)
+    with store.work_folder() as work:
+        tag = pull_tag(store, work)
+        tell(f"pulling {reference} …")
+        try:
+            _skopeo(
+                ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{reference}",
+                 f"containers-storage:{tag}"],
+                reference.name,
+            )  # fmt: skip
+            return _pack(tag, config, told, reference, store)
+        finally:
+            if tag in builder.stored_tags():
+                builder.remove(tag)
+
+
+def pull_tag(store: ImageStore, work: Path) -> str:
+    """The tag in the builder's storage of one pull: several may get one image at once.
+
+    work: the pull's work folder, by whose lock others see that it is running.
+    """
+    return f"{_PULLED}{sha256_text(str(store.folder))[:16]}{work.name}"
+
+
+def _remove_leftovers(store: ImageStore) -> None:
+    """Remove from the builder's storage what killed pulls into this store left there."""
+    abandoned = store.abandoned_work()
+    ours = pull_tag(store, Path())
+    for tag in builder.stored_tags():
+        if tag.startswith(ours):
+            work = store.folder / tag.removeprefix(ours)
+            if work in abandoned or not work.exists():
+                builder.remove(tag)
 
 
 def _pack(
@@ -143,7 +168,7 @@ def _pack(
             f"the image that was pulled is {found}, its manifest names {config}",
             where=str(reference),
         )
-    with mounted_image(tag, store) as root:
+    with store.lock(), mounted_image(tag, store) as root:
         said = read_image(root)
     if said is None or any(key not in said for key in _COMPARED):
         raise PostTrainingError(

@@ -71,9 +71,12 @@ class ImageStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer at a time; readers need no lock."""
+        """One writer at a time; readers need no lock. Who waits is told so."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".lock"):
+        with locked(
+            self.folder / ".lock",
+            on_wait=lambda: tell(f"waiting for another build, push or pull in {self.folder} …"),
+        ):
             yield
 
     @contextmanager

@@ -81,6 +81,24 @@ def test_wheels_hold_the_locked_wheels_and_source_archives(index, tmp_path):
     assert {path.name: sha256_file(path) for path in found.iterdir()} == expected
 
 
+def test_wheels_of_a_changed_lock_keep_what_is_still_locked_and_nothing_else(index, tmp_path):
+    """What is there is not downloaded again, unless it is damaged."""
+    setuptools, tiny = sorted(index.iterdir())
+    store = ImageStore(tmp_path / "store")
+    wheel, source = locked("setuptools==1", setuptools), locked("tiny==1", tiny)
+    first = ensure_wheels(recipe(tmp_path / "first", requirements=wheel, source=source), store)
+    kept = (first / setuptools.name).stat().st_ino
+    again = recipe(tmp_path / "again", requirements=f"# more\n{wheel}")
+    found = ensure_wheels(again, store)
+    assert [path.name for path in found.iterdir()] == [setuptools.name]
+    assert (found / setuptools.name).stat().st_ino == kept
+    assert not first.exists()
+
+    (found / setuptools.name).write_bytes(b"damaged")
+    anew = ensure_wheels(recipe(tmp_path / "anew", requirements=wheel), store)
+    assert sha256_file(anew / setuptools.name) == sha256_file(setuptools)
+
+
 def test_wheels_source_archive_of_a_local_version_has_its_own_name(index, tmp_path, monkeypatch):
     """In an index's addresses its `+` is written %2B."""
     local = {
