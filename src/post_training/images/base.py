@@ -146,11 +146,11 @@ def ensure_native_root(recipe: Recipe, base: Base, store: ImageStore) -> Path | 
     """
     if NATIVE_ROOT not in (recipe.folder / "Dockerfile").read_text():
         return None
-    if recipe.settings.architecture == platform.machine():
+    if not recipe.settings.is_emulated:
         return base.file
     for folder in sorted(recipe.folder.parent.glob(f"*/{BASE_PACKAGES}")):
         other = load_recipe(folder.parent.name, recipe.repository)
-        if other.settings.architecture == platform.machine():
+        if not other.settings.is_emulated:
             native = ensure_base(other, store)
             if _python(native) == _python(base):
                 return native.file

@@ -23,6 +23,7 @@ from post_training.images.base import (
     ensure_wheels,
 )
 from post_training.images.lock import loose_requirements, unlocked_requirements
+from post_training.images.namespaces import HOST_CPUS
 from post_training.images.recipe import SOURCE_DATE_EPOCH, SYSTEM_LOCK, SYSTEM_PACKAGES, Recipe
 from post_training.images.registry import ensure_system_packages, read_system_lock
 from post_training.images.store import ImageStore
@@ -77,7 +78,11 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=store.folder) as temporary:
             context = Path(temporary) / "context"
             stage_context(recipe, base, identity, context, native)
-            _build(context, folders, identity, base.reference)
+            options = []
+            if recipe.settings.is_emulated:
+                (nothing := Path(temporary) / "nothing").mkdir()
+                options = [f"--volume={nothing}:{HOST_CPUS}:ro"]
+            _build(context, folders, identity, base.reference, options)
     built = find_built(identity)
     if built is None:
         raise PostTrainingError("the builder finished, but the image is not in its storage")
@@ -146,9 +151,16 @@ def refuse_unlocked(recipe: Recipe) -> None:
 
 
 def _build(
-    context: Path, folders: dict[str, Path], identity: dict[str, Any], base: str | None
+    context: Path,
+    folders: dict[str, Path],
+    identity: dict[str, Any],
+    base: str | None,
+    options: list[str],
 ) -> None:
-    """Call the builder. folders: as of `_download`. base: `NAME@sha256:…` of a registry's base."""
+    """Call the builder. folders: as of `_download`. base: `NAME@sha256:…` of a registry's base.
+
+    options: further ones, which leave no trace in the image.
+    """
     # The Dockerfile makes labels of these, and declares them after all that can be cached.
     arguments = {
         "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
@@ -166,6 +178,6 @@ def _build(
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             *(f"--build-context={name}={folder}" for name, folder in folders.items()),
             f"--platform={identity['platform']}",
-            f"--tag={image_tag(identity)}", context,
+            f"--tag={image_tag(identity)}", *options, context,
         ]
     )  # fmt: skip

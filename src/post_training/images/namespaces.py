@@ -30,6 +30,12 @@ _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
 # Flags of a mount that statvfs shows.
 _ST_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNT_TIMEOUT_S = 30
+# This machine's processors. An emulated program that reads of them here, though its own are others,
+# may crash: torch for arm64 does while it is imported on x86_64 (its library cpuinfo).
+HOST_CPUS = Path("/sys/devices/system/cpu")
+# e_machine in the header of a program (elf(5)), for each processor as uname(2) names it.
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+_ELF_MACHINE = struct.Struct("<18xH")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,6 +64,15 @@ def bind(
         # In a user namespace, a remount that drops one of the mount's flags is refused.
         kept = os.statvfs(target).f_flag & _ST_FLAGS
         mount("", target, flags=MS_REMOUNT | MS_BIND | kept | wanted)
+
+
+def is_emulated(program: Path) -> bool:
+    """Whether the program is for another processor than this machine's."""
+    with program.open("rb") as file:
+        header = file.read(_ELF_MACHINE.size)
+    is_program = header.startswith(b"\x7fELF") and len(header) == _ELF_MACHINE.size
+    own = _ELF_MACHINES.get(os.uname().machine)
+    return is_program and own is not None and _ELF_MACHINE.unpack(header)[0] != own
 
 
 def detach(target: str | Path) -> None:

@@ -20,6 +20,7 @@ package versions in them, and the time from which a snapshot service has these v
 """
 
 import json
+import platform
 import re
 import shutil
 import tomllib
@@ -63,6 +64,11 @@ class RecipeSettings:
     def architecture(self) -> str:
         """The platform's processor as wheels name it: x86_64, aarch64."""
         return _ARCHITECTURES[self.platform]
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether this machine runs the image's programs by emulation, if at all."""
+        return self.architecture != platform.machine()
 
     @property
     def wheel_platforms(self) -> list[str]:

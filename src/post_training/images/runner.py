@@ -165,6 +165,8 @@ def _mount_system(host_files: Mapping[str, str]) -> None:
     for name in ("proc", "sys", "dev"):
         Path("/", name).mkdir(exist_ok=True)
         linux.bind(_OLD_ROOT / name, f"/{name}")
+    if _is_emulated() and linux.HOST_CPUS.exists():
+        linux.mount("tmpfs", linux.HOST_CPUS, "tmpfs", data="mode=755")
     Path("/tmp").mkdir(exist_ok=True)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
     for name, file in host_files.items():
@@ -173,6 +175,11 @@ def _mount_system(host_files: Mapping[str, str]) -> None:
             linux.bind(_OLD_ROOT / file, name, read_only=True)
     if not Path("/etc/hosts").exists():
         Path("/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
+
+
+def _is_emulated() -> bool:
+    shell = Path("/bin/sh")
+    return shell.is_file() and linux.is_emulated(shell)
 
 
 def _mount_all(
