@@ -111,6 +111,13 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     return check_layer(model, read_layer(path, overrides))
 
 
+def load_overrides(model: type[ConfigT], overrides: Sequence[str]) -> ConfigT:
+    """As `load_config`, of a command line that names no file. Errors: ConfigError."""
+    layer = Layer({}, {(): "command line"})
+    _apply(layer, overrides)
+    return check_layer(model, layer)
+
+
 def read_layer(path: Path, overrides: Sequence[str] = ()) -> Layer:
     """`path` with what it extends and the overrides, unchecked. Errors: ConfigError."""
     try:

@@ -168,7 +168,7 @@ def _plan(run_dir: Path, stores: list[ImageStore], options: Options, *, stale: b
         notes += machine_differences(record["machine"], describe_machine())
     else:
         try:
-            site = _for_ranks(options.site, num_ranks(record), options.nodes)
+            site = _for_ranks(options.site, record, options.nodes)
         except UsageError as error:
             missing.append(f"{record['run_id']}: {error.problem} ({error.hint})")
         missing += _form_faults(image, options.site[1])
@@ -242,9 +242,15 @@ def image_references(image: Mapping[str, Any], repository: Path) -> list[Referen
     return known_references(image, *releases)
 
 
-def _for_ranks(named: tuple[str, Site], ranks: int, nodes: int | None) -> tuple[str, Site]:
+def _for_ranks(
+    named: tuple[str, Site], record: Mapping[str, Any], nodes: int | None
+) -> tuple[str, Site]:
     name, site = named
-    scheduler = site.scheduler.for_ranks(ranks, nodes)
+    ranks = num_ranks(record)
+    if record["stage"] == "exec" and record["placement"]["ranks"] == "node":
+        scheduler = site.scheduler.once_a_node().model_copy(update={"nodes": ranks})
+    else:
+        scheduler = site.scheduler.for_ranks(ranks, nodes)
     return name, site.model_copy(update={"scheduler": scheduler})
 
 

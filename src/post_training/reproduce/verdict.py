@@ -113,6 +113,8 @@ def _run_and_compare(
     packages = changed_settings(plan.record["packages"], record["packages"])
     if code != IDENTICAL and packages:
         verdict += f"; packages: {', '.join(packages)}"
+    if code == DIFFERS and plan.record["stage"] == "exec":
+        verdict += "; the command, not this project, decides whether its bytes repeat"
     write_json(
         new_dir / "reproduction.json",
         {

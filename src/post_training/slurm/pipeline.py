@@ -290,7 +290,8 @@ def _runs(variant: Pipeline, folder: Path, fingerprints: dict[str, str]) -> list
         if name not in runs:
             known = nearest(name, list(variant.config.stages))
             raise UsageError(f"there is no stage {name!r}{known}")
-        artifacts = find_stage(runs[name].stage).artifacts
+        run = runs[name]
+        artifacts = run.config.own_artifacts or find_stage(run.stage).artifacts
         if artifact not in artifacts:
             left = " or ".join(artifacts)
             raise UsageError(f"{runs[name].stage} leaves no {artifact!r} (it leaves {left})")

@@ -252,7 +252,9 @@ def _run_stage(words: Sequence[str]) -> int:
 
 def _request(plan: Plan, run: PlannedRun, where: Where, max_failures: int) -> Request:
     name, changes = where.site
-    site = load_site(name, {**changes, **run.scheduler})
+    site = load_site(name, {**changes, **run.scheduler}).for_stage(
+        is_one_a_node=run.config.is_one_a_node
+    )
     if site.scheduler.num_tasks > 1:
         run.config.check_ranks(site.scheduler.num_tasks)
     return Request(

@@ -89,6 +89,11 @@ class Scheduler(Config):
     def num_tasks(self) -> int:
         return self.nodes * self.tasks_per_node
 
+    def once_a_node(self) -> "Scheduler":
+        """For a stage of which one process runs on a node: it has the cores of all its tasks."""
+        cores = self.cpus_per_task * self.tasks_per_node
+        return self.model_copy(update={"tasks_per_node": 1, "cpus_per_task": cores})
+
     def for_ranks(self, num_ranks: int, nodes: int | None = None) -> "Scheduler":
         """For a job of so many ranks: a task each, on nodes that are full; or one task that starts
         them, when they are fewer than a node's. nodes: of a job of several ranks, as many.
@@ -202,6 +207,11 @@ class Site(Config):
         description="Folder of each node for compiled kernels; never on a shared file system."
     )
     storage: Storage = Field(description="The site's file systems.")
+
+    def for_stage(self, *, is_one_a_node: bool) -> "Site":
+        """With as many tasks as the stage has processes on a node."""
+        scheduler = self.scheduler.once_a_node() if is_one_a_node else self.scheduler
+        return self.model_copy(update={"scheduler": scheduler})
 
 
 def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path = SITES_DIR) -> Site:

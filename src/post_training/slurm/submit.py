@@ -124,7 +124,7 @@ def make_request(
     site_name, changes = site
     stage = find_stage(stage_name)
     config = load_config(stage.load_config_class(), config_path, overrides)
-    loaded = load_site(site_name, changes)
+    loaded = load_site(site_name, changes).for_stage(is_one_a_node=config.is_one_a_node)
     run_dir = _run_dir(config, config_path)
     if num_chained > 1 and not config.continues:
         raise UsageError(

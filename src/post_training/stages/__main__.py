@@ -1,12 +1,13 @@
 """`entrypoint STAGE cfg.yaml [key=value …]` and `entrypoint doctor`, inside the image."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from post_training.core.errors import Interrupted, PostTrainingError, report
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError, report
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.processes import DONE_VARIABLE
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         + "\n".join(f"  {s.name:18} {s.summary}" for s in STAGES.values())
         + "\n\n`entrypoint STAGE --help-config` lists a stage's settings, and `--help-config KEY` "
         "explains one and those below it."
+        "\n`entrypoint exec --input NAME=PATH --output PATH -- COMMAND …` needs no file."
         "\n`entrypoint doctor` says whether this container has what a run needs.",
     )
     parser.add_argument("stage", metavar="STAGE")
@@ -57,7 +59,39 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="succeed when the same run is finished already, and change nothing",
     )
-    options = parser.parse_intermixed_args(arguments)
+    if arguments[:1] == ["exec"] and "--" in arguments:
+        return _run_command(parser, arguments)
+    if arguments[:1] == ["exec"] and any(w.startswith(("--input", "--output")) for w in arguments):
+        hint = "entrypoint exec --input NAME=PATH --output PATH -- COMMAND …"
+        return report(UsageError("--input and --output want a command after --", hint=hint))
+    return _execute(parser.parse_intermixed_args(arguments), arguments)
+
+
+def _run_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """`entrypoint exec [key=value …] --input NAME=PATH … --output PATH … -- COMMAND …`: the
+    configuration is on the command line, and no file is read."""
+    end = list(arguments).index("--")
+    parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--output", action="append", default=[], metavar="[NAME=]PATH")
+    # The parser asks for a file, which is none here.
+    options = parser.parse_intermixed_args(["exec", os.devnull, *arguments[1:end]])
+    inputs = [dict(zip(("name", "path"), _named(text), strict=True)) for text in options.input]
+    outputs = [
+        dict(zip(("name", "path"), _named(text, "output"), strict=True)) for text in options.output
+    ]
+    settings = {"command": list(arguments[end + 1 :]), "inputs": inputs, "outputs": outputs}
+    options.config = None
+    options.overrides += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return _execute(options, arguments)
+
+
+def _named(text: str, name: str | None = None) -> tuple[str, str]:
+    """(name, path) of NAME=PATH, or of a PATH; its own name, unless another is given."""
+    before, equals, after = text.partition("=")
+    return (before, after) if equals else (name or Path(text).name, text)
+
+
+def _execute(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     request = Request(
         stage=options.stage,
         config_path=options.config,

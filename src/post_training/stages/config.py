@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from post_training.config.model import ADDED_LATER, Config, Role
+from post_training.core.secrets import variable_secret
 from post_training.data.config import (
     TEMPLATES,
     DataConfig,
@@ -87,6 +88,16 @@ class StageConfig(Config):
     def is_worker(self) -> bool:
         """Whether it does a share of a run whose record is another's."""
         return False
+
+    @property
+    def is_one_a_node(self) -> bool:
+        """Whether one process of it runs on a node, and not one a GPU."""
+        return False
+
+    @property
+    def own_artifacts(self) -> tuple[str, ...] | None:
+        """The folders that this run leaves, where its settings say so and not its stage."""
+        return None
 
 
 class InitModelConfig(StageConfig):
@@ -279,3 +290,120 @@ class ConvertTokenizerConfig(StageConfig):
         description="The piece that ends a document; it becomes the tokenizer's eos token. By "
         "default it keeps its own.",
     )
+
+
+_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# What else a run folder holds; the names of outputs name folders beside it.
+_OF_THE_RUN = ("run.json", "config.yaml", "slurm", "logs", "work", "cache", "reproduction.json")
+
+
+class CommandInput(Config):
+    """A file or folder that a command reads."""
+
+    name: str = Field(
+        pattern=_PLAIN_NAME,
+        description="What the command calls it: a link of this name in its working folder leads to "
+        "path. Letters, digits and . _ -.",
+    )
+    path: Annotated[Path, Role.INPUT] = Field(description="The file or folder.")
+
+
+class CommandOutput(Config):
+    """A file or folder that a command makes."""
+
+    name: str = Field(
+        pattern=_PLAIN_NAME,
+        description="The artifact's name: it is kept as RUN/NAME, and pipelines refer to it. "
+        "Letters, digits and . _ -.",
+    )
+    path: str = Field(
+        description="Where the command makes it, below its working folder. A single file is kept "
+        "as RUN/NAME/FILE."
+    )
+
+    @model_validator(mode="after")
+    def _is_below(self) -> "CommandOutput":
+        path = Path(self.path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"path: must be below the working folder (got {self.path!r})")
+        if self.name in _OF_THE_RUN:
+            raise ValueError(f"name: a run folder has its own {self.name}")
+        return self
+
+
+class ExecConfig(StageConfig):
+    """`entrypoint exec`: any command, with the record of a run."""
+
+    command: list[str] = Field(
+        min_length=1,
+        description="The program and its arguments, as a list: no shell reads them. It is started "
+        "in RUN/work, where each input has its name.",
+    )
+    inputs: list[CommandInput] = Field(
+        default_factory=list,
+        description="All that the command reads besides the image. Each is fingerprinted before "
+        "the command starts, and must be unchanged when it ends.",
+    )
+    outputs: list[CommandOutput] = Field(
+        min_length=1, description="What the command makes: the artifacts of the run."
+    )
+    unstable: Annotated[list[str], Role.PLACEMENT] = Field(
+        default_factory=list,
+        description="Patterns of files in the outputs that hold times or paths, as `*.log` or "
+        "`checkpoint-*/trainer_state.json`. They stay in RUN/work, are listed in the record and "
+        "never compared.",
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="Variables of the command, over those of the container.",
+    )
+    on_restart: Annotated[Literal["begin", "continue"], Role.PLACEMENT] = Field(
+        "begin",
+        description="What a run does that was stopped. begin: the working folder is emptied first. "
+        "continue: it stays, and the command finds its own checkpoints there.",
+    )
+    ranks: Annotated[Literal["node", "gpu"], Role.PLACEMENT] = Field(
+        "node",
+        description="How often the command is started. node: once on each node, as for torchrun. "
+        "gpu: once for each GPU, with the variables of its rank.",
+    )
+    grace_s: Annotated[PositiveInt, Role.PLACEMENT] = Field(
+        60,
+        description="Seconds that the command has to end once it was sent the signal that stops "
+        "the run. Then it is killed.",
+    )
+
+    @property
+    def continues(self) -> bool:
+        return self.on_restart == "continue"
+
+    @property
+    def is_one_a_node(self) -> bool:
+        return self.ranks == "node"
+
+    @property
+    def own_artifacts(self) -> tuple[str, ...]:
+        return tuple(output.name for output in self.outputs)
+
+    @model_validator(mode="after")
+    def _names_are_clear(self) -> "ExecConfig":
+        for key, items in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [item.name for item in items]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{key}: two are called {twice[0]}")
+        linked = {item.name for item in self.inputs}
+        places = [Path(output.path) for output in self.outputs]
+        for number, place in enumerate(places):
+            if place.parts[0] in linked:
+                raise ValueError(
+                    f"outputs[{number}].path: {place.parts[0]} is an input, which is never written"
+                )
+            if any(place == other or place in other.parents
+                   for other in places[:number] + places[number + 1 :]):  # fmt: skip
+                raise ValueError(f"outputs[{number}].path: another output is in {place}")
+        for name, value in self.environment.items():
+            if kind := variable_secret(name, value):
+                raise ValueError(
+                    f"environment.{name}: holds a secret ({kind}), and a configuration is recorded"
+                )
+        return self

@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from post_training.config.load import load_config, resolved_yaml
+from post_training.config.load import load_config, load_overrides, resolved_yaml
 from post_training.config.model import (
     Role,
     changed_settings,
@@ -64,14 +64,15 @@ _WRITER_TIMEOUT = timedelta(hours=12)
 class Request:
     """What was asked on the command line.
 
-    stage, config_path, overrides: which stage, with which settings. command: the arguments as they
+    stage, config_path, overrides: which stage, with which settings; without a file, those of the
+    overrides alone. command: the arguments as they
     were given. unpinned: run although no image digest is pinned. allow_topology_change: continue
     a run with another world size or micro-batch. skip_finished: succeed where the same run is
     finished already.
     """
 
     stage: str
-    config_path: Path
+    config_path: Path | None
     overrides: Sequence[str] = ()
     unpinned: bool = False
     allow_topology_change: bool = False
@@ -87,7 +88,9 @@ def execute(request: Request) -> int:
     launch = detect_launch(os.environ)
     _remove_overruling_variables(launch)
     if launch is None:
-        num_processes = config.num_processes or _num_local_devices()
+        num_processes = config.num_processes or (
+            1 if config.is_one_a_node else _num_local_devices()
+        )
         if num_processes > 1:
             command = [sys.executable, "-m", "post_training.stages", *request.command]
             return run_local_ranks(command, num_processes)
@@ -96,7 +99,7 @@ def execute(request: Request) -> int:
         raise UsageError(
             f"num_processes is {config.num_processes}, but the launcher started "
             f"{launch.local_world_size} here",
-            where=str(request.config_path),
+            where=request.config_path and str(request.config_path),
             hint="leave num_processes out under a launcher",
         )
     raise_on_signals()
@@ -143,6 +146,8 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
 def _read_config(stage: Stage, request: Request) -> StageConfig:
     """Errors: UsageError where there is no such file; ConfigError with every fault of it."""
     path = request.config_path
+    if path is None:
+        return load_overrides(stage.load_config_class(), request.overrides)
     if not path.exists():
         raise UsageError("no such file", where=str(path), hint=missing_path_hint(path))
     return load_config(stage.load_config_class(), path, request.overrides)

@@ -18,7 +18,8 @@ from post_training.stages.context import Result, StageContext
 @dataclass(frozen=True)
 class Stage:
     """module: below post_training, as `train.sft`; it has `run`. config_class: in config.py beside
-    the module. artifacts: the folders of artifacts that a run can leave, which pipelines refer to.
+    the module. artifacts: the folders of artifacts that a run can leave, which pipelines refer to;
+    StageConfig.own_artifacts has them where they are settings.
     """
 
     name: str
@@ -85,6 +86,13 @@ STAGES = {
         ),
         Stage(
             "select", "annotate.select", "SelectConfig", "preference rows from rewarded branches"
+        ),
+        Stage(
+            "exec",
+            "stages.exec",
+            "ExecConfig",
+            "any command, with the record of a run",
+            ("output",),
         ),
         Stage("sft", "train.sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
         Stage(

@@ -128,3 +128,23 @@ def test_plan_that_cannot_be_is_refused_by_name(plan, override, fault):
     with pytest.raises((UsageError, ConfigError)) as caught:
         plan(override)
     assert fault in str(caught.value)
+
+
+def test_plan_refers_to_the_outputs_that_a_command_names(plan):
+    text = """\
+run_dir: runs
+stages:
+  make:
+    stage: exec
+    config:
+      command: [cp, rows, out]
+      inputs: [{name: rows, path: rows.jsonl}]
+      outputs: [{name: copied, path: out}]
+  mixed:
+    stage: mix
+    config: {data: {datasets: [{path: "${stages.make.copied}"}]}}
+"""
+    folder = plan(text=text)["make"]
+    assert str(plan.runs[1].config.data.datasets[0].path).endswith(f"{folder}/copied")
+    with pytest.raises(ConfigError, match="exec leaves no 'output' \\(it leaves copied\\)"):
+        plan(text=text.replace("stages.make.copied", "stages.make.output"))

@@ -103,6 +103,14 @@ def test_load_site_own_settings_that_are_wrong_are_refused(tmp_path, monkeypatch
     assert fault in str(error.value)
 
 
+def test_stage_of_one_process_a_node_has_the_cores_of_all_its_tasks():
+    site = load_site("clariden", {"nodes": 2, "tasks_per_node": 4})
+    scheduler = site.for_stage(is_one_a_node=True).scheduler
+    assert (scheduler.nodes, scheduler.tasks_per_node, scheduler.gpus_per_node) == (2, 1, 4)
+    assert scheduler.cpus_per_task == 4 * site.scheduler.cpus_per_task
+    assert site.for_stage(is_one_a_node=False) == site
+
+
 @pytest.mark.parametrize(
     ("site", "num_ranks", "nodes", "shape"),
     [

@@ -48,6 +48,7 @@ SETTINGS: dict[str, Any] = {
     "generate": {"model": MODEL, "data": TEMPLATED},
     "logprobs": {"model": MODEL, "data": TEMPLATED},
     "rewards": {"data": DATASETS, "rewards": [REWARD]},
+    "exec": {"command": ["true"], "outputs": [{"name": "made", "path": "out"}]},
     "sft": {"model": MODEL, "data": TEMPLATED, "sft": SEQUENCES, "training": TRAINING},
     "dpo": {
         "model": MODEL,
@@ -76,6 +77,7 @@ RECIPE_HASHES = {
     "generate": "d083b1dd4fbb6e89e6fc5542b91e88661bd57a02a0c671f3ba3a9a358f8e25b5",
     "logprobs": "0285c153785eaac167e6c65563f7c5c646759fd58b542f32620e73418664b633",
     "rewards": "0ff7f703f44f285d807db9a347b66c68e5169ce5ea90c4ff370c18293db87577",
+    "exec": "38313bcdbea1ff2e811ec9b0c2a5dd93b08905978fb81d0207623f25060f5301",
     "sft": "047677a3a93b7c1671a792435b3be2473215503e456617a6da06a6ccc429bb37",
     "dpo": "a3f1aaa32523f3baf0af8b4415ed04a32cc5dc5d4dabeb192e40f2d31373804c",
     "reward-model": "965097f9b19def9d4a996a41efc229cecc05077a7c5636ce23e158c58656b94f",
