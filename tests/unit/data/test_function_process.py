@@ -75,15 +75,17 @@ def test_many_calls_may_take_longer_than_one(call: Call):
 
 
 @pytest.mark.parametrize(
-    ("top", "problem"),
+    ("top", "limit_s", "problem"),
     [
-        ("os._exit(0)", "can't be loaded: it ended its process with exit code 0"),
-        ("while True: pass", "can't be loaded: it did not end within 1 s"),
+        ("os._exit(0)", 60, "can't be loaded: it ended its process with exit code 0"),
+        ("while True: pass", 1, "can't be loaded: it did not end within 1 s"),
     ],
 )
-def test_file_that_is_not_loaded_is_refused(top: str, problem: str, call: Call, tmp_path: Path):
+def test_file_that_is_not_loaded_is_refused(
+    top: str, limit_s: float, problem: str, call: Call, tmp_path: Path
+):
     with pytest.raises(PostTrainingError) as error:
-        call("pass", top=top, timeout_s=1)
+        call("pass", top=top, timeout_s=limit_s)
     assert str(error.value).startswith(f"{tmp_path / 'mine.py'}: {problem}")
 
 
