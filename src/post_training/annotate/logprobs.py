@@ -27,6 +27,7 @@ from post_training.models.attention import most_positions
 from post_training.models.device import move_to_device
 from post_training.models.left_out import describe_left_out
 from post_training.models.load import check_vocabulary, load_model
+from post_training.models.logits import slower_float32_logits
 from post_training.models.reference import reference_of
 from post_training.models.score import Asked, CompletionLogprob, LogprobScorer
 from post_training.stages.context import Result, StageContext
@@ -53,10 +54,14 @@ def run(config: LogprobsConfig, context: StageContext) -> Result:
         if (left_out := describe_left_out(model, path)) is not None:
             context.log(f"warning: {left_out}")
         check_vocabulary(model, tokenizer)
+        model = move_to_device(model, context.ranks.local_rank)
+        if config.model.float32_logits and (slower := slower_float32_logits(model.device.type)):
+            context.log(slower)
         scorer = LogprobScorer(
-            move_to_device(model, context.ranks.local_rank),
+            model,
             max_batch_tokens=config.max_batch_tokens,
             prompts_per_batch=config.prompts_per_batch,
+            float32_logits=config.model.float32_logits,
         )
         return LogprobAnnotator(encoder, scorer, most_positions(model.config))
 

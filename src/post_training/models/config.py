@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from post_training.config.model import Config, Role
+from post_training.config.model import ADDED_LATER, Config, Role
 
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 TrainingAttention = Literal["sdpa", "eager", "varlen", "flash_attention_2", "flex_attention"]
@@ -32,7 +32,27 @@ class ModelConfig(Config):
     )
 
 
-class TrainedModelConfig(ModelConfig):
+class ScoredModelConfig(ModelConfig):
+    """A model whose log-probabilities are computed."""
+
+    float32_logits: Annotated[bool, Role.TOPOLOGY, ADDED_LATER] = Field(
+        False,
+        description="Where matrix products are of bfloat16, keep the logits in float32 instead of "
+        "rounding them to bfloat16: log-probabilities are then more exact. It costs little on GPUs "
+        "of NVIDIA; elsewhere it is slower, and the run says so.",
+    )
+
+
+def check_float32_logits(model: ScoredModelConfig, *, computes_in_16_bits: bool) -> None:
+    """Errors: ValueError where float32_logits changes nothing."""
+    if model.float32_logits and not computes_in_16_bits:
+        raise ValueError(
+            "model.float32_logits: logits are float32 already (it is for model.dtype: bfloat16, or "
+            "for training.mixed_precision: bf16)"
+        )
+
+
+class TrainedModelConfig(ScoredModelConfig):
     """A model that is trained. It can have an attention that takes whole rows only."""
 
     attn_implementation: Annotated[TrainingAttention, Role.TOPOLOGY] = Field(

@@ -47,7 +47,12 @@ class ChunkedHead:
     """What `install` returns. One forward of the model belongs into each `scoring`."""
 
     def __init__(
-        self, layer: torch.nn.Linear, scaling: LogitScaling, *, has_fewer_ids: bool = False
+        self,
+        layer: torch.nn.Linear,
+        scaling: LogitScaling,
+        *,
+        has_fewer_ids: bool = False,
+        float32_logits: bool = False,
     ):
         """has_fewer_ids: than the model embeds."""
         self._request: _Request | None = None
@@ -60,13 +65,17 @@ class ChunkedHead:
                 return plain_forward(hidden)
             if has_fewer_ids:
                 _check_targets(self._request.targets, layer.out_features)
-            return _answer_request(hidden, layer.weight, layer.bias, scaling, self._request)
+            return _answer_request(
+                hidden, layer.weight, layer.bias, scaling, float32_logits, self._request
+            )
 
         layer.forward = types.MethodType(forward, layer)
 
     @classmethod
-    def install(cls, model: PreTrainedModel) -> "ChunkedHead":
-        """Errors: UsageError for a model that makes its logits otherwise than by a linear layer,
+    def install(cls, model: PreTrainedModel, *, float32_logits: bool = False) -> "ChunkedHead":
+        """float32_logits: not rounded to the dtype of the products (logits.OutputLayer).
+
+        Errors: UsageError for a model that makes its logits otherwise than by a linear layer,
         a factor and a soft cap."""
         layer = model.get_output_embeddings()
         if not isinstance(layer, torch.nn.Linear):
@@ -76,7 +85,12 @@ class ChunkedHead:
                 where="model",
             )
         has_fewer_ids = layer.out_features < model.get_input_embeddings().num_embeddings
-        return cls(layer, find_logit_scaling(model), has_fewer_ids=has_fewer_ids)
+        return cls(
+            layer,
+            find_logit_scaling(model),
+            has_fewer_ids=has_fewer_ids,
+            float32_logits=float32_logits,
+        )
 
     @contextmanager
     def scoring(
@@ -150,6 +164,7 @@ def _answer_request(
     weight_VD: Float[Tensor, "V D"],
     bias_V: Float[Tensor, " V"] | None,
     scaling: LogitScaling,
+    float32_logits: bool,
     request: _Request,
 ) -> HeadOutput:
     asked = request.targets != IGNORED
@@ -161,7 +176,7 @@ def _answer_request(
     device = hidden_BTD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     numbers = request.chunk_numbers or _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_ELSEWHERE)
-    how = _How(scaling, dtype, request.with_top, numbers)
+    how = _How(scaling, dtype, float32_logits, request.with_top, numbers)
     arguments = (hidden_BTD, weight_VD, bias_V, positions_N, targets_N, how)
 
     def spread(values_N: Float32[Tensor, " N"]) -> Float32[Tensor, "B T"]:
@@ -182,6 +197,7 @@ class _How:
 
     scaling: LogitScaling
     dtype: torch.dtype | None
+    float32_logits: bool
     with_top: bool
     numbers: int
 
@@ -348,7 +364,8 @@ def _flatten(
     """hidden [B·T, D] and the layer, in the dtype of the matrix products."""
     dtype = how.dtype or weight_VD.dtype
     bias = None if bias_V is None else bias_V.float()
-    return hidden_BTD.flatten(0, 1).to(dtype), OutputLayer(weight_VD.to(dtype), bias, how.scaling)
+    layer = OutputLayer(weight_VD.to(dtype), bias, how.scaling, how.float32_logits)
+    return hidden_BTD.flatten(0, 1).to(dtype), layer
 
 
 def _make_chunks(
@@ -362,7 +379,7 @@ def _make_chunks(
 ) -> Iterator[_Chunk]:
     num_ids = len(layer.weight)
     size = max(SMALLEST_CHUNK, numbers // num_ids)
-    buffer = LogitsBuffer(layer.weight, min(size, len(positions_N)), num_ids)
+    buffer = LogitsBuffer(layer, min(size, len(positions_N)), num_ids)
     for start in range(0, len(positions_N), size):
         span = slice(start, start + size)
         rows = positions_N[span]

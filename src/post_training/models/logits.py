@@ -6,6 +6,7 @@ its cache, in half the time of few positions with all of it.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -23,21 +24,49 @@ _ALL = slice(None)
 @dataclass(frozen=True)
 class OutputLayer:
     """The output layer: its weight in the dtype of the matrix products, its bias or None, and what
-    the model does after it."""
+    the model does after it.
+
+    in_float32: logits are not rounded to the dtype of the products. A product of bfloat16 matrices
+    is added up in float32 in any case; rounding it costs a logit 2^-9 of its size.
+    """
 
     weight: Float[Tensor, "V D"]
     bias: Float32[Tensor, " V"] | None
     scaling: LogitScaling
+    in_float32: bool = False
+
+
+@cache
+def multiplies_into_float32(device: str) -> bool:
+    """Whether torch multiplies bfloat16 matrices into a float32 one there. GPUs of NVIDIA do, from
+    torch 2.8 on (https://github.com/pytorch/pytorch/pull/150812); CPUs don't, with torch 2.13."""
+    matrix = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        torch.mm(matrix, matrix, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):  # no kernel; an older torch without this argument
+        return False
+    return True
+
+
+def slower_float32_logits(device: str) -> str | None:
+    """A line for the log where OutputLayer.in_float32 costs time; None where it doesn't."""
+    if multiplies_into_float32(device):
+        return None
+    return (
+        f"model.float32_logits: torch has no product of bfloat16 matrices into float32 on {device}:"
+        " the output layer's weights are copied to float32 a part at a time, which is slower"
+    )
 
 
 class LogitsBuffer:
     """Room for [rows, columns] logits: a new one for each part costs a CPU a tenth of its time,
     and two of them are there at a time."""
 
-    def __init__(self, weight_VD: Float[Tensor, "V D"], rows: int, columns: int):
-        self._products = weight_VD.new_empty(rows * columns)
+    def __init__(self, layer: OutputLayer, rows: int, columns: int):
+        dtype = torch.float32 if layer.in_float32 else layer.weight.dtype
+        self._products = layer.weight.new_empty(rows * columns, dtype=dtype)
         self._logits = self._products
-        if weight_VD.dtype != torch.float32:
+        if dtype != torch.float32:
             self._logits = torch.empty_like(self._products, dtype=torch.float32)
 
     def fill(
@@ -49,7 +78,12 @@ class LogitsBuffer:
         products, logits = (
             flat[: shape[0] * shape[1]].view(shape) for flat in (self._products, self._logits)
         )
-        torch.mm(hidden_ND, weight_VD.T, out=products)
+        if products.dtype == weight_VD.dtype:
+            torch.mm(hidden_ND, weight_VD.T, out=products)
+        elif multiplies_into_float32(weight_VD.device.type):
+            torch.mm(hidden_ND, weight_VD.T, out_dtype=products.dtype, out=products)
+        else:  # the same numbers, from copies of these weights
+            torch.mm(hidden_ND.float(), weight_VD.float().T, out=products)
         if self._logits is not self._products:
             logits.copy_(products)
         if layer.bias is not None:
@@ -84,7 +118,7 @@ def score_positions(
     weight_VD = layer.weight
     tile = min(_TILE.get(weight_VD.device.type, len(weight_VD)), len(weight_VD))
     size = max(SMALLEST_CHUNK, numbers // tile)
-    buffer = LogitsBuffer(weight_VD, min(size, len(positions_N)), tile)
+    buffer = LogitsBuffer(layer, min(size, len(positions_N)), tile)
     found = [hidden_PD.new_zeros(3, 0, dtype=torch.float32)]
     for start in range(0, len(positions_N), size):
         span = slice(start, start + size)

@@ -221,8 +221,15 @@ class LogprobScorer:
     Errors: UsageError for a model whose logits or parts are not those the head knows.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int, prompts_per_batch: int):
-        self._head = ChunkedHead.install(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_batch_tokens: int,
+        prompts_per_batch: int,
+        float32_logits: bool = False,
+    ):
+        self._head = ChunkedHead.install(model, float32_logits=float32_logits)
         self._layer = model.get_output_embeddings()
         self._forward = SharedPromptForward(
             model, max_batch_tokens=max_batch_tokens, prompts_per_batch=prompts_per_batch

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from post_training.config.model import Config, Role, not_default
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
-from post_training.models.config import TrainedModelConfig
+from post_training.models.config import TrainedModelConfig, check_float32_logits
 from post_training.stages.config import StageConfig
 from post_training.train.training_config import (
     CheckpointingConfig,
@@ -61,6 +61,16 @@ class TrainingStageConfig(StageConfig):
                 "training.num_training_tokens: needs packed rows (set packing, or give "
                 "num_training_samples)"
             )
+        return self
+
+    @property
+    def computes_in_16_bits(self) -> bool:
+        """Whether the matrix products are of bfloat16."""
+        return self.model.dtype == "bfloat16" or self.training.mixed_precision == "bf16"
+
+    @model_validator(mode="after")
+    def _float32_logits_differ(self) -> "TrainingStageConfig":
+        check_float32_logits(self.model, computes_in_16_bits=self.computes_in_16_bits)
         return self
 
     @model_validator(mode="after")
@@ -328,6 +338,8 @@ class RewardModelConfig(TrainingStageConfig):
                 raise ValueError(f"pairs.{key}: is for training a policy")
         if self.lora is not None:
             raise ValueError("lora: a reward model is trained whole")
+        if self.model.float32_logits:
+            raise ValueError("model.float32_logits: a reward model has no logits of a vocabulary")
         if self.training.padding_free:
             raise ValueError("training.padding_free: a reward model has one conversation a row")
         if self.distributed.strategy in ("zero3", "fsdp2"):

@@ -36,7 +36,7 @@ from post_training.train.loss import Evaluation, Loss, LossOutput, Scalar
 from post_training.train.policy import (
     check_read,
     check_requirements,
-    computes_in_16_bits,
+    install_head,
     load_policy,
 )
 from post_training.train.session import Session
@@ -107,8 +107,8 @@ def train(
     if config.dpo.share_prompt:
         check_shared_prompt(model)
     check_read(config, context, model)
-    head = ChunkedHead.install(model)
-    in_16_bits = computes_in_16_bits(config)
+    head = install_head(config, context, model)
+    in_16_bits = config.computes_in_16_bits
     tolerance = config.reference.tolerance
     if tolerance is None:
         tolerance = _TOLERANCE_IN_16_BITS if in_16_bits else _TOLERANCE

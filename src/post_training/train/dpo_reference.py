@@ -131,7 +131,12 @@ def _compute(
     attention = "eager" if config.model.attn_implementation == "eager" else "sdpa"
     model = load_model(path, dtype=config.model.dtype, attn_implementation=attention)
     model = model.to(device).eval()
-    scorer = LogprobScorer(model, max_batch_tokens=_MAX_BATCH_TOKENS, prompts_per_batch=1)
+    scorer = LogprobScorer(
+        model,
+        max_batch_tokens=_MAX_BATCH_TOKENS,
+        prompts_per_batch=1,
+        float32_logits=config.model.float32_logits,
+    )
     in_16_bits = config.training.mixed_precision == "bf16"
     precision = torch.autocast(device.type, torch.bfloat16) if in_16_bits else nullcontext()
     values = np.zeros((dataset.num_pairs, 2))

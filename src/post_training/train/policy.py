@@ -19,8 +19,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.adapter import add_adapter, coverage, merge_adapter, save_adapter
 from post_training.models.attention import check_attention, check_packing, check_positions
+from post_training.models.head import ChunkedHead
 from post_training.models.left_out import describe_left_out
 from post_training.models.load import check_vocabulary, load_model, read_model_settings
+from post_training.models.logits import slower_float32_logits
 from post_training.stages.context import StageContext
 from post_training.train.config import TrainingStageConfig
 
@@ -35,7 +37,7 @@ def check_requirements(config: TrainingStageConfig) -> None:
     training = config.training
     check_attention(
         config.model.attn_implementation,
-        computes_in_16_bits=computes_in_16_bits(config),
+        computes_in_16_bits=config.computes_in_16_bits,
         packed=config.rows_are_packed,
         rows_in_one=training.padding_free or training.per_device_train_batch_size == 1,
     )
@@ -60,11 +62,6 @@ def check_requirements(config: TrainingStageConfig) -> None:
             "on CPUs it needs the compiler g++, which is not installed",
             where="training.torch_compile",
         )
-
-
-def computes_in_16_bits(config: TrainingStageConfig) -> bool:
-    """Whether the matrix products are of bfloat16."""
-    return config.model.dtype == "bfloat16" or config.training.mixed_precision == "bf16"
 
 
 def _check_liger_knows(model_type: str | None) -> None:
@@ -122,6 +119,16 @@ def check_read(config: TrainingStageConfig, context: StageContext, model: PreTra
     context.on_writer(context.inputs.check)
     if (left_out := describe_left_out(model, config.model.path)) is not None:
         context.log(f"warning: {left_out}; they are not trained")
+
+
+def install_head(
+    config: TrainingStageConfig, context: StageContext, model: PreTrainedModel
+) -> ChunkedHead:
+    """The output layer by which the loss is computed; of the model itself, before `add_lora`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.model.float32_logits and (slower := slower_float32_logits(device)):
+        context.log(slower)
+    return ChunkedHead.install(model, float32_logits=config.model.float32_logits)
 
 
 def add_lora(config: TrainingStageConfig, model: PreTrainedModel) -> PreTrainedModel:

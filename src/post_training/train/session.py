@@ -37,7 +37,6 @@ from post_training.train.policy import (
     ADAPTER,
     add_lora,
     artifacts,
-    computes_in_16_bits,
     describe_adapter,
 )
 from post_training.train.reporters import Reporters, open_reporters
@@ -263,7 +262,7 @@ def _shown_settings(config: TrainingStageConfig) -> dict[str, Any]:
 def _peak(config: TrainingStageConfig, context: StageContext) -> float | None:
     """FLOP/s of all devices together, in the dtype of the matrix products."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if computes_in_16_bits(config) else torch.float32
+    dtype = torch.bfloat16 if config.computes_in_16_bits else torch.float32
     one = peak_flops_per_s(device, dtype)
     return None if one is None else one * context.ranks.world_size
 

@@ -28,7 +28,7 @@ from post_training.stages.context import Ranks, Result, StageContext, remove_lef
 from post_training.stages.prepared_data import DataPreparation
 from post_training.train.config import SftConfig, SftLossConfig
 from post_training.train.loss import Evaluation, Loss, LossOutput, Scalar
-from post_training.train.policy import check_read, check_requirements, load_policy
+from post_training.train.policy import check_read, check_requirements, install_head, load_policy
 from post_training.train.session import Session
 from post_training.train.sft_loss import (
     SPANS,
@@ -87,7 +87,7 @@ def train(
         context.log(
             f"the model gives the ids below {num_outputs}: others are read, and not trained"
         )
-    head = ChunkedHead.install(model)
+    head = install_head(config, context, model)
     loss = SftLoss(config.loss, head, RouterLoss.for_model(model))
     evaluation = None
     if config.evaluation is not None and evaluation_dataset is not None:

@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from post_training.models import head as chunked_head
 from post_training.models import logits
 from post_training.models.head import ChunkedHead
+from post_training.models.logit_scaling import LogitScaling
+from post_training.models.logits import multiplies_into_float32, slower_float32_logits
 
 VOCABULARY, HIDDEN, LENGTH = 50, 16, 40
 
@@ -154,6 +156,44 @@ def test_gradient_of_bfloat16_weights_is_summed_over_the_chunks_in_float32(
         gradients.append(model.get_output_embeddings().weight.grad)
     one, many = gradients
     assert (one == many).double().mean() > 0.98
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16 weights", "autocast"])
+def test_logits_in_float32_are_as_exact_as_the_numbers_that_are_multiplied(
+    chunk_numbers: None, models: Any, batch: Any, autocast: bool
+):
+    """Of the same bfloat16 numbers in float64: 1e-5 nats apart, where rounded logits are 1e-3."""
+    layer = models[0].get_output_embeddings()
+    generator = torch.Generator().manual_seed(3)
+    hidden = (3 * torch.randn(3, LENGTH, HIDDEN, generator=generator)).bfloat16()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(VOCABULARY, HIDDEN, generator=generator).bfloat16())
+    exact = hidden.double() @ layer.weight.detach().double().T
+    (_, targets, coefficients), apart = batch, {}
+    there = (targets != -100) & (coefficients != 0)
+    expected = exact.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    layer = layer.float() if autocast else layer.bfloat16()
+    for in_float32 in (True, False):
+        head = ChunkedHead(layer, LogitScaling(), float32_logits=in_float32)
+        states = hidden.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with head.scoring(targets):
+                scored, _, _ = layer(states)
+            with head.scoring(targets, coefficients):
+                loss, logprobs, _ = layer(states)
+        loss.backward()
+        found = [(values.detach().double() - expected)[there] for values in (scored, logprobs)]
+        apart[in_float32] = max(float(each.abs().max()) for each in found)
+        assert torch.isfinite(states.grad).all()
+    assert apart[True] < 1e-5
+    assert apart[False] > 1e-3
+
+
+def test_logits_in_float32_on_a_device_without_such_a_product_are_told_as_slower():
+    assert not multiplies_into_float32("cpu")
+    assert "torch has no product of bfloat16 matrices into float32 on cpu" in (
+        slower_float32_logits("cpu") or ""
+    )
 
 
 def test_outside_of_scoring_the_model_is_as_before(models: Any, batch: Any):

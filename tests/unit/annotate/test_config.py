@@ -53,6 +53,18 @@ def test_saved_settings_of_a_backend_are_read_again_as_they_were(
     assert stage.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_float32_logits_are_of_transformers_and_of_16_bits():
+    wanted = {"path": "model", "float32_logits": True}
+    in_16_bits = {**wanted, "dtype": "bfloat16"}
+    assert made(LogprobsConfig, model=in_16_bits).model.float32_logits
+    with pytest.raises(ValidationError, match="logits are float32 already"):
+        made(LogprobsConfig, model=wanted)
+    with pytest.raises(ValidationError, match="float32_logits: is of the backend transformers"):
+        made(LogprobsConfig, backend="vllm", model=in_16_bits)
+    with pytest.raises(ValidationError, match="float32_logits"):
+        made(GenerateConfig, model=in_16_bits)
+
+
 def test_backend_of_logprobs_is_recipe_as_its_rows_say_whose_they_are():
     config = made(LogprobsConfig, backend="vllm")
     assert settings_by_role(config)[Role.RECIPE]["backend"] == "vllm"

@@ -242,6 +242,22 @@ def test_lora_that_cannot_be_meant_is_refused(block: dict[str, Any]):
     refusal(sft, lora=block)
 
 
+def test_float32_logits_are_refused_where_they_are_float32_already():
+    wanted = {"float32_logits": True}
+    assert "model.float32_logits: logits are float32 already" in refusal(sft, model=wanted)
+    assert sft(model={**wanted, "dtype": "bfloat16"}).model.float32_logits
+    assert sft(model=wanted, training=training(mixed_precision="bf16").model_dump())
+
+
+def test_float32_logits_left_out_are_no_part_of_what_is_compared():
+    in_16_bits = {"dtype": "bfloat16"}
+    settings = settings_by_role(sft(model=in_16_bits))
+    assert not [key for keys in settings.values() for key in keys if "float32_logits" in key]
+    changed = settings_by_role(sft(model={**in_16_bits, "float32_logits": True}))
+    assert changed[Role.TOPOLOGY] == {**settings[Role.TOPOLOGY], "model.float32_logits": True}
+    assert changed[Role.RECIPE] == settings[Role.RECIPE]
+
+
 def test_settings_are_of_the_class_that_they_are():
     config = sft(lora={"rank": 8}, debug={"enabled": True})
     roles = {
