@@ -96,12 +96,17 @@ def _with_checkout(edf: Edf, checkout: Path) -> tuple[Edf, dict]:
     return replace(edf, mounts=(*edf.mounts, target)), describe_changes(checkout)
 
 
-def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> None:
+def enter_image(
+    environment: str | None,
+    written: Mapping[str, Path | None],
+    words: Sequence[str] | None = None,
+) -> None:
     """Run this very command line inside an image, in place of this process; return where it can run
     here already.
 
     environment: the EDF; post-training's unless given.
     written: {option: file or folder that the command writes}.
+    words: another command line for `post-training`.
     Errors: UsageError for a path outside the working directory, lost with the container.
     """
     if can_run_here(environment):
@@ -111,5 +116,6 @@ def enter_image(environment: str | None, written: Mapping[str, Path | None]) -> 
             raise UsageError(
                 f"{option}: must be below the working directory, which the image sees (got {path})"
             )
-    command = ["run", environment or "post-training", "--", "post-training", *sys.argv[1:]]
+    command = ["run", environment or "post-training", "--", "post-training"]
+    command += sys.argv[1:] if words is None else words
     sys.exit(main(command))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Artifact, Json, Repository, Run, Store
+from post_training.cli.options import GROUP, Artifact, Environment, Json, Repository, Run, Store
 
 runs_app = typer.Typer(help="Look at runs.", **GROUP)
 artifact_app = typer.Typer(help="Look at what runs made, and check it.", **GROUP)
@@ -134,6 +134,47 @@ def runs_export(
     from post_training.slurm.run_index import find_run
 
     print(export.export_run(find_run(run), output, with_data=with_data))
+
+
+@runs_app.command("sync")
+def runs_sync(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders or ids of runs that have ended.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="wandb|mlflow|tensorboard", help="Where to.")],
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", help="For TensorBoard, and W&B offline.")
+    ] = Path("synced"),
+    project: Annotated[
+        str | None,
+        typer.Option(help="W&B's project or MLflow's experiment.", show_default="the run's own"),
+    ] = None,
+    environment: Environment = None,
+) -> None:
+    """Show runs in W&B, MLflow or TensorBoard after the fact; each once, however often."""
+    from importlib.util import find_spec
+
+    from post_training.cli import edf
+    from post_training.core.errors import UsageError
+    from post_training.images.identity import can_run_here
+    from post_training.slurm.run_index import find_run
+    from post_training.train import sync
+
+    if to not in sync.PACKAGES:
+        raise UsageError(f"--to: must be one of {', '.join(sync.PACKAGES)} (got {to})")
+    run_dirs = [find_run(run) for run in runs]
+    is_here = environment is None and find_spec(sync.PACKAGES[to]) is not None
+    if not is_here and not can_run_here(environment):
+        words = ["runs", "sync", *map(str, run_dirs), "--to", to, "--output", str(folder)]
+        words += [] if project is None else ["--project", project]
+        edf.enter_image(environment, {"--output": folder}, words)
+    if find_spec(sync.PACKAGES[to]) is None:
+        raise UsageError(
+            f"--to {to}: the package {sync.PACKAGES[to]} is not installed here",
+            hint="`pip install mlflow-skinny` beside post-training" if to == "mlflow" else None,
+        )
+    for line in sync.sync_runs(run_dirs, to, folder, project):
+        print(line)
 
 
 @artifact_app.command("show")

@@ -73,6 +73,17 @@ class WeightsAndBiases:
         if line["step"] >= self._run.starting_step:
             self._run.log(scalars(line), step=line["step"])
 
+    def describe(self, facts: dict[str, Any], figures: dict[str, float]) -> None:
+        """What is known once a run has ended: among its config, and its summary."""
+        # A verdict comes later, and changes what an earlier call said.
+        self._run.config.update({"post_training": facts}, allow_val_change=True)
+        self._run.summary.update(figures)
+
+    @property
+    def place(self) -> str:
+        """Where it can be seen; or what sends it there, where it is offline."""
+        return self._run.url or f"offline, for `wandb sync {self._folder}`"
+
     def close(self, *, failed: bool) -> None:
         import wandb
 

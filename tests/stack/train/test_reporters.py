@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import struct
 import threading
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import run_sft_on_ranks
+from helpers.wandb_files import offline_folders, wandb_records, wandb_rows
 from post_training.core.errors import Interrupted
 from post_training.core.files import write_json
 from post_training.records.run_record import SCHEMA
@@ -88,48 +88,6 @@ def events(found, tag):
     return [(event.step, event.value) for event in found.Scalars(tag)]
 
 
-def offline_folders(run_dir):
-    return list((run_dir / "wandb").glob("offline-run-*"))
-
-
-def wandb_records(folder):
-    """The records of W&B's own file: 7 bytes, then a log of blocks of 32 KiB, in which a record is
-    a chunk (kind 1) or a first, middle ones and a last (2, 3, 4), each after 7 bytes of header."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data = (folder / f"run-{RUN_ID}.wandb").read_bytes()
-    assert data[:4] == b":W&B"
-    position, parts, records = 7, b"", []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            records.append(Record.FromString(parts))
-            parts = b""
-    return records
-
-
-def wandb_rows(folder):
-    """{step: {name: value}} of a run's history; a step that is there twice fails."""
-    rows = {}
-    for record in wandb_records(folder):
-        if record.WhichOneof("record_type") != "history":
-            continue
-        items = {
-            item.key or ".".join(item.nested_key): json.loads(item.value_json)
-            for item in record.history.item
-        }
-        step = items["_step"]
-        assert step not in rows
-        rows[step] = {name: value for name, value in items.items() if "/" in name}
-    return rows
-
-
 def test_scalars_are_every_number_by_its_group():
     assert scalars(training_line(5)) == {
         "train/loss": 0.2,
@@ -178,12 +136,12 @@ def test_wandb_offline_keeps_the_lines_and_what_they_are_of(run_dir):
         wandb_tags=["one", "two"],
     )
     (folder,) = offline_folders(run_dir)
-    assert wandb_rows(folder) == {
+    assert wandb_rows(folder, RUN_ID) == {
         3: {**scalars(LINES[0]), **scalars(LINES[1])},
         6: scalars(LINES[2]),
         9: scalars(LINES[3]),
     }
-    run = next(record.run for record in wandb_records(folder) if record.HasField("run"))
+    run = next(record.run for record in wandb_records(folder, RUN_ID) if record.HasField("run"))
     assert (run.run_id, run.project, run.display_name) == (RUN_ID, "project", "name")
     assert (run.run_group, sorted(run.tags)) == ("group", ["one", "two"])
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
@@ -194,7 +152,7 @@ def test_wandb_offline_of_a_resumed_run_has_no_step_twice_and_none_missing(run_d
     report(run_dir, "wandb", lines=[*LINES, training_line(12, loss=99.0)])
     report(run_dir, "wandb", history=LINES[:3], lines=[training_line(9), training_line(12)])
     (folder,) = offline_folders(run_dir)
-    rows = wandb_rows(folder)
+    rows = wandb_rows(folder, RUN_ID)
     assert {step: row["train/loss"] for step, row in rows.items()} == {
         step: 1 / step for step in (3, 6, 9, 12)
     }
@@ -208,7 +166,7 @@ def test_wandb_that_is_disabled_leaves_what_is_there(run_dir, tmp_path, monkeypa
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     report(run_dir, "wandb", history=LINES[:3], lines=LINES[3:])
-    assert sorted(wandb_rows(*offline_folders(run_dir))) == [3, 6]
+    assert sorted(wandb_rows(*offline_folders(run_dir), RUN_ID)) == [3, 6]
     assert elsewhere.exists()
     assert capfd.readouterr() == ("", "")
 
@@ -249,7 +207,7 @@ def test_wandb_offline_asks_nobody(run_dir, network, monkeypatch, capfd, environ
         monkeypatch.setenv(name, value)
     report(run_dir, "wandb")
     assert network.asked == 0
-    assert sorted(wandb_rows(*offline_folders(run_dir))) == [3, 6, 9]
+    assert sorted(wandb_rows(*offline_folders(run_dir), RUN_ID)) == [3, 6, 9]
     assert capfd.readouterr() == ("", "")
 
 
@@ -262,7 +220,7 @@ def test_wandb_that_is_not_reached_is_told_once_and_kept_offline(
     report(run_dir, "wandb")
     assert network.asked > 0
     (folder,) = offline_folders(run_dir)
-    assert sorted(wandb_rows(folder)) == [3, 6, 9]
+    assert sorted(wandb_rows(folder, RUN_ID)) == [3, 6, 9]
     told = capfd.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)
     assert told.err.startswith("warning: W&B is not reached (")
@@ -381,7 +339,7 @@ def test_run_with_reporters_has_the_bytes_and_lines_of_one_without(config, run_d
     assert events(accumulator(run_dir), "train/loss") == [
         (step, pytest.approx(loss)) for step, loss in losses
     ]
-    rows = wandb_rows(*offline_folders(run_dir))
+    rows = wandb_rows(*offline_folders(run_dir), RUN_ID)
     assert [(step, row["train/loss"]) for step, row in rows.items()] == losses
     listed = {name.split("/")[0] for name in result.unstable_files}
     assert {"tensorboard", "wandb"} <= listed
@@ -400,5 +358,5 @@ def test_reporters_of_a_killed_and_resumed_run_show_each_line_once(config, run_d
     assert events(accumulator(run_dir), "train/loss") == [
         (step, pytest.approx(loss)) for step, loss in losses
     ]
-    rows = wandb_rows(*offline_folders(run_dir))
+    rows = wandb_rows(*offline_folders(run_dir), RUN_ID)
     assert [(step, row["train/loss"]) for step, row in rows.items()] == losses
