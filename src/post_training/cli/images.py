@@ -255,12 +255,38 @@ def edf_render(
         str | None,
         typer.Option("--as", help="edf or singularity; else the site's own.", metavar="FORM"),
     ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKOUT",
+            help="To develop in: writable, with the code of this checkout.",
+            show_default=False,
+        ),
+    ] = None,
+    ssh_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.pub",
+            help="With --dev: who may log in to the container by SSH.",
+            show_default=False,
+        ),
+    ] = None,
     store: Store = None,
     repository: Repository = Path("."),
 ) -> None:
     """Print an image's EDF for a site, or the script that runs Singularity there."""
+    from post_training.core.errors import UsageError
     from post_training.slurm import environment
 
+    if dev is not None:
+        if form not in (None, "edf"):
+            raise UsageError(f"--dev: makes an EDF (got --as {form})")
+        print(
+            environment.render_for_development(image, site, store, repository, dev, ssh_key), end=""
+        )
+        return
+    if ssh_key is not None:
+        raise UsageError("--ssh-key: only with --dev")
     print(environment.render(image, site, form, store, repository), end="")
 
 

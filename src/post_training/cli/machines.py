@@ -13,6 +13,7 @@ from post_training.cli.options import GROUP, Artifact, Json, Repository, SiteNam
 
 if TYPE_CHECKING:
     from post_training.images.doctor import Finding
+    from post_training.slurm.upkeep import Touched
 
 _MOST_FOLDERS_LISTED = 20
 
@@ -23,11 +24,16 @@ storage_app = typer.Typer(help="Scratch, and what must outlive it.", **GROUP)
 def examine_machine(
     site: Annotated[str, typer.Option(help="laptop, clariden, lumi, …")] = "laptop",
     store: Store = None,
+    ssh: Annotated[
+        bool, typer.Option("--ssh", help="Only whether SSH reaches GitHub from here, and how.")
+    ] = False,
 ) -> None:
     """Say what of this machine is not ready for a site's jobs; exit 1 if anything is wrong."""
     from post_training.images.store import open_store
-    from post_training.slurm.doctor import examine_host
+    from post_training.slurm.doctor import examine_host, examine_ssh
 
+    if ssh:
+        sys.exit(_print_findings(examine_ssh()))
     sys.exit(_print_findings(examine_host(site, open_store(store))))
 
 
@@ -84,12 +90,20 @@ def storage_setup(
     group: Annotated[
         str | None, typer.Option(help="Who shares it, by default as the folder has it.")
     ] = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(help="The one folder that all of the group share, by default the site's."),
+    ] = None,
+    readers: Annotated[
+        str | None, typer.Option(help="A second group, which may read what is shared and stored.")
+    ] = None,
 ) -> None:
     """Make artifacts/{private,shared,store}: folders of the site, and links to them."""
     from post_training.slurm import storage
     from post_training.slurm.site import load_site
 
-    for link, folder in storage.setup(site, load_site(site, {}), group).items():
+    links = storage.setup(site, load_site(site, {}), group, shared, readers)
+    for link, folder in links.items():
         print(f"{link} -> {folder}")
 
 
@@ -99,9 +113,79 @@ def storage_promote(
     name: Annotated[str | None, typer.Option(help="Of the copy.", show_default=False)] = None,
 ) -> None:
     """Copy an artifact to artifacts/store, every file compared."""
-    from post_training.slurm import storage
+    from post_training.records.promote import promote
 
-    print(storage.promote(folder, name))
+    print(promote(folder, name))
+
+
+@storage_app.command("promote-image")
+def storage_promote_image(
+    reference: Annotated[str, typer.Argument(metavar="IMAGE", help="Its name or a digest.")],
+    site: SiteName,
+    store: Store = None,
+) -> None:
+    """Copy an image to the site's permanent storage, where `reproduce --site` finds it."""
+    from post_training.images.store import ImageStore, open_store
+    from post_training.slurm import storage
+    from post_training.slurm.site import load_site
+
+    own = open_store(store)
+    record = own.find(reference)
+    kept = ImageStore(storage.permanent_images(site, load_site(site, {})))
+    kept.copy_from(own, record)
+    print(kept.image_path(record["sqsh_sha256"]))
+
+
+@storage_app.command("repair")
+def storage_repair(
+    folder: Annotated[Path, typer.Argument(help="All below it, links left out.")],
+    group: Annotated[
+        str | None, typer.Option(help="Give it to this group, by default each file keeps its own.")
+    ] = None,
+    readers: Annotated[str | None, typer.Option(help="A second group, which may read.")] = None,
+) -> None:
+    """Let the group read and write a folder again, and all that is made in it later."""
+    from post_training.slurm.upkeep import repair
+
+    _print_touched("given to the group", repair(folder, group, readers))
+
+
+@storage_app.command("touch")
+def storage_touch(folder: Annotated[Path, typer.Argument(help="On scratch.")]) -> None:
+    """Count every file as used now, for a site that deletes what is unused. Ask whether it may."""
+    from post_training.slurm.upkeep import touch
+
+    _print_touched("counted as used now", touch(folder))
+
+
+@storage_app.command("clean")
+def storage_clean(
+    folder: Annotated[Path, typer.Argument(help="With run folders below it.")],
+    hours: Annotated[
+        float, typer.Option(min=0, help="Leave what was written within these hours.")
+    ] = 24,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
+) -> None:
+    """List caches of runs and what killed processes left half-written; --yes removes them."""
+    from post_training.slurm.upkeep import find_removable, remove
+
+    found = find_removable(folder, hours)
+    for each in found:
+        print(f"{each.size_bytes / 1e9:8.2f} GB  {each.kind}: {each.path}")
+    total = f"{sum(each.size_bytes for each in found) / 1e9:.2f} GB in {len(found)} places"
+    if yes:
+        remove(found)
+        print(f"removed {total}", file=sys.stderr)
+    else:
+        print(f"{total}; nothing was removed: --yes does it", file=sys.stderr)
+
+
+def _print_touched(what: str, done: "Touched") -> None:
+    """Exit code 1 where somebody else's files are left as they are."""
+    print(f"{done.num_paths:,} paths {what}", file=sys.stderr)
+    for owner, number in done.of_others.most_common():
+        print(f"error: {number:,} paths are {owner}'s, who alone can change them", file=sys.stderr)
+    sys.exit(1 if done.of_others else 0)
 
 
 @storage_app.command("doctor")

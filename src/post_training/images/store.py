@@ -13,6 +13,7 @@ The record counts, and its seal shows an edit; the index is made from it and may
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from post_training.core.errors import UsageError, tell
-from post_training.core.files import check_keys, read_json, write_json
+from post_training.core.errors import PostTrainingError, UsageError, tell
+from post_training.core.files import atomic_file, check_keys, read_json, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.locks import is_held, locked
 from post_training.images.identity import seal
@@ -139,6 +140,27 @@ class ImageStore:
         self._removed_path(digest).unlink(missing_ok=True)
         self._write_index()
         return record
+
+    def copy_from(self, other: "ImageStore", record: dict[str, Any]) -> dict[str, Any]:
+        """Copy an image of another store, each file hashed once it is here; the record here.
+
+        Errors: PostTrainingError for a file that is not what its name says.
+        """
+        with self.lock():
+            for source in other.files(record):
+                target = self.folder / source.name
+                if target.exists() and _verify(target).status == "ok":
+                    continue
+                with atomic_file(target) as temporary:
+                    shutil.copyfile(source, temporary)
+                    found = sha256_file(temporary)
+                    if source.stem != f"sha256-{found}":
+                        raise PostTrainingError(
+                            f"damaged: its sha256 is {found}, not what its name says",
+                            where=str(source),
+                            hint="`post-training image rebuild` makes it again",
+                        )
+            return self.add({key: value for key, value in record.items() if key != "seal"})
 
     def remove(self, record: dict[str, Any]) -> None:
         """Remove an image and keep its record in removed/. Hold `lock` while calling it."""

@@ -20,11 +20,11 @@ from post_training.images.store import ImageStore, open_store
 from post_training.records.artifact import read_artifact
 from post_training.records.check import check_run
 from post_training.records.machine import describe_machine
+from post_training.records.promote import promoted_copy
 from post_training.records.run_record import RECORD_NAME, read_record, read_whole_record
 from post_training.slurm.environment import image_of
 from post_training.slurm.run_index import find_run
 from post_training.slurm.site import Site
-from post_training.slurm.storage import promoted_copy
 
 # Of a machine's description, what may change bits.
 _MACHINE = ("architecture", "processor", "instructions", "accelerators", "driver")

@@ -191,3 +191,84 @@ def _credentials(env: Mapping[str, str]) -> Iterator[Finding]:
                 f"{credential.value_variable} is set: jobs inherit the secret itself",
                 f"unset it and put it into {where} (mode 0600)",
             )
+
+
+def examine_ssh() -> list[Finding]:
+    """Whether this shell can use the keys of the machine that the user came from, so that none has
+    to lie on the cluster. Nothing is sent to another machine."""
+    return [
+        *examine("SSH agent", lambda: _agent(os.environ)),
+        *examine("SSH keys", lambda: _private_keys(Path.home() / ".ssh")),
+        *examine("SSH config", lambda: _forwarding(os.environ)),
+    ]
+
+
+_START_AGENT = "on your own machine: ssh-add, then log in with `ssh -A` or `ForwardAgent yes`"
+
+
+def _agent(env: Mapping[str, str]) -> Iterator[Finding]:
+    socket = env.get("SSH_AUTH_SOCK")
+    if not socket:
+        yield wrong("SSH agent", "none is forwarded to this shell: SSH_AUTH_SOCK is not set",
+                    _START_AGENT)  # fmt: skip
+        return
+    if not Path(socket).exists():
+        yield wrong(
+            "SSH agent",
+            f"the one of an earlier login, which is gone: {socket}",
+            "in tmux or screen, open a new window after each login; or "
+            "export SSH_AUTH_SOCK=$(ls -t /tmp/ssh-*/agent.* | head -1)",
+        )
+        return
+    listed = subprocess.run(["ssh-add", "-l"], env={**env}, capture_output=True, text=True)
+    if listed.returncode == 0:
+        for line in listed.stdout.splitlines():
+            # Bits, fingerprint, comment, kind: no secret.
+            yield ok("SSH agent", f"has a key: {line}")
+    elif listed.returncode == 1:
+        yield wrong("SSH agent", "is forwarded, and has no key", "on your own machine: ssh-add")
+    else:
+        yield wrong("SSH agent", f"does not answer: {listed.stderr.strip()}", _START_AGENT)
+
+
+def _private_keys(folder: Path) -> Iterator[Finding]:
+    """Private keys that lie here, and whether others can read them."""
+    keys = [path for path in sorted(folder.glob("*")) if _is_private_key(path)]
+    for path in keys:
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            yield wrong("SSH keys", f"others can read {path} (mode {mode:o})", f"chmod 600 {path}")
+        else:
+            yield note("SSH keys", f"{path} lies on this machine; a forwarded agent needs none")
+    if not keys:
+        yield ok("SSH keys", f"no private key lies in {folder}")
+
+
+def _is_private_key(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"PRIVATE KEY-----" in file.readline()
+
+
+def _forwarding(env: Mapping[str, str]) -> Iterator[Finding]:
+    """What ssh would do with GitHub from here, by its own settings."""
+    if shutil.which("ssh") is None:
+        yield wrong("SSH config", "ssh is not installed")
+        return
+    settings = dict(
+        line.split(" ", 1)
+        for line in run_tool(["ssh", "-G", "github.com"], env={**env}).splitlines()
+        if " " in line
+    )
+    yield ok(
+        "SSH config",
+        f"github.com is asked as {settings.get('user')}@{settings.get('hostname')}:"
+        f"{settings.get('port')}; `ssh -T git@github.com` tries it",
+    )
+    if settings.get("identitiesonly") == "yes":
+        yield note(
+            "SSH config",
+            "IdentitiesOnly is yes: of the agent's keys only those of IdentityFile are offered",
+            "IdentitiesOnly no, for github.com, in ~/.ssh/config",
+        )

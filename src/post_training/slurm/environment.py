@@ -5,12 +5,15 @@ A site of Singularity's has no engine for EDFs: there the same settings become a
 """
 
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
+from post_training.core.files import write_json
 from post_training.core.secrets import find_credentials
+from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf, edf_folders, find_edf, load_edf, merge_edf
 from post_training.images.inside import FINDINGS
 from post_training.images.reference import is_reference, registry_reference
@@ -117,6 +120,72 @@ def render(
     if (form or launcher.kind) == "singularity":
         return render_script(site, launcher, path, record, store, credentials)
     return render_edf(path, record, store, image_of(record, store, launcher), credentials)
+
+
+def render_for_development(
+    reference: str,
+    site: str,
+    store_folder: Path | None,
+    repository: Path,
+    checkout: Path,
+    ssh_key: Path | None,
+) -> str:
+    """`edf render --dev`: an EDF to work in, from an editor or a notebook. The image is writable,
+    the checkout is mounted where it is and runs in place of the image's own code.
+
+    ssh_key: a public key, whose owner may log in to the container where the site has the SSH hook.
+    It needs a file that says which commit the code is of: CHECKOUT/build/dev.json.
+    Errors: UsageError.
+    """
+    checkout = checkout.resolve()
+    if not (checkout / "src/post_training").is_dir():
+        raise UsageError("--dev: not a checkout of this project", where=str(checkout))
+    if not _launcher(site).takes_edf:
+        raise UsageError(
+            f"--dev: {site} starts Singularity, which reads no EDF",
+            hint=f"singularity exec --bind {checkout} … IMAGE.sif: see docs/guides/"
+            "remote-development.md",
+        )
+    build = checkout / "build"
+    build.mkdir(exist_ok=True)
+    commit = describe_changes(checkout)["commit"]
+    # The code may change at any time: no record of a run in it may name a diff.
+    write_json(build / "dev.json", {"commit": commit, "diff": None, "is_live": True})
+    mounts = [
+        f"{checkout}:{checkout}",
+        f"{checkout}:{FINDINGS / 'dev'}:ro",
+        f"{build / 'dev.json'}:{FINDINGS / 'dev.json'}:ro",
+    ]
+    hooks = {} if ssh_key is None else _ssh_hook(ssh_key)
+    text = render(reference, site, "edf", store_folder, repository)
+    merged = tomllib.loads(text)
+    tables = {name: merged.pop(name, {}) for name in ("env", "annotations")}
+    merged = {**merged, "writable": True, "mounts": [*merged.get("mounts", []), *mounts]}
+    tables["annotations"] = {**tables["annotations"], **hooks}
+    header = (
+        f"# To develop in: writable, and with the code of {checkout}. Runs in it are not\n"
+        "# reproducible by the image's digest, and their records say so.\n"
+    )
+    return header + edf_text(merged, tables)
+
+
+def _ssh_hook(key: Path) -> dict[str, str]:
+    """https://docs.cscs.ch/software/container-engine/resource-hook: the hook wants a writable
+    container. Errors: UsageError for what is no public key."""
+    try:
+        text = key.expanduser().read_text()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError("--ssh-key: no such file", where=str(key)) from None
+    if "PRIVATE KEY" in text:
+        raise UsageError(
+            "--ssh-key: is a private key", where=str(key), hint="the public one ends in .pub"
+        )
+    if not text.startswith(("ssh-", "ecdsa-", "sk-")):
+        raise UsageError("--ssh-key: is no public key of SSH", where=str(key))
+    return {
+        "com.hooks.ssh.enabled": "true",
+        "com.hooks.ssh.authorize_ssh_key": str(key.expanduser().absolute()),
+    }
 
 
 def image_of(record: Mapping[str, Any], store: ImageStore, launcher: Launcher) -> str:

@@ -191,6 +191,11 @@ class Storage(Config):
         description="The user's folder for what must last. It may hold ${VARIABLES} of the "
         "environment.",
     )
+    shared: str | None = Field(
+        None,
+        description="The one folder on scratch that a group shares, often one person's. It may "
+        "hold ${VARIABLES}. By default each user has a post-training-shared of their own.",
+    )
     deleted_after_days: PositiveInt | None = Field(
         None,
         description="Days without use after which the site deletes a file on scratch. By default "

@@ -1,11 +1,13 @@
-"""`post-training storage setup | promote | doctor`: work on scratch, what must last elsewhere.
+"""`post-training storage setup | doctor`: work on scratch, what must last elsewhere.
 
     artifacts/private -> SCRATCH/post-training           the user's own
-              shared  -> SCRATCH/post-training-shared    the group reads and writes it
+              shared  -> SHARED                          one folder of the group, who read and write
               store   -> PERMANENT/post-training         the same, and nothing there is deleted
 
-The same relative paths then work for everybody. SCRATCH and PERMANENT are the site's
-(slurm/sites), and hold the user's own variables.
+The same relative paths then work for everybody. SCRATCH, SHARED and PERMANENT are the site's
+(slurm/sites), and hold the user's own variables. SHARED is one person's folder for all, so it is
+named once for the group; unless named, it is SCRATCH/post-training-shared, each user's own.
+records/promote.py copies artifacts to the store, upkeep.py keeps the folders in order.
 """
 
 import os
@@ -14,33 +16,31 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from post_training.core.errors import PostTrainingError, UsageError, tell
-from post_training.core.files import (
-    atomic_directory,
-    check_keys,
-    copy_folder,
-    read_json,
-    write_json,
-)
+from post_training.core.errors import UsageError, tell
 from post_training.core.process import run_tool
-from post_training.records.artifact import read_artifact
-from post_training.records.check import check_artifact
+from post_training.records.promote import LINKS
 from post_training.slurm.site import Site
+from post_training.slurm.upkeep import give_readers
 
-SCHEMA = "post-training/promoted/1"
-LINKS = Path("artifacts")
 _DAY_S = 24 * 3600
 
 
-def setup(site_name: str, site: Site, group: str | None) -> dict[Path, Path]:
+def setup(
+    site_name: str,
+    site: Site,
+    group: str | None,
+    shared: Path | None = None,
+    readers: str | None = None,
+) -> dict[Path, Path]:
     """Make the folders and the links to them; what is there already stays as it is. {link: folder}.
 
+    shared: the folder that all of a group use, which may be another person's; None: the site's.
+    readers: a second group, which may read what is shared and stored.
     Errors: UsageError for a variable that is not set, and for a link that leads elsewhere.
     """
-    targets = _targets(site_name, site)
+    targets = _targets(site_name, site, shared)
     for name, target in targets.items():
         link = LINKS / name
         is_ours = link.is_symlink() and Path(os.readlink(link)) == target
@@ -51,60 +51,28 @@ def setup(site_name: str, site: Site, group: str | None) -> dict[Path, Path]:
                 hint="move it away first",
             )
     for name, target in targets.items():
+        is_there = target.is_dir()
         target.mkdir(parents=True, exist_ok=True)
         if name == "private":
             target.chmod(0o700)
+        elif is_there and target.stat().st_uid != os.geteuid():
+            # Whose it is has opened it, or `storage repair` there does.
+            _check_writable(target)
         else:
             _open_to_group(target, group)
+            if readers is not None:
+                give_readers(target, readers)
         LINKS.mkdir(exist_ok=True)
         if not (LINKS / name).is_symlink():
             (LINKS / name).symlink_to(target)
     return {LINKS / name: target for name, target in targets.items()}
 
 
-def promote(artifact: Path, name: str | None) -> Path:
-    """Copy an artifact to artifacts/store, compare every file, and leave ARTIFACT.promoted.json;
-    the copy.
-
-    name: of the copy; by default RUN-ARTIFACT-fingerprint.
-    Errors: UsageError when it is no artifact, was changed, or the place is taken.
-    """
-    record = read_artifact(artifact)
-    fingerprint = record["fingerprint"]
-    store = (LINKS / "store").resolve()
-    if not store.is_dir():
-        raise UsageError("no such folder", where=str(LINKS / "store"), hint="`storage setup` first")
-    folder = artifact.resolve()
-    target = store / (name or f"{folder.parent.name}-{folder.name}-{fingerprint[:12]}")
-    if target.exists():
-        if read_artifact(target)["fingerprint"] != fingerprint:
-            raise UsageError("another artifact is there", where=str(target), hint="give --name")
-        _check_unchanged(target, "the copy that is there was changed")
-    else:
-        _check_unchanged(artifact, "changed since it was made")
-        with atomic_directory(target) as copy:
-            copy_folder(artifact, copy)
-            _check_unchanged(copy, "the copy differs")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(
-        _pointer(folder),
-        {"schema": SCHEMA, "path": str(target), "fingerprint": fingerprint, "time": now},
-    )
-    return target
-
-
-def promoted_copy(path: Path) -> Path | None:
-    """Where the promoted copy of an artifact, or of what was in one, is said to be; None where
-    neither it nor a folder above it was promoted. The copy itself is not checked.
-
-    Errors: UsageError for a pointer that is no such record.
-    """
-    for folder in (path, *path.parents):
-        if (pointer := _pointer(folder)).is_file():
-            record = read_json(pointer, SCHEMA)
-            check_keys(record, ("path",), pointer)
-            return Path(record["path"]) / path.relative_to(folder)
-    return None
+def permanent_images(site_name: str, site: Site) -> Path:
+    """The image store on the site's permanent storage. Errors: UsageError where it has none."""
+    if site.storage.permanent is None:
+        raise UsageError("the site has no permanent storage", where=site_name)
+    return _expanded(site_name, site.storage.permanent) / "images"
 
 
 @dataclass
@@ -136,18 +104,26 @@ def find_endangered(
     return sorted(endangered.items(), key=lambda item: item[1].days_left)
 
 
-def _pointer(folder: Path) -> Path:
-    return folder.parent / f"{folder.name}.promoted.json"
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(
+            f"is {folder.owner()}'s, and you may not write there",
+            where=str(folder),
+            hint=f"ask {folder.owner()} for `post-training storage repair {folder} --group GROUP`, "
+            "with a group that you are in (`id -Gn`)",
+        )
 
 
-def _targets(site_name: str, site: Site) -> dict[str, Path]:
+def _targets(site_name: str, site: Site, shared: Path | None) -> dict[str, Path]:
     if site.storage.permanent is None:
         raise UsageError("the site has no permanent storage", where=site_name)
+    if shared is None and site.storage.shared is not None:
+        shared = _expanded(site_name, site.storage.shared)
     scratch, permanent = (_expanded(site_name, text) for text in
                           (site.storage.scratch, site.storage.permanent))  # fmt: skip
     return {
         "private": scratch / "post-training",
-        "shared": scratch / "post-training-shared",
+        "shared": shared.absolute() if shared else scratch / "post-training-shared",
         "store": permanent / "post-training",
     }
 
@@ -176,11 +152,6 @@ def _open_to_group(folder: Path, group: str | None) -> None:
         ["setfacl", "--default", "--modify", "group::rwX,other::---", folder],
         hint="the file system must know ACLs",
     )
-
-
-def _check_unchanged(folder: Path, problem: str) -> None:
-    if faults := check_artifact(folder).faults:
-        raise PostTrainingError(f"{problem}: {faults[0]}", where=str(folder))
 
 
 def _unused(folder: Path, now: float) -> Iterator[tuple[Path, float, int]]:

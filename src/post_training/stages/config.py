@@ -76,6 +76,12 @@ class StageConfig(Config):
     debug: Annotated[DebugConfig, Role.PLACEMENT] = Field(
         DebugConfig(), description="Whether the run is a trial."
     )
+    promote: Annotated[Literal["store"] | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        description="store: once the run has finished, its artifacts are copied to "
+        "artifacts/store, every file compared, as by `post-training storage promote`. By default "
+        "they are not.",
+    )
 
     def check_ranks(self, world_size: int) -> None:
         """Errors: UsageError when so many processes can't do this."""

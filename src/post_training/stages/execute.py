@@ -42,8 +42,9 @@ from post_training.models.quiet import quiet_libraries
 from post_training.models.reference import REFERENCE
 from post_training.records import machine
 from post_training.records.artifact import origin_of, seal_artifact
+from post_training.records.promote import find_store, promote
 from post_training.records.run import AlreadyFinished, RunDescription, RunFolder
-from post_training.records.run_record import CONFIG_NAME
+from post_training.records.run_record import CONFIG_NAME, read_record
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.processes import (
@@ -121,6 +122,7 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
     try:
         opened = ranks.on_writer(record.open)
         if opened is None:
+            _promote(record)
             return
         context = StageContext(
             opened.run_dir.absolute(),
@@ -141,6 +143,14 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
         record.close_unfinished(error)
         raise
     context.log(f"finished: {opened.run_dir}")
+    _promote(record)
+
+
+def _promote(record: "_Record") -> None:
+    """After the record is closed: a copy that fails is an error, and the run is finished all the
+    same. Every rank calls it."""
+    if record.config.promote is not None and not record.config.is_worker:
+        record.ranks.on_writer(record.promote)
 
 
 def _read_config(stage: Stage, request: Request) -> StageConfig:
@@ -234,6 +244,7 @@ class _Record:
         self.ranks = ranks
         self.inputs = WatchedInputs()
         self.folder: RunFolder | None = None  # once the record in it says running
+        self.finished: Path | None = None  # the run folder, once the record in it says so
 
     def open(self) -> _Opened | None:
         """Claim the run folder and write run.json; None when the run is finished already, and that
@@ -242,6 +253,8 @@ class _Record:
         Errors: those of the image, the inputs and the folder.
         """
         request, config = self.request, self.config
+        if config.promote is not None:
+            find_store()  # Now, and not when the work of days is done.
         description = _describe(request, self.stage, config, self.ranks, self.inputs)
         run_dir = config.run_dir or _default_run_dir(description)
         folder = RunFolder(config.record_dir(run_dir))
@@ -258,6 +271,7 @@ class _Record:
             if not request.skip_finished:
                 raise
             tell(f"finished already: {folder.path}")
+            self.finished = folder.path
             return None
         self.folder = folder
         if folder.replaced:
@@ -290,6 +304,13 @@ class _Record:
         files |= {name: sha256_file(folder.path / name) for name in result.state_files}
         outputs = {"artifacts": artifacts, "files": files, "unstable_files": unstable}
         folder.close("finished", outputs=outputs, metrics=result.metrics)
+        self.finished = folder.path
+
+    def promote(self) -> None:
+        """Copy the finished run's artifacts to artifacts/store. Errors: those of `promote`."""
+        assert self.finished is not None
+        for made in read_record(self.finished)["outputs"]["artifacts"].values():
+            tell(f"promoted: {promote(self.finished / made['path'], None)}")
 
     def close_unfinished(self, error: BaseException) -> None:
         """Write why the run ended; nothing on a rank, or at a time, that has no record."""

@@ -11,7 +11,10 @@ import pytest
 from post_training.cli.machines import list_endangered
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, write_atomic
+from post_training.core.hashing import sha256_text
+from post_training.images.store import ImageStore
 from post_training.records.artifact import seal_artifact
+from post_training.records.promote import promote, promoted_copy
 from post_training.records.run import RunFolder
 from post_training.slurm import storage
 from post_training.slurm.site import SITES_DIR, load_site
@@ -105,6 +108,29 @@ def test_setup_what_is_made_later_is_open_to_the_group_whatever_the_umask(place)
         os.umask(earlier)
 
 
+def test_setup_two_users_with_one_shared_folder_have_the_same_place(place, monkeypatch):
+    shared = place / "scratch/someone/ours"
+    for user in ("someone", "another"):
+        monkeypatch.setenv("STORAGE_TEST_USER", user)
+        (place / user).mkdir()
+        monkeypatch.chdir(place / user)
+        storage.setup("here", load_site("here", {}, place / "sites"), None, shared, "daemon")
+        assert (place / user / "artifacts/shared").resolve() == shared
+    assert (place / "another/artifacts/private").resolve() != (
+        place / "someone/artifacts/private"
+    ).resolve()
+
+
+def test_setup_of_another_persons_folder_leaves_its_rights_and_asks_for_them(place, monkeypatch):
+    shared = place / "theirs"
+    shared.mkdir(mode=0o750)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="and you may not write there"):
+        storage.setup("here", load_site("here", {}, place / "sites"), None, shared)
+    assert mode(shared) == 0o750
+
+
 def test_setup_without_setfacl_says_what_that_means(place, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(place))
     setup(place)
@@ -127,7 +153,7 @@ def test_setup_without_the_users_variable_names_it(place, monkeypatch):
 
 def test_promote_copies_all_files_and_leaves_a_pointer(place, model):
     (model / "deep/weights").chmod(0o600)
-    made = storage.promote(model, None)
+    made = promote(model, None)
     fingerprint = json.loads((model / "artifact.json").read_text())["fingerprint"]
     copy = place / f"permanent/post-training/one-model-{fingerprint[:12]}"
     assert (copy / "deep/weights").read_bytes() == b"12"
@@ -137,45 +163,45 @@ def test_promote_copies_all_files_and_leaves_a_pointer(place, model):
     assert made == copy
     pointer = json.loads((model.parent / "model.promoted.json").read_text())
     assert (pointer["path"], pointer["fingerprint"]) == (str(copy), fingerprint)
-    storage.promote(model, None)  # Again: found, and compared.
+    promote(model, None)  # Again: found, and compared.
 
 
 def test_promoted_copy_is_found_by_what_is_left_of_the_artifact(model, tmp_path):
     path = model.resolve()
-    assert storage.promoted_copy(path / "deep/weights") is None
-    storage.promote(model, "kept")
+    assert promoted_copy(path / "deep/weights") is None
+    promote(model, "kept")
     shutil.rmtree(model)
     copy = tmp_path / "permanent/post-training/kept"
-    assert storage.promoted_copy(path) == copy
-    assert storage.promoted_copy(path / "deep/weights") == copy / "deep/weights"
-    assert storage.promoted_copy(path.parent) is None
+    assert promoted_copy(path) == copy
+    assert promoted_copy(path / "deep/weights") == copy / "deep/weights"
+    assert promoted_copy(path.parent) is None
     (path.parent / "model.promoted.json").write_text('{"schema": "another/1"}')
     with pytest.raises(UsageError, match=r"model\.promoted\.json: schema is 'another/1'"):
-        storage.promoted_copy(path)
+        promoted_copy(path)
 
 
 def test_promote_changed_artifact_is_refused_and_copies_nothing(place, model):
     (model / "deep/weights").write_bytes(b"21")
     with pytest.raises(PostTrainingError, match="changed since it was made: deep/weights"):
-        storage.promote(model, None)
+        promote(model, None)
     assert list((place / "permanent/post-training").iterdir()) == []
 
 
 def test_promote_finds_a_damaged_copy(place, model):
-    storage.promote(model, "kept")
+    promote(model, "kept")
     (place / "permanent/post-training/kept/deep/weights").write_bytes(b"??")
     with pytest.raises(PostTrainingError, match="the copy that is there was changed"):
-        storage.promote(model, "kept")
+        promote(model, "kept")
 
 
 def test_promote_to_the_name_of_another_is_refused(place, model):
-    storage.promote(model, "kept")
+    promote(model, "kept")
     other = place / "work/other"
     other.mkdir()
     (other / "x").touch()
     seal_artifact(other, "model", RECORD)
     with pytest.raises(UsageError, match="another artifact is there"):
-        storage.promote(other, "kept")
+        promote(other, "kept")
 
 
 def test_doctor_lists_what_is_about_to_be_deleted_by_its_last_use(place, capsys):
@@ -201,3 +227,29 @@ def test_doctor_where_nothing_is_deleted_says_so(place, capsys):
     (place / "sites/here.yaml").write_text(f"extends: {SITES_DIR}/laptop.yaml\n")
     assert doctor(place, place, 7, as_json=False) == 0
     assert "nothing is known to be deleted there" in capsys.readouterr().err
+
+
+def test_image_is_copied_to_another_store_and_checked(tmp_path):
+    own, kept = ImageStore(tmp_path / "own"), ImageStore(tmp_path / "permanent/images")
+    digest = sha256_text("an image")
+    own.folder.mkdir()
+    own.image_path(digest).write_text("an image")
+    record = own.add(
+        {
+            "schema": "post-training/image-record/1",
+            "name": "cpu",
+            "version": "1",
+            "input_hash": "1" * 64,
+            "oci_digest": "sha256:" + "2" * 64,
+            "sqsh_sha256": digest,
+            "size_bytes": 8,
+            "pushed": "2026-01-01T00:00:00+00:00",
+        }
+    )
+    assert kept.copy_from(own, record) == record
+    assert [found.status for found in kept.verify(kept.find("cpu"))] == ["ok"]
+    kept.image_path(digest).unlink()
+    own.image_path(digest).write_text("another!")
+    with pytest.raises(PostTrainingError, match="damaged: its sha256 is"):
+        kept.copy_from(own, record)
+    assert not kept.image_path(digest).exists()

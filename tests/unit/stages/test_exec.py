@@ -261,3 +261,26 @@ def test_options_without_a_command_say_what_is_missing(tmp_path):
     code, said = finish(start(["--output", "out"], tmp_path))
     assert code == 2
     assert "--input and --output want a command after --" in said
+
+
+def test_run_that_is_to_be_promoted_is_copied_once_it_has_finished(tmp_path):
+    words = ["run_dir=run", "promote=store", "--output", "model=out", "--", "sh", "-c"]
+    code, said = finish(start([*words, "echo 1 > out"], tmp_path))
+    assert code == 2
+    assert "artifacts/store: no such folder" in said
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "artifacts/store").mkdir(parents=True)
+    code, said = finish(start([*words, "echo 1 > out"], tmp_path))
+    assert code == 0, said
+    [copy] = (tmp_path / "artifacts/store").iterdir()
+    assert (copy / "out").read_text() == "1\n"
+    pointer = json.loads((tmp_path / "run/model.promoted.json").read_text())
+    assert pointer["path"] == str(copy)
+    # A copy that is gone is made again where the finished run is asked for once more.
+    (copy / "out").unlink()
+    (copy / "artifact.json").unlink()
+    copy.rmdir()
+    code, said = finish(start([*words[:-3], "--skip-finished", *words[-3:], "echo 1 > out"],
+                              tmp_path))  # fmt: skip
+    assert code == 0, said
+    assert (copy / "out").exists()
