@@ -11,7 +11,9 @@ data_app = typer.Typer(help="Look at data as training reads it, and fetch it.", 
 
 Config = Annotated[
     Path | None,
-    typer.Argument(help="Of sft or prepare.", metavar="CFG.YAML", show_default=False),
+    typer.Argument(
+        help="Of sft, dpo, reward-model or prepare.", metavar="CFG.YAML", show_default=False
+    ),
 ]
 
 Indexed = Annotated[
@@ -66,7 +68,7 @@ def data_count(
     ] = None,
     environment: Environment = None,
 ) -> None:
-    """Tokens per source, and how long the sequences are."""
+    """Tokens per source, what training will read of each, and how long the sequences are."""
     from post_training.cli.edf import enter_image
 
     _check_source(config, indexed)

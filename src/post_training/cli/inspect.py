@@ -24,8 +24,9 @@ from post_training.config.load import load_config
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import ConfigError, UsageError
 from post_training.core.files import atomic_file, write_atomic
-from post_training.data.config import DataConfig
+from post_training.data.config import DataConfig, PairConfig, SequenceConfig
 from post_training.data.indexed import INDEXED_KINDS, TEXT, data_path, index_path
+from post_training.data.inspection.pairs import read_pair_samples
 from post_training.data.inspection.samples import page, read_samples, show
 from post_training.data.inspection.tokens import Vocabulary
 from post_training.data.lengths import (
@@ -36,14 +37,25 @@ from post_training.data.lengths import (
     table_lines,
     write_per_sample,
 )
+from post_training.data.order import times_used
+from post_training.data.pairs.dataset import PairDataset
+from post_training.data.pairs.lengths import (
+    build_pair_table,
+    pair_table_lines,
+    summarise_pairs,
+    write_per_pair,
+)
 from post_training.data.prepared.dataset import PreparedDataset, SequenceStore
+from post_training.data.shares import Reading, share_lines, shares_by_source
 from post_training.data.sources.hub import fetch
 from post_training.images.identity import IMAGE_FILE
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.config import PrepareConfig
 from post_training.stages.context import StageContext
-from post_training.train.config import SftConfig
+from post_training.train.config import DpoConfig, RewardModelConfig, SftConfig
 
+AnyConfig = SftConfig | DpoConfig | RewardModelConfig | PrepareConfig
+AnyDataset = PreparedDataset | PairDataset
 # Enough sequences for a packed row, whatever their length.
 _SEQUENCES_IN_A_ROW = 64
 
@@ -74,12 +86,14 @@ def inspect_indexed(
 def count_config(
     path: Path, overrides: Sequence[str], *, as_json: bool, per_sample: Path | None
 ) -> None:
-    with open_prepared(load_settings(path, overrides), None) as (dataset, _):
-        _count(dataset, as_json, per_sample)
+    config = load_settings(path, overrides)
+    with open_prepared(config, None) as (dataset, _):
+        _count(dataset, _reading(config, dataset), as_json, per_sample)
 
 
 def count_indexed(prefix: Path, *, as_json: bool, per_sample: Path | None) -> None:
-    _count(open_indexed(prefix), as_json, per_sample)
+    dataset = open_indexed(prefix)
+    _count(dataset, _every_row_once(dataset), as_json, per_sample)
 
 
 def fetch_dataset(
@@ -91,7 +105,7 @@ def fetch_dataset(
 
 
 def _inspect(
-    dataset: PreparedDataset,
+    dataset: AnyDataset,
     vocabulary: Vocabulary,
     num_samples: int,
     row: int | None,
@@ -102,7 +116,9 @@ def _inspect(
         raise UsageError(f"--row: must be ≤ {len(dataset)}, the number of rows (got {row})")
     first, num_rows = (0, num_samples) if row is None else (row - 1, 1)
     rows = range(first, min(first + num_rows, len(dataset)))
-    samples = read_samples(dataset, vocabulary, rows)
+    is_of_pairs = isinstance(dataset, PairDataset)
+    read = read_pair_samples if is_of_pairs else read_samples
+    samples = read(dataset, vocabulary, rows)
     if html is None:
         show(samples, Console())
     else:
@@ -110,29 +126,64 @@ def _inspect(
         print(html)
 
 
-def _count(dataset: PreparedDataset, as_json: bool, per_sample: Path | None) -> None:
-    table = build_piece_table(dataset)
+def _count(dataset: AnyDataset, reading: Reading, as_json: bool, per_sample: Path | None) -> None:
     names = [source["name"] for source in dataset.record["sources"]]
+    table: Any
+    if isinstance(dataset, PairDataset):
+        table = build_pair_table(dataset)
+        by_source, write, lengths = summarise_pairs(table, names), write_per_pair, table.longest
+        what, is_first = "pairs", np.ones(len(table.row), bool)
+        lines = pair_table_lines(by_source)
+    else:
+        table = build_piece_table(dataset)
+        by_source, write = summarise_lengths(table, names), write_per_sample
+        what, is_first, lengths = "sequences", table.is_first, table.length[table.is_first]
+        lines = table_lines(by_source)
     if per_sample is not None:
         with atomic_file(per_sample) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            write_per_sample(table, names, file)
+            write(table, names, file)
         _say(f"tokens per sample: {per_sample}")
-    by_source = summarise_lengths(table, names)
-    bins = histogram(table.length[table.is_first])
+    columns = {key: getattr(table, key) for key in ("row", "source", "num_tokens", "num_trained")}
+    shares = shares_by_source(names, reading, **columns, is_first=is_first)
+    bins = histogram(lengths)
     if as_json:
         counts: dict[str, Any] = {
             "num_rows": len(dataset),
             "rejected": dataset.record.get("rejected", {}),
             "sources": [asdict(each) for each in by_source],
             "lengths": [asdict(each) for each in bins],
+            "reading": {
+                "num_steps": reading.num_steps,
+                "num_rows": int(reading.times.sum()),
+                "sources": [asdict(each) for each in shares],
+            },
         }
         print(json.dumps(counts, indent=2, ensure_ascii=False))
         return
-    for line in table_lines(by_source):
+    for line in lines:
         print(line)
+    if reading.num_steps is not None or len(names) > 1:
+        print()
+        for line in share_lines(reading, shares, what):
+            print(line)
     print()
-    for line in histogram_lines(bins):
+    for line in histogram_lines(bins, what):
         print(line)
+
+
+def _reading(config: AnyConfig, dataset: AnyDataset) -> Reading:
+    """Which rows a run of this configuration reads, and how often."""
+    if isinstance(config, PrepareConfig):
+        return _every_row_once(dataset)
+    num_steps = config.training.num_steps(dataset.record["counts"])
+    num_samples = num_steps * config.training.effective_batch_size
+    is_shuffled = config.training.shuffle and not config.data.debug_oom
+    seed = config.seed if is_shuffled else None
+    return Reading(num_steps, times_used(len(dataset), num_samples, seed))
+
+
+def _every_row_once(dataset: AnyDataset) -> Reading:
+    return Reading(None, np.ones(len(dataset), np.int64))
 
 
 def _say(text: str) -> None:
@@ -143,43 +194,41 @@ class _AnySettings(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def load_settings(path: Path, overrides: Sequence[str]) -> SftConfig | PrepareConfig:
-    """Read the configuration of sft or prepare.
+def load_settings(path: Path, overrides: Sequence[str]) -> AnyConfig:
+    """Read the configuration of a stage that trains, or of prepare.
 
     Errors: ConfigError, also for what is missing here; UsageError for another stage's file.
     """
     check_there({"configuration": str(path)})
     keys = set(load_config(_AnySettings, path, overrides).model_extra or {})
-    model: type[SftConfig] | type[PrepareConfig]
-    if "dpo" in keys:
-        raise UsageError(
-            "it is of pairs, and these are not shown (`entrypoint prepare` counts them)",
-            where=str(path),
-        )
-    if {"model", "data"} <= keys:
-        model = SftConfig
-    elif {"tokenizer", "data"} <= keys:
+    model: type[AnyConfig]
+    if {"tokenizer", "data"} <= keys and "model" not in keys:
         model = PrepareConfig
-    else:
+    elif not {"model", "data"} <= keys:
         raise UsageError(
-            f"neither a configuration of sft (model, data, sft, …) nor of prepare (tokenizer, "
-            f"data, sft): it has {', '.join(sorted(keys)) or 'nothing'}",
+            f"neither a configuration of sft, dpo or reward-model (model, data, …) nor of prepare "
+            f"(tokenizer, data, …): it has {', '.join(sorted(keys)) or 'nothing'}",
             where=str(path),
         )
+    elif "dpo" in keys:
+        model = DpoConfig
+    elif {"pairs", "center_rewards_coefficient"} & keys:
+        model = RewardModelConfig
+    else:
+        model = SftConfig
     config = load_config(model, path, overrides)
     check_there(_inputs(config))
     return config
 
 
 @contextmanager
-def open_prepared(
-    config: SftConfig | PrepareConfig, num_rows: int | None
-) -> Iterator[tuple[PreparedDataset, Any]]:
+def open_prepared(config: AnyConfig, num_rows: int | None) -> Iterator[tuple[AnyDataset, Any]]:
     """The dataset and its tokenizer, while the block runs. num_rows: only about as many of the
     first rows, without subsampling; None: all, as training has them."""
     data = config.data.model_copy(update={"cache_dir": None})
     if num_rows is not None:
-        num_sequences = num_rows * (1 if config.sft.packing == "none" else _SEQUENCES_IN_A_ROW)
+        is_packed = _limits(config).packing != "none"
+        num_sequences = num_rows * (_SEQUENCES_IN_A_ROW if is_packed else 1)
         data = _first_rows(data, num_sequences)
     # All of it may be more than fits into /tmp, which is memory in a container.
     is_all_prepared = num_rows is None and data.prepared is None
@@ -188,13 +237,40 @@ def open_prepared(
         quiet_libraries(Path(temporary) / "cache")
         from post_training.data.chat.templates import with_special_tokens
         from post_training.models.load import load_tokenizer
-        from post_training.stages.prepared_data import DataPreparation
 
         folder = config.tokenizer if isinstance(config, PrepareConfig) else config.model.path
         tokenizer = with_special_tokens(load_tokenizer(folder), data.special_tokens)
         context = StageContext(Path(temporary))
-        preparation = DataPreparation(context, data, config.sft, tokenizer, config.seed)
-        yield preparation.open_or_prepare(), tokenizer
+        yield _preparation(config, context, data, folder, tokenizer).open_or_prepare(), tokenizer
+
+
+def _limits(config: AnyConfig) -> SequenceConfig | PairConfig:
+    if isinstance(config, RewardModelConfig):
+        return config.pairs
+    limits = getattr(config, "dpo", None) or getattr(config, "sft", None)
+    assert limits is not None
+    return limits
+
+
+def _preparation(
+    config: AnyConfig, context: StageContext, data: DataConfig, folder: Path, tokenizer: Any
+) -> Any:
+    """What the stage itself prepares its data by. folder: of the tokenizer."""
+    from post_training.stages.prepared_data import (
+        DataPreparation,
+        PairPreparation,
+        num_embedded_ids,
+    )
+
+    limits = _limits(config)
+    if isinstance(config, RewardModelConfig):
+        from post_training.train.reward_model import TextPairPreparation
+
+        return TextPairPreparation(context, data, limits, tokenizer, config.seed)
+    if isinstance(limits, PairConfig):
+        num_ids = num_embedded_ids(folder)
+        return PairPreparation(context, data, limits, tokenizer, config.seed, num_ids=num_ids)
+    return DataPreparation(context, data, limits, tokenizer, config.seed)
 
 
 def open_indexed(prefix: Path) -> PreparedDataset:
@@ -234,7 +310,7 @@ def _first_rows(data: DataConfig, num_sequences: int) -> DataConfig:
     )
 
 
-def _inputs(config: SftConfig | PrepareConfig) -> dict[str, str]:
+def _inputs(config: AnyConfig) -> dict[str, str]:
     """{key: path} of all that has to be there; of indexed datasets, their index."""
     paths: dict[str, str] = {}
     for key, value in settings_by_role(config)[Role.INPUT].items():

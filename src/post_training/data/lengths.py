@@ -223,16 +223,20 @@ def _read_block(store: SequenceStore, sequences: Int64[np.ndarray, " S"]) -> _Bl
 
 def table_lines(summaries: Sequence[LengthSummary]) -> Iterator[str]:
     """A table of the sources for a terminal; numbers are aligned below their titles."""
-    cells = [("source", *_COLUMNS), *((each.name, *_values(each)) for each in summaries)]
+    return aligned_lines([("source", *_COLUMNS), *((e.name, *_values(e)) for e in summaries)])
+
+
+def aligned_lines(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table whose first column has names, and the others numbers."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, *numbers in cells:
         aligned = (f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=True))
         yield "  ".join([f"{name:{widths[0]}}", *aligned])
 
 
-def histogram_lines(bins: Sequence[Bin]) -> Iterator[str]:
-    """The lengths as bars."""
-    yield "sequences by length, in tokens"
+def histogram_lines(bins: Sequence[Bin], what: str) -> Iterator[str]:
+    """The lengths as bars. what: sequences or pairs."""
+    yield f"{what} by length, in tokens"
     most = max(each.num_sequences for each in bins)
     lengths = [f"{each.start:,} to {each.end - 1:,}" for each in bins]
     width = max(map(len, lengths))

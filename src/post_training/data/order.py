@@ -18,7 +18,21 @@ def row_stream(num_rows: int, seed: int) -> Iterator[int]:
     seed alone, never on batch sizes, ranks or where the run was stopped.
     """
     for epoch in count():
-        yield from map(int, permutation(num_rows, f"row order, seed {seed}, epoch {epoch}"))
+        yield from map(int, _order_of_epoch(num_rows, seed, epoch))
+
+
+def times_used(num_rows: int, num_samples: int, seed: int | None) -> Int64[np.ndarray, " R"]:
+    """How often each row is among the first `num_samples` that training reads. seed: as of
+    row_stream; None: the rows follow one another as they are stored, over and over."""
+    epochs, rest = divmod(num_samples, num_rows)
+    times = np.full(num_rows, epochs, np.int64)
+    last = np.arange(num_rows) if seed is None else _order_of_epoch(num_rows, seed, epochs)
+    times[last[:rest]] += 1
+    return times
+
+
+def _order_of_epoch(num_rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " R"]:
+    return permutation(num_rows, f"row order, seed {seed}, epoch {epoch}")
 
 
 def permutation(length: int, label: str) -> Int64[np.ndarray, " N"]:

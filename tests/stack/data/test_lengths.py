@@ -178,7 +178,7 @@ def test_histogram_has_two_bins_for_each_doubling():
 
 def test_histogram_lines_bars_are_in_proportion():
     *_, long, half, tiny, none = histogram_lines(
-        [Bin(8, 11, 1000), Bin(11, 16, 500), Bin(16, 23, 1), Bin(23, 32, 0)]
+        [Bin(8, 11, 1000), Bin(11, 16, 500), Bin(16, 23, 1), Bin(23, 32, 0)], "sequences"
     )
     assert long == " 8 to 10  1,000  " + "█" * 40
     assert half == "11 to 15    500  " + "█" * 20

@@ -1,9 +1,10 @@
-from itertools import islice
+from itertools import cycle, islice
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from post_training.data.order import row_stream
+from post_training.data.order import row_stream, times_used
 
 
 @given(num_rows=st.integers(1, 50), seed=st.integers(0, 2**32), num_epochs=st.integers(1, 4))
@@ -28,3 +29,10 @@ def test_row_stream_epochs_and_seeds_differ():
     )
     assert first != second
     assert first != other
+
+
+@given(num_rows=st.integers(1, 20), seed=st.none() | st.integers(0, 99), num=st.integers(0, 70))
+def test_times_used_counts_what_training_reads(num_rows: int, seed: int | None, num: int):
+    stream = cycle(range(num_rows)) if seed is None else row_stream(num_rows, seed)
+    expected = np.bincount(list(islice(stream, num)), minlength=num_rows)
+    assert times_used(num_rows, num, seed).tolist() == expected.tolist()

@@ -44,10 +44,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a sequence, in a row.
+    """A piece of a sequence, in a row; or the prompt or an answer of a pair.
 
     sequence: its number within the source, from 1. start: of the part in it, in tokens. length: of
-    the whole sequence, in tokens.
+    the whole sequence, in tokens. what: it is a part of. note: what else is to be said of it.
     """
 
     source: str
@@ -55,6 +55,8 @@ class Part:
     start: int
     length: int
     runs: tuple[Run, ...]
+    what: str = "sequence"
+    note: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -66,8 +68,8 @@ class Part:
 
     def describe(self) -> str:
         """`sequence 17 of sums.jsonl: 12 tokens, 5 trained`, and which of them where it was cut."""
-        text = f"sequence {self.sequence} of {self.source}: {self.num_tokens} tokens, "
-        text += f"{self.num_trained} trained"
+        text = f"{self.what} {self.sequence} of {self.source}: {self.num_tokens} tokens, "
+        text += f"{self.num_trained} trained{self.note}"
         if self.num_tokens == self.length:
             return text
         end = self.start + self.num_tokens
@@ -76,15 +78,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Sample:
-    """A row and its parts. row: its number, from 1."""
+    """A row and its parts. row: its number, from 1. num_pairs: in it, where it has pairs."""
 
     row: int
     parts: tuple[Part, ...]
+    num_pairs: int = 0
 
     def describe(self) -> str:
         num_tokens = sum(part.num_tokens for part in self.parts)
         num_trained = sum(part.num_trained for part in self.parts)
-        what = f"{len(self.parts)} sequences: " if len(self.parts) > 1 else ""
+        number, name = (
+            (self.num_pairs or len(self.parts)),
+            "pairs" if self.num_pairs else "sequences",
+        )
+        what = f"{number} {name}: " if number > 1 else ""
         return f"row {self.row}: {what}{num_tokens} tokens, {num_trained} trained"
 
 
@@ -111,7 +118,7 @@ def read_samples(
                     sequence=number - int(starts[source]) + 1,
                     start=start,
                     length=_whole_length(dataset, number),
-                    runs=tuple(_runs(row, begin, end, vocabulary)),
+                    runs=tuple(_piece_runs(row, begin, end, vocabulary)),
                 )
             )
         yield Sample(index + 1, tuple(parts))
@@ -125,14 +132,30 @@ def _whole_length(dataset: PreparedDataset, number: int) -> int:
     raise IndexError(f"no sequence {number}")
 
 
-def _runs(row: PreparedRow, begin: int, end: int, vocabulary: Vocabulary) -> Iterator[Run]:
-    kinds = row.kinds[begin:end].tolist()
-    if kinds and kinds[0] == COMPLETION:
-        kinds[0] = PROMPT
-    weights = [1.0] * len(kinds) if row.weights is None else row.weights[begin:end].tolist()
+def _piece_runs(row: PreparedRow, begin: int, end: int, vocabulary: Vocabulary) -> Iterator[Run]:
+    weights = [1.0] * (end - begin) if row.weights is None else row.weights[begin:end].tolist()
+    ids, kinds = row.ids[begin:end].tolist(), row.kinds[begin:end].tolist()
+    return runs_of(ids, kinds, weights, vocabulary, is_predicted=False)
+
+
+def runs_of(
+    ids: list[int],
+    kinds: list[int],
+    weights: list[float],
+    vocabulary: Vocabulary,
+    *,
+    is_predicted: bool,
+) -> Iterator[Run]:
+    """Tokens as runs. is_predicted: whether something stands before the first of them, else it is
+    never trained.
+
+    Errors: UsageError for an id that is not in the vocabulary.
+    """
+    if kinds and kinds[0] == COMPLETION and not is_predicted:
+        kinds = [PROMPT, *kinds[1:]]
     # What isn't trained has no weight worth showing.
     keys = [(k, w if k == COMPLETION else 1.0) for k, w in zip(kinds, weights, strict=True)]
-    tokens = vocabulary.spell(row.ids[begin:end].tolist())
+    tokens = vocabulary.spell(ids)
     for (kind, weight), group in groupby(zip(keys, tokens, strict=True), key=lambda pair: pair[0]):
         yield Run(kind, weight, tuple(token for _, token in group))
 

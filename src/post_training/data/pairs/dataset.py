@@ -72,8 +72,8 @@ class PairDataset:
         self.folder = folder
         self.record = record
         self._store = store
-        self._offsets = np.load(folder / OFFSETS)
-        self._numbers = np.load(folder / PIECES, mmap_mode="r")[:, 0]
+        self.offsets = np.load(folder / OFFSETS)
+        self._pieces = np.load(folder / PIECES, mmap_mode="r")
         self.pairs = np.load(folder / PAIRS, mmap_mode="r")
         self.figures = np.load(folder / FIGURES, mmap_mode="r")
 
@@ -89,7 +89,7 @@ class PairDataset:
         return cls(folder, read_json(folder / RECORD, PAIRS_SCHEMA), open_own_store(folder))
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self.offsets) - 1
 
     @property
     def num_pairs(self) -> int:
@@ -104,13 +104,23 @@ class PairDataset:
     def source_names(self) -> list[str]:
         return [source["name"] for source in self.record["sources"]]
 
+    @property
+    def numbers(self) -> Int64[np.ndarray, " N"]:
+        """Of the pairs, row by row: those of row r are numbers[offsets[r] : offsets[r + 1]]."""
+        return np.asarray(self._pieces[:, 0])
+
+    @property
+    def lengths_in_rows(self) -> Int64[np.ndarray, " N"]:
+        """Tokens of each pair as it lies in its row, as length_in_row."""
+        return np.asarray(self._pieces[:, 2])
+
     def used_pairs(self) -> Int64[np.ndarray, " used"]:
         """Numbers of the pairs that are in some row, ascending."""
-        return np.unique(self._numbers)
+        return np.unique(self.numbers)
 
     def read(self, row: int) -> list[Pair]:
         """The pairs of a row, in order."""
-        numbers = self._numbers[self._offsets[row] : self._offsets[row + 1]]
+        numbers = self._pieces[self.offsets[row] : self.offsets[row + 1], 0]
         return [self.read_pair(number) for number in numbers.tolist()]
 
     def read_pair(self, number: int) -> Pair:
