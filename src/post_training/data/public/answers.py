@@ -39,12 +39,15 @@ def _turns(transcript: Any, key: str) -> list[Object]:
 
 
 def sharegpt_preference(row: Object) -> list[Object]:
-    """conversations, and one more message each as chosen and rejected, to prompt and answers."""
+    """conversations, and one more message or its text as chosen and rejected, to prompt and
+    answers."""
     others = without(row, "conversations", *SIDES)
     if "prompt" in others:
         raise BadRow("columns", "prompt: has no place beside conversations")
     answers = {side: required(row, side) for side in SIDES}
     for side, answer in answers.items():
+        if isinstance(answer, str):
+            answer = {"from": "gpt", "value": answer}
         if isinstance(answer, dict):
             answers[side] = [answer]
     prompt = list_of(required(row, "conversations"), "conversations")

@@ -242,6 +242,24 @@ def test_hermes_tools_that_are_declared_twice_are_refused():
     assert made.problem == "transform hermes: conversations[0].value: declares tools 2 times"
 
 
+def test_sharegpt_answers_may_be_texts():
+    """As in the first rows of hiyouga/DPO-En-Zh-20k."""
+    row = {"conversations": [{"from": "human", "value": "q"}], "chosen": "good", "rejected": "bad"}
+    [made] = transform("sharegpt_preference", row)
+    assert made["chosen"] == [{"from": "gpt", "value": "good"}]
+    assert made["rejected"] == [{"from": "gpt", "value": "bad"}]
+
+
+def test_kto_rows_may_have_a_prompt_as_text_or_whole_conversations():
+    """As argilla/kto-mix-15k, and as LLaMA-Factory's."""
+    answer = [{"role": "assistant", "content": "x"}]
+    text = {"prompt": "q", "completion": answer, "rating": 5.0}
+    whole = {"messages": [{"role": "user", "content": "q"}, *answer]}
+    for row in (text, whole):
+        assert transform("kto", {**row, "label": True}) == [row]
+        assert transform("kto", {**row, "label": False}) == []
+
+
 def test_other_fields_of_a_message_are_kept():
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]
     [made] = transform("hermes", {"conversations": turns})
