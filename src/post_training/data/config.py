@@ -27,9 +27,13 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # For annotation; only where the settings say so, since in training an answer is missing.
     "prompt": (("prompt",), ("input", "system", "tools")),
 }
-TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "llama-3", "apertus", "plain")
-# Templates of models as they were published, by our names; TRL's package has the files.
-PUBLISHED_TEMPLATES = {
+TEMPLATES = (
+    *("chatml", "tulu", "zephyr", "mistral", "mistral-v3-tekken", "mistral-v7-tekken"),
+    *("llama-3", "apertus", "plain"),
+)
+# Templates of models as they were published, by our names. TRL's package has the files; where it
+# has none (None), the format is written anew in chat/jinja/published.
+PUBLISHED_TEMPLATES: dict[str, str | None] = {
     "qwen2.5": "qwen2_5",
     "qwen3": "qwen3",
     "qwen3-2507": "qwen3_instruct_2507",
@@ -43,6 +47,8 @@ PUBLISHED_TEMPLATES = {
     "cohere": "cohere2",
     "glm-4-moe": "glm4moe",
     "lfm2": "lfm2_v2",
+    "olmo3": None,
+    "smollm3": None,
 }
 # Settings that choose among a dataset's rows; a stage that keeps every row refuses them.
 _CHOOSE_ROWS = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")

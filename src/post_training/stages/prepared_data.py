@@ -20,7 +20,12 @@ from post_training.config.model import Role, changed_settings, settings_by_role
 from post_training.core.errors import UsageError
 from post_training.core.hashing import sha256_text, sha256_value
 from post_training.core.locks import locked
-from post_training.data.chat.templates import ChatTemplate, choose_template, difference_from_own
+from post_training.data.chat.templates import (
+    ChatTemplate,
+    choose_template,
+    difference_from_own,
+    misfit,
+)
 from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
 from post_training.data.pairs.dataset import PAIRS_SCHEMA, PairDataset, describe_pairs
@@ -142,6 +147,8 @@ class DataPreparation:
     def _say_how(self, template: ChatTemplate) -> None:
         if difference := difference_from_own(template, self.tokenizer):
             self.context.log(f"warning: {difference}; the saved model gets {template.name!r}")
+        if problem := misfit(template, self.tokenizer):
+            self.context.log(f"warning: {problem}")
         for line in template.describe():
             self.context.log(f"{self.name}: {line}")
 

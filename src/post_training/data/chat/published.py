@@ -5,7 +5,8 @@ prompts at inference must be those of the training, so the date is fixed in the 
 saved with the model: to `data.template_date`, or, where the template has a default, to that.
 
 TRL's package has the templates of many models as they were published, and for some a copy with
-generation marks. Such a copy is used where it writes the same text, row by row.
+generation marks. Such a copy is used where it writes the same text, row by row. Two formats that
+TRL does not have are written anew here (jinja/published).
 """
 
 import re
@@ -36,7 +37,11 @@ def read_template(name: str | Path, tokenizer: Any) -> str:
             raise PostTrainingError(f"can't be read: {error.strerror}", where=where) from None
     if name == "model":
         return _of_tokenizer(tokenizer.chat_template, where)
-    return (_of_trl() / f"{PUBLISHED_TEMPLATES[name]}.jinja").read_text(encoding="utf-8")
+    file = PUBLISHED_TEMPLATES[name]
+    if file is None:
+        ours = resources.files("post_training.data.chat") / "jinja/published"
+        return (ours / f"{name}.jinja").read_text(encoding="utf-8")
+    return (_of_trl() / f"{file}.jinja").read_text(encoding="utf-8")
 
 
 def _of_tokenizer(own: Any, where: str) -> str:

@@ -41,14 +41,17 @@ from post_training.data.config import TEMPLATES, SpecialTokens
 
 # The strings of our templates that must be a single token each; a template without any writes its
 # roles as ordinary text.
+_MISTRAL = (
+    *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+)
 MARKERS: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "tulu": (),
     "zephyr": (),
-    "mistral": (
-        *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
-    ),
+    "mistral": _MISTRAL,
+    "mistral-v3-tekken": _MISTRAL,
+    "mistral-v7-tekken": (*_MISTRAL, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
     "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "apertus": (
         *("<|system_start|>", "<|system_end|>", "<|developer_start|>", "<|developer_end|>"),
@@ -205,6 +208,23 @@ def difference_from_own(template: ChatTemplate, tokenizer: Any) -> str | None:
     if ours == theirs:
         return None
     return f"{said}: {first_difference(ours, theirs, 'it writes', 'where that one writes')}"
+
+
+def misfit(template: ChatTemplate, tokenizer: Any) -> str | None:
+    """A line where one of Mistral's formats is used with the vocabulary of another, or None.
+
+    SentencePiece writes a space before each text, which the format of its models has too; a model
+    with a tekken vocabulary never saw one there, and " Hello" is another token than "Hello".
+    """
+    if not template.name.startswith("mistral"):
+        return None
+    has_spaces, wants_spaces = "▁" in tokenizer.get_vocab(), template.name == "mistral"
+    if has_spaces == wants_spaces:
+        return None
+    said = f"chat template {template.name!r} is for a {{}} vocabulary, and the tokenizer's is none"
+    if wants_spaces:
+        return said.format("SentencePiece") + ": use mistral-v3-tekken or mistral-v7-tekken"
+    return said.format("tekken") + ": use mistral"
 
 
 def first_difference(one: str, other: str, said: str, said_of_other: str) -> str:

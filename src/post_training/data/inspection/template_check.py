@@ -24,6 +24,7 @@ from post_training.data.chat.templates import (
     ChatTemplate,
     choose_template,
     first_difference,
+    misfit,
 )
 from post_training.data.chat.turns import TurnWriter, Written
 from post_training.data.rows import COMPLETION, BadRow, Conversation
@@ -112,6 +113,8 @@ def check_template(
         _ids(texts, tokenizer),
         *_compared(template, tokenizer),
     ]
+    if problem := misfit(template, tokenizer):
+        findings.append(Finding("vocabulary", "warning", problem))
     if given:
         refused = [sample for sample in samples if sample.refused]
         said = f"{len(given) - len(refused):,} of {len(given):,} rows can be trained"

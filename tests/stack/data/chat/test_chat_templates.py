@@ -20,6 +20,8 @@ ENDS_OF_TURNS = {
     "tulu": "</s>",
     "zephyr": "</s>",
     "mistral": "</s>",
+    "mistral-v3-tekken": "</s>",
+    "mistral-v7-tekken": "</s>",
     "llama-3": "<|eot_id|>",
     "apertus": "<|assistant_end|>",
     "plain": "<|assistant|>",
@@ -132,6 +134,8 @@ def test_template_that_trains_on_tool_outputs_can_express_no_calls(tokenizer: An
     [
         ("chatml", {"developer", "thought", "tools", "calls", "steps"}),
         ("mistral", {"developer", "thought", "steps"}),
+        ("mistral-v3-tekken", {"developer", "thought", "steps"}),
+        ("mistral-v7-tekken", {"developer", "thought", "steps"}),
         ("apertus", set()),
         ("plain", {"system", "developer", "thought", "tools", "calls", "steps"}),
     ],

@@ -81,6 +81,13 @@ ZEPHYR = (
     "<|assistant|>\n«\n3 </s>»\n"
 )
 MISTRAL = "<s>[INST] 1 + 1?[/INST]« 2</s>»[INST] Be brief.\n\n  And\n1 + 2? [/INST]« \n3 </s>»"
+MISTRAL_V3_TEKKEN = (
+    "<s>[INST]1 + 1?[/INST]«2</s>»[INST]Be brief.\n\n  And\n1 + 2? [/INST]«\n3 </s>»"
+)
+MISTRAL_V7_TEKKEN = (
+    "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]1 + 1?[/INST]«2</s>»"
+    "[INST]  And\n1 + 2? [/INST]«\n3 </s>»"
+)
 LLAMA_3 = (
     "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n1 + 1?<|eot_id|>"
@@ -100,11 +107,14 @@ PLAIN = (
     "<|user|>1 + 1?<|user|><|assistant|>«2<|assistant|>»"
     "<|user|>  And\n1 + 2? <|user|><|assistant|>«\n3 <|assistant|></s>»"
 )
+WITH_TOOLS = ["mistral", "mistral-v3-tekken", "mistral-v7-tekken", "llama-3", "apertus"]
 WRITTEN = {
     "chatml": CHATML,
     "tulu": TULU,
     "zephyr": ZEPHYR,
     "mistral": MISTRAL,
+    "mistral-v3-tekken": MISTRAL_V3_TEKKEN,
+    "mistral-v7-tekken": MISTRAL_V7_TEKKEN,
     "llama-3": LLAMA_3,
     "apertus": APERTUS,
     "plain": PLAIN,
@@ -221,44 +231,6 @@ def test_apertus_developer_message_stands_in_place_of_its_own(wide: Any):
     )
 
 
-def test_mistral_equals_mistral_common(wide: Any):
-    import mistral_common
-    from mistral_common.protocol.instruct.messages import (
-        AssistantMessage,
-        ToolMessage,
-        UserMessage,
-    )
-    from mistral_common.protocol.instruct.request import InstructRequest
-    from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool
-    from mistral_common.protocol.instruct.tool_calls import ToolCall as TheirCall
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-    folder = Path(mistral_common.__file__).parent / "data"
-    theirs = MistralTokenizer.from_file(folder / "mistral_instruct_tokenizer_240323.model.v3")
-    function = FunctionCall(name="add", arguments='{"a": 1}')
-    request = InstructRequest(
-        messages=[
-            UserMessage(content="1 + 1?"),
-            AssistantMessage(tool_calls=[TheirCall(id="000000000", function=function)]),
-            ToolMessage(content='{"sum": 2}', tool_call_id="000000000"),
-            AssistantMessage(content="2"),
-            UserMessage(content="Sure?"),
-            AssistantMessage(content="Yes"),
-        ],
-        system_prompt="Be brief.",
-        available_tools=[
-            Tool.model_validate({**TOOL, "function": {**TOOL["function"], "strict": False}})
-        ],
-    )
-    tokens = theirs.instruct_tokenizer.encode_instruct(request).tokens
-    pieces = theirs.instruct_tokenizer.tokenizer
-    text = "".join(pieces.id_to_piece(token) for token in tokens).replace("▁", " ")
-    tool = text.partition("[AVAILABLE_TOOLS] [")[2].partition("][/AVAILABLE_TOOLS]")[0]
-    dicts = message_dicts(Conversation(WITH_CALL, (tool,)))
-    ours, _ = render(template_text("mistral"), dicts, wide.special_tokens_map)
-    assert ours == text.replace("<0x0A>", "\n")
-
-
 def test_llama_3_equals_the_template_that_trl_ships(wide: Any):
     found = importlib.util.find_spec("trl")
     theirs = Path(found.origin).parent / "chat_templates" / "llama3.jinja"
@@ -276,7 +248,7 @@ def test_llama_3_equals_the_template_that_trl_ships(wide: Any):
 @pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("name", MARKERS)
 def test_render_equals_transformers(name: str, trusted: bool, wide: Any):
-    tools = (json.dumps(TOOL),) if name in ("mistral", "llama-3", "apertus") else ()
+    tools = (json.dumps(TOOL),) if name in WITH_TOOLS else ()
     dicts = message_dicts(Conversation(WITH_CALL if tools else dialogue(name).messages, tools))
     special = wide.special_tokens_map
     text, spans = render(template_text(name), dicts, special, trusted=trusted)
@@ -339,7 +311,7 @@ def served(row: dict[str, Any], template: str, tokenizer: Any, **options: Any) -
     )
 
 
-@pytest.mark.parametrize("name", ["mistral", "llama-3", "apertus"])
+@pytest.mark.parametrize("name", WITH_TOOLS)
 def test_row_with_tools_is_trained_as_the_saved_template_serves_it(name: str, wide: Any):
     row, template = row_with_tools(name), template_text(name)
     expected = served(row, template, wide, tokenize=False)
@@ -366,7 +338,7 @@ def test_row_with_tools_has_the_ids_that_a_real_tokenizer_gives(folder: str):
     assert sequence.ids.tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["mistral", "llama-3", "apertus"])
+@pytest.mark.parametrize("name", WITH_TOOLS)
 def test_tool_without_a_description_or_parameters_is_rendered(name: str, wide: Any):
     row = row_with_tools(name)
     row["tools"] = [{"name": "clock", "description": None, "parameters": None}, {"name": "bell"}]
