@@ -53,6 +53,7 @@ def test_stack_is_imported_only_where_data_and_models_are_worked_on(path):
 # Who else prints on stdout: programs of their own, whose stdout another program reads.
 PROGRAMS = {
     "stages/__main__.py": "`entrypoint STAGE --help-config`, the same",
+    "annotate/chat.py": "`entrypoint chat` and `generate --prompt`, inside the image, likewise",
     "stages/doctor.py": "`entrypoint doctor`, inside the image, where there is no command line",
     "slurm/outcome.py": "job.sh reads its answer",
     "stages/vet.py": "vet.sh reads its answer",

@@ -5,9 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError, report
+from post_training.core.files import user_cache
+from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.processes import DONE_VARIABLE
@@ -20,6 +23,10 @@ def main(arguments: Sequence[str]) -> int:
         from post_training.stages import doctor
 
         return doctor.main()
+    if list(arguments[:1]) == ["chat"] or (
+        list(arguments[:1]) == ["generate"] and any(w.startswith("--prompt") for w in arguments)
+    ):
+        return _look_at_a_model(arguments)
     if "--help-config" in arguments:
         return _explain_settings([word for word in arguments if word != "--help-config"])
     parser = argparse.ArgumentParser(
@@ -32,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         + "\n\n`entrypoint STAGE --help-config` lists a stage's settings, and `--help-config KEY` "
         "explains one and those below it."
         "\n`entrypoint exec --input NAME=PATH --output PATH -- COMMAND …` needs no file."
+        "\n`entrypoint chat MODEL` talks to a model, and `entrypoint generate MODEL --prompt TEXT` "
+        "asks it once."
         "\n`entrypoint doctor` says whether this container has what a run needs.",
     )
     parser.add_argument("stage", metavar="STAGE")
@@ -110,6 +119,19 @@ def _execute(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return report(error) if os.environ.get("RANK", "0") == "0" else error.exit_code
     except SystemExit as error:  # Of a library: to a script its code 0 would be success.
         return report(PostTrainingError(f"the stage was ended by SystemExit: {error.code}"))
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def _look_at_a_model(arguments: Sequence[str]) -> int:
+    """`chat`, and `generate --prompt`: they have no configuration and no record."""
+    quiet_libraries(user_cache())
+    try:
+        # A layer above: as a stage, it is found by its name.
+        return import_module("post_training.annotate.chat").main(arguments)
+    except BrokenPipeError:  # Of `| head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
 

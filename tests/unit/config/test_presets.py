@@ -21,7 +21,11 @@ def test_preset_of_a_tiny_model_needs_only_a_corpus(tmp_path, name):
 
 # Presets of a place and a size: what their comments reckon is right.
 
-TRAINING = sorted(path.stem for path in PRESETS_DIR.glob("*.yaml") if "tiny" not in path.stem)
+TRAINING = sorted(
+    path.stem
+    for path in PRESETS_DIR.glob("*.yaml")
+    if not path.stem.startswith(("tiny-", "alignment-"))
+)
 NUMBER = r"\d+(?:\.\d+)?(?:e\d+)?"
 
 
@@ -77,3 +81,10 @@ def test_preset_of_a_place_fits_into_the_memory_that_it_reckons(name: str):
 
 def test_there_is_a_preset_for_each_place_and_size():
     assert TRAINING == ["apertus-70b-alps", "apertus-8b-alps", "lumi-30b"]
+
+
+def test_there_is_a_preset_for_each_step_of_alignment():
+    """Used in reproducibility/align-apertus, whose test looks at what they set."""
+    steps = {path.stem for path in PRESETS_DIR.glob("alignment-*.yaml")}
+    named = ("filter", "generate", "logprobs", "rewards", "select", "dpo-norm", "qrpo")
+    assert steps == {f"alignment-{name}" for name in named}
