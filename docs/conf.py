@@ -32,6 +32,7 @@ _CONTENTS = {
         *("docs/guides/templates", "docs/guides/sft", "docs/guides/annotate"),
         *("docs/guides/workers", "docs/guides/preference", "docs/guides/reproduce"),
         "docs/guides/publish",
+        "docs/guides/reports",
         *("docs/guides/pipelines", "docs/guides/submit", "docs/guides/images", "docs/guides/sites"),
         *("docs/guides/models", "docs/guides/troubleshooting"),
     ],

@@ -12,7 +12,18 @@ import post_training
 
 SOURCE = Path(post_training.__file__).parent
 # A layer imports from itself and from the layers before it.
-LAYERS = ["core", "config", "records", "images", "data", "models", "stages", "train", "annotate"]
+LAYERS = [
+    "core",
+    "config",
+    "records",
+    "report",
+    "images",
+    "data",
+    "models",
+    "stages",
+    "train",
+    "annotate",
+]
 LAYERS += ["slurm", "reproduce", "cli"]
 ALSO_FORBIDDEN = {("data", "images"), ("models", "images"), ("annotate", "train")}
 STACK = {"torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "numpy"}

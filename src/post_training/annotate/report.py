@@ -1,30 +1,18 @@
-"""The report on what `select` chose: figures, a table and a page with histograms.
+"""The report on what `select` chose: figures for report.json, and a table for the log.
 
-A distribution is told by its mean and its quantiles (the nearest rank: a value that is there), and
-by a histogram of 20 equal bins between its least and its largest value.
+The page of the run (post_training/report) shows report.json with histograms.
 """
 
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from post_training.annotate.pairs import DROPPED, Selected
 from post_training.data.rows import SIDES
+from post_training.report.annotations import QUANTILES, describe_distribution, format_number
 
-# The quantiles that are told: their names and shares.
-_QUANTILES = {
-    "least": 0.0,
-    "5%": 0.05,
-    "25%": 0.25,
-    "median": 0.5,
-    "75%": 0.75,
-    "95%": 0.95,
-    "largest": 1.0,
-}
-_NUM_BINS = 20
 # {figure: the columns of a pair that it is of}; a margin is chosen minus rejected.
 _COLUMNS = {
     "reward, chosen": "chosen_reward",
@@ -110,43 +98,9 @@ class Report:
             },
         }
 
-    def page(self) -> str:
-        """The figures as a page of HTML, with histograms."""
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-        figures = self.figures()
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html.jinja").render(
-            figures=figures, reasons=DROPPED, quantiles=list(_QUANTILES), shown=shown
-        )
-
 
 def _describe_dropped(dropped: dict[str, int]) -> str:
     return ", ".join(f"{number:,}: {DROPPED[key]}" for key, number in dropped.items())
-
-
-def describe_distribution(values: array) -> dict[str, Any]:
-    """number, mean, the quantiles, and histogram: {from, to, counts of the bins}."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    quantiles = {name: ordered[round(share * last)] for name, share in _QUANTILES.items()}
-    least, largest = ordered[0], ordered[-1]
-    width = (largest - least) / _NUM_BINS
-    counts = [0] * _NUM_BINS
-    for value in ordered:
-        counts[min(int((value - least) / width), _NUM_BINS - 1) if width else 0] += 1
-    return {
-        "number": len(ordered),
-        "mean": sum(ordered) / len(ordered),
-        **quantiles,
-        "histogram": {"from": least, "to": largest, "counts": counts},
-    }
 
 
 def table_lines(figures: dict[str, Any]) -> Iterator[str]:
@@ -157,11 +111,9 @@ def table_lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"{sum(without.values()):,} prompts without a pair: {_describe_dropped(without)}"
     distributions = figures["distributions"]
     width = max(map(len, distributions))
-    columns = ["number", "mean", *_QUANTILES]
+    columns = ["number", "mean", *QUANTILES]
     yield " ".join([" " * width, *(f"{column:>9}" for column in columns)])
     for name, found in distributions.items():
-        yield " ".join([f"{name:<{width}}", *(f"{shown(found[each]):>9}" for each in columns)])
-
-
-def shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        yield " ".join(
+            [f"{name:<{width}}", *(f"{format_number(found[each]):>9}" for each in columns)]
+        )

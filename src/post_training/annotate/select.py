@@ -1,9 +1,9 @@
-"""Choose pairs among the branches of rows: `RUN/dataset/pairs.jsonl` and `RUN/report/`.
+"""Choose pairs among the branches of rows: `RUN/dataset/pairs.jsonl` and `RUN/report/report.json`.
 
 RUN/dataset/pairs.jsonl      preference rows (pairs.py)
             reference.json   whose log-probabilities they hold, if anybody's
             counts.json      pairs and prompts; what was read, dropped and rejected
-RUN/report/                  report.json and report.html (report.py)
+RUN/report/report.json       figures of the pairs (report.py)
 
 Prompts are done by worker processes, and pairs written in the prompts' order: the same bytes for
 any number of workers.
@@ -50,12 +50,12 @@ _READ = {
         )
     },
 }
-REPORT = ("report/report.json", "report/report.html")
+REPORT = "report/report.json"
 
 
 def run(config: SelectConfig, context: StageContext) -> Result:
     metrics = context.on_writer(lambda: _select(config, context))
-    return Result(artifacts={"dataset": "dataset"}, metrics=metrics, state_files=list(REPORT))
+    return Result(artifacts={"dataset": "dataset"}, metrics=metrics, state_files=[REPORT])
 
 
 def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
@@ -87,7 +87,6 @@ def _select(config: SelectConfig, context: StageContext) -> dict[str, Any]:
     with atomic_directory(context.run_dir / "report") as folder:
         figures = report.figures()
         write_json(folder / "report.json", figures)
-        (folder / "report.html").write_text(report.page(), encoding="utf-8")
     for line in table_lines(figures):
         context.log(line)
     if cut_off:

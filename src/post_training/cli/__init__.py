@@ -51,7 +51,7 @@ def build_app() -> "typer.Typer":
     """The typer application."""
     import typer
 
-    from post_training.cli import data, images, jobs, machines, runs, templates
+    from post_training.cli import data, images, jobs, machines, reports, runs, templates
     from post_training.cli.options import GROUP
 
     app = typer.Typer(
@@ -76,6 +76,8 @@ def build_app() -> "typer.Typer":
         app.add_typer(group, name=name)
     app.command("submit")(jobs.submit_stage)
     app.command("reproduce")(runs.reproduce_run)
+    app.command("report")(reports.report_runs)
+    app.command("watch")(reports.watch_runs)
     app.command("settings")(jobs.explain_settings)
     app.command("doctor")(machines.examine_machine)
     return app

@@ -1,8 +1,10 @@
 """The table of runs that `runs list` and `pipeline status` print."""
 
+from post_training.report.curves import sparkline
+from post_training.report.page import duration
 from post_training.slurm.runs import RunState
 
-HEADER = ["state", "job", "attempts", "done", "loss", "tokens/s", "time left", "why"]
+HEADER = ["state", "job", "attempts", "done", "loss", "so far", "tokens/s", "time left", "why"]
 
 
 def cells(state: RunState) -> list[str]:
@@ -22,18 +24,11 @@ def cells(state: RunState) -> list[str]:
         attempts,
         done,
         "" if state.loss is None else f"{state.loss:.4g}",
+        sparkline(state.losses),
         "" if state.tokens_per_s is None else f"{state.tokens_per_s:,.0f}",
         "" if state.time_left_s is None else duration(state.time_left_s),
         why,
     ]
-
-
-def duration(seconds: float) -> str:
-    """`3 h 20 min`, `45 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -8,7 +8,7 @@ A setting's path is that of a configuration file, with `[]` for any item of a li
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -83,6 +83,34 @@ def find_settings(model: type[BaseModel], key: str) -> list[Setting]:
     near = [last[key]] if key in last else difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "without KEY all are listed"
     raise UsageError(f"no setting '{key}'", hint=hint)
+
+
+@dataclass(frozen=True)
+class ChosenSetting:
+    """A setting of a recorded run. default: None where the model has no such setting (any more)."""
+
+    key: str
+    value: str
+    default: str | None
+
+    @property
+    def is_changed(self) -> bool:
+        return self.value != self.default
+
+
+def beside_defaults(model: type[BaseModel], recorded: Mapping[str, Any]) -> list[ChosenSetting]:
+    """The settings of a record, {dotted key: value}, with their defaults, as YAML."""
+    defaults: dict[str, list[str]] = {}
+    for setting in list_settings(model):
+        defaults.setdefault(_without_indices(setting.path), []).append(setting.default)
+    chosen = []
+    for key, value in recorded.items():
+        text = _as_yaml(value)
+        # Several, where a block is one of several kinds: a default of any kind is none of the user.
+        known = defaults.get(_without_indices(key), [])
+        default = text if text in known else next(iter(known), None)
+        chosen.append(ChosenSetting(key, text, default))
+    return chosen
 
 
 def list_lines(settings: Sequence[Setting]) -> list[str]:

@@ -4,7 +4,8 @@
     system.in            ->  system.lock          packages of the base's distribution
     source.in            ->  source.lock          source archives
     requirements.in      ->  requirements.lock    wheels for the recipe's platform
-    dev.in               ->  dev.lock             wheels that only tests need
+    dev.in               ->  dev.lock             wheels that nothing of the stack needs: of tests,
+                                              and what draws reports
 
 And what `make setup` installs on the host, for every platform at once:
 

@@ -36,7 +36,7 @@ from post_training.slurm.runs import (
 from post_training.slurm.submit import SUBMISSION_NAME
 
 _T = TypeVar("_T")
-_VERSION = 3
+_VERSION = 4
 _COLUMNS = "path, signature, state, run_id, stage, started, image, recipe, job_ids, told"
 _READ_FROM = (RECORD_NAME, f"{LAUNCH_FOLDER}/{SUBMISSION_NAME}", f"{LAUNCH_FOLDER}/{TALLY_NAME}")
 # A run in or below a folder; its values: the folder's path with a slash, twice.

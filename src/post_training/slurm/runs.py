@@ -13,13 +13,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.records.run import LAUNCH_FOLDER, is_live
 from post_training.records.run_record import METRICS_NAME, RECORD_NAME, read_record, record_faults
+from post_training.report.curves import read_losses
 from post_training.slurm.outcome import TALLY_NAME, read_tally
 from post_training.slurm.queue import QueuedJob, read_ended_jobs, read_queue
 from post_training.slurm.submit import submitted_jobs
@@ -59,6 +60,7 @@ class RunState:
     slurm_state: how Slurm says that the last attempt's job ended, where the run could not say all.
     done: the share of the whole, 0 to 1.
     step, loss, tokens_per_s: of the last line of its metrics.
+    losses: of lines evenly spaced over the run.
     time_left_s: at the speed of that line.
     """
 
@@ -75,6 +77,7 @@ class RunState:
     loss: float | None = None
     tokens_per_s: float | None = None
     time_left_s: float | None = None
+    losses: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "run_dir": str(self.run_dir)}
@@ -191,6 +194,7 @@ def _progress(run_dir: Path, record: dict[str, Any], state: str) -> dict[str, An
         return {"done": 1.0 if state == "finished" else _share_of_chunks(run_dir)}
     timing = line.get("timing", {})
     found = {"step": line["step"], "loss": line["loss"], "tokens_per_s": timing.get("tokens_per_s")}
+    found["losses"] = read_losses(run_dir)
     if state == "finished":
         return {**found, "done": 1.0}
     for setting, figure in _LENGTHS.items():

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +45,7 @@ from post_training.records.artifact import origin_of, seal_artifact
 from post_training.records.promote import find_store, promote
 from post_training.records.run import AlreadyFinished, RunDescription, RunFolder
 from post_training.records.run_record import CONFIG_NAME, read_record
+from post_training.report.page import leave_page
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.processes import (
@@ -55,7 +56,7 @@ from post_training.stages.processes import (
     raise_on_signals,
     run_local_ranks,
 )
-from post_training.stages.registry import Stage, find_stage
+from post_training.stages.registry import Stage, find_config_class, find_stage
 
 # Rank 0 may read terabytes of inputs while the others wait.
 _WRITER_TIMEOUT = timedelta(hours=12)
@@ -143,6 +144,10 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
         record.close_unfinished(error)
         raise
     context.log(f"finished: {opened.run_dir}")
+    if ranks.is_writer and not config.is_worker:
+        page = leave_page(opened.run_dir, find_config_class)
+        for line in _next_steps(stage, opened.run_dir, result, page):
+            tell(line)
     _promote(record)
 
 
@@ -151,6 +156,15 @@ def _promote(record: "_Record") -> None:
     same. Every rank calls it."""
     if record.config.promote is not None and not record.config.is_worker:
         record.ranks.on_writer(record.promote)
+
+
+def _next_steps(stage: Stage, run_dir: Path, result: Result, page: Path | None) -> Iterator[str]:
+    """What to do with a finished run, in two lines."""
+    look = f"look at {page}, and " if page else ""
+    yield f"next: {look}check it with: post-training reproduce {run_dir}"
+    if result.artifacts:
+        made = " and ".join(f"{run_dir}/{name}" for name in result.artifacts.values())
+        yield f"      {made}" + (f": for {stage.used_as}" if stage.used_as else "")
 
 
 def _read_config(stage: Stage, request: Request) -> StageConfig:

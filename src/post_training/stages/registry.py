@@ -18,7 +18,8 @@ from post_training.stages.context import Result, StageContext
 @dataclass(frozen=True)
 class Stage:
     """module: below post_training, as `train.sft`; it has `run`. config_class: in config.py beside
-    the module. artifacts: the folders of artifacts that a run can leave, which pipelines refer to;
+    the module. used_as: the setting of a next stage that takes what this one made, where that is
+    known. artifacts: the folders of artifacts that a run can leave, which pipelines refer to;
     StageConfig.own_artifacts has them where they are settings.
     """
 
@@ -26,6 +27,7 @@ class Stage:
     module: str
     config_class: str
     summary: str
+    used_as: str | None
     artifacts: tuple[str, ...] = ("dataset",)
 
     def load_config_class(self) -> type[StageConfig]:
@@ -48,65 +50,119 @@ STAGES = {
             "stages.init_model",
             "InitModelConfig",
             "make a tiny model and a tokenizer",
+            "sft, as model.path",
             ("model",),
         ),
         Stage(
-            "mix", "stages.mix", "MixConfig", "one dataset from several, in the shares asked for"
+            "mix",
+            "stages.mix",
+            "MixConfig",
+            "one dataset from several, in the shares asked for",
+            "sft, as data.datasets[0].path",
         ),
-        Stage("split", "stages.split", "SplitConfig", "a dataset in two: training and evaluation"),
-        Stage("prepare", "stages.prepare", "PrepareConfig", "token ids, masks and packed rows"),
+        Stage(
+            "split",
+            "stages.split",
+            "SplitConfig",
+            "a dataset in two: training and evaluation",
+            "sft, as data.datasets[0].path and evaluation.datasets[0].path",
+        ),
+        Stage(
+            "prepare",
+            "stages.prepare",
+            "PrepareConfig",
+            "token ids, masks and packed rows",
+            "sft or dpo, as data.prepared",
+        ),
         Stage(
             "tokenize",
             "stages.tokenize",
             "TokenizeConfig",
             "documents with markers to .bin and .idx",
+            "sft, as data.indexed",
         ),
         Stage(
             "convert-tokenizer",
             "stages.convert_tokenizer",
             "ConvertTokenizerConfig",
             "a SentencePiece model into a Hugging Face tokenizer",
+            "prepare or tokenize, as tokenizer",
             ("tokenizer",),
         ),
-        Stage("filter", "annotate.filter", "FilterConfig", "leave out branches that are too long"),
         Stage(
-            "generate", "annotate.generate", "GenerateConfig", "sample completions of each prompt"
+            "filter",
+            "annotate.filter",
+            "FilterConfig",
+            "leave out branches that are too long",
+            "rewards, as data.datasets[0].path",
+        ),
+        Stage(
+            "generate",
+            "annotate.generate",
+            "GenerateConfig",
+            "sample completions of each prompt",
+            "rewards, as data.datasets[0].path",
         ),
         Stage(
             "logprobs",
             "annotate.logprobs",
             "LogprobsConfig",
             "a model's log-probabilities of answers",
+            "rewards or dpo, as data.datasets[0].path",
         ),
         Stage(
             "rewards",
             "annotate.rewards",
             "RewardsConfig",
             "rewards of answers, by models and functions",
+            "select, as data.datasets[0].path",
         ),
         Stage(
-            "select", "annotate.select", "SelectConfig", "preference rows from rewarded branches"
+            "select",
+            "annotate.select",
+            "SelectConfig",
+            "preference rows from rewarded branches",
+            "dpo, as data.datasets[0].path",
+        ),
+        Stage(
+            "sft",
+            "train.sft",
+            "SftConfig",
+            "supervised fine-tuning on chat data",
+            "generate or dpo, as model.path",
+            TRAINED,
         ),
         Stage(
             "exec",
             "stages.exec",
             "ExecConfig",
             "any command, with the record of a run",
+            None,
             ("output",),
         ),
-        Stage("sft", "train.sft", "SftConfig", "supervised fine-tuning on chat data", TRAINED),
         Stage(
             "reward-model",
             "train.reward_model",
             "RewardModelConfig",
             "a reward model from preference rows",
+            "rewards, as rewards[0].model.path",
             ("model",),
         ),
         Stage(
-            "dpo", "train.dpo", "DpoConfig", "preference training: DPO, QRPO and others", TRAINED
+            "dpo",
+            "train.dpo",
+            "DpoConfig",
+            "preference training: DPO, QRPO and others",
+            "generate, as model.path",
+            TRAINED,
         ),
     )
 }
+
+
+def find_config_class(name: str) -> type[StageConfig] | None:
+    """None for a stage that there is not (any more)."""
+    return STAGES[name].load_config_class() if name in STAGES else None
 
 
 def find_stage(name: str) -> Stage:

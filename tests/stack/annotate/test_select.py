@@ -1,7 +1,6 @@
 """`entrypoint select`: preference rows that the data layer reads, and what is told of them."""
 
 import json
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from helpers.branch_rows import branch, data, prompt_row
 from helpers.dpo_runs import dpo
 from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import metrics
-from post_training.annotate.report import describe_distribution
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
 from post_training.data.config import DatasetConfig
@@ -183,19 +181,9 @@ def test_select_reports_distributions_and_why_prompts_have_no_pair(tmp_path: Pat
     assert margins["number"] == sum(margins["histogram"]["counts"]) == 10
     assert margins["least"] > 0
     assert report["distributions"]["reward, reference samples"]["number"] == 60
-    page = (tmp_path / "run/report/report.html").read_text()
-    assert page.count("<svg") == len(report["distributions"])
     told = capsys.readouterr().err
     assert "4 prompts without a pair: 1: all branches to choose from have the same reward" in told
     assert "margin of the rewards" in told
-
-
-def test_distribution_has_quantiles_of_the_nearest_rank_and_every_value_in_a_bin():
-    found = describe_distribution(array("d", [5, 1, 2, 4]))
-    names = ("least", "5%", "25%", "median", "75%", "95%", "largest")
-    assert [found[name] for name in names] == [1, 1, 2, 4, 4, 5, 5]
-    counts = found["histogram"]["counts"]
-    assert (counts[0], sum(counts), counts[-1]) == (1, 4, 1)
 
 
 def test_select_pair_with_an_empty_sample_trains_its_end_token(tmp_path: Path, model: Path):
