@@ -1,7 +1,9 @@
 """What the command line says of itself, and of commands that are none."""
 
 import json
+import os
 import subprocess
+from importlib.metadata import version
 
 import pytest
 
@@ -43,3 +45,21 @@ def test_settings_command_lists_all_and_explains_one(post_training):
     assert wrong.stderr == (
         "error: no setting 'learning_rate'\nhint: did you mean training.learning_rate?\n"
     )
+
+
+def test_version_is_that_of_the_package(post_training):
+    done = post_training("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"post-training {version('post-training')}\n"
+
+
+def test_completion_finds_commands_and_options(cli):
+    """As bash asks for it."""
+    for words, wanted in {"post-training ru": "runs", "post-training runs li": "list"}.items():
+        asked = {
+            "_POST_TRAINING_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = subprocess.run([cli], env=os.environ | asked, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.split()) == (0, [wanted])

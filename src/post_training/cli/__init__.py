@@ -51,13 +51,22 @@ def build_app() -> "typer.Typer":
     """The typer application."""
     import typer
 
-    from post_training.cli import data, images, jobs, machines, reports, runs, templates
-    from post_training.cli.options import GROUP
+    from post_training.cli import (
+        data,
+        images,
+        init,
+        jobs,
+        machines,
+        options,
+        reports,
+        runs,
+        templates,
+    )
 
     app = typer.Typer(
         help="Reproducible post-training of language models, one image digest a run.",
         pretty_exceptions_enable=False,
-        **GROUP,
+        **{**options.GROUP, "add_completion": True},
     )
     # In the order of the help.
     groups = {
@@ -74,6 +83,8 @@ def build_app() -> "typer.Typer":
     }
     for name, group in groups.items():
         app.add_typer(group, name=name)
+    app.callback()(options.program_options)
+    app.command("init")(init.init_config)
     app.command("submit")(jobs.submit_stage)
     app.command("reproduce")(runs.reproduce_run)
     app.command("report")(reports.report_runs)

@@ -7,6 +7,26 @@ import typer
 
 GROUP: dict[str, Any] = {"no_args_is_help": True, "add_completion": False}
 
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"post-training {version('post-training')}")
+        raise typer.Exit
+
+
+def program_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which version this is.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Reproducible post-training of language models, one image digest a run."""
+
+
 Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]
 Repository = Annotated[Path, typer.Option(help="The checkout of post-training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
