@@ -5,14 +5,30 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from post_training.cli.options import GROUP, Artifact, Environment, Json, Repository, Run, Store
 
+if TYPE_CHECKING:
+    from post_training.records.card import CardDetails
+
 runs_app = typer.Typer(help="Look at runs.", **GROUP)
-artifact_app = typer.Typer(help="Look at what runs made, and check it.", **GROUP)
+artifact_app = typer.Typer(help="Look at what runs made, check and publish it.", **GROUP)
+
+# Of a card.
+Base = Annotated[
+    str | None,
+    typer.Option("--base-model", help="The base model's name on the hub.", show_default=False),
+]
+Licence = Annotated[
+    str | None, typer.Option("--license", help="apache-2.0, llama3.1, …", show_default=False)
+]
+SourceLicences = Annotated[
+    list[str] | None,
+    typer.Option("--source-license", metavar="NAME=LICENCE", help="Of a source of the data."),
+]
 
 
 @runs_app.command("show")
@@ -199,6 +215,110 @@ def artifact_verify(folder: Artifact) -> None:
     from post_training.cli import show
 
     show.verify_artifact(folder)
+
+
+@artifact_app.command("card")
+def artifact_card(
+    folder: Artifact,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="README.md", show_default="stdout")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The card's title.", show_default=False)] = None,
+    base: Base = None,
+    licence: Licence = None,
+    source_licences: SourceLicences = None,
+) -> None:
+    """Write a model's card from its record: base, data, settings, figures, lineage, digest."""
+    from post_training.core.errors import UsageError
+    from post_training.core.files import write_atomic
+    from post_training.records.card import write_card
+
+    details = _card_details(name or folder.absolute().name, base, licence, source_licences)
+    text = write_card(folder, details)
+    if output is None:
+        print(text, end="")
+        return
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "--output: within the artifact, where its run left no such file",
+            hint="`artifact publish` puts the card among the files that it uploads",
+        )
+    write_atomic(output, text)
+    print(output)
+
+
+@artifact_app.command("publish")
+def artifact_publish(
+    folder: Artifact,
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="On the hub.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Upload; else only say what would be.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="If the repository is new: everybody may read it.")
+    ] = False,
+    card: Annotated[
+        Path | None, typer.Option(help="A card of your own.", show_default=False)
+    ] = None,
+    base: Base = None,
+    licence: Licence = None,
+    source_licences: SourceLicences = None,
+    environment: Environment = None,
+) -> None:
+    """Upload a model and its card to the Hugging Face hub; says first what it would do."""
+    from post_training.cli.edf import enter_image
+    from post_training.core.errors import UsageError, tell
+    from post_training.models.publish import Publication
+    from post_training.records.card import write_card
+
+    own = [base, licence, *(source_licences or [])]
+    if card is not None and any(own):
+        raise UsageError(
+            "--card: a card of your own says this itself", where=", ".join(filter(None, own))
+        )
+    if yes:
+        enter_image(environment, {"FOLDER": folder})
+    if card is None:
+        details = _card_details(repository.rpartition("/")[2], base, licence, source_licences)
+        text = write_card(folder, details)
+    else:
+        text = _read_card(card)
+    publication = Publication.prepare(folder, repository, text)
+    for line in publication.lines():
+        print(line)
+    if not yes:
+        tell(f"nothing was uploaded; --yes does, to a {_READERS[public]} repository if it is new")
+        return
+    print(publication.upload(private=not public))
+
+
+_READERS = {True: "public", False: "private"}
+
+
+def _read_card(path: Path) -> str:
+    from post_training.core.errors import UsageError
+
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "is no text"
+        raise UsageError(f"--card: {problem.lower()}", where=str(path)) from None
+
+
+def _card_details(
+    name: str, base: str | None, licence: str | None, source_licences: list[str] | None
+) -> "CardDetails":
+    from post_training.core.errors import UsageError
+    from post_training.records.card import CardDetails
+
+    pairs = [each.rpartition("=") for each in source_licences or []]
+    if wrong := [
+        each
+        for each, (source, _, its) in zip(source_licences or [], pairs, strict=True)
+        if not (source and its)
+    ]:
+        raise UsageError(f"--source-license: must be NAME=LICENCE (got {wrong[0]})")
+    return CardDetails(name, base, licence, {source: its for source, _, its in pairs})
 
 
 def reproduce_run(

@@ -126,11 +126,7 @@ def _packed(
         name = f"{made['path']}/{ARTIFACT_RECORD}"
         if (run_dir / name).exists():
             original[name] = _read(run_dir, name)
-            artifact = read_artifact(run_dir / made["path"])
-            maker = artifact["made_by"]
-            told = redaction.value({key: value for key, value in maker.items() if key != "seal"})
-            _seal_as_it_was(told, maker)
-            files[name] = _json({**artifact, "made_by": told})
+            files[name] = _show_artifact(read_artifact(run_dir / made["path"]), redaction)
     changed = {name: sha256_bytes(content) for name, content in original.items()}
     for name in outputs.get("run_files", {}).keys() & files.keys():
         # As it is here; `redaction.files` has what it was.
@@ -145,6 +141,20 @@ def _packed(
     if with_data:
         files |= _small_files(run_dir, [name for name in outputs["files"] if name not in files])
     return files, shown
+
+
+def show_artifact_record(folder: Path) -> bytes:
+    """artifact.json of an artifact that leaves this place without its run: what it says of the run
+    that made it names no folder, host or person."""
+    artifact = read_artifact(folder)
+    return _show_artifact(artifact, Redaction(artifact["made_by"], folder))
+
+
+def _show_artifact(artifact: dict[str, Any], redaction: "Redaction") -> bytes:
+    maker = artifact["made_by"]
+    told = redaction.value({key: value for key, value in maker.items() if key != "seal"})
+    _seal_as_it_was(told, maker)
+    return _json({**artifact, "made_by": told})
 
 
 def _seal_as_it_was(shown: dict[str, Any], record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@
 Written by records/run.py.
 """
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ CONFIG_NAME = "config.yaml"
 # Of training stages: a line now and then, for people; a line a step, for comparison.
 METRICS_NAME = "metrics.jsonl"
 STEPS_NAME = "steps.jsonl"
+# Of a run that `reproduce` made: the verdict.
+REPRODUCTION_NAME = "reproduction.json"
 # What every record has, from the first version on.
 _KEYS = {
     "run_id",
@@ -86,6 +89,19 @@ def read_whole_record(run_dir: Path) -> dict[str, Any]:
     if wrong := [key for key, is_right in kinds.items() if not is_right]:
         raise UsageError(f"no record any more: {', '.join(wrong)} is damaged", where=str(path))
     return record
+
+
+def read_verdicts(run_dir: Path, run_id: str) -> list[str]:
+    """Of the reproductions of this run that lie beside it, and of this run as one; a line each."""
+    found = []
+    folder = run_dir.absolute()
+    for path in sorted(folder.parent.glob(f"*/{REPRODUCTION_NAME}")):
+        said = json.loads(path.read_text())
+        if path.parent == folder:
+            found.append(f"as a reproduction of {said['reproduces']}: {said['verdict']}")
+        elif said["reproduces"] == run_id:
+            found.append(f"{path.parent.name}: {said['verdict']}")
+    return found
 
 
 def _are_all(values: Collection[Any], keys: set[str], least: int = 0) -> bool:

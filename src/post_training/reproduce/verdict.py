@@ -20,7 +20,7 @@ from post_training.images.rebuild import restore
 from post_training.images.share import pull_image
 from post_training.images.store import open_store
 from post_training.records.compare import Comparison, compare_runs
-from post_training.records.run_record import read_record
+from post_training.records.run_record import REPRODUCTION_NAME, read_record
 from post_training.reproduce.plan import (
     Options,
     Plan,
@@ -116,7 +116,7 @@ def _run_and_compare(
     if code == DIFFERS and plan.record["stage"] == "exec":
         verdict += "; the command, not this project, decides whether its bytes repeat"
     write_json(
-        new_dir / "reproduction.json",
+        new_dir / REPRODUCTION_NAME,
         {
             "reproduces": plan.record["run_id"],
             "path": str(plan.run_dir),

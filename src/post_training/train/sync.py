@@ -18,14 +18,18 @@ from typing import Any, Literal
 
 from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.records.run import is_live
-from post_training.records.run_record import METRICS_NAME, read_whole_record, record_faults
+from post_training.records.run_record import (
+    METRICS_NAME,
+    read_verdicts,
+    read_whole_record,
+    record_faults,
+)
 from post_training.train.reporters import Line
 from post_training.train.training_config import LoggingConfig
 
 Service = Literal["wandb", "mlflow", "tensorboard"]
 # The package of each; MLflow's is in no image of ours.
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
-REPRODUCTION = "reproduction.json"
 _REPORTS = ("wandb_project", "wandb_run_name", "wandb_group", "wandb_tags")
 
 
@@ -163,7 +167,7 @@ def _facts(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         "inputs": {key: _origin(value) for key, value in record["inputs"].items()},
         "artifacts": {kind: made["fingerprint"] for kind, made in outputs["artifacts"].items()},
     }
-    return facts | {"verdicts": _verdicts(run_dir, record["run_id"])}
+    return facts | {"verdicts": read_verdicts(run_dir, record["run_id"])}
 
 
 def _origin(value: dict[str, Any]) -> dict[str, Any]:
@@ -175,19 +179,6 @@ def _origin(value: dict[str, Any]) -> dict[str, Any]:
             "inputs": {key: _origin(each) for key, each in made_by["inputs"].items()},
         }
     return origin
-
-
-def _verdicts(run_dir: Path, run_id: str) -> list[str]:
-    """Of the reproductions of this run that lie beside it, and of this run as one."""
-    found = []
-    folder = run_dir.absolute()
-    for path in sorted(folder.parent.glob("*/" + REPRODUCTION)):
-        said = json.loads(path.read_text())
-        if path.parent == folder:
-            found.append(f"as a reproduction of {said['reproduces']}: {said['verdict']}")
-        elif said["reproduces"] == run_id:
-            found.append(f"{path.parent.name}: {said['verdict']}")
-    return found
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "final") -> dict[str, float]:
