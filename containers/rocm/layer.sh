@@ -7,7 +7,7 @@
 # It does what the Dockerfile does. requirements.lock names nothing of what is the base's.
 set -eu
 umask 022
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INDEX=1 PYTHONNOUSERSITE=1
+export PYTHONNOUSERSITE=1
 export VIRTUAL_ENV=/opt/post-training/venv
 export PATH="$VIRTUAL_ENV/bin:/opt/venv/bin:$PATH"
 
@@ -15,16 +15,11 @@ cp /context/requirements.lock /context/dev.lock /context/image.json /context/imp
     /context/recipe.toml /etc/post-training/
 mkdir /opt/post-training/bin
 cp /context/entrypoints/* /opt/post-training/bin/
-# An environment of our own, which finds the base's packages after its own.
-/opt/venv/bin/python -m venv "$VIRTUAL_ENV"
-for folder in "$VIRTUAL_ENV"/lib/python3.*/site-packages; do
-    printf '%s\n' /opt/venv/lib/python3.*/site-packages >"$folder/base.pth"
-done
+/context/steps/new-environment-over /opt/venv
 for lock in requirements dev; do
-    pip install --no-cache-dir --find-links /wheels --require-hashes --only-binary :all: --no-deps \
-        --quiet -r "/etc/post-training/$lock.lock"
+    /context/steps/install "/etc/post-training/$lock.lock" /wheels
 done
-pip wheel --no-build-isolation --no-deps --quiet -w /tmp/wheel /context/project
-pip install --no-cache-dir --find-links /tmp/wheel --no-deps --quiet post-training
+/context/steps/check-files /wheels
+/context/steps/project /context/project
 # The proof: everything imports, every version is the locked one, and what is the base's is its own.
 python -m post_training.images.selfcheck

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def environment(tmp_path) -> Path:
 
 def check_files(environment: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, STEPS / "check-files"],
+        [sys.executable, STEPS / "check-files", environment / "wheels"],
         env={**os.environ, "VIRTUAL_ENV": str(environment)},
         capture_output=True,
         text=True,
@@ -66,3 +67,31 @@ def test_check_files_takes_what_wheels_share_in_equal_bytes_and_names_what_is_mi
     done = check_files(environment)
     assert done.returncode == 1
     assert f"error: {packages}/two.py: missing (two-1)\n" in done.stderr
+
+
+def test_check_files_takes_a_file_of_a_wheel_whose_own_record_is_wrong(environment):
+    """As pynvvideocodec 2.0.4 is; the bytes of another package are still a fault."""
+    (environment / "wheels").mkdir()
+    shared = environment / "lib/python3.11/site-packages/build_backend.py"
+    for name, content in (("one", b"one"), ("two", b"changed after its RECORD was written")):
+        with zipfile.ZipFile(environment / f"wheels/{name}-1-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("build_backend.py", content)
+    done = check_files(environment)
+    assert done.returncode == 1
+    (environment / "lib/python3.11/site-packages/one-1.dist-info/RECORD").write_text("")
+    shared.write_bytes(b"changed after its RECORD was written")
+    done = check_files(environment)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        0,
+        "note: two-1-py3-none-any.whl: its RECORD is wrong on build_backend.py",
+    )
+
+
+def test_check_files_leaves_out_bytecode(environment):
+    """numpy's wheel brings one file of it, which pip compiles anew."""
+    packages = environment / "lib/python3.11/site-packages"
+    (packages / "one.pyc").write_bytes(b"compiled here")
+    record = packages / "one-1.dist-info/RECORD"
+    record.write_text(f"one.py,{recorded(b'same')}\none.pyc,{recorded(b'in the wheel')}\n")
+    (packages / "two-1.dist-info/RECORD").write_text("")
+    assert check_files(environment).returncode == 0
