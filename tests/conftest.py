@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from helpers.sums import write_sums
 from post_training.core.hashing import ARTIFACT_RECORD, sha256_file
 from post_training.images.base import ensure_base
 from post_training.images.edf import load_edf
@@ -27,30 +28,6 @@ REPOSITORY = Path(__file__).parents[1]
 # What a run's record says at its end alone.
 END = ("status", "reason", "attempts", "outputs", "metrics")
 RENDERED_EDF = REPOSITORY / "edf/post-training.toml"
-
-INIT = """
-architecture: llama
-hidden_size: 32
-num_hidden_layers: 1
-num_attention_heads: 2
-num_key_value_heads: 2
-intermediate_size: 64
-max_position_embeddings: 128
-vocab_size: 300
-corpus: [sums.jsonl]
-run_dir: init
-"""
-SFT = """
-model: {path: init/model}
-data:
-  chat_template: chatml
-  datasets: [{path: sums.jsonl, columns: {prompt: question, completion: answer}}]
-training:
-  {max_steps: 4, effective_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3}
-sft: {max_seq_length: 64}
-logging: {logging_steps: 1}
-run_dir: run
-"""
 
 
 @pytest.fixture(scope="session")
@@ -158,10 +135,7 @@ def inside(post_training: Run, image_edf: Path) -> Run:
 def job(image_edf, cli, tmp_path_factory) -> Path:
     """A folder with data, configurations, and what init-model and sft left in `init` and `run`."""
     folder = tmp_path_factory.mktemp("job")
-    rows = [{"question": f"{a} + {a}?", "answer": f"{2 * a}"} for a in range(40)]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "init.yaml").write_text(INIT)
-    (folder / "sft.yaml").write_text(SFT)
+    write_sums(folder)
     for stage in ("init-model init.yaml", "sft sft.yaml"):
         done = subprocess.run(
             [cli, "edf", "run", image_edf, "--", "entrypoint", *stage.split()],
