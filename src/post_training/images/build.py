@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, PostTrainingError
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, write_json
 from post_training.core.hashing import sha256_file
 from post_training.images import builder
@@ -23,7 +23,7 @@ from post_training.images.base import (
     ensure_wheels,
 )
 from post_training.images.lock import loose_requirements, unlocked_requirements
-from post_training.images.namespaces import HOST_CPUS
+from post_training.images.namespaces import HOST_CPUS, can_emulate
 from post_training.images.recipe import SOURCE_DATE_EPOCH, SYSTEM_LOCK, SYSTEM_PACKAGES, Recipe
 from post_training.images.registry import ensure_system_packages, read_system_lock
 from post_training.images.store import ImageStore
@@ -69,6 +69,7 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
     """Build the recipe, unless the builder has an image of this input hash; (image, is it new)."""
     with store.lock():
         refuse_unlocked(recipe)
+        _refuse_foreign(recipe)
         base = ensure_base(recipe, store)
         identity = image_identity(recipe, base)
         if built := find_built(identity):
@@ -148,6 +149,17 @@ def refuse_unlocked(recipe: Recipe) -> None:
         faults += unlocked_requirements(path)
     if faults:
         raise ConfigError(faults, hint=f"`post-training image lock {recipe.name}` locks it")
+
+
+def _refuse_foreign(recipe: Recipe) -> None:
+    """Errors: UsageError where this machine can't run the image's programs, as a build has to."""
+    settings = recipe.settings
+    if settings.is_emulated and not can_emulate(settings.architecture):
+        raise UsageError(
+            f"this machine runs no programs for {settings.platform}",
+            where=str(recipe.folder),
+            hint="for arm64, installation/laptop/emulate-arm64 registers qemu, as root",
+        )
 
 
 def _build(

@@ -35,6 +35,8 @@ _MOUNT_TIMEOUT_S = 30
 HOST_CPUS = Path("/sys/devices/system/cpu")
 # e_machine in the header of a program (elf(5)), for each processor as uname(2) names it.
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+# Where the kernel shows which programs it hands to which interpreter.
+_EMULATORS = Path("/proc/sys/fs/binfmt_misc")
 _ELF_MACHINE = struct.Struct("<18xH")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,6 +75,23 @@ def is_emulated(program: Path) -> bool:
     is_program = header.startswith(b"\x7fELF") and len(header) == _ELF_MACHINE.size
     own = _ELF_MACHINES.get(os.uname().machine)
     return is_program and own is not None and _ELF_MACHINE.unpack(header)[0] != own
+
+
+def can_emulate(architecture: str, registered: Path = _EMULATORS) -> bool:
+    """Whether the kernel hands programs for this processor to an emulator, such as qemu.
+
+    architecture: as uname(2) names it. registered: the folder in which the kernel shows what is.
+    """
+    machine = struct.pack("<H", _ELF_MACHINES[architecture]).hex()
+    for path in registered.glob("*"):
+        if path.name in ("register", "status"):  # The first can't be read.
+            continue
+        state, *lines = path.read_text().splitlines()
+        magic = next((line.split()[1] for line in lines if line.startswith("magic ")), "")
+        is_elf = magic.startswith(b"\x7fELF".hex())
+        if state == "enabled" and is_elf and magic[36:40] == machine:
+            return True
+    return False
 
 
 def detach(target: str | Path) -> None:

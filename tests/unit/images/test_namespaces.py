@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.images.namespaces import is_emulated
+from post_training.images.namespaces import can_emulate, is_emulated
 
 OTHER = {"x86_64": 183, "aarch64": 62}[os.uname().machine]
 
@@ -30,3 +30,17 @@ def test_emulated_is_nothing_that_is_no_program(tmp_path, content):
     program = tmp_path / "program"
     program.write_bytes(content)
     assert not is_emulated(program)
+
+
+def test_emulation_is_seen_by_what_the_kernel_has_registered(tmp_path):
+    entry = tmp_path / "qemu-aarch64"
+    magic = "7f454c460201010000000000000000000200b700"
+    lines = f"interpreter /usr/libexec/qemu\nflags: POF\noffset 0\nmagic {magic}\n"
+    assert not can_emulate("aarch64", tmp_path)
+    (tmp_path / "register").write_text("")
+    (tmp_path / "status").write_text("enabled\n")
+    entry.write_text(f"enabled\n{lines}")
+    assert can_emulate("aarch64", tmp_path)
+    assert not can_emulate("x86_64", tmp_path)
+    entry.write_text(f"disabled\n{lines}")
+    assert not can_emulate("aarch64", tmp_path)
