@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from post_training.stages.context import Ranks, StageContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["post_training.train.sft", "post_training.train.dpo"])
+# Far more than any run here takes, however much else the machine does: it only ends a deadlock.
+_HANGS_S = 3600
 
 # Where a run can be hit: (module, class, method, at which call, before or after it).
 KILL_POINTS = {
@@ -86,6 +89,7 @@ def run_stage_on_ranks(
 
     A rank's error is in `run_dir/../<name>.rank<r>.error`, the sha256 of the weights it trained in
     `….weights`. max_file_bytes: what the system lets a file have, as if the disk were full then.
+    Errors: TimeoutError for ranks that wait for each other without end.
     """
     run_dir.mkdir(exist_ok=True)
     meeting_place = run_dir.parent / f"{run_dir.name}.meeting"
@@ -109,12 +113,15 @@ def run_stage_on_ranks(
     ]
     for process in processes:
         process.start()
+    ended = time.monotonic() + _HANGS_S
     for process in processes:
-        process.join(timeout=120)
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join(timeout=max(0.0, ended - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+        process.join()
+    if hanging:  # their code would be that of a rank that was killed on purpose
+        raise TimeoutError(f"{len(hanging)} of {world_size} ranks hung: {run_dir}")
     return [process.exitcode for process in processes]
 
 
