@@ -7,11 +7,13 @@ mask: it is given the sequences' bounds, which transformers finds in a batch of 
 each other and say nothing. varlen has no mask either, and finds the bounds in any batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -36,9 +38,12 @@ KEEP_PACKED_APART = (
     "qwen3",
     "smollm3",
 )
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-# Of a leak; rounding is a millionth of it in float32. In 16 bits experts may be above it.
-_MOST_SEEN = 1e-3
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+# How many tokens a layer sees, by the names of config.json; and how many it does in the trial.
+_SIZES = ("sliding_window", "attention_chunk_size", "index_topk")
+_SHORT = 3
+# As a share of a leak. Rounding was seen to be up to 1e-6, in 16 bits 2e-2.
+_MOST_SEEN = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 # Of the largest logit, by a prompt that is shared: here 16 bits differ in rounding for any model.
 _MOST_CHANGED = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
@@ -109,9 +114,9 @@ def check_packing(model: PreTrainedModel) -> None:
     """
     model_type = model.config.model_type
     settings = model.config.get_text_config()
-    others = sorted({*(getattr(settings, "layer_types", None) or ())} - _KNOWN_LAYERS)
+    others = sorted({*(getattr(settings, "layer_types", None) or ())} - KNOWN_LAYERS)
     if others or getattr(settings, "index_topk", None) is not None:
-        # What these do begins beyond thousands of tokens, so a short trial would see nothing.
+        # What kind of layer it is says more than how much the trial would see.
         kind = others[0] if others else "sparse attention (index_topk)"
         problem = f"models of the type {model_type} have layers of the kind {kind}, which are not "
         problem += "known to keep packed sequences apart"
@@ -120,7 +125,7 @@ def check_packing(model: PreTrainedModel) -> None:
     elif _is_divided(model):
         problem = f"models of the type {model_type} aren't known to keep packed sequences apart, "
         problem += "and ZeRO-3 has divided this one before it could be tried"
-    elif (share := _seen_across_on_cpu(model)) > _MOST_SEEN:
+    elif (share := _seen_across_on_cpu(model)) > _MOST_SEEN[model.dtype]:
         problem = f"packed sequences see each other in models of the type {model_type}: "
         problem += f"they change each other by {share:.1%} of what one sequence would"
     else:
@@ -208,28 +213,60 @@ def _seen_across_on_cpu(model: PreTrainedModel) -> float:
 
 @torch.no_grad()
 def seen_across(model: PreTrainedModel) -> float:
-    """Change the first of two packed sequences: how much the second notices, as a share of what it
-    notices where both are one sequence. 0 to the bit, but for experts, whose products are of other
-    shapes then; 1 where nothing keeps them apart."""
-    length, num_ids = 4, model.get_input_embeddings().num_embeddings
+    """Two packed sequences, one of them changed or at another place: how much the other notices, as
+    a share of what it notices where both are one sequence. Rounding where they are kept apart;
+    about 1 where nothing keeps them apart.
+
+    They are longer than any window, chunk or index of the model, which are short ones meanwhile.
+    """
+    num_ids = model.get_input_embeddings().num_embeddings
     device = model.get_input_embeddings().weight.device
-    ids = torch.arange(2 * length, device=device)[None] % num_ids
-    other = torch.cat([(ids[:, :length] + length) % num_ids, ids[:, length:]], 1)
-    apart = torch.arange(length, device=device).repeat(2)[None]
+    # No multiple of a chunk, so that a row's chunks are not those of its second sequence.
+    length = 2 * _SHORT + 1
+    first, changed, second = (torch.arange(length, device=device) + at * length for at in range(3))
+    packed = torch.arange(length, device=device).repeat(2)
+    joined = torch.arange(2 * length, device=device)
+
+    def logits(ids: Int64[Tensor, " T"], positions: Int64[Tensor, " T"]) -> Float32[Tensor, "T V"]:
+        inputs = {"input_ids": ids[None] % num_ids, "position_ids": positions[None]}
+        return model(**inputs, use_cache=False).logits[0].float()
+
     was_training = model.training
     model.eval()
-
-    def change(positions: Int64[Tensor, "1 T"]) -> float:
-        first, second = (
-            model(input_ids=each, position_ids=positions, use_cache=False).logits[:, length:]
-            for each in (ids, other)
+    with _short_windows(model):
+        behind_first, behind_changed = (
+            logits(torch.cat([each, second]), packed)[length:] for each in (first, changed)
         )
-        return float((first.float() - second.float()).abs().max())
-
-    packed = change(apart)
-    share = packed / change(torch.arange(2 * length, device=device)[None]) if packed else 0.0
+        in_front = logits(torch.cat([second, first]), packed)[:length]
+        noticed = max(
+            float((behind_first - each).abs().max()) for each in (behind_changed, in_front)
+        )
+        if noticed:
+            one, other = (
+                logits(torch.cat([each, second]), joined)[length:] for each in (first, changed)
+            )
+            noticed /= float((one - other).abs().max())
     model.train(was_training)
-    return share
+    return noticed
+
+
+@contextmanager
+def _short_windows(model: PreTrainedModel) -> Iterator[None]:
+    """What a layer sees, cut to a few tokens: a real window would take thousands to cross."""
+    settings = model.config.get_text_config()
+    before = [
+        (owner, name, size)
+        for owner in (settings, *model.modules())
+        for name in _SIZES
+        if isinstance(size := vars(owner).get(name), int) and size > _SHORT
+    ]
+    for owner, name, _ in before:
+        setattr(owner, name, _SHORT)
+    try:
+        yield
+    finally:
+        for owner, name, size in before:
+            setattr(owner, name, size)
 
 
 def most_positions(config: PreTrainedConfig) -> int | None:
