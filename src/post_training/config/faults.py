@@ -61,6 +61,10 @@ _NEAR_ELSEWHERE = 0.85
 _IS_NAME = re.compile(r"[\w. -]{1,60}")
 
 _SPLIT = "`entrypoint split` makes the rows to evaluate on; name them in evaluation.datasets"
+_SPREAD = (
+    "training does not spread a layer or its experts over processes; distributed.strategy: zero3 "
+    "or fsdp2 divides the weights"
+)
 _BATCH = "set training.effective_batch_size: accumulation follows from it"
 # What settings of other trainers (TRL, transformers, axolotl) are called here, by the last part of
 # their name: the path of ours, or, where there is no single one, a sentence that says what to do. A
@@ -106,6 +110,15 @@ OTHER_NAMES: dict[str, str] = {
     "fp16": "training.mixed_precision",
     "deepspeed": "distributed.strategy",
     "fsdp": "distributed.strategy",
+    "sequence_parallel_size": "distributed.context_parallel_size",
+    "context_parallel_degree": "distributed.context_parallel_size",
+    "cp_size": "distributed.context_parallel_size",
+    "sp_size": "distributed.context_parallel_size",
+    "tp_size": _SPREAD,
+    "tensor_parallel_degree": _SPREAD,
+    "tensor_parallel_size": _SPREAD,
+    "ep_size": _SPREAD,
+    "expert_parallel_size": _SPREAD,
     "output_dir": "run_dir",
     "evals_per_epoch": "evaluation.eval_steps",
     "saves_per_epoch": "checkpointing.save_steps",

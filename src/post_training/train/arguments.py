@@ -7,6 +7,7 @@ RUN/fsdp.json.
 
 import os
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import Adafactor, TrainingArguments
 from trl import SFTConfig
 
 from post_training.core.errors import UsageError
+from post_training.models.context_parallel import RowPart
+from post_training.stages.context import Ranks
 from post_training.train.config import TrainingStageConfig
 from post_training.train.optim import transformers_arguments
 from post_training.train.training_config import TrainingConfig
@@ -176,6 +179,26 @@ def join_ranks(config: TrainingStageConfig) -> None:
 
             # Where it is not set, ZeRO makes a second group of all ranks, a copy of the first.
             groups._WORLD_GROUP = dist.group.WORLD
+
+
+def join_row_group(config: TrainingStageConfig, ranks: Ranks) -> RowPart | None:
+    """Which part of its rows this rank has, where neighbouring ranks share them; None where each
+    has whole ones. Every rank calls it."""
+    size = config.distributed.context_parallel_size
+    if size == 1:
+        return None
+    # Every rank makes every group: torch.distributed wants it so.
+    groups = [
+        dist.new_group(list(range(first, first + size)))
+        for first in range(0, ranks.world_size, size)
+    ]
+    return RowPart(size, ranks.rank % size, groups[ranks.rank // size])
+
+
+def row_groups(config: TrainingStageConfig, ranks: Ranks) -> Ranks:
+    """This rank's group among the groups that have rows of their own, as if each were one rank."""
+    size = config.distributed.context_parallel_size
+    return replace(ranks, rank=ranks.rank // size, world_size=ranks.world_size // size)
 
 
 def fsdp_arguments(config: TrainingStageConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from post_training.config.model import Config, Role, not_default
+from post_training.core.errors import UsageError
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
 from post_training.models.config import TrainedModelConfig, check_float32_logits
 from post_training.stages.config import StageConfig
@@ -31,6 +32,7 @@ class TrainingStageConfig(StageConfig):
 
     version: ClassVar[int] = 2
     continues: ClassVar[bool] = True
+    can_share_rows: ClassVar[bool] = False  # several processes have parts of a row
 
     model: TrainedModelConfig = Field(description="The model to train.")
     lora: LoraConfig | None = Field(
@@ -97,7 +99,31 @@ class TrainingStageConfig(StageConfig):
         return self
 
     def check_ranks(self, world_size: int) -> None:
-        accumulation_steps(self.training, world_size)
+        size = self.distributed.context_parallel_size
+        if world_size % size:
+            raise UsageError(
+                f"context_parallel_size must divide the number of processes, {world_size} "
+                f"(got {size})",
+                where="distributed",
+            )
+        accumulation_steps(self.training, world_size // size)
+
+    @model_validator(mode="after")
+    def _rows_that_are_shared(self) -> "TrainingStageConfig":
+        if self.distributed.context_parallel_size == 1:
+            return self
+        attention, problem = self.model.attn_implementation, None
+        if not self.can_share_rows:
+            problem = "sft alone has it: here a sequence's log-probability or reward is of all its "
+            problem += "tokens at once"
+        elif attention != "varlen":
+            problem = f"needs model.attn_implementation: varlen (got {attention})"
+        elif self.training.torch_compile:
+            problem = "not with training.torch_compile: the exchange between processes was never "
+            problem += "compiled"
+        if problem is not None:
+            raise ValueError(f"distributed.context_parallel_size: {problem}")
+        return self
 
 
 class EvaluationConfig(Config):
@@ -202,9 +228,19 @@ class SftConfig(EvaluatedStageConfig):
     """`entrypoint sft`: supervised fine-tuning."""
 
     version: ClassVar[int] = 2
+    can_share_rows: ClassVar[bool] = True
 
     sft: SequenceConfig = Field(description="How conversations and texts become rows.")
     loss: SftLossConfig = Field(SftLossConfig(), description="The loss.")
+
+    @model_validator(mode="after")
+    def _loss_of_shared_rows(self) -> "SftConfig":
+        if self.distributed.context_parallel_size > 1 and self.loss.name == "irl":
+            raise ValueError(
+                "distributed.context_parallel_size: not with loss.name: irl, which looks at the "
+                "token after each"
+            )
+        return self
 
     @property
     def rows_are_packed(self) -> bool:

@@ -21,7 +21,12 @@ from post_training.models.device import explain_model_errors
 from post_training.models.router_loss import coefficient_of
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
-from post_training.train.arguments import join_ranks, strategy_settings, training_arguments
+from post_training.train.arguments import (
+    join_ranks,
+    row_groups,
+    strategy_settings,
+    training_arguments,
+)
 from post_training.train.checkpoint import (
     INFERENCE_CHECKPOINTS,
     MARKER,
@@ -74,7 +79,9 @@ class Session:
         if data.template is not None:
             tokenizer.chat_template = data.template.text
         num_steps = config.training.num_steps(data.counts)
-        num_accumulated = accumulation_steps(config.training, context.ranks.world_size)
+        num_accumulated = accumulation_steps(
+            config.training, row_groups(config, context.ranks).world_size
+        )
         checkpoints = Checkpoints(
             context.run_dir / "checkpoints", config.checkpointing.save_total_limit
         )

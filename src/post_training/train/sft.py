@@ -20,12 +20,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.data.chat.templates import with_special_tokens
 from post_training.data.prepared.dataset import PreparedDataset, metrics_of
+from post_training.models.context_parallel import RowPart, share_rows
 from post_training.models.device import be_deterministic
 from post_training.models.head import ChunkedHead
 from post_training.models.load import load_tokenizer, num_output_ids
 from post_training.models.router_loss import RouterLoss
 from post_training.stages.context import Ranks, Result, StageContext, remove_leftovers
 from post_training.stages.prepared_data import DataPreparation
+from post_training.train.arguments import join_row_group, row_groups
 from post_training.train.config import SftConfig, SftLossConfig
 from post_training.train.loss import Evaluation, Loss, LossOutput, Scalar
 from post_training.train.policy import check_read, check_requirements, install_head, load_policy
@@ -71,8 +73,9 @@ def train(
 ) -> Result:
     """From prepared rows to a model folder. Errors: see `Session.train`."""
     be_deterministic()
+    part = join_row_group(config, context.ranks)
     data = TrainingData(
-        collator=_collator(config, tokenizer, dataset, packed=config.rows_are_packed),
+        collator=_collator(config, tokenizer, dataset, part, packed=config.rows_are_packed),
         counts={**dataset.record["counts"], "num_rows": len(dataset)},
         shuffled=config.training.shuffle and not config.data.debug_oom,
         template=dataset.template,
@@ -83,6 +86,8 @@ def train(
         config, tokenizer, longest=config.sft.max_seq_length, where="sft.max_seq_length"
     )
     check_read(config, context, model)
+    if part is not None:
+        share_rows(model, part)
     if (num_outputs := num_output_ids(config.model.path)) is not None:
         context.log(
             f"the model gives the ids below {num_outputs}: others are read, and not trained"
@@ -92,10 +97,10 @@ def train(
     evaluation = None
     if config.evaluation is not None and evaluation_dataset is not None:
         evaluation = SftEvaluation(
-            _collator(config, tokenizer, evaluation_dataset, packed=False),
+            _collator(config, tokenizer, evaluation_dataset, part, packed=False),
             config.evaluation.per_device_eval_batch_size,
             config.evaluation.eval_steps,
-            context.ranks,
+            row_groups(config, context.ranks),
             head,
         )
     result = session.train(model, loss, evaluation, base=config.model.path)
@@ -106,6 +111,7 @@ def _collator(
     config: SftConfig,
     tokenizer: PreTrainedTokenizerBase,
     dataset: PreparedDataset,
+    part: RowPart | None,
     *,
     packed: bool,
 ) -> SftCollator:
@@ -117,6 +123,7 @@ def _collator(
         packed=packed,
         padding_free=config.training.padding_free,
         num_outputs=num_output_ids(config.model.path),
+        part=part,
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from post_training.data.prepared.dataset import PreparedDataset, PreparedRow
 from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
+from post_training.models.context_parallel import RowPart
 from post_training.models.head import IGNORED
 from post_training.train.config import SftLossConfig
 from post_training.train.loss import MicroBatch
@@ -150,6 +151,7 @@ class SftCollator:
     there is no padding.
 
     num_outputs: ids that the model can give, where it reads more; others are no targets.
+    part: of each row, the only one that comes out; what is counted for a row, its first part has.
     """
 
     def __init__(
@@ -161,12 +163,14 @@ class SftCollator:
         packed: bool,
         padding_free: bool = False,
         num_outputs: int | None = None,
+        part: RowPart | None = None,
     ):
         self.dataset = dataset
         self.loss = loss
         self.num_outputs = num_outputs
         self.pad_token_id = pad_token_id
-        self.packed = packed or padding_free
+        self.part = part
+        self.packed = packed or padding_free or part is not None
         self.padding_free = padding_free
 
     def __call__(self, items: list[dict[str, int]]) -> dict[str, SftBatch]:
@@ -175,6 +179,8 @@ class SftCollator:
         if self.padding_free:
             rows = [_join_rows(rows)]
         longest = max(len(row.ids) for row in rows)
+        if self.part is not None:
+            longest += -longest % self.part.size
         shape = (len(rows), longest)
         ids = np.full(shape, self.pad_token_id, np.int64)
         context = np.zeros(shape, np.int64)
@@ -203,22 +209,21 @@ class SftCollator:
                 )
                 sums += of_sequence
                 start = end
-        return {
-            "batch": SftBatch(
-                inputs={
-                    "input_ids": torch.from_numpy(ids),
-                    "position_ids" if self.packed else "attention_mask": torch.from_numpy(context),
-                },
-                targets=torch.from_numpy(targets),
-                kinds=torch.from_numpy(kinds),
-                weights=torch.from_numpy(weights),
-                is_token=torch.from_numpy(is_token),
-                sums=sums,
-                rows=numbers,
-                num_tokens=sum(len(row.ids) for row in rows),
-                sum_of_squared_lengths=sum(length**2 for row in rows for length in row.lengths),
-            )
-        }
+        batch = SftBatch(
+            inputs={
+                "input_ids": torch.from_numpy(ids),
+                "position_ids" if self.packed else "attention_mask": torch.from_numpy(context),
+            },
+            targets=torch.from_numpy(targets),
+            kinds=torch.from_numpy(kinds),
+            weights=torch.from_numpy(weights),
+            is_token=torch.from_numpy(is_token),
+            sums=sums,
+            rows=numbers,
+            num_tokens=sum(len(row.ids) for row in rows),
+            sum_of_squared_lengths=sum(length**2 for row in rows for length in row.lengths),
+        )
+        return {"batch": batch if self.part is None else _part_of(batch, self.part)}
 
     def _targets(self, ids_T: np.ndarray) -> np.ndarray:
         if self.num_outputs is None:
@@ -239,6 +244,24 @@ def coefficients(batch: SftBatch, of_prompt: float, of_completion: float) -> Flo
     factor = torch.zeros(3, dtype=torch.float64, device=batch.weights.device)
     factor[PROMPT], factor[COMPLETION] = of_prompt, of_completion
     return (batch.weights * factor[batch.kinds.long()]).float()
+
+
+def _part_of(batch: SftBatch, part: RowPart) -> SftBatch:
+    """The part's tokens. What is counted adds up over the parts to what the whole batch has."""
+    span = part.span(batch.targets.shape[1])
+    is_token = batch.is_token[:, span]
+    is_first = part.index == 0
+    return replace(
+        batch,
+        inputs={name: tensor[:, span] for name, tensor in batch.inputs.items()},
+        targets=batch.targets[:, span],
+        kinds=batch.kinds[:, span],
+        weights=batch.weights[:, span],
+        is_token=is_token,
+        sums=batch.sums if is_first else Sums(),
+        num_tokens=int(is_token.sum()),
+        sum_of_squared_lengths=batch.sum_of_squared_lengths if is_first else 0,
+    )
 
 
 def _join_rows(rows: list[PreparedRow]) -> PreparedRow:

@@ -35,7 +35,11 @@ from post_training.models.load import load_weights
 from post_training.models.save import explain_write_errors, save_model_folder, stop_at
 from post_training.stages.context import Progress, StageContext
 from post_training.train import checksums
-from post_training.train.arguments import decayed_parameters, optimizer_class_and_arguments
+from post_training.train.arguments import (
+    decayed_parameters,
+    optimizer_class_and_arguments,
+    row_groups,
+)
 from post_training.train.checkpoint import (
     INFERENCE_CHECKPOINTS,
     SIGNALS,
@@ -126,7 +130,7 @@ class Trainer(SFTTrainer):
         self._effective_batch_size = (
             run.arguments.per_device_train_batch_size
             * run.arguments.gradient_accumulation_steps
-            * run.context.ranks.world_size
+            * row_groups(run.config, run.context.ranks).world_size
         )
         settings = run.model.config.get_text_config()
         outputs_router_logits = getattr(settings, "output_router_logits", None)
@@ -266,7 +270,13 @@ class Trainer(SFTTrainer):
         the library it is a single epoch."""
         num_samples = self.args.max_steps * self._effective_batch_size
         seed = self.args.data_seed if self._run.data.shuffled else None
-        return RowOrder(self._run.data.counts["num_rows"], num_samples, seed)
+        return RowOrder(
+            self._run.data.counts["num_rows"],
+            num_samples,
+            seed,
+            micro_batch=self.args.per_device_train_batch_size,
+            num_sharing=self._run.config.distributed.context_parallel_size,
+        )
 
     def get_decay_parameter_names(self, model: Any, *args: Any, **kwargs: Any) -> list[str]:
         """Called from Trainer.create_optimizer."""
@@ -425,15 +435,33 @@ class Trainer(SFTTrainer):
 
 
 class RowOrder(Sampler[int]):
-    """The first `num_samples` of the endless stream over the rows; shuffled if there is a seed."""
+    """The first `num_samples` of the endless stream over the rows; shuffled if there is a seed.
 
-    def __init__(self, num_rows: int, num_samples: int, seed: int | None):
+    Micro-batch after micro-batch goes to rank after rank, so that neighbours get the same rows
+    where each comes `num_sharing` times."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_samples: int,
+        seed: int | None,
+        *,
+        micro_batch: int = 1,
+        num_sharing: int = 1,
+    ):
         self.num_rows, self.num_samples, self.seed = num_rows, num_samples, seed
+        self.micro_batch, self.num_sharing = micro_batch, num_sharing
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples * self.num_sharing
 
     def __iter__(self) -> Iterator[int]:
+        stream = self._stream()
+        while rows := list(islice(stream, self.micro_batch)):
+            for _ in range(self.num_sharing):
+                yield from rows
+
+    def _stream(self) -> Iterator[int]:
         if self.seed is None:
             return islice(cycle(range(self.num_rows)), self.num_samples)
         return islice(row_stream(self.num_rows, self.seed), self.num_samples)

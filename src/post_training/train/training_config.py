@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from post_training.config.faults import explain
-from post_training.config.model import Config, Role
+from post_training.config.model import ADDED_LATER, Config, Role
 from post_training.core.errors import UsageError
 from post_training.train.optim import (
     OPTIMIZERS,
@@ -209,6 +209,7 @@ def _with_defaults(name: str, model: type[Config], given: dict[str, Any]) -> dic
 def accumulation_steps(training: TrainingConfig, num_processes: int) -> int:
     """Micro-batches each process accumulates for one step.
 
+    num_processes: that have rows of their own.
     Errors: UsageError when the processes can't share the batch evenly.
     """
     micro = training.per_device_train_batch_size
@@ -226,7 +227,8 @@ def accumulation_steps(training: TrainingConfig, num_processes: int) -> int:
 
 
 class DistributedConfig(Config):
-    """How training is divided among the processes. Each always has rows of its own."""
+    """How training is divided among the processes. Each has rows of its own, or shares them with
+    its neighbours (context_parallel_size)."""
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"] = Field(
         "ddp",
@@ -238,6 +240,12 @@ class DistributedConfig(Config):
         "none",
         description="What is in the CPU's memory instead of the GPU's: the optimizer's state "
         "(zero1 to zero3), or the weights too (zero3 and fsdp2).",
+    )
+    context_parallel_size: Annotated[PositiveInt, ADDED_LATER] = Field(
+        1,
+        description="For long rows, in sft: so many processes share each row, and have a part of "
+        "its tokens each. Divides the processes and the model's attention heads; needs "
+        "model.attn_implementation: varlen.",
     )
 
     @property

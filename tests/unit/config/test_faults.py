@@ -208,6 +208,9 @@ def test_unknown_key_offers_the_key_that_was_meant(faults_of, text, words):
         ("gradient_accumulation_steps: 4",
          "unknown key 'gradient_accumulation_steps': set training.effective_batch_size: "
          "accumulation follows from it"),
+        ("training: {tensor_parallel_size: 2, max_steps: 1}",
+         "training: unknown key 'tensor_parallel_size': training does not spread a layer or its "
+         "experts over processes; distributed.strategy: zero3 or fsdp2 divides the weights"),
         # Not where this section has none of that name.
         ("training: {epochs: 1, max_steps: 1}",
          "training: unknown key 'epochs' (known: learning_rate, max_steps)"),

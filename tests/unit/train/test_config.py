@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import UsageError
-from post_training.train.config import SftConfig
+from post_training.train.config import DpoConfig, SftConfig
 from post_training.train.training_config import TrainingConfig, accumulation_steps
 
 COUNTS = {"num_rows": 30, "num_sequences": 90, "num_tokens": 12_000}
@@ -256,6 +256,54 @@ def test_float32_logits_left_out_are_no_part_of_what_is_compared():
     changed = settings_by_role(sft(model={**in_16_bits, "float32_logits": True}))
     assert changed[Role.TOPOLOGY] == {**settings[Role.TOPOLOGY], "model.float32_logits": True}
     assert changed[Role.RECIPE] == settings[Role.RECIPE]
+
+
+VARLEN = {"attn_implementation": "varlen"}
+SHARED = {"context_parallel_size": 2}
+
+
+def test_rows_are_shared_by_processes_that_their_number_divides():
+    of_four = training(effective_batch_size=2).model_dump()
+    config = sft(model=VARLEN, distributed=SHARED, training=of_four)
+    config.check_ranks(4)
+    with pytest.raises(UsageError, match=r"must divide the number of processes, 3 \(got 2\)"):
+        config.check_ranks(3)
+    with pytest.raises(UsageError, match=r"= 1 × 4 \(got 2; nearest: 4\)"):
+        config.check_ranks(8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, "needs model.attn_implementation: varlen (got sdpa)"),
+        ({"model": VARLEN, "loss": {"name": "irl"}}, "not with loss.name: irl"),
+        ({"model": VARLEN, "training": training(torch_compile=True).model_dump()},
+         "not with training.torch_compile"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_shared_are_refused(settings: dict[str, Any], problem: str):
+    found = refusal(sft, distributed=SHARED, **settings)
+    assert f"distributed.context_parallel_size: {problem}" in found
+
+
+def test_pairs_are_not_shared_by_processes():
+    settings = {
+        "model": {"path": "model", **VARLEN},
+        "training": training().model_dump(),
+        "data": {"prepared": "data"},
+        "dpo": {"max_prompt_length": 8, "max_completion_length": 8},
+        "loss": {"beta": 0.1},
+    }
+    DpoConfig.model_validate(settings)
+    found = refusal(DpoConfig.model_validate, obj={**settings, "distributed": SHARED})
+    assert "distributed.context_parallel_size: sft alone has it" in found
+
+
+def test_processes_that_share_no_rows_leave_the_identity_as_it_was():
+    keys = [settings_by_role(sft(model=VARLEN, distributed=each))[Role.TOPOLOGY].keys()
+            for each in ({}, {"context_parallel_size": 1}, SHARED)]  # fmt: skip
+    assert "distributed.context_parallel_size" not in keys[0] | keys[1]
+    assert "distributed.context_parallel_size" in keys[2]
 
 
 def test_settings_are_of_the_class_that_they_are():
