@@ -7,6 +7,7 @@ four. So its attention works on longer sequences, which MFU counts and tokens/s 
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from step import Step, start
 from training import LORA, Clock, free, plain_loop, speeds, train_sft
 
 NUM_STEPS = 4
+LIGER = "Liger's kernels"
 
 
 def main() -> None:
@@ -29,8 +31,12 @@ def main() -> None:
     packed = MadeUpRows(64, (length // 2, length // 4, length // 8, length // 8), vocabulary)
     checkpointing = {"gradient_checkpointing": True}
 
-    def plain() -> tuple[Any, Clock, MadeUpRows]:
+    def plain(*, liger: bool = False) -> tuple[Any, Clock, MadeUpRows]:
         model, clock = random_model(shape, step.device, torch.bfloat16), Clock(NUM_STEPS)
+        if liger:  # its fused output layer and loss too
+            from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+            apply_liger_kernel_to_llama(model=model)
         model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.use_deterministic_algorithms(False)  # as it comes: nobody asks for them there
         try:
@@ -51,9 +57,16 @@ def main() -> None:
 
     runs = {
         "plain transformers loop, full": plain,
+        f"plain transformers loop, full, {LIGER}": partial(plain, liger=True),
         "ours, full, one sequence a row": ours(whole, training=checkpointing),
         "ours, full, packed, sdpa": ours(packed, training=checkpointing),
         "ours, full, packed, varlen": ours(packed, training=checkpointing, attention="varlen"),
+        "ours, full, packed, varlen, logits in float32": ours(
+            packed, training=checkpointing, attention="varlen", float32_logits=True
+        ),
+        f"ours, full, packed, varlen, {LIGER}": ours(
+            packed, training={**checkpointing, "use_liger_kernel": True}, attention="varlen"
+        ),
         "ours, LoRA 16, packed, sdpa": ours(packed, training=checkpointing, lora=LORA),
         "ours, LoRA 16, packed, varlen": ours(
             packed, training=checkpointing, lora=LORA, attention="varlen"
@@ -61,11 +74,21 @@ def main() -> None:
     }
     base: float | None = None
     for name, run in runs.items():
+        if LIGER in name and (reason := _without_liger(step)) is not None:
+            step.skip(name, reason)
+            continue
         figures = step.attempt(name, partial(_measure, run, base))
         if figures is not None and base is None:
             base = figures["tokens_per_s"]
         free()
     _measure_heads(step, shape, length)
+
+
+def _without_liger(step: Step) -> str | None:
+    """Why its kernels can't be used here."""
+    if not step.has_gpu:
+        return "Liger's kernels are of GPUs"
+    return None if find_spec("liger_kernel") else "liger_kernel is not installed"
 
 
 def _measure(run: Callable[[], tuple[Any, Clock, MadeUpRows]], base: float | None) -> dict:
@@ -82,8 +105,8 @@ def _measure(run: Callable[[], tuple[Any, Clock, MadeUpRows]], base: float | Non
 
 
 def _measure_heads(step: Step, shape: dict[str, Any], length: int) -> None:
-    """The output layer and its loss alone, forward and backward, of one row: in chunks, and on
-    full logits in float32."""
+    """The output layer and its loss alone, forward and backward, of one row: in chunks, on full
+    logits in float32, and by Liger."""
     from torch.nn.functional import cross_entropy
 
     from post_training.models.head import ChunkedHead
@@ -94,19 +117,41 @@ def _measure_heads(step: Step, shape: dict[str, Any], length: int) -> None:
     layer = layer.to(step.device, torch.bfloat16)
     hidden = torch.randn(1, length, shape["hidden_size"], device=step.device).bfloat16()
     targets = torch.randint(0, shape["vocab_size"], (1, length), device=step.device)
-    head = ChunkedHead(layer, LogitScaling())
     ones = torch.full((1, length), 1 / length, device=step.device)
 
     def full() -> torch.Tensor:
         logits = layer(hidden.requires_grad_()).float()
         return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    def chunked() -> torch.Tensor:
-        with head.scoring(targets, ones):
-            return layer(hidden.requires_grad_())[0]
+    def chunked(*, float32_logits: bool) -> Callable[[], torch.Tensor]:
+        own = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        own.weight = layer.weight
+        head = ChunkedHead(own, LogitScaling(), float32_logits=float32_logits)
 
-    for name, loss in (("full logits", full), ("in chunks", chunked)):
-        step.attempt(f"output layer and loss, {name}", partial(_measure_head, loss))
+        def loss() -> torch.Tensor:
+            with head.scoring(targets, ones):
+                return own(hidden.requires_grad_())[0]
+
+        return loss
+
+    def liger() -> torch.Tensor:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        flat = hidden.requires_grad_().flatten(0, 1)
+        return LigerFusedLinearCrossEntropyLoss()(layer.weight, flat, targets.flatten())
+
+    losses = {
+        "full logits": full,
+        LIGER: liger,
+        "in chunks": chunked(float32_logits=False),
+        "in chunks, logits in float32": chunked(float32_logits=True),
+    }
+    for name, loss in losses.items():
+        what = f"output layer and loss, {name}"
+        if name == LIGER and (reason := _without_liger(step)) is not None:
+            step.skip(what, reason)
+            continue
+        step.attempt(what, partial(_measure_head, loss))
     if not step.has_gpu:
         step.skip("logits as float32", "torch.mm(out_dtype=…) is of GPUs only")
         return

@@ -96,6 +96,7 @@ def train_sft(
     lora: dict[str, Any] | None = None,
     distributed: dict[str, Any] | None = None,
     prompt_loss_weight: float = 0.1,
+    float32_logits: bool = False,
 ) -> dict[int, float]:
     """`entrypoint sft` from where its data and model are read; the losses, by step."""
     from post_training.models.head import ChunkedHead
@@ -104,7 +105,7 @@ def train_sft(
     from post_training.train.sft_loss import SftCollator
 
     config = settings(str(folder), attention, **(training or {}))
-    config["model"]["dtype"] = dtype
+    config["model"] |= {"dtype": dtype, "float32_logits": float32_logits}
     config |= {
         "sft": {"max_seq_length": sum(rows.lengths), "packing": "bfd"},
         "loss": {"name": "plw", "prompt_loss_weight": prompt_loss_weight},
@@ -113,7 +114,7 @@ def train_sft(
     config |= {} if lora is None else {"lora": lora}
     config |= {} if distributed is None else {"distributed": distributed}
     checked = SftConfig.model_validate(config)
-    head = ChunkedHead.install(model)
+    head = ChunkedHead.install(model, float32_logits=float32_logits)
     collator = SftCollator(rows, checked.loss, pad_token_id=0, packed=True)
     _run(checked, model, collator, rows.counts, SftLoss(checked.loss, head, None), folder, clock)
     return _losses(folder)
