@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from post_training.config.latest import newest_checkpoint
 from post_training.config.model import ADDED_LATER, Config, Role
 
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
@@ -14,8 +15,9 @@ TrainingAttention = Literal["sdpa", "eager", "varlen", "flash_attention_2", "fle
 class ModelConfig(Config):
     """A model, and how it computes."""
 
-    path: Annotated[Path, Role.INPUT] = Field(
-        description="Model folder, as transformers saves it: weights, config.json and tokenizer."
+    path: Annotated[Path, Role.INPUT, AfterValidator(newest_checkpoint)] = Field(
+        description="Model folder, as transformers saves it: weights, config.json and tokenizer. "
+        "Or the folder above it, whose file `latest` names it."
     )
     attn_implementation: Annotated[Attention, Role.TOPOLOGY] = Field(
         "sdpa",

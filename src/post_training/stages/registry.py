@@ -90,6 +90,22 @@ STAGES = {
             ("tokenizer",),
         ),
         Stage(
+            "convert",
+            "stages.weights.convert",
+            "ConvertConfig",
+            "a checkpoint of Megatron or GPT-NeoX into a model, or back to Megatron",
+            "sft or generate, as model.path",
+            ("model", "checkpoint"),
+        ),
+        Stage(
+            "merge",
+            "stages.weights.merge",
+            "MergeConfig",
+            "several models made into one",
+            "sft or generate, as model.path",
+            ("model",),
+        ),
+        Stage(
             "filter",
             "annotate.filter",
             "FilterConfig",

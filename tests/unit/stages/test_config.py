@@ -58,6 +58,8 @@ SETTINGS: dict[str, Any] = {
         "training": TRAINING,
     },
     "reward-model": {"model": MODEL, "data": TEMPLATED, "training": TRAINING},
+    "convert": {"checkpoint": "iter_0001000", "tokenizer": "t"},
+    "merge": {"method": "linear", "models": [{"path": "a"}, {"path": "b"}]},
 }
 
 
@@ -81,6 +83,8 @@ RECIPE_HASHES = {
     "sft": "047677a3a93b7c1671a792435b3be2473215503e456617a6da06a6ccc429bb37",
     "dpo": "a3f1aaa32523f3baf0af8b4415ed04a32cc5dc5d4dabeb192e40f2d31373804c",
     "reward-model": "965097f9b19def9d4a996a41efc229cecc05077a7c5636ce23e158c58656b94f",
+    "convert": "cd6a2f88235cafddba666e2404b59858df3746c43a4b4d8109af6730e3ebbde3",
+    "merge": "4cdbc1ef54a7df70105f7d27ad9735c464a06581380aea6c16ed58b93c3beec5",
 }
 
 

@@ -1,0 +1,331 @@
+"""Write `RUN/model` from a checkpoint of Megatron-LM or GPT-NeoX, or `RUN/checkpoint` for Megatron.
+
+read the settings -> check every tensor's name and size -> write tensor by tensor
+                  -> settings and tokenizer -> does the folder load?
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+from post_training.core.errors import PostTrainingError, UsageError
+from post_training.core.files import atomic_directory
+from post_training.models.conversion import megatron, megatron_folder, neox
+from post_training.models.conversion.architectures import (
+    Row,
+    Shape,
+    check_tensors,
+    rows,
+    to_huggingface,
+    to_megatron,
+)
+from post_training.models.conversion.megatron import Checkpoint
+from post_training.models.conversion.settings import (
+    arguments_of_config,
+    config_of_arguments,
+    shape_of_arguments,
+    shape_of_config,
+)
+from post_training.models.lazy_tensors import LazyTensor, sum_of
+from post_training.models.load import DTYPES, load_tokenizer, read_config
+from post_training.models.save import explain_write_errors, remove_places
+from post_training.models.weight_files import open_weights, write_weights
+from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
+from post_training.stages.weights.config import ConvertConfig, MegatronConfig
+
+_EMBEDDINGS = ("embedding.word_embeddings.weight", "output_layer.weight")
+# Constants of xIELU, which transformers saves with the weights.
+_XIELU = {"beta": 0.5, "eps": -1e-6}
+_DTYPES = {**DTYPES, "float16": torch.float16}
+
+
+def run(config: ConvertConfig, context: StageContext) -> Result:
+    kind = "model" if config.to == "huggingface" else "checkpoint"
+    convert = _to_huggingface if config.to == "huggingface" else _to_megatron
+    metrics = context.on_writer(lambda: _write(config, context, kind, convert))
+    return Result(artifacts={kind: kind}, metrics=metrics)
+
+
+def _write(
+    config: ConvertConfig,
+    context: StageContext,
+    kind: str,
+    convert: Callable[[ConvertConfig, StageContext, Path], dict[str, Any]],
+) -> dict[str, Any]:
+    remove_leftovers(context.run_dir, kind)
+    target = context.run_dir / kind
+    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
+    with explain_write_errors(context.run_dir), atomic_directory(target) as folder:
+        return convert(config, context, folder)
+
+
+def _to_huggingface(config: ConvertConfig, context: StageContext, folder: Path) -> dict[str, Any]:
+    assert config.tokenizer is not None
+    tokenizer = load_tokenizer(config.tokenizer)
+    read, shape, describe = _read_all(config, context)
+    embeddings = read.tensors[_EMBEDDINGS[0]]
+    dtype = _dtype(config.dtype, embeddings.dtype)
+    num_tokens = max(tokenizer.get_vocab().values()) + 1
+    vocabulary = _vocabulary(config.vocab_size, num_tokens, embeddings.shape[0])
+    if vocabulary < embeddings.shape[0]:
+        context.log(
+            f"vocabulary: {vocabulary:,} of {embeddings.shape[0]:,} rows; the rest is padding"
+        )
+    settings = describe(vocabulary, dtype)
+    if config.config is not None:
+        settings = _replaced(settings, config.config, context)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(settings, key, getattr(tokenizer, key))
+    written = [(name, tensor.cast(dtype)) for name, tensor in _named(read, shape, vocabulary)]
+    with Progress("tensor", len(written), shown=True) as progress:
+        size = write_weights(folder, written, int(config.max_file_size_gb * 1e9), progress.update)
+    settings.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.json"):
+        if file.name != "model.safetensors.index.json":
+            remove_places(file)
+    num_parameters = sum(torch.Size(tensor.shape).numel() for _, tensor in written)
+    context.log(
+        f"{shape.family} with {num_parameters:,} parameters in {settings.dtype}: "
+        f"{len(written):,} tensors, {size / 1e9:.2f} GB"
+    )
+    return {"num_parameters": num_parameters, "num_tensors": len(written), "size_bytes": size}
+
+
+Describe = Callable[[int, torch.dtype], PreTrainedConfig]
+
+
+def _read_all(config: ConvertConfig, context: StageContext) -> tuple[Checkpoint, Shape, Describe]:
+    """The checkpoint, or the mean of several; its shape; what gives its config.json."""
+    read, shape, describe = _read(config, context, config.checkpoint)
+    if not config.average_with:
+        return read, shape, describe
+    others = [_read(config, context, folder) for folder in config.average_with]
+    for folder, (_, other, _) in zip(config.average_with, others, strict=True):
+        if other != shape:
+            changed = next(key for key in vars(shape) if vars(shape)[key] != vars(other)[key])
+            raise PostTrainingError(
+                f"{changed} is {vars(other)[changed]}, must be {vars(shape)[changed]} as in "
+                f"{config.checkpoint}: a mean needs one model",
+                where=str(folder),
+            )
+    every = [read, *(other for other, _, _ in others)]
+    read.tensors = {
+        name: sum_of([each.tensors[name] for each in every], len(every)) for name in read.tensors
+    }
+    context.log(f"the mean of {len(every)} checkpoints")
+    return read, shape, describe
+
+
+def _read(
+    config: ConvertConfig, context: StageContext, folder: Path
+) -> tuple[Checkpoint, Shape, Describe]:
+    notes: list[str] = []
+    average = config.differing_copies == "average"
+
+    def merge(name: str, copies: list[LazyTensor]) -> LazyTensor:
+        return megatron.one_of_copies(name, copies, average=average, notes=notes)
+
+    where = str(folder)
+    if megatron.is_megatron(folder):
+        read = megatron.read_megatron(folder, merge)
+        shape = shape_of_arguments(read.settings, where)
+        describe: Describe = partial(config_of_arguments, shape, read.settings)
+    elif neox.is_neox(folder):
+        settings = neox.read_settings(folder, config.neox_configs)
+        read = neox.read_neox(folder, settings, merge)
+        shape = neox.shape_of_tensors(read.tensors, settings, where)
+        describe = partial(neox.config_of_settings, shape, settings, where)
+    else:
+        raise PostTrainingError(
+            "neither a checkpoint of Megatron-LM (mp_rank_00/, common.pt) nor of GPT-NeoX "
+            "(layer_00-model_00-model_states.pt)",
+            where=where,
+            hint="name the folder of one checkpoint, or the one above with its `latest`",
+        )
+    check_tensors(shape, read.tensors, where)
+    for note in notes:
+        context.log(note)
+    for what, number in read.left_out.items():
+        context.log(f"{folder}: {number} entries are no weights, and left out: {what}")
+    context.log(f"{folder}: {read.layout}, {shape.family}, {shape.layers} layers")
+    return read, shape, describe
+
+
+def _dtype(asked: str, found: torch.dtype) -> torch.dtype:
+    return found if asked == "keep" else _DTYPES[asked]
+
+
+def _vocabulary(asked: str | int, num_tokens: int, num_rows: int) -> int:
+    wanted = {"tokenizer": num_tokens, "padded": num_rows}.get(str(asked), asked)
+    assert isinstance(wanted, int)
+    if wanted > num_rows:
+        raise UsageError(
+            f"the model has {num_rows:,} tokens, and "
+            + (
+                f"the tokenizer {num_tokens:,}"
+                if asked == "tokenizer"
+                else f"{wanted:,} are asked for"
+            ),
+            where="tokenizer" if asked == "tokenizer" else "vocab_size",
+            hint="name the tokenizer that the model was trained with",
+        )
+    if wanted < num_tokens:
+        raise UsageError(
+            f"must be ≥ {num_tokens:,}, the tokens of the tokenizer (got {wanted:,})",
+            where="vocab_size",
+        )
+    return wanted
+
+
+def _replaced(found: PreTrainedConfig, path: Path, context: StageContext) -> PreTrainedConfig:
+    """The settings of the file over those of the checkpoint; sizes have to agree."""
+    given = json.loads(path.read_text())
+    if given.get("model_type") != found.model_type:
+        raise UsageError(
+            f"model_type is {given.get('model_type')!r}, the checkpoint is a {found.model_type}",
+            where=str(path),
+        )
+    own = found.to_dict()
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                "intermediate_size", "tie_word_embeddings"):  # fmt: skip
+        if key in given and key in own and given[key] != own[key]:
+            raise UsageError(
+                f"{key} is {given[key]}, and {own[key]} in the checkpoint", where=str(path)
+            )
+    kept = {
+        "vocab_size": found.vocab_size,
+        "dtype": found.dtype,
+        "architectures": found.architectures,
+    }
+    for key in sorted(given.keys() & own.keys() - kept.keys() - {"transformers_version"}):
+        if given[key] != own[key]:
+            context.log(f"{path}: {key}: {own[key]} -> {given[key]}")
+    return AutoConfig.for_model(**{**own, **given, **kept})
+
+
+def _named(read: Checkpoint, shape: Shape, vocabulary: int) -> list[tuple[str, LazyTensor]]:
+    """Every tensor of the folder, in the order of the model."""
+    found: list[tuple[str, LazyTensor]] = []
+    for row in rows(shape, read.tensors[_EMBEDDINGS[0]].shape[0]):
+        tensor = read.tensors[row.megatron]
+        if row.megatron in _EMBEDDINGS and tensor.shape[0] != vocabulary:
+            tensor = tensor.rows(0, vocabulary)
+        found += to_huggingface(row, tensor, shape)
+        if row.megatron.endswith("activation_func.alpha_n"):
+            prefix = row.names[0].removesuffix("alpha_n")
+            found += [
+                (f"{prefix}{name}", _constant(value, tensor.dtype))
+                for name, value in _XIELU.items()
+            ]
+    return found
+
+
+def _constant(value: float, dtype: torch.dtype) -> LazyTensor:
+    return LazyTensor((), dtype, lambda: torch.tensor(value, dtype=dtype))
+
+
+def _to_megatron(config: ConvertConfig, context: StageContext, folder: Path) -> dict[str, Any]:
+    source = config.checkpoint
+    settings = read_config(source)
+    shape = shape_of_config(settings, str(source))
+    models = [open_weights(each) for each in (source, *config.average_with)]
+    for each, weights in zip(config.average_with, models[1:], strict=True):
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in models[0].items()}:
+            raise PostTrainingError(f"its weights are not those of {source}", where=str(each))
+    weights = {name: sum_of([each[name] for each in models], len(models)) for name in models[0]}
+    vocabulary = _rows_of(weights, shape, source)
+    ours = config.megatron
+    divisor = ours.make_vocab_size_divisible_by * ours.tensor_parallel_size
+    padded = -(-vocabulary // divisor) * divisor
+    dtype = _dtype(config.dtype, weights[next(rows(shape, vocabulary)).names[0]].dtype)
+    megatron_folder.check_ranks(
+        shape,
+        ours.tensor_parallel_size if ours.format == "torch" else 1,
+        ours.pipeline_parallel_size,
+        ours.expert_parallel_size,
+        padded,
+    )
+    tensors = {}
+    for row in rows(shape, vocabulary):
+        tensor = to_megatron(row, _parts(row, weights, source), shape).cast(dtype)
+        tensors[row.megatron] = (
+            tensor.padded_rows(padded) if row.megatron in _EMBEDDINGS else tensor
+        )
+    _refuse_unread(weights, shape, vocabulary, source)
+    arguments = {
+        **arguments_of_config(settings, shape, str(source)),
+        **_arguments_of_ranks(ours),
+        "padded_vocab_size": padded,
+        "vocab_size": vocabulary,
+        "make_vocab_size_divisible_by": ours.make_vocab_size_divisible_by,
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+    }
+    write = (
+        megatron_folder.write_dist if ours.format == "torch_dist" else megatron_folder.write_ranks
+    )
+    with Progress("tensor", None, shown=True) as progress:
+        write(folder, tensors, arguments, shape, progress.update)
+    num_parameters = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
+    context.log(
+        f"{shape.family} with {num_parameters:,} parameters; {padded - vocabulary:,} rows of "
+        "padding"
+    )
+    return {"num_parameters": num_parameters, "num_tensors": len(tensors)}
+
+
+def _rows_of(weights: dict[str, LazyTensor], shape: Shape, source: Path) -> int:
+    name = next(rows(shape, 0)).names[0]
+    if name not in weights:
+        raise PostTrainingError(f"{name} is missing", where=str(source))
+    return weights[name].shape[0]
+
+
+def _parts(row: Row, weights: dict[str, LazyTensor], source: Path) -> list[LazyTensor]:
+    for name in row.names:
+        if name not in weights:
+            raise PostTrainingError(f"{name} is missing", where=str(source))
+    parts = [weights[name] for name in row.names]
+    if sum(part.shape[0] for part in parts) != row.shape[0]:
+        raise PostTrainingError(
+            f"{row.names[0]} is {list(parts[0].shape)}, which is not what config.json says",
+            where=str(source),
+        )
+    return parts
+
+
+def _refuse_unread(
+    weights: dict[str, LazyTensor], shape: Shape, vocabulary: int, source: Path
+) -> None:
+    read = {name for row in rows(shape, vocabulary) for name in row.names}
+    constants = {name for name in weights if name.endswith(("act_fn.beta", "act_fn.eps"))}
+    tied = {"lm_head.weight"} if shape.tied else set()
+    if unread := sorted(weights.keys() - read - constants - tied):
+        raise PostTrainingError(
+            f"{len(unread)} weights have no place in Megatron's {shape.family}: {unread[0]}, …",
+            where=str(source),
+        )
+
+
+def _arguments_of_ranks(ours: MegatronConfig) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": ours.tensor_parallel_size if ours.format == "torch" else 1,
+        "pipeline_model_parallel_size": ours.pipeline_parallel_size,
+        "virtual_pipeline_model_parallel_size": None,
+        "expert_model_parallel_size": ours.expert_parallel_size,
+        "expert_tensor_parallel_size": ours.tensor_parallel_size if ours.format == "torch" else 1,
+        "transformer_impl": ours.transformer_impl,
+    }
