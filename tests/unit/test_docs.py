@@ -44,7 +44,7 @@ def problem_with(words: list[str]) -> str | None:
     """Why a command of ours can't be: no such command, option, stage or target."""
     if "entrypoint" in words:
         stage = words[words.index("entrypoint") + 1]
-        if stage not in {*STAGES, "doctor", "STAGE"}:
+        if stage not in {*STAGES, "chat", "doctor", "STAGE"}:
             return f"no stage {stage}"
     words = [Path(word).name if word.endswith("bin/post-training") else word for word in words]
     if words[0] == "make":

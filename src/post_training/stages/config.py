@@ -308,8 +308,8 @@ class CommandInput(Config):
 
     name: str = Field(
         pattern=_PLAIN_NAME,
-        description="What the command calls it: a link of this name in its working folder leads to "
-        "path. Letters, digits and . _ -.",
+        description="What the command calls it: it is found by this name in the working folder, "
+        "as a link, or as a copy of a small file. Letters, digits and . _ -.",
     )
     path: Annotated[Path, Role.INPUT] = Field(description="The file or folder.")
 

@@ -1,6 +1,6 @@
 """Run any command with the record of a run: another trainer, a merge, an evaluation.
 
-    RUN/work/NAME      a link to each input; the command is started in RUN/work
+    RUN/work/NAME      each input: a link, of a small file a copy; the command starts in RUN/work
     RUN/work/…         what the command writes
     RUN/NAME           each output, moved there once the command has ended with exit code 0
     RUN/logs/…         what it printed, a file for each attempt and rank
@@ -40,6 +40,7 @@ _WORK, _LOGS = "work", "logs"
 _DONE = ".command-finished"
 _CHUNK_BYTES = 1 << 16
 _LAST_OUTPUT_S = 10
+_LEAST_LINKED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,24 @@ def _prepare(config: ExecConfig, context: StageContext) -> _Start:
         shutil.rmtree(context.run_dir / output.name, ignore_errors=True)
     work.mkdir(exist_ok=True)
     for item in config.inputs:
-        link = work / item.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(item.path.absolute())
+        _give(item.path.absolute(), work / item.name)
     with socket.socket() as probe:
         probe.bind(("", 0))
         return _Start(False, attempt, probe.getsockname()[1])
+
+
+def _give(path: Path, place: Path) -> None:
+    """Let the command find an input at `place`.
+
+    Of a link to a script Python takes the folder where the script really lies, and would import
+    from there what is no input. So a file is copied, unless it is too large to be a script.
+    """
+    place.unlink(missing_ok=True)
+    if path.is_file() and path.stat().st_size < _LEAST_LINKED_BYTES:
+        shutil.copyfile(path, place)
+        place.chmod(place.stat().st_mode | (path.stat().st_mode & 0o111))
+    else:
+        place.symlink_to(path)
 
 
 def _refuse_undeclared(config: ExecConfig) -> None:

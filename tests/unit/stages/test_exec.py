@@ -125,6 +125,16 @@ def test_script_may_import_what_lies_beside_it(tmp_path, monkeypatch):
     assert (tmp_path / "run/model/out").read_text() == "found"
 
 
+def test_script_may_not_import_what_is_no_input(tmp_path):
+    (tmp_path / "main.py").write_text("import beside_and_no_input\n")
+    (tmp_path / "beside_and_no_input.py").write_text("")
+    inputs = [{"name": "main.py", "path": str(tmp_path / "main.py")}]
+    with pytest.raises(PostTrainingError, match="failed with exit code 1"):
+        execute(config("python", "main.py", inputs=inputs), tmp_path / "run")
+    [log] = (tmp_path / "run/logs").iterdir()
+    assert "No module named 'beside_and_no_input'" in log.read_text()
+
+
 @pytest.mark.parametrize(("local_world_size", "nodes"), [(1, "2 1 c10d"), (2, "none none none")])
 def test_ranks_of_a_job_are_told_to_the_command_as_torchrun_reads_them(
     local_world_size, nodes, tmp_path, monkeypatch
