@@ -110,7 +110,7 @@ STAGES = {
             "annotate.filter",
             "FilterConfig",
             "leave out branches that are too long",
-            "rewards, as data.datasets[0].path",
+            "generate or rewards, as data.datasets[0].path",
         ),
         Stage(
             "generate",
