@@ -146,7 +146,8 @@ def _run_recorded(request: Request, stage: Stage, config: StageConfig, ranks: Ra
     context.log(f"finished: {opened.run_dir}")
     if ranks.is_writer and not config.is_worker:
         page = leave_page(opened.run_dir, find_config_class)
-        for line in _next_steps(stage, opened.run_dir, result, page):
+        can_be_repeated = opened.description.facts["reproducible_by_digest"]
+        for line in _next_steps(stage, opened.run_dir, result, page, can_be_repeated):
             tell(line)
     _promote(record)
 
@@ -158,13 +159,19 @@ def _promote(record: "_Record") -> None:
         record.ranks.on_writer(record.promote)
 
 
-def _next_steps(stage: Stage, run_dir: Path, result: Result, page: Path | None) -> Iterator[str]:
-    """What to do with a finished run, in two lines."""
-    look = f"look at {page}, and " if page else ""
-    yield f"next: {look}check it with: post-training reproduce {run_dir}"
+def _next_steps(
+    stage: Stage, run_dir: Path, result: Result, page: Path | None, can_be_repeated: bool
+) -> Iterator[str]:
+    """What to do with a finished run, in at most two lines."""
+    steps = [
+        *([f"look at {page}"] if page else []),
+        *([f"check it with: post-training reproduce {run_dir}"] if can_be_repeated else []),
+    ]
+    if steps:
+        yield f"next: {', and '.join(steps)}"
     if result.artifacts:
         made = " and ".join(f"{run_dir}/{name}" for name in result.artifacts.values())
-        yield f"      {made}" + (f": for {stage.used_as}" if stage.used_as else "")
+        yield f"made: {made}" + (f", for {stage.used_as}" if stage.used_as else "")
 
 
 def _read_config(stage: Stage, request: Request) -> StageConfig:

@@ -1,0 +1,29 @@
+"""What a finished run leaves and says: its page, which no record lists, and the next steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from post_training.records.check import check_run
+
+
+def test_finished_run_leaves_a_page_that_is_in_no_record_and_says_what_is_next(tmp_path: Path):
+    config = {
+        "command": ["sh", "-c", "mkdir out && echo hi > out/file"],
+        "outputs": [{"name": "result", "path": "out"}],
+        "run_dir": "run",
+        "num_processes": 1,
+    }
+    (tmp_path / "cfg.yaml").write_text(json.dumps(config))
+    words = ["-m", "post_training.stages", "exec", "cfg.yaml", "--unpinned"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # Unpinned, it could not be run again: `reproduce` is not named.
+    assert done.stderr.endswith("finished: run\nnext: look at run/report.html\nmade: run/result\n")
+    assert 'content="post-training report"' in (tmp_path / "run/report.html").read_text()
+    assert "report.html" not in (tmp_path / "run/run.json").read_text()
+    assert check_run(tmp_path / "run").faults == []
