@@ -10,7 +10,7 @@ EXPERIMENT ?= demo
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup dev image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated release lint format golden docs docs-reference lock lock-tools clean
+.PHONY: help setup dev image push-sqsh push-sif demo reproduce test test-long test-tools benchmarks image-emulated release lint format golden docs docs-reference docs-gallery lock lock-tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -91,6 +91,10 @@ docs: setup ## Build the pages into build/docs; a link that leads nowhere fails
 
 docs-reference: setup ## Write docs/reference from the command line and the models of the settings
 	$(BIN)/python docs/make_reference.py
+
+docs-gallery: setup ## Write docs/reference/templates.md, inside the image that was last made
+	$(BIN)/post-training edf run --dev . edf/post-training.toml -- \
+	  env PYTHONPATH=/run/post-training/dev/src python docs/make_gallery.py
 
 lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes, and lock the Debian base anew
 	$(BIN)/post-training image lock $(IMAGE)

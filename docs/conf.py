@@ -38,7 +38,8 @@ _CONTENTS = {
     ],
     "Concepts": ["docs/concepts/nouns", "docs/concepts/identity", "docs/concepts/promises"],
     "Reference": [
-        *("docs/reference/commands", "docs/reference/files", "docs/reference/settings/index"),
+        *("docs/reference/commands", "docs/reference/files", "docs/reference/templates"),
+        "docs/reference/settings/index",
     ],
     "Places and experiments": ["installation/README", "reproducibility/README"],
     "The project": ["CONTRIBUTING", "docs/contributing", "docs/releases", "CHANGELOG"],
