@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from post_training.config.reference import ChosenSetting, beside_defaults
+from post_training.core.errors import UsageError
 from post_training.records.run_record import (
     METRICS_NAME,
     RECORD_NAME,
@@ -144,6 +145,17 @@ def read_view(
 
     Errors: UsageError for a folder that is no run, or whose record is damaged.
     """
+    try:
+        return _read_view(run_dir, find_model, state=state, most_bytes=most_bytes)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise UsageError(
+            "no record any more: parts of it are gone or damaged", where=str(run_dir / RECORD_NAME)
+        ) from None
+
+
+def _read_view(
+    run_dir: Path, find_model: FindModel, *, state: str | None, most_bytes: int
+) -> RunView:
     record = read_whole_record(run_dir)
     model = find_model(record["stage"])
     recorded = {role: record[role] for role in ("recipe", "topology", "placement")}

@@ -190,3 +190,19 @@ def test_only_the_bytes_that_uplot_published_get_into_a_page(monkeypatch):
     with pytest.raises(PostTrainingError, match=r"not the bytes of uPlot 1\.6\.31"):
         page._uplot("uplot.min.css")
     page._uplot.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("attempts", [{"started": "a"}]), ("inputs", {"x": {"path": 1}})]
+)
+def test_damaged_record_is_told_and_no_page_is_written(finished_run, tmp_path, key, value):
+    run_dir = finished_run("one")
+    record = json.loads((run_dir / "run.json").read_text())
+    if key == "attempts":
+        value = [{**record["attempts"][0], **value[0]}]
+    else:
+        value = {"x": {"fingerprint": "f", "made_by": {}, **value["x"]}}
+    (run_dir / "run.json").write_text(json.dumps({**record, key: value}))
+    with pytest.raises(UsageError, match="no record any more"):
+        page_of(run_dir, target=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
