@@ -28,8 +28,9 @@ ships. Each is tried on a small tokenizer that has its special tokens.
 - **not**: what the template cannot express. A row that needs it is refused.
 - **history**: *kept* if earlier turns stay as they were said. *thoughts left out*, or *another
   form*: a conversation of several turns becomes several rows (`data.history_thoughts`).
-- **server**: *yes* if every trained turn comes after exactly what a server sends. `apertus` has
-  *no* for one thing: two messages of the assistant in a row are one turn there, not for a server.
+- **server**: *yes* if the last turn of each example comes after exactly what a server sends.
+  `apertus` has *no* for one thing: two messages of the assistant in a row are one turn there, not
+  for a server.
 
 A template that cannot be used has the reason instead.
 """
