@@ -91,7 +91,7 @@ def _settings(found: Any, where: Path) -> dict[str, Any]:
         raise PostTrainingError(
             "there are no training arguments (args) in it",
             where=str(where),
-            hint="give the settings of the model: config: CONFIG.json of Hugging Face's form",
+            hint="Megatron-LM's training saves them; other code on megatron-core may not",
         )
     # An enum is a stand-in made of its value.
     return {

@@ -54,6 +54,7 @@ _CLASSES_OF_METADATA = (
     torch.Size,
     OrderedDict,
 )
+_PLANS = "torch.distributed.checkpoint."
 _READABLE = {f"{each.__module__}.{each.__name__}": each for each in _CLASSES_OF_METADATA}
 # A map of a file stays open with it; one conversion goes through the files in order.
 _MOST_OPEN_FILES = 64
@@ -130,6 +131,8 @@ def read_dist_metadata(path: Path) -> dist_metadata.Metadata:
 
 def _member(kind: Any, name: str) -> Any:
     """Members of an enum are pickled as getattr(the enum, name); nothing else is looked up."""
+    if kind is StandIn:
+        return StandIn(name)
     if kind is not dist_metadata._MEM_FORMAT_ENCODING:
         raise pickle.UnpicklingError(f"looks up {name} of {kind}, which is not read")
     return kind[name]
@@ -152,7 +155,8 @@ class _MetadataReader(pickle.Unpickler):
             return _member
         if full == "torch.serialization._get_layout":
             return torch.serialization._get_layout
-        if module.partition(".")[0] in _KNOWN_MODULES:
+        # Megatron keeps the plan of its writing there, which nobody needs.
+        if module.startswith(_PLANS) or module.partition(".")[0] in _KNOWN_MODULES:
             return StandIn
         raise PostTrainingError(
             f"names {full}, which is not read",
