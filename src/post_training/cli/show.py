@@ -10,7 +10,7 @@ from typing import Any
 
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import ARTIFACT_RECORD
-from post_training.records.artifact import origin_of, read_artifact
+from post_training.records.artifact import FETCHED, origin_of, read_artifact
 from post_training.records.check import GLANCE_BYTES, Check, check_artifact, check_run
 from post_training.records.compare import RecordedRun, diff_runs
 from post_training.records.run_record import read_whole_record
@@ -63,9 +63,12 @@ def show_artifact(folder: Path, *, as_json: bool) -> None:
         "artifact": f"{artifact['kind']}, {len(artifact['files'])} files",
         "fingerprint": artifact["fingerprint"],
         "lineage": artifact["lineage_hash"],
-        "made by": f"{record['stage']}, run {record['run_id']}",
-        "image": image["oci_digest"] if image else "unpinned: not reproducible by digest",
     }
+    if record["stage"] == FETCHED:
+        lines |= record["recipe"]
+    else:
+        lines["made by"] = f"{record['stage']}, run {record['run_id']}"
+        lines["image"] = image["oci_digest"] if image else "unpinned: not reproducible by digest"
     found = check_artifact(folder, most_bytes=GLANCE_BYTES)
     warnings = [("warning", f"not what its run left: {fault}") for fault in found.faults]
     for label, value in [*lines.items(), *warnings, ("checked", found.told)]:
@@ -180,5 +183,7 @@ def _tree(inputs: dict[str, Any], indent: str) -> Iterator[str]:
 
 
 def _told(origin: dict[str, Any]) -> str:
+    if origin["stage"] == FETCHED:
+        return f"{origin['kind']}, {origin['run_id']}"
     image = f"image {origin['image'][:19]}" if origin["image"] else "unpinned"
     return f"{origin['kind']} of {origin['run_id']}, {image}, lineage {origin['lineage_hash'][:12]}"

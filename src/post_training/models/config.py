@@ -1,9 +1,10 @@
 """Which model, and how it computes: the `model` block of every stage that loads one."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from post_training.config.latest import newest_checkpoint
 from post_training.config.model import ADDED_LATER, Config, Role
@@ -12,12 +13,50 @@ Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 TrainingAttention = Literal["sdpa", "eager", "varlen", "flash_attention_2", "flex_attention"]
 
 
+_OF_THE_HUB = ("hub", "revision", "hub_dir")
+_FETCHED_DIR = re.compile(r"models--([^/]+)--([^/]+)/([0-9a-f]{40})")
+
+
+def fetched_model_dir(hub_dir: Path, hub: str, commit: str) -> Path:
+    """Where `post-training model fetch` puts a model of the hub, and a run looks for it."""
+    return hub_dir / f"models--{hub.replace('/', '--')}" / commit
+
+
+def fetch_hint(path: Path) -> str | None:
+    """How a model that is missing at `path` is fetched; None for another path."""
+    found = _FETCHED_DIR.fullmatch("/".join(path.parts[-2:]))
+    if found is None:
+        return None
+    owner, name, commit = found.groups()
+    return (
+        f"where there is a network, run: post-training model fetch {owner}/{name} "
+        f"--revision {commit} --hub-dir {path.parent.parent}"
+    )
+
+
 class ModelConfig(Config):
     """A model, and how it computes."""
 
     path: Annotated[Path, Role.INPUT, AfterValidator(newest_checkpoint)] = Field(
         description="Model folder, as transformers saves it: weights, config.json and tokenizer. "
-        "Or the folder above it, whose file `latest` names it."
+        "Or the folder above it, whose file `latest` names it. Set either path, or hub with "
+        "revision and hub_dir."
+    )
+    # What counts is the content of `path`, which they name; so they are no recipe.
+    hub: Annotated[str | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Instead of path: a model of the hub, OWNER/NAME. `post-training model fetch` "
+        "must have fetched it: a run itself downloads nothing.",
+    )
+    revision: Annotated[str | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        pattern="^[0-9a-f]{40}$",
+        description="With hub: its commit, 40 hexadecimal digits; a branch can change. "
+        "`post-training model fetch` prints it.",
+    )
+    hub_dir: Annotated[Path | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None, description="With hub: the folder that `post-training model fetch` filled."
     )
     attn_implementation: Annotated[Attention, Role.TOPOLOGY] = Field(
         "sdpa",
@@ -32,6 +71,23 @@ class ModelConfig(Config):
         "bf16 is safe; in bfloat16 slow averages of the optimizer stand still. ZeRO keeps float32 "
         "copies in any case.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_of_the_hub(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not any(given.get(key) for key in _OF_THE_HUB):
+            return given
+        values = {key: given.get(key) for key in _OF_THE_HUB}
+        if missing := [key for key, value in values.items() if value is None]:
+            raise ValueError(f"hub, revision and hub_dir go together: set {', '.join(missing)} too")
+        hub, revision, hub_dir = values.values()
+        if not (isinstance(hub, str) and isinstance(revision, str)):
+            return given  # that is told of the setting itself
+        path = str(fetched_model_dir(Path(str(hub_dir)), hub, revision))
+        # A configuration that was resolved once says both.
+        if given.get("path") not in (None, path):
+            raise ValueError(f"set either path or hub (got {given['path']} and {hub})")
+        return {**given, "path": path}
 
 
 class ScoredModelConfig(ModelConfig):

@@ -14,9 +14,10 @@ from typing import Any
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import check_keys, read_json, write_json
 from post_training.core.hashing import ARTIFACT_RECORD, fingerprint_files, hash_files, sha256_value
-from post_training.records.run_record import record_faults
+from post_training.records.run_record import record_faults, seal
 
 SCHEMA = "post-training/artifact/1"
+FETCHED = "fetch"  # in the place of the stage that made it
 _KEYS = ("kind", "fingerprint", "files", "made_by")
 _KEYS_OF_MAKER = {"run_id", "stage", "recipe", "recipe_hash", "inputs", "image"}
 
@@ -39,6 +40,19 @@ def seal_artifact(folder: Path, kind: str, run_record: dict[str, Any]) -> dict[s
     }
     write_json(folder / ARTIFACT_RECORD, artifact)
     return artifact
+
+
+def seal_fetched(folder: Path, kind: str, source: dict[str, str]) -> dict[str, Any]:
+    """artifact.json of what no run made: it was fetched. source: from where, all that counts."""
+    record = {
+        "run_id": f"fetched {' '.join(source.values())}",
+        "stage": FETCHED,
+        "recipe": source,
+        "recipe_hash": sha256_value({"stage": FETCHED, "recipe": source}),
+        "inputs": {},
+        "image": None,
+    }
+    return seal_artifact(folder, kind, {**record, "seal": seal(record)})
 
 
 def read_artifact(folder: Path) -> dict[str, Any]:

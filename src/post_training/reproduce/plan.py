@@ -17,7 +17,7 @@ from post_training.images.identity import check_image_digest
 from post_training.images.reference import Reference, known_references
 from post_training.images.release import read_releases
 from post_training.images.store import ImageStore, open_store
-from post_training.records.artifact import read_artifact
+from post_training.records.artifact import FETCHED, read_artifact
 from post_training.records.check import check_run
 from post_training.records.machine import describe_machine
 from post_training.records.promote import promoted_copy
@@ -186,13 +186,14 @@ def _plan_inputs(
     makers: dict[str, tuple[Path, Path]] = {}
     for key, value in record["inputs"].items():
         path = Path(value["path"])
-        is_made_again = options.upstream == "all" and "made_by" in value
+        of_a_run = "made_by" in value and value["made_by"]["stage"] != FETCHED
+        is_made_again = options.upstream == "all" and of_a_run
         inputs[key], fault = path, None
         if not is_made_again:
             inputs[key], fault = _find_input(path, value["fingerprint"])
         if inputs[key] != path:
             notes.append(f"{key}: from its promoted copy {inputs[key]}, instead of {path}")
-        if is_made_again or (fault and options.upstream == "stale" and "made_by" in value):
+        if is_made_again or (fault and options.upstream == "stale" and of_a_run):
             folder = _find_maker(path, value["made_by"]["run_id"])
             makers[key] = (folder, _place_in(folder, path))
         elif fault:

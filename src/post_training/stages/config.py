@@ -54,8 +54,13 @@ class StageConfig(Config):
 
     run_dir: Annotated[Path | None, Role.PLACEMENT] = Field(
         None,
-        description="The run folder. By default runs/STAGE-DIGEST, of the recipe and the inputs: "
-        "the same run finds its own folder again.",
+        description="The run folder. By default runs/STAGE-MODEL-DATA-DIGEST, of the recipe and "
+        "the inputs: the same run finds its own folder again.",
+    )
+    output_base: Annotated[Path | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        description="Folder for the run folders that have no name of their own (run_dir). By "
+        "default runs.",
     )
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
         None,

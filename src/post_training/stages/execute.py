@@ -28,7 +28,7 @@ from post_training.config.model import (
 )
 from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError, tell
 from post_training.core.files import write_atomic
-from post_training.core.hashing import WatchedInputs, sha256_file, sha256_value
+from post_training.core.hashing import WatchedInputs, sha256_file
 from post_training.core.secrets import check_named_files
 from post_training.images.inside import (
     find_mounts_over_image,
@@ -38,6 +38,7 @@ from post_training.images.inside import (
     read_development_mount,
     read_mounts,
 )
+from post_training.models.config import fetch_hint
 from post_training.models.quiet import quiet_libraries
 from post_training.models.reference import REFERENCE
 from post_training.records import machine
@@ -57,6 +58,7 @@ from post_training.stages.processes import (
     run_local_ranks,
 )
 from post_training.stages.registry import Stage, find_config_class, find_stage
+from post_training.stages.run_dirs import default_run_dir
 
 # Rank 0 may read terabytes of inputs while the others wait.
 _WRITER_TIMEOUT = timedelta(hours=12)
@@ -277,7 +279,7 @@ class _Record:
         if config.promote is not None:
             find_store()  # Now, and not when the work of days is done.
         description = _describe(request, self.stage, config, self.ranks, self.inputs)
-        run_dir = config.run_dir or _default_run_dir(description)
+        run_dir = config.run_dir or default_run_dir(config, description)
         folder = RunFolder(config.record_dir(run_dir))
         folder.claim()
         if config.debug.override_existing:
@@ -407,7 +409,7 @@ def fingerprint_inputs(
                 watched.add(f"{key}.{REFERENCE}", beside)
         except FileNotFoundError:
             faults.append(f"{key}: no such file or folder: {path}")
-            hints.append(missing_path_hint(Path(path)))
+            hints.append(fetch_hint(Path(path)) or missing_path_hint(Path(path)))
         except UsageError as error:
             faults.append(f"{key}: {error}")
         else:
@@ -417,13 +419,6 @@ def fingerprint_inputs(
     if faults:
         raise ConfigError(faults, hint=next(filter(None, hints), None))
     return inputs
-
-
-def _default_run_dir(description: RunDescription) -> Path:
-    """runs/STAGE-xxxxxxxxxxxx: the same recipe on the same inputs finds its own folder again."""
-    content = {"recipe": description.recipe, "inputs": description.input_fingerprints}
-    runs = Path("runs", "debug") if description.facts["debug"] else Path("runs")
-    return runs / f"{description.stage}-{sha256_value(content)[:12]}"
 
 
 def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:

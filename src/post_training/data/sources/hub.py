@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, read_json, write_json
@@ -125,7 +125,7 @@ def fetch(hub: str, revision: str | None, subset: str | None, split: str, hub_di
     Errors: UsageError when the hub has no such dataset, revision, subset or split;
     PostTrainingError when it can't be reached, or its files can't be read.
     """
-    commit = _resolve(hub, revision)
+    commit = resolve_commit(hub, revision, "dataset")
     folder = fetched_dir(hub_dir, hub, commit, subset, split)
     if not (folder / RECORD).is_file():
         hub_dir.mkdir(parents=True, exist_ok=True)
@@ -139,14 +139,14 @@ def fetch(hub: str, revision: str | None, subset: str | None, split: str, hub_di
     return Fetched(folder, hub, commit, subset, split, record["num_rows"])
 
 
-def _resolve(hub: str, revision: str | None) -> str:
+def resolve_commit(hub: str, revision: str | None, kind: Literal["dataset", "model"]) -> str:
     """The commit that a name stands for now; a commit is asked for only when it is downloaded."""
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     from huggingface_hub import HfApi
 
-    with _hub_faults(hub):
-        commit = HfApi().dataset_info(hub, revision=revision).sha
+    with hub_faults(hub, kind):
+        commit = HfApi().repo_info(hub, repo_type=kind, revision=revision).sha
     assert commit is not None
     return commit
 
@@ -154,7 +154,7 @@ def _resolve(hub: str, revision: str | None) -> str:
 def _download(hub: str, commit: str, folder: Path) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _hub_faults(hub):
+    with hub_faults(hub, "dataset"):
         snapshot_download(hub, repo_type="dataset", revision=commit, local_dir=folder)
     # The client's notes about the download would be taken for data files.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -187,7 +187,8 @@ def _write(folder: Path, rows: Any, facts: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _hub_faults(hub: str) -> Iterator[None]:
+def hub_faults(hub: str, kind: str) -> Iterator[None]:
+    """The hub's errors in our words. kind: of what is asked for, a dataset or a model."""
     import httpx2
     from huggingface_hub import errors
 
@@ -203,7 +204,7 @@ def _hub_faults(hub: str) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         hint = "check the name; a private one needs HF_TOKEN"
-        raise UsageError("the hub has no such dataset", where=where, hint=hint) from None
+        raise UsageError(f"the hub has no such {kind}", where=where, hint=hint) from None
     except errors.HFValidationError as error:
         raise UsageError(str(error), where=where, hint="it is called OWNER/NAME") from None
     except (errors.HfHubHTTPError, OSError, httpx2.HTTPError) as error:

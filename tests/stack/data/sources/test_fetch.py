@@ -1,24 +1,18 @@
-"""The hub's own client against a server on this machine that speaks as much as it asks for."""
+"""Datasets are fetched by the hub's own client, from a server on this machine."""
 
-import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
 import pytest
 
+from helpers.hub_server import COMMIT, Hub, client_environment, serve_hub
 from post_training.data.config import DatasetConfig
 from post_training.data.sources.open import open_source
 
-COMMIT = "abcdef0123" * 4
 ROWS = [{"question": f"{number} + 1?", "answer": str(number + 1)} for number in range(50)]
 README = """---
 configs:
@@ -49,97 +43,16 @@ def lines(rows: list[dict[str, str]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-class Hub(ThreadingHTTPServer):
-    """files: of owner/name at COMMIT, its main branch. cut: a file that is sent by half only, and
-    never ends where `hang` is set."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {
-            "README.md": README.encode(),
-            "main/train.jsonl": lines(ROWS),
-            "main/test.jsonl": lines(ROWS[:7]),
-            "other.jsonl": lines(ROWS[:3]),
-        }
-        self.cut: str | None = None
-        self.hang = threading.Event()
-        self.is_hanging = threading.Event()
-        self.released = threading.Event()
-        self.requests: list[str] = []
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-        self.server.requests.append(format % arguments)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = urlparse(self.path).path
-        api, files = "/api/datasets/owner/name", self.server.files
-        if path in (api, f"{api}/revision/main"):
-            self.answer({"id": "owner/name", "sha": COMMIT, "siblings": []})
-        elif path == f"{api}/tree/{COMMIT}":
-            self.answer(
-                [
-                    {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
-                    for name, data in files.items()
-                ]
-            )
-        elif path.startswith(prefix := f"/datasets/owner/name/resolve/{COMMIT}/"):
-            self.send(path.removeprefix(prefix))
-        else:
-            is_known = path.startswith(api)
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RevisionNotFound" if is_known else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def answer(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def send(self, name: str) -> None:
-        data = self.server.files[name]
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{digest(data)}"')
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if name != self.server.cut:
-            self.wfile.write(data)
-            return
-        self.wfile.write(data[: len(data) // 2])
-        self.wfile.flush()
-        if self.server.hang.is_set():
-            self.server.is_hanging.set()
-            self.server.released.wait()
-        self.close_connection = True
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    files = {
+        "README.md": README.encode(),
+        "main/train.jsonl": lines(ROWS),
+        "main/test.jsonl": lines(ROWS[:7]),
+        "other.jsonl": lines(ROWS[:3]),
+    }
+    with serve_hub("dataset", files) as server:
+        yield server
 
 
 def start(
@@ -150,18 +63,9 @@ def start(
     subset: str = "main",
     split: str = "train",
 ) -> "subprocess.Popen[str]":
-    endpoint = f"http://127.0.0.1:{hub.server_port if hub else 9}"
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(hub_dir.parent / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, "owner/name", revision, subset, split, str(hub_dir)],
-        env=environment,
+        env=client_environment(hub, hub_dir.parent / "home"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
