@@ -22,7 +22,7 @@ from post_training.models.context_parallel import RowPart
 from post_training.stages.context import Ranks
 from post_training.train.config import TrainingStageConfig
 from post_training.train.optim import transformers_arguments
-from post_training.train.training_config import TrainingConfig
+from post_training.train.training_config import TrainingConfig, merge_deepspeed
 
 # Our losses are computed on the output layer in chunks, and need its plain forward.
 _LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
@@ -137,7 +137,7 @@ def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if distributed.offload == "parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return {
+    own = {
         "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
         "gradient_accumulation_steps": num_accumulated,
         "gradient_clipping": training.max_grad_norm,
@@ -149,6 +149,7 @@ def deepspeed_config(config: TrainingStageConfig, num_accumulated: int) -> dict[
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+    return merge_deepspeed(own, distributed.deepspeed_config or {})
 
 
 def strategy_settings(arguments: TrainingArguments) -> dict[str, dict[str, Any]]:

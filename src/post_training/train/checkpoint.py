@@ -171,6 +171,10 @@ class StopRequest:
         asked = [number for number, count in zip(SIGNALS, votes, strict=True) if count]
         self._agreed = asked[0] if asked else None
 
+    def ask_all(self, number: int) -> None:
+        """As though every rank had got this signal: for an end that all of them know of."""
+        self._agreed = number
+
     def end(self, step: int, num_steps: int) -> BaseException:
         """What ends a run that made `step` of `num_steps` steps."""
         if self._agreed is None:

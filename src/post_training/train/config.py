@@ -4,11 +4,11 @@ The blocks that all of them have are in training_config.py.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from post_training.config.model import Config, Role, not_default
+from post_training.config.model import ADDED_LATER, Config, Role, not_default
 from post_training.core.errors import UsageError
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
 from post_training.models.config import TrainedModelConfig, check_float32_logits
@@ -20,6 +20,8 @@ from post_training.train.training_config import (
     LoraConfig,
     TrainingConfig,
     accumulation_steps,
+    conflicts_with_settings,
+    steps_per_epoch,
 )
 
 _OF_IRL = ("irl_gamma", "irl_lambda")
@@ -98,6 +100,19 @@ class TrainingStageConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _deepspeed_as_the_settings_say(self) -> "TrainingStageConfig":
+        if self.distributed.deepspeed_config is None:
+            return self
+        if not self.distributed.is_zero:
+            raise ValueError(
+                "distributed.deepspeed_config: needs strategy: zero1, zero2 or zero3 "
+                f"(got {self.distributed.strategy})"
+            )
+        if conflicts := list(conflicts_with_settings(self.training, self.distributed)):
+            raise ValueError(f"distributed.deepspeed_config: {'; '.join(conflicts)}")
+        return self
+
     def check_ranks(self, world_size: int) -> None:
         size = self.distributed.context_parallel_size
         if world_size % size:
@@ -125,6 +140,16 @@ class TrainingStageConfig(StageConfig):
             raise ValueError(f"distributed.context_parallel_size: {problem}")
         return self
 
+    def in_steps(self, num_rows: int) -> Self:
+        """With save_steps in place of saves_per_epoch. num_rows: of the data."""
+        if self.checkpointing.saves_per_epoch is None:
+            return self
+        steps = steps_per_epoch(
+            self.checkpointing.saves_per_epoch, num_rows, self.training.effective_batch_size
+        )
+        checkpointing = self.checkpointing.model_copy(update={"save_steps": steps})
+        return self.model_copy(update={"checkpointing": checkpointing})
+
 
 class EvaluationConfig(Config):
     """Rows to evaluate on while training."""
@@ -145,6 +170,10 @@ class EvaluationConfig(Config):
         description="Steps between two evaluations. By default there is only the one at the end, "
         "which there always is.",
     )
+    evals_per_epoch: Annotated[PositiveInt | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        description="Instead of eval_steps: so many evaluations in a pass over the rows.",
+    )
     per_device_eval_batch_size: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
         8, description="Rows that one process evaluates at once."
     )
@@ -153,6 +182,8 @@ class EvaluationConfig(Config):
     def _one_kind_of_source(self) -> "EvaluationConfig":
         if bool(self.datasets) == (self.prepared is not None):
             raise ValueError("set exactly one of datasets, prepared")
+        if self.eval_steps is not None and self.evals_per_epoch is not None:
+            raise ValueError("set either eval_steps or evals_per_epoch")
         return self
 
 
@@ -173,6 +204,17 @@ class EvaluatedStageConfig(TrainingStageConfig):
                 "data.datasets; give evaluation.prepared instead"
             )
         return self
+
+    def in_steps(self, num_rows: int) -> Self:
+        """Also with eval_steps in place of evals_per_epoch."""
+        config = super().in_steps(num_rows)
+        if self.evaluation is None or self.evaluation.evals_per_epoch is None:
+            return config
+        steps = steps_per_epoch(
+            self.evaluation.evals_per_epoch, num_rows, self.training.effective_batch_size
+        )
+        evaluation = self.evaluation.model_copy(update={"eval_steps": steps})
+        return config.model_copy(update={"evaluation": evaluation})
 
     def evaluation_data(self) -> DataConfig:
         """The settings of `data` for the evaluation's rows."""

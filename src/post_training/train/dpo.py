@@ -125,7 +125,7 @@ def train(
         evaluation = DpoEvaluation(
             evaluation_collator,
             config.evaluation.per_device_eval_batch_size,
-            config.evaluation.eval_steps,
+            session.config.evaluation.eval_steps,
             context.ranks,
             config.loss,
             head,
@@ -160,6 +160,7 @@ def _collator(
         padding_free=config.training.padding_free,
         share_prompt=config.dpo.share_prompt,
         additive_mask=config.model.attn_implementation == "eager",
+        pad_to_multiple_of=config.training.pad_to_multiple_of,
     )
     return collator, reference
 

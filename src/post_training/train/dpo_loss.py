@@ -35,7 +35,7 @@ from post_training.data.prepared.dataset import PreparedRow
 from post_training.data.rows import COMPLETION, SIDES
 from post_training.models.head import IGNORED
 from post_training.train.config import PreferenceLossConfig
-from post_training.train.loss import MicroBatch, Scalar
+from post_training.train.loss import MicroBatch, Scalar, round_up
 
 # The grid of `_log_dawson`: its error is about exp(−(π / (2 · spacing))²), here 1e-27.
 _SPACING, _NUM_TERMS = 0.2, 36
@@ -237,6 +237,7 @@ class PairCollator:
         padding_free: bool,
         share_prompt: bool,
         additive_mask: bool,
+        pad_to_multiple_of: int | None = None,
     ):
         self.dataset = dataset
         self.ref_logprobs = ref_logprobs
@@ -245,6 +246,7 @@ class PairCollator:
         self.padding_free = padding_free
         self.share_prompt = share_prompt
         self.additive_mask = additive_mask
+        self.pad_to_multiple_of = pad_to_multiple_of or 1
 
     def __call__(self, items: list[dict[str, int]]) -> dict[str, PairBatch]:
         numbers = tuple(item["row"] for item in items)
@@ -253,7 +255,8 @@ class PairCollator:
     def batch(self, pairs_of_rows: list[list[Pair]], rows: tuple[int, ...]) -> PairBatch:
         pairs = list(chain.from_iterable(pairs_of_rows))
         laid_out = self._rows(pairs_of_rows, len(pairs))
-        size = (len(laid_out), max(sum(len(block.ids) for block in row) for row in laid_out))
+        longest = max(sum(len(block.ids) for block in row) for row in laid_out)
+        size = (len(laid_out), round_up(longest, self.pad_to_multiple_of))
         ids, positions = np.full(size, self.pad_token_id, np.int64), np.zeros(size, np.int64)
         targets, answers = np.full(size, IGNORED, np.int64), np.zeros(size, np.int64)
         # Tokens see those of the same block, in the same branch or in none; -1 is padding.

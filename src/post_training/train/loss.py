@@ -54,6 +54,11 @@ Scalar = Shaped[Tensor, ""] | float | int
 Collator = Callable[[list[dict[str, int]]], dict[str, Any]]
 
 
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple that is not below `length`."""
+    return -(-length // multiple) * multiple
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """Of one micro-batch.

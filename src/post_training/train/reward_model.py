@@ -81,6 +81,7 @@ def train(
         padding_free=False,
         share_prompt=False,
         additive_mask=False,
+        pad_to_multiple_of=config.training.pad_to_multiple_of,
     )
     tokenizer.chat_template = dataset.template.text
     counts = dataset.record["counts"]

@@ -79,6 +79,7 @@ class Session:
         if data.template is not None:
             tokenizer.chat_template = data.template.text
         num_steps = config.training.num_steps(data.counts)
+        config = config.in_steps(data.counts["num_rows"])
         num_accumulated = accumulation_steps(
             config.training, row_groups(config, context.ranks).world_size
         )

@@ -99,7 +99,7 @@ def train(
         evaluation = SftEvaluation(
             _collator(config, tokenizer, evaluation_dataset, part, packed=False),
             config.evaluation.per_device_eval_batch_size,
-            config.evaluation.eval_steps,
+            session.config.evaluation.eval_steps,
             row_groups(config, context.ranks),
             head,
         )
@@ -122,6 +122,7 @@ def _collator(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         packed=packed,
         padding_free=config.training.padding_free,
+        pad_to_multiple_of=config.training.pad_to_multiple_of,
         num_outputs=num_output_ids(config.model.path),
         part=part,
     )

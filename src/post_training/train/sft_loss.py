@@ -18,6 +18,7 @@ So each loss is Σ c_t ℓ_t. The collator knows c_t up to two factors, one for 
 completions; these need the sums over the global batch.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +31,7 @@ from post_training.data.rows import COMPLETION, EXCLUDED, PROMPT
 from post_training.models.context_parallel import RowPart
 from post_training.models.head import IGNORED
 from post_training.train.config import SftLossConfig
-from post_training.train.loss import MicroBatch
+from post_training.train.loss import MicroBatch, round_up
 
 SPANS = (("prompt", PROMPT), ("completion", COMPLETION))
 
@@ -162,6 +163,7 @@ class SftCollator:
         pad_token_id: int,
         packed: bool,
         padding_free: bool = False,
+        pad_to_multiple_of: int | None = None,
         num_outputs: int | None = None,
         part: RowPart | None = None,
     ):
@@ -172,15 +174,17 @@ class SftCollator:
         self.part = part
         self.packed = packed or padding_free or part is not None
         self.padding_free = padding_free
+        self.pad_to_multiple_of = pad_to_multiple_of or 1
 
     def __call__(self, items: list[dict[str, int]]) -> dict[str, SftBatch]:
         numbers = tuple(item["row"] for item in items)
         rows = [self._only_outputs(self.dataset.read(number)) for number in numbers]
         if self.padding_free:
             rows = [_join_rows(rows)]
+        # Of rows that are shared, each process has as many tokens.
+        parts = 1 if self.part is None else self.part.size
         longest = max(len(row.ids) for row in rows)
-        if self.part is not None:
-            longest += -longest % self.part.size
+        longest = round_up(longest, math.lcm(self.pad_to_multiple_of, parts))
         shape = (len(rows), longest)
         ids = np.full(shape, self.pad_token_id, np.int64)
         context = np.zeros(shape, np.int64)

@@ -12,6 +12,7 @@ class; each says where from. tests/stack/train/test_hooks.py compares these call
 """
 
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
@@ -246,6 +247,10 @@ class Trainer(SFTTrainer):
         if inference_steps > 0 and step % inference_steps == 0:
             folder = self._context.run_dir / INFERENCE_CHECKPOINTS
             self.save_model_to(folder / f"step-{step}")
+        interval = self._run.config.training.exit_interval
+        if interval is not None and step % interval == 0 and step < self.args.max_steps:
+            self._context.log(f"training.exit_interval: stopping after step {step}")
+            self._run.stop.ask_all(signal.SIGUSR1)
         if self._run.stop.is_agreed:
             self.control.should_save = self.control.should_training_stop = True
 

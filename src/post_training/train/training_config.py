@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from post_training.config.faults import explain
-from post_training.config.model import ADDED_LATER, Config, Role
+from post_training.config.model import ADDED_LATER, Config, Role, not_default
+from post_training.core import yaml
 from post_training.core.errors import UsageError
 from post_training.train.optim import (
     OPTIMIZERS,
@@ -96,6 +97,16 @@ class TrainingConfig(Config):
         False,
         description="A micro-batch is a single row of all its sequences, without padding. Each "
         "still sees only itself.",
+    )
+    pad_to_multiple_of: Annotated[PositiveInt | None, Role.TOPOLOGY, ADDED_LATER] = Field(
+        None,
+        description="Pad a micro-batch to a multiple of so many tokens; the length of a row gives "
+        "all micro-batches one shape. By default to its longest row.",
+    )
+    exit_interval: Annotated[PositiveInt | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        description="End at each multiple of so many steps, with a checkpoint and as SIGUSR1 does: "
+        "the same command goes on, and a submitted job is requeued. By default only at the end.",
     )
     gradient_checkpointing: Annotated[bool, Role.TOPOLOGY] = Field(
         False,
@@ -248,9 +259,22 @@ class DistributedConfig(Config):
         "model.attn_implementation: varlen.",
     )
 
+    deepspeed_config: Annotated[dict[str, Any] | None, ADDED_LATER] = Field(
+        None,
+        description="Settings of DeepSpeed itself, as a mapping or the path of a .json or .yaml "
+        "file, over those that follow from the strategy. What another setting says is refused "
+        "unless it is auto or the same. The file's content is recorded.",
+    )
+
     @property
     def is_zero(self) -> bool:
         return self.strategy.startswith("zero")
+
+    @field_validator("deepspeed_config", mode="before")
+    @classmethod
+    def _content(cls, given: Any) -> Any:
+        # Here, so that what counts and is recorded is the content, wherever the file is.
+        return _read_mapping(Path(given)) if isinstance(given, str | Path) else given
 
     @model_validator(mode="after")
     def _offload_of_what_is_divided(self) -> "DistributedConfig":
@@ -268,11 +292,86 @@ class DistributedConfig(Config):
         return self
 
 
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Errors: ValueError for what is no file with a mapping."""
+    try:
+        text = path.read_bytes()
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, str(path)).data
+    except (OSError, ValueError, UsageError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a mapping (got {type(content).__name__})")
+    return content
+
+
+def conflicts_with_settings(
+    training: TrainingConfig, distributed: DistributedConfig
+) -> Iterator[str]:
+    """What `deepspeed_config` says that other settings say otherwise, a line each."""
+    given = distributed.deepspeed_config or {}
+    zero, offload = given.get("zero_optimization", {}), distributed.offload
+    devices = {
+        "offload_optimizer": "none" if offload == "none" else "cpu",
+        "offload_param": "cpu" if offload == "parameters" else "none",
+    }
+    said = {
+        "zero_optimization.stage": (zero.get("stage"), int(distributed.strategy[-1])),
+        **{
+            f"zero_optimization.{name}.device": ((zero.get(name) or {}).get("device"), device)
+            for name, device in devices.items()
+        },
+        "gradient_clipping": (given.get("gradient_clipping"), training.max_grad_norm),
+        "train_micro_batch_size_per_gpu": (
+            given.get("train_micro_batch_size_per_gpu"),
+            training.per_device_train_batch_size,
+        ),
+        "train_batch_size": (given.get("train_batch_size"), training.effective_batch_size),
+        "gradient_accumulation_steps": (given.get("gradient_accumulation_steps"), "auto"),
+        "bf16.enabled": (
+            given.get("bf16", {}).get("enabled"),
+            training.mixed_precision == "bf16",
+        ),
+        "fp16.enabled": (given.get("fp16", {}).get("enabled"), False),
+    }
+    for key, (theirs, ours) in said.items():
+        if theirs not in (None, "auto", ours):
+            yield f"{key} is {theirs!r}, and by the other settings it is {ours!r}"
+    values = (given.get("optimizer") or {}).get("params", {}).values()
+    if "scheduler" in given or any(value != "auto" for value in values):
+        yield "optimizer and scheduler are named in training: leave them out, or their values auto"
+
+
+# What DeepSpeed would take for its own to decide.
+_OF_OTHER_SETTINGS = ("optimizer", "scheduler", "train_batch_size")
+
+
+def merge_deepspeed(ours: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `ours`; what is auto there is ours."""
+    merged = dict(ours)
+    for key, value in given.items():
+        if key in _OF_OTHER_SETTINGS or value == "auto":
+            continue
+        if isinstance(value, dict):
+            merged[key] = merge_deepspeed(merged.get(key, {}), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def steps_per_epoch(per_epoch: int, num_rows: int, effective_batch_size: int) -> int:
+    """Steps between two of `per_epoch` events in a pass over the rows, at least 1."""
+    return max(1, ceil(Fraction(num_rows, effective_batch_size * per_epoch)))
+
+
 class CheckpointingConfig(Config):
     """What is written along the way: checkpoints to resume from, and models for inference."""
 
     save_steps: Annotated[PositiveInt, Role.PLACEMENT] = Field(
         500, description="Steps between two checkpoints; there is always one at the end."
+    )
+    saves_per_epoch: Annotated[PositiveInt | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None,
+        description="Instead of save_steps: so many checkpoints in a pass over the rows.",
     )
     save_total_limit: Annotated[PositiveInt | None, Role.PLACEMENT] = Field(
         2, description="How many checkpoints are kept, the newest. null: all."
@@ -287,6 +386,12 @@ class CheckpointingConfig(Config):
         description="Another folder for these models, of this run alone; "
         "RUN/inference_checkpoints is then a link to it.",
     )
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> "CheckpointingConfig":
+        if self.saves_per_epoch is not None and not_default(self, ["save_steps"]):
+            raise ValueError("set either save_steps or saves_per_epoch")
+        return self
 
 
 class LoggingConfig(Config):
@@ -310,6 +415,18 @@ class LoggingConfig(Config):
     wandb_group: Annotated[str | None, Role.PLACEMENT] = Field(
         None, description="Group of the run at W&B. By default none."
     )
+    wandb_entity: Annotated[str | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None, description="User or team of the run at W&B. By default that of the key."
+    )
+    wandb_dir: Annotated[Path | None, Role.PLACEMENT, ADDED_LATER] = Field(
+        None, description="Folder for W&B's files, as its WANDB_DIR. By default RUN/wandb."
+    )
     wandb_tags: Annotated[list[str], Role.PLACEMENT] = Field(
         default_factory=list, description="Tags of the run at W&B."
     )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _nobody(cls, given: Any) -> Any:
+        # transformers' word for it.
+        return [] if given in ("none", ["none"]) else given

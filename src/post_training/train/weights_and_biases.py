@@ -114,6 +114,7 @@ class WeightsAndBiases:
         import wandb
 
         return wandb.init(
+            entity=self._config.wandb_entity,
             project=self._config.wandb_project,
             name=self._config.wandb_run_name or self._run_dir.name,
             group=self._config.wandb_group,
@@ -122,7 +123,7 @@ class WeightsAndBiases:
             id=self._run_id,
             resume="allow",
             reinit="create_new",
-            dir=str(self._run_dir),
+            dir=str(self._config.wandb_dir or self._run_dir),
             mode=mode,
             settings=wandb.Settings(
                 api_key=key,
@@ -140,7 +141,7 @@ class WeightsAndBiases:
         )
 
     def _remove_earlier(self) -> None:
-        for folder in (self._run_dir / "wandb").glob("offline-run-*"):
+        for folder in self._folder.parent.glob(f"offline-run-*-{self._run_id}"):
             if folder.name != self._folder.name:
                 shutil.rmtree(folder)
 

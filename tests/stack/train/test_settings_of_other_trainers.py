@@ -1,0 +1,72 @@
+"""Settings that users of other trainers know: checkpoints and evaluations per epoch, an end at an
+interval, micro-batches of one shape. None of them changes what is trained."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.sft_runs import changed, metrics, sft
+from post_training.core.errors import Interrupted
+from post_training.core.hashing import sha256_file
+from post_training.train.loss import round_up
+
+
+@pytest.fixture(scope="module")
+def runs(config: dict[str, Any], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same training three times: plain, with an end at step 6 and each epoch's events, and with
+    padding to 64 tokens."""
+    folder = tmp_path_factory.mktemp("runs")
+    plain = changed(config, **{"checkpointing.save_total_limit": None})
+    plain["evaluation"] = {"datasets": config["data"]["datasets"], "debug_subsample": 4}
+    events = changed(plain, **{"training.exit_interval": 6, "checkpointing.saves_per_epoch": 2})
+    del events["checkpointing"]["save_steps"]
+    events["evaluation"]["evals_per_epoch"] = 1
+    padded = changed(plain, **{"training.pad_to_multiple_of": 64})
+    sft(plain, folder / "plain")
+    with pytest.raises(Interrupted) as ended:
+        sft(events, folder / "events")
+    at_the_end = sorted(path.name for path in (folder / "events/checkpoints").glob("checkpoint-*"))
+    sft(events, folder / "events", resuming=True)
+    sft(padded, folder / "padded")
+    return folder, ended.value, at_the_end
+
+
+def test_exit_interval_ends_as_a_signal_does_and_the_same_command_goes_on(runs: Any):
+    folder, ended, at_the_end = runs
+    assert ended.exit_code == 128 + signal.SIGUSR1
+    assert at_the_end == ["checkpoint-4", "checkpoint-6"]
+    weights = [
+        sha256_file(folder / name / "model/model.safetensors") for name in ("plain", "events")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_saves_and_evals_per_epoch_are_at_their_steps(runs: Any):
+    folder, _, _ = runs
+    # 50 rows, 8 a step: 6.25 steps an epoch.
+    made = {path.name for path in (folder / "events/checkpoints").glob("checkpoint-*")}
+    assert made == {"checkpoint-4", "checkpoint-6", "checkpoint-8", "checkpoint-12"}
+    evaluated = [line["step"] for line in metrics(folder / "events") if "eval" in line]
+    assert evaluated == [7, 12]
+
+
+def test_padding_to_a_multiple_trains_the_same_but_for_rounding(runs: Any):
+    folder, _, _ = runs
+    plain, padded = (
+        [line["loss"] for line in metrics(folder / name) if "loss" in line]
+        for name in ("plain", "padded")
+    )
+    assert np.allclose(plain, padded, rtol=1e-5)
+    totals = [
+        json.loads(line) for line in (folder / "padded/metrics.jsonl").read_text().splitlines()
+    ]
+    assert totals[-1]["num_tokens"] == metrics(folder / "plain")[-1]["num_tokens"]
+
+
+def test_round_up_is_the_smallest_multiple_that_holds_it():
+    assert [round_up(length, 64) for length in (1, 64, 65)] == [64, 64, 128]
+    assert round_up(65, 1) == 65
