@@ -36,6 +36,10 @@ _CONTENTS = {
         *("docs/guides/pipelines", "docs/guides/submit", "docs/guides/images", "docs/guides/sites"),
         *("docs/guides/models", "docs/guides/troubleshooting"),
     ],
+    "Coming from": [
+        *("docs/from/swissai", "docs/from/openeurollm", "docs/from/axolotl", "docs/from/neox"),
+        "docs/from/open-instruct",
+    ],
     "Concepts": ["docs/concepts/nouns", "docs/concepts/identity", "docs/concepts/promises"],
     "Reference": [
         *("docs/reference/commands", "docs/reference/files", "docs/reference/templates"),

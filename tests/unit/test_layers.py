@@ -24,7 +24,7 @@ LAYERS = [
     "train",
     "annotate",
 ]
-LAYERS += ["slurm", "reproduce", "cli"]
+LAYERS += ["importers", "slurm", "reproduce", "cli"]
 ALSO_FORBIDDEN = {("data", "images"), ("models", "images"), ("annotate", "train")}
 STACK = {"torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "numpy"}
 

@@ -54,9 +54,11 @@ def build_app() -> "typer.Typer":
     from post_training.cli import (
         data,
         images,
+        imports,
         init,
         jobs,
         machines,
+        models,
         options,
         reports,
         runs,
@@ -77,6 +79,7 @@ def build_app() -> "typer.Typer":
         "runs": runs.runs_app,
         "artifact": runs.artifact_app,
         "data": data.data_app,
+        "model": models.model_app,
         "template": templates.template_app,
         "site": machines.site_app,
         "storage": machines.storage_app,
@@ -89,6 +92,7 @@ def build_app() -> "typer.Typer":
     app.command("reproduce")(runs.reproduce_run)
     app.command("report")(reports.report_runs)
     app.command("watch")(reports.watch_runs)
+    app.command("import")(imports.import_configuration)
     app.command("settings")(jobs.explain_settings)
     app.command("doctor")(machines.examine_machine)
     return app

@@ -1,0 +1,221 @@
+"""LLaMA-Factory's YAML (https://github.com/hiyouga/LLaMA-Factory, examples), and its
+dataset_info.json."""
+
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import UsageError
+from post_training.importers.documents import read_document
+from post_training.importers.training_arguments import (
+    ATTENTION,
+    TRAINING_ARGUMENTS,
+    tell_dataset,
+    use_dataset_path,
+    use_model,
+)
+from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
+from post_training.importers.trl import LOSSES
+from post_training.importers.trl import finish as finish_as_trl
+
+WHOLE = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "optim_args")
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": True,
+    "cutoff_len": 2048,
+    "seed": 42,
+}
+_TEMPLATES = {
+    "llama3": "llama-3",
+    "qwen": "qwen2.5",
+    "qwen3": "qwen3",
+    "gemma": "gemma3",
+    "gemma3": "gemma3",
+    "mistral": "mistral",
+    "zephyr": "zephyr",
+    "chatml": "chatml",
+    "default": "model",
+    "deepseek3": "deepseek-v3",
+    "gpt": "gpt-oss",
+    "phi": "phi-3",
+}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+_TAGS = {"role_tag": "role", "content_tag": "content"}
+_ROLES = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
+_ROLES |= {"observation_tag": "tool", "function_tag": "assistant"}
+
+
+def choose_stage(given: dict[str, Any]) -> str:
+    return "dpo" if given.get("stage") == "dpo" else "sft"
+
+
+def _stage(translation: Translation, key: str, value: Any) -> None:
+    if value in ("sft", "dpo"):
+        translation.tell(key, f"the stage: entrypoint {value}")
+    else:
+        translation.refuse(key, "must be sft or dpo; `entrypoint reward-model` trains rewards")
+
+
+def _datasets(translation: Translation, key: str, value: Any) -> None:
+    """Names in dataset_info.json of dataset_dir."""
+    folder = Path(translation.get("dataset_dir", "data"))
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    try:
+        known, _ = read_document(folder / "dataset_info.json")
+    except UsageError as error:
+        translation.refuse(key, f"its names are those of dataset_dir's dataset_info.json: {error}")
+        return
+    found = []
+    for name in names:
+        if name not in known:
+            translation.refuse(key, f"{name} is not in {folder / 'dataset_info.json'}")
+        else:
+            dataset = _dataset(translation, key, name, known[name], folder)
+            found.append(dataset)
+            tell_dataset(translation, f"{key}.{name}", known[name], dataset)
+    translation.settings.setdefault("data", {})["datasets"] = found
+    translation.tell(key, f"data.datasets: {', '.join(names)}")
+
+
+def _dataset(
+    translation: Translation, key: str, name: str, given: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    dataset: dict[str, Any] = {"name": name}
+    if "hf_hub_url" in given:
+        use_dataset_path(translation, key, given["hf_hub_url"], dataset)
+        dataset["split"] = given.get("split", "train")
+        if "subset" in given:
+            dataset["subset"] = given["subset"]
+    else:
+        dataset["path"] = str(folder / given.get("file_name", name))
+    columns = given.get("columns", {})
+    if given.get("formatting", "alpaca") == "sharegpt":
+        if "messages" in columns:
+            dataset["columns"] = {"messages": columns["messages"]}
+            dataset["columns"] |= {k: columns[k] for k in ("system", "tools") if k in columns}
+            dataset["format"] = "messages"
+        tags = given.get("tags", {})
+        if fields := {ours: tags[theirs] for theirs, ours in _TAGS.items() if theirs in tags}:
+            dataset["message_fields"] = fields
+        if roles := {tags[theirs]: role for theirs, role in _ROLES.items() if theirs in tags}:
+            dataset["roles"] = roles
+    elif given.get("ranking"):
+        dataset["format"] = "preference"
+    else:
+        if columns:
+            dataset["columns"] = {_ALPACA[k]: v for k, v in columns.items() if k in _ALPACA}
+        dataset["format"] = "alpaca"
+    known = {"hf_hub_url", "split", "subset", "file_name", "columns", "formatting", "tags"}
+    for other in sorted(set(given) - known - {"ranking"}):
+        translation.refuse(key, f"{name}: {other}: no counterpart, or not known here")
+    if most := translation.get("max_samples"):
+        dataset["max_rows"] = most
+    return dataset
+
+
+def _template(translation: Translation, key: str, value: Any) -> None:
+    if value in _TEMPLATES:
+        translation.put(key, "data.chat_template", _TEMPLATES[value])
+    else:
+        translation.refuse(
+            key,
+            f"no counterpart: {', '.join(_TEMPLATES)} have; --set data.chat_template=model takes "
+            f"the tokenizer's own, with --drop {key}",
+        )
+
+
+def _length(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "sft":
+        translation.put(key, "sft.max_seq_length", value)
+    elif key in translation.where:
+        translation.refuse(
+            key,
+            "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
+            f"--set, and --drop {key}",
+        )
+
+
+def _tuning(translation: Translation, key: str, value: Any) -> None:
+    if value == "lora":
+        translation.settings.setdefault("lora", {})
+        translation.tell(key, "lora")
+    elif value == "full":
+        translation.tell(key, "the whole model, as here")
+    else:
+        translation.refuse(key, "no counterpart: full and lora are")
+
+
+def _of_lora(path: str) -> Any:
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if translation.get("finetuning_type") != "lora":
+            translation.tell(key, "of an adapter, and there is none")
+        elif path.endswith("modules"):
+            if value == "all":
+                translation.tell(key, "all linear layers but the output, as here")
+            else:
+                translation.put(key, path, [name.strip() for name in value.split(",")])
+        else:
+            translation.put(key, path, value)
+
+    return handle
+
+
+def _attention(translation: Translation, key: str, value: Any) -> None:
+    if value in ATTENTION:
+        translation.put(key, "model.attn_implementation", ATTENTION[value])
+    else:
+        translation.refuse(key, f"must be one of {', '.join(ATTENTION)}")
+
+
+def _preference_loss(translation: Translation, key: str, value: Any) -> None:
+    try:
+        translation.put(key, "loss.name", LOSSES(value))
+    except ValueError as error:
+        translation.refuse(key, str(error))
+
+
+def _packing(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        translation.put(key, "sft.packing", "bfd", "sequences do not see each other")
+    else:
+        translation.tell(key, "off, as here")
+
+
+TABLE: Table = {
+    **TRAINING_ARGUMENTS,
+    "model_name_or_path": use_model,
+    "trust_remote_code": Nothing("no code of a model is run: architectures of transformers are"),
+    "rope_scaling": Nothing("config.json says it: put rope_scaling into that of a copy"),
+    "flash_attn": _attention,
+    "attn": _attention,
+    "enable_liger_kernel": Becomes("training.use_liger_kernel"),
+    "stage": _stage,
+    "finetuning_type": _tuning,
+    "lora_rank": _of_lora("lora.rank"),
+    "lora_alpha": _of_lora("lora.alpha"),
+    "lora_dropout": _of_lora("lora.dropout"),
+    "lora_target": _of_lora("lora.target_modules"),
+    "dataset": _datasets,
+    "dataset_dir": Ours("it goes with dataset"),
+    "eval_dataset": Nothing("set evaluation.datasets by --set"),
+    "template": _template,
+    "cutoff_len": _length,
+    "max_samples": Ours("the first rows of each dataset: max_rows"),
+    "overwrite_cache": Ours("prepared data is found again only where nothing changed"),
+    "preprocessing_num_workers": Becomes("data.num_workers"),
+    "packing": _packing,
+    "neat_packing": _packing,
+    "train_on_prompt": lambda t, key, value: (
+        t.put(key, "loss", {"name": "sft"}) if value else t.tell(key, "answers alone, as here")
+    ),
+    "mask_history": lambda t, key, value: (
+        t.put(key, "data.train_on", "last_turn") if value else t.tell(key, "all turns, as here")
+    ),
+    "val_size": Nothing("`entrypoint split` makes the rows to evaluate on, once"),
+    "pref_beta": Becomes("loss.beta"),
+    "pref_loss": _preference_loss,
+    "ref_model": Becomes("reference.ref_model_name_or_path"),
+}
+finish = finish_as_trl

@@ -1,0 +1,250 @@
+"""TRL's `trl sft --config` and `trl dpo --config` (https://huggingface.co/docs/trl/clis); the keys
+of open-instruct's finetune.py and dpo_tune.py that differ."""
+
+from typing import Any
+
+from post_training.importers.training_arguments import (
+    ATTENTION,
+    PACKING,
+    TRAINING_ARGUMENTS,
+    use_dataset_path,
+    use_dtype,
+    use_model,
+)
+from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation, choose
+
+WHOLE = (
+    "gradient_checkpointing_kwargs",
+    "lr_scheduler_kwargs",
+    "optim_args",
+    "deepspeed",
+    "liger_kernel_config",
+    "dataset_mixer",
+)
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": True,
+    "bf16": True,
+    "max_length": 1024,
+    "chat_template_path": None,
+    "seed": 42,
+}
+DEFAULTS_OF_DPO = {"learning_rate": 1e-6, "beta": 0.1, "loss_type": "sigmoid"}
+LOSSES = choose(sigmoid="dpo", dpo="dpo", dpo_norm="dpo-norm", hinge="hinge", ipo="ipo")
+LOSSES_OF_SFT = ("nll", "chunked_nll")
+_OF_DPO = (
+    "beta",
+    "ref_model_name_or_path",
+    "precompute_ref_log_probs",
+    "dpo_beta",
+    "dpo_loss_type",
+)
+
+
+def choose_stage(given: dict[str, Any]) -> str:
+    """dpo where a key of it is set."""
+    is_dpo = any(given.get(key) is not None for key in _OF_DPO) or given.get("loss_type") in (
+        "sigmoid",
+        "hinge",
+        "ipo",
+    )
+    return "dpo" if is_dpo else "sft"
+
+
+def _dataset(translation: Translation, key: str, value: Any) -> None:
+    if value is None:
+        translation.tell(key, "not set there")
+        return
+    dataset: dict[str, Any] = {}
+    use_dataset_path(translation, key, value, dataset)
+    if "hub" in dataset or "." not in str(value).rsplit("/", 1)[-1]:
+        dataset["split"] = translation.get("dataset_train_split", "train")
+    if subset := translation.get("dataset_config"):
+        dataset["subset"] = subset
+    block = translation.settings.setdefault("data", {})
+    block["datasets"] = [dataset]
+    translation.tell(key, "data.datasets")
+    if "hub" in dataset and translation.get("eval_strategy", "no") not in ("no", False):
+        split = translation.get("dataset_test_split", "test")
+        translation.settings.setdefault("evaluation", {})["datasets"] = [dataset | {"split": split}]
+
+
+def _mixer(translation: Translation, key: str, value: Any) -> None:
+    """open-instruct: {path or name: share or number}, or a list of them in turn."""
+    if isinstance(value, list):
+        value = dict(zip(value[::2], value[1::2], strict=False))
+    datasets = []
+    for name, amount in (value or {}).items():
+        dataset: dict[str, Any] = {}
+        use_dataset_path(translation, key, name, dataset)
+        if "hub" in dataset:
+            dataset["split"] = "train"
+        number = float(amount)
+        if number != 1 or "." not in str(amount):
+            dataset["subsample_factor"] = number if "." in str(amount) else int(number)
+        datasets.append(dataset)
+    translation.settings.setdefault("data", {})["datasets"] = datasets
+    translation.tell(key, f"data.datasets: {len(datasets)}")
+
+
+def _length(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "sft":
+        translation.put(key, "sft.max_seq_length", value)
+    elif key in translation.where:
+        translation.refuse(
+            key,
+            "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
+            f"--set, and --drop {key}",
+        )
+    else:
+        translation.tell(key, "no limit here: set dpo.max_prompt_length, dpo.max_completion_length")
+
+
+def _loss(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "dpo":
+        try:
+            translation.put(key, "loss.name", LOSSES(value))
+        except ValueError as error:
+            translation.refuse(key, str(error))
+    elif value in LOSSES_OF_SFT:
+        translation.tell(key, "so it is here: the likelihood of each token")
+    else:
+        translation.refuse(key, "no counterpart: nll is")
+
+
+def _completion_only(translation: Translation, key: str, value: Any) -> None:
+    if value is False:
+        translation.put(key, "loss", {"name": "sft"}, "all tokens")
+    else:
+        translation.tell(key, "so it is here: answers alone are trained")
+
+
+def _template(translation: Translation, key: str, value: Any) -> None:
+    if value is None:
+        translation.put(key, "data.chat_template", "model", "the tokenizer's own")
+    elif str(value).endswith(".jinja") or key == "chat_template_name":
+        translation.put(key, "data.chat_template", value)
+    else:
+        translation.refuse(key, "must be a .jinja file; a tokenizer's own is taken with its model")
+
+
+def _attention(translation: Translation, key: str, value: Any) -> None:
+    name = str(value).lower().removeprefix("kernels-community/").replace("-", "_")
+    name = {"flash_attn2": "flash_attention_2", "flash_attn3": "flash_attention_3"}.get(name, name)
+    if name in ATTENTION:
+        translation.put(key, "model.attn_implementation", ATTENTION[name])
+    elif value:
+        translation.refuse(key, f"must be one of {', '.join(ATTENTION)}")
+    else:
+        translation.tell(key, "sdpa, as here")
+
+
+def _adapter(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        translation.settings.setdefault("lora", {})
+    translation.tell(key, "lora" if value else "none, as here")
+
+
+def _of_adapter(path: str) -> Any:
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if translation.get("use_peft") or translation.get("use_lora"):
+            translation.put(key, path, [value] if path.endswith("modules") else value)
+        else:
+            translation.tell(key, "of an adapter, and there is none")
+
+    return handle
+
+
+def _packing_kind(translation: Translation, key: str, value: Any) -> None:
+    if translation.get("packing"):
+        translation.put(key, "sft.packing", PACKING(value))
+    else:
+        translation.tell(key, "nothing is packed")
+
+
+def _checkpointing_steps(translation: Translation, key: str, value: Any) -> None:
+    if value == "epoch":
+        translation.put(key, "checkpointing.saves_per_epoch", 1)
+    else:
+        translation.put(key, "checkpointing.save_steps", int(value))
+
+
+_FROM_DATASET = Ours("it goes with dataset_name")
+TABLE: Table = {
+    **TRAINING_ARGUMENTS,
+    "model_name_or_path": use_model,
+    "tokenizer_name_or_path": use_model,
+    "tokenizer_name": use_model,
+    "model_revision": Becomes("model.revision"),
+    "trust_remote_code": Nothing("no code of a model is run: architectures of transformers are"),
+    "attn_implementation": _attention,
+    "use_flash_attn": lambda t, key, value: _attention(t, key, "fa2" if value else "sdpa"),
+    "torch_dtype": use_dtype,
+    "dtype": use_dtype,
+    "use_peft": _adapter,
+    "use_lora": _adapter,
+    "lora_r": _of_adapter("lora.rank"),
+    "lora_rank": _of_adapter("lora.rank"),
+    "lora_alpha": _of_adapter("lora.alpha"),
+    "lora_dropout": _of_adapter("lora.dropout"),
+    "lora_target_modules": Nothing(
+        "all linear layers but the output; else set lora.target_modules"
+    ),
+    "load_in_8bit": Nothing("models are trained in 16 or 32 bits"),
+    "load_in_4bit": Nothing("models are trained in 16 or 32 bits"),
+    "dataset_name": _dataset,
+    "dataset_config": _FROM_DATASET,
+    "dataset_train_split": _FROM_DATASET,
+    "dataset_test_split": _FROM_DATASET,
+    "dataset_mixer": _mixer,
+    "dataset_mixer_list": _mixer,
+    "mixer_list": _mixer,
+    "dataset_num_proc": Becomes("data.num_workers"),
+    "preprocessing_num_workers": Becomes("data.num_workers"),
+    "max_length": _length,
+    "max_seq_length": _length,
+    "max_prompt_length": Becomes("dpo.max_prompt_length"),
+    "max_completion_length": Becomes("dpo.max_completion_length"),
+    "packing": Becomes("sft.packing", PACKING),
+    "packing_strategy": _packing_kind,
+    "padding_free": Becomes("training.padding_free"),
+    "pad_to_multiple_of": Becomes("training.pad_to_multiple_of"),
+    "completion_only_loss": _completion_only,
+    "assistant_only_loss": Ours("answers alone are trained"),
+    "chat_template_path": _template,
+    "chat_template_name": _template,
+    "eos_token": Becomes("data.special_tokens.eos_token"),
+    "pad_token": Becomes("data.special_tokens.pad_token"),
+    "loss_type": _loss,
+    "dpo_loss_type": _loss,
+    "beta": Becomes("loss.beta"),
+    "dpo_beta": Becomes("loss.beta"),
+    "label_smoothing": Becomes("loss.label_smoothing"),
+    "ref_model_name_or_path": Becomes("reference.ref_model_name_or_path"),
+    "precompute_ref_log_probs": Ours("logprobs of the reference are computed before training"),
+    "use_slow_tokenizer": Nothing("tokenizers are fast ones, which know where a token stands"),
+    "with_tracking": lambda t, key, value: t.put(
+        key, "logging.report_to", ["wandb"] if value else []
+    ),
+    "exp_name": Becomes("logging.wandb_run_name"),
+    "checkpointing_steps": _checkpointing_steps,
+    "keep_last_n_checkpoints": Becomes("checkpointing.save_total_limit"),
+    "reduce_loss": Ours("a step's loss is over the tokens of all processes"),
+}
+
+
+def finish(translation: Translation) -> None:
+    if translation.stage == "sft":
+        translation.settings.setdefault("sft", {})
+    else:
+        translation.settings.setdefault("dpo", {})
+    under_zero = str(translation.settings.get("distributed", {}).get("strategy")).startswith("zero")
+    model = translation.settings.get("model", {})
+    if model.get("dtype") == "bfloat16" and not under_zero:
+        del model["dtype"]
+        translation.tell(
+            "dtype", "float32 weights, computed in bf16: slow averages stand still else"
+        )

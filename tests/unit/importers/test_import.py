@@ -1,0 +1,280 @@
+"""Configurations of other trainers become ones that load here, and each of their keys is told."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from post_training.config.load import load_config
+from post_training.core import yaml
+from post_training.core.errors import ConfigError, UsageError
+from post_training.importers.documents import compose, read_with_references
+from post_training.importers.run import SYSTEMS, Request, import_settings
+from post_training.importers.translation import flatten
+from post_training.stages.registry import find_stage
+
+FILES = Path(__file__).parent / "files"
+# A configuration of each system: its files and command line, and what else is to be said.
+CASES: dict[str, Request] = {
+    "axolotl": Request("axolotl", ["axolotl.yaml"], num_processes=4),
+    "trl": Request("trl", ["trl-sft.yaml"], num_processes=2),
+    "open-instruct": Request("trl", ["open-instruct.yaml"], num_processes=2),
+    "openeurollm": Request("openeurollm", ["openeurollm-sft.yaml", "training.max_steps=20"]),
+    "openeurollm-dpo": Request(
+        "openeurollm",
+        ["openeurollm-dpo.yaml"],
+        drop=["dpo.max_seq_length"],
+        overrides=["dpo.max_prompt_length=1024", "dpo.max_completion_length=1024"],
+    ),
+    "swissai": Request(
+        "swissai",
+        ["swissai/train-sft.yaml", "model=apertus-8b", "trainer=ln-plw", "job_subdir=try"],
+    ),
+    "swissai-preference": Request(
+        "swissai",
+        ["swissai/train-preference.yaml", "accelerate_config=swissai/accelerate/ds-zero3.yaml"],
+    ),
+    "neox": Request("neox", ["neox.yml"], num_processes=8),
+    "llamafactory": Request("llamafactory", ["llamafactory/sft.yaml"], num_processes=1),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with all files."""
+    shutil.copytree(FILES, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def setting(settings: dict, path: str) -> object:
+    for part in path.split("."):
+        settings = settings[part]
+    return settings
+
+
+def test_every_system_has_a_case():
+    assert {case.system for case in CASES.values()} == set(SYSTEMS)
+
+
+def test_import_command_writes_a_file_that_loads(folder: Path, post_training: Callable):
+    words = ["swissai", *CASES["swissai"].files, "--set", "training.max_steps=5"]
+    words += ["--set", "training.num_train_epochs=null", "--drop", "wandb", "--out", "ours.yaml"]
+    done = post_training("import", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.endswith("ours.yaml: for `entrypoint sft ours.yaml`\n")
+    assert "trainer: 'ln-plw' -> loss.name: 'ln-plw'\n" in done.stderr
+    loaded = load_config(find_stage("sft").load_config_class(), folder / "ours.yaml")
+    assert loaded.training.max_steps == 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_import_loads_and_tells_of_each_key(name: str, folder: Path):
+    request = CASES[name]
+    imported = import_settings(request)
+    (folder / "ours.yaml").write_text(yaml.dump(imported.settings))
+    load_config(find_stage(imported.stage).load_config_class(), folder / "ours.yaml")
+    # Whatever the files say, at any depth, has a line.
+    keys = keys_of(request) - set(request.drop)
+    assert sorted(key for key in keys if not any(told(key, line) for line in imported.lines)) == []
+
+
+def keys_of(request: Request) -> set[str]:
+    module = import_module(f"post_training.importers.{request.system}")
+    words = list(request.files)
+    if request.system == "swissai":
+        data, _ = compose(Path(words[0]), words[1:])
+    else:
+        data, _ = read_with_references([Path(words[0])], words[1:])
+    keys = {key for key, _ in flatten(data, module.WHOLE)}
+    return {key.replace("-", "_") for key in keys} if request.system == "neox" else keys
+
+
+def told(key: str, line: str) -> bool:
+    return line.startswith((f"{key}:", f"{key} "))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "axolotl",
+            {
+                "stage": "sft",
+                "training.effective_batch_size": 64,  # 8 × 2 × 4
+                "training.optimizer": "adamw",
+                "training.lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+                "training.pad_to_multiple_of": 2048,
+                "checkpointing.saves_per_epoch": 2,
+                "distributed.strategy": "zero3",
+                "distributed.offload": "optimizer",
+                "model.attn_implementation": "varlen",
+                "data.chat_template": "model",
+            },
+        ),
+        (
+            "openeurollm",
+            {
+                "stage": "sft",
+                "training.max_steps": 20,
+                "training.effective_batch_size": 32,
+                "training.warmup": 0.03,
+                "distributed.strategy": "zero2",
+                "sft.packing": "bfd",
+                "output_base": "outputs",
+                "logging.report_to": [],
+            },
+        ),
+        ("openeurollm-dpo", {"stage": "dpo", "loss.name": "dpo", "loss.beta": 5.0}),
+        (
+            "swissai",
+            {
+                "stage": "sft",
+                "loss.name": "ln-plw",
+                "training.effective_batch_size": 32,
+                "distributed.strategy": "zero1",
+                "output_base": "artifacts/private/outputs/train_sft/try",
+                "data.chat_template": "tulu",
+                "sft.packing": "none",
+                "seed": 42,
+            },
+        ),
+        (
+            "swissai-preference",
+            {
+                "stage": "dpo",
+                "loss.name": "qrpo",
+                "dpo.num_ref_rewards": 10,
+                "distributed.strategy": "zero3",
+                "distributed.offload": "optimizer",
+            },
+        ),
+        (
+            "neox",
+            {
+                "stage": "sft",
+                "data.indexed": ["sft_text_document"],
+                "sft.packing": "k_bin_packed",
+                "training.effective_batch_size": 64,
+                "training.exit_interval": 500,
+                "training.optimizer_args": {"betas": [0.9, 0.95], "eps": 1e-8},
+                "training.lr_scheduler_kwargs": {"min_lr": 1e-6},
+            },
+        ),
+        (
+            "llamafactory",
+            {"stage": "sft", "data.train_on": "last_turn", "sft.max_seq_length": 16384},
+        ),
+        # A key of the file counts, and never the default of another name of it.
+        (
+            "open-instruct",
+            {"stage": "sft", "sft.max_seq_length": 4096, "training.learning_rate": 5e-6},
+        ),
+        (
+            "trl",
+            {"stage": "sft", "lora": {"rank": 32, "alpha": 16}, "training.num_train_epochs": 1},
+        ),
+    ],
+)
+def test_import_gives_the_settings_that_are_meant(name: str, expected: dict, folder: Path):
+    imported = import_settings(CASES[name])
+    found = {"stage": imported.stage} | {
+        path: setting(imported.settings, path) for path in expected if path != "stage"
+    }
+    assert found == expected
+
+
+def test_import_of_another_weight_is_the_share_of_rows(folder: Path):
+    imported = import_settings(CASES["openeurollm-dpo"])
+    assert imported.settings["data"]["datasets"] == [
+        {"path": "pairs.jsonl", "subsample_factor": 0.5, "name": "pairs"}
+    ]
+
+
+def test_import_key_without_a_counterpart_is_refused_unless_dropped(folder: Path):
+    with open("axolotl.yaml", "a") as file:
+        file.write("flash_attn_fuse_mlp: true\nneftune_noise_alpha: 5\nlaerning_rate: 1\n")
+    request = Request("axolotl", ["axolotl.yaml"], num_processes=1)
+    with pytest.raises(ConfigError) as error:
+        import_settings(request)
+    first, second, third = error.value.faults
+    assert first.startswith("axolotl.yaml:58: flash_attn_fuse_mlp: true: no counterpart: matrices ")
+    assert first.endswith("; --drop flash_attn_fuse_mlp leaves it out")
+    assert second.startswith("axolotl.yaml:59: neftune_noise_alpha: 5: no counterpart: ")
+    assert "laerning_rate: 1: is not known here, did you mean 'learning_rate'?" in third
+    dropped = ["flash_attn_fuse_mlp", "neftune_noise_alpha", "laerning_rate"]
+    imported = import_settings(Request("axolotl", request.files, dropped, num_processes=1))
+    assert imported.lines[:3] == [f"{key}: dropped" for key in dropped]
+
+
+def test_import_without_the_number_of_processes_asks_for_it(folder: Path):
+    with pytest.raises(ConfigError, match="give --num-processes"):
+        import_settings(Request("axolotl", ["axolotl.yaml"]))
+
+
+def test_import_model_of_the_hub_says_what_to_fetch(folder: Path):
+    text = Path("axolotl.yaml").read_text().replace("base_model: model", "base_model: org/name")
+    Path("axolotl.yaml").write_text(text)
+    request = Request("axolotl", ["axolotl.yaml"], num_processes=1)
+    with pytest.raises(ConfigError, match="set revision, hub_dir too") as error:
+        import_settings(request)
+    assert "post-training model fetch org/name --hub-dir DIR" in error.value.hint
+    named = [f"model.revision={'a' * 40}", "model.hub_dir=hub"]
+    imported = import_settings(Request("axolotl", request.files, (), named, num_processes=1))
+    assert imported.settings["model"]["hub"] == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("system", "files", "problem"),
+    [
+        ("verl", ["axolotl.yaml"], "no importer for 'verl'"),
+        ("axolotl", [], "name at least one file"),
+        ("axolotl", ["nowhere.yaml"], "nowhere.yaml: no such file"),
+        ("swissai", ["swissai"], "name the main file in it"),
+        (
+            "swissai",
+            ["swissai/train-sft.yaml", "model=gpt"],
+            "model=gpt: no such file: swissai/model",
+        ),
+        ("swissai", ["swissai/train-sft.yaml", "tulu"], "must be key=value or group=name"),
+    ],
+)
+def test_import_of_what_cannot_be_read_is_refused(
+    system: str, files: list[str], problem: str, folder: Path
+):
+    with pytest.raises(UsageError) as error:
+        import_settings(Request(system, files))
+    assert problem in str(error.value)
+
+
+def test_import_reference_without_an_end_is_refused(folder: Path):
+    Path("circle.yaml").write_text("a: ${b}\nb: ${a}\n")
+    with pytest.raises(UsageError, match="goes in a circle"):
+        import_settings(Request("openeurollm", ["circle.yaml"]))
+    Path("circle.yaml").write_text("a: ${nothing}\n")
+    with pytest.raises(UsageError, match="there is no such key"):
+        import_settings(Request("openeurollm", ["circle.yaml"]))
+
+
+def test_import_writes_over_no_file(folder: Path, post_training: Callable):
+    Path("ours.yaml").write_text("mine")
+    done = post_training("import", "neox", "neox.yml", "--out", "ours.yaml", cwd=folder)
+    assert done.returncode == 2
+    assert "error: ours.yaml: is there already" in done.stderr
+    assert Path("ours.yaml").read_text() == "mine"
+
+
+def test_import_deepspeed_with_fp16_or_nvme_is_refused(folder: Path):
+    given = json.loads(Path("deepspeed.json").read_text())
+    for change, problem in (
+        ({"fp16": {"enabled": True}}, "fp16 has no counterpart"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "nvme"),
+        ({"zero_optimization": {"stage": 0}}, "stage must be 1, 2 or 3"),
+    ):
+        Path("deepspeed.json").write_text(json.dumps(given | change))
+        with pytest.raises(ConfigError, match=problem):
+            import_settings(CASES["axolotl"])
