@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.imported_configurations import CASES, FILES
 from post_training.config.load import load_config
 from post_training.core import yaml
 from post_training.core.errors import ConfigError, UsageError
@@ -15,31 +16,6 @@ from post_training.importers.documents import compose, read_with_references
 from post_training.importers.run import SYSTEMS, Request, import_settings
 from post_training.importers.translation import flatten
 from post_training.stages.registry import find_stage
-
-FILES = Path(__file__).parent / "files"
-# A configuration of each system: its files and command line, and what else is to be said.
-CASES: dict[str, Request] = {
-    "axolotl": Request("axolotl", ["axolotl.yaml"], num_processes=4),
-    "trl": Request("trl", ["trl-sft.yaml"], num_processes=2),
-    "open-instruct": Request("trl", ["open-instruct.yaml"], num_processes=2),
-    "openeurollm": Request("openeurollm", ["openeurollm-sft.yaml", "training.max_steps=20"]),
-    "openeurollm-dpo": Request(
-        "openeurollm",
-        ["openeurollm-dpo.yaml"],
-        drop=["dpo.max_seq_length"],
-        overrides=["dpo.max_prompt_length=1024", "dpo.max_completion_length=1024"],
-    ),
-    "swissai": Request(
-        "swissai",
-        ["swissai/train-sft.yaml", "model=apertus-8b", "trainer=ln-plw", "job_subdir=try"],
-    ),
-    "swissai-preference": Request(
-        "swissai",
-        ["swissai/train-preference.yaml", "accelerate_config=swissai/accelerate/ds-zero3.yaml"],
-    ),
-    "neox": Request("neox", ["neox.yml"], num_processes=8),
-    "llamafactory": Request("llamafactory", ["llamafactory/sft.yaml"], num_processes=1),
-}
 
 
 @pytest.fixture
