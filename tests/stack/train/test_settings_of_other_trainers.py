@@ -1,7 +1,6 @@
 """Settings that users of other trainers know: checkpoints and evaluations per epoch, an end at an
 interval, micro-batches of one shape. None of them changes what is trained."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,19 @@ from post_training.train.loss import round_up
 
 
 @pytest.fixture(scope="module")
-def runs(config: dict[str, Any], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The same training three times: plain, with an end at step 6 and each epoch's events, and with
-    padding to 64 tokens."""
+def runs(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same training twice: plain, and with an end at step 6 and each epoch's events."""
     folder = tmp_path_factory.mktemp("runs")
     plain = changed(config, **{"checkpointing.save_total_limit": None})
     plain["evaluation"] = {"datasets": config["data"]["datasets"], "debug_subsample": 4}
     events = changed(plain, **{"training.exit_interval": 6, "checkpointing.saves_per_epoch": 2})
     del events["checkpointing"]["save_steps"]
     events["evaluation"]["evals_per_epoch"] = 1
-    padded = changed(plain, **{"training.pad_to_multiple_of": 64})
     sft(plain, folder / "plain")
     with pytest.raises(Interrupted) as ended:
         sft(events, folder / "events")
     at_the_end = sorted(path.name for path in (folder / "events/checkpoints").glob("checkpoint-*"))
     sft(events, folder / "events", resuming=True)
-    sft(padded, folder / "padded")
     return folder, ended.value, at_the_end
 
 
@@ -54,17 +50,18 @@ def test_saves_and_evals_per_epoch_are_at_their_steps(runs: Any):
     assert evaluated == [7, 12]
 
 
-def test_padding_to_a_multiple_trains_the_same_but_for_rounding(runs: Any):
-    folder, _, _ = runs
-    plain, padded = (
-        [line["loss"] for line in metrics(folder / name) if "loss" in line]
-        for name in ("plain", "padded")
-    )
-    assert np.allclose(plain, padded, rtol=1e-5)
-    totals = [
-        json.loads(line) for line in (folder / "padded/metrics.jsonl").read_text().splitlines()
-    ]
-    assert totals[-1]["num_tokens"] == metrics(folder / "plain")[-1]["num_tokens"]
+def test_padding_to_a_multiple_trains_the_same_but_for_rounding(
+    config: dict[str, Any], model: Path, tmp_path: Path
+):
+    # Without dropout, which draws for padding too.
+    settings = {"model.path": str(model), "training.max_steps": 2, "logging.logging_steps": 1}
+    plain = changed(config, **settings)
+    sft(plain, tmp_path / "plain")
+    sft(changed(plain, **{"training.pad_to_multiple_of": 64}), tmp_path / "padded")
+    of_plain, of_padded = metrics(tmp_path / "plain"), metrics(tmp_path / "padded")
+    losses = [[line["loss"] for line in lines] for lines in (of_plain, of_padded)]
+    assert np.allclose(*losses, rtol=1e-4)
+    assert of_padded[-1]["num_tokens"] == of_plain[-1]["num_tokens"]
 
 
 def test_round_up_is_the_smallest_multiple_that_holds_it():
