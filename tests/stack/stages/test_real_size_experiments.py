@@ -81,11 +81,12 @@ def folder(init_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def judge(folder: Path) -> None:
+def judge(folder: Path, model: Path) -> None:
+    """A tiny Llama: transformers has no reward model of the Apertus architecture."""
     write(folder / "pairs.jsonl", [{"prompt": "1?", "chosen": "1", "rejected": "2"}] * 8)
     config = {
-        "model": {"path": "inputs/policy"},
-        "data": {"chat_template": "apertus", "datasets": [{"path": "pairs.jsonl"}]},
+        "model": {"path": str(model)},
+        "data": {"chat_template": "chatml", "datasets": [{"path": "pairs.jsonl"}]},
         "training": {**SMALL_TRAINING, "max_steps": 2, "learning_rate": 1e-4},
         "num_threads": 1,
     }
