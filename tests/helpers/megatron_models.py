@@ -163,12 +163,13 @@ def build(family: str, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -
     return model.eval()
 
 
-def logits(model: Any) -> Tensor:
-    """[tokens, vocabulary] of IDS, by megatron-core."""
+def logits(model: Any) -> list[list[float]]:
+    """[tokens, vocabulary] of IDS, by megatron-core. Numbers: a tensor that is sent to another
+    process needs this one to live on."""
     length = IDS.shape[1]
     future = torch.triu(torch.ones(length, length), 1).bool()[None, None]
     with torch.no_grad():
-        return model(IDS, torch.arange(length)[None], future)[0, :, :VOCABULARY]
+        return model(IDS, torch.arange(length)[None], future)[0, :, :VOCABULARY].tolist()
 
 
 def _state(model: Any, family: str, **ranks: int) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _state(model: Any, family: str, **ranks: int) -> dict[str, Any]:
     }
 
 
-def save_families(context: StageContext) -> dict[str, Tensor]:
+def save_families(context: StageContext) -> dict[str, Any]:
     """Save each family in both formats below the folder; its logits, by megatron-core."""
     from megatron.core import dist_checkpointing
 
@@ -211,7 +212,7 @@ def save_families(context: StageContext) -> dict[str, Tensor]:
     return found
 
 
-def load_families(context: StageContext) -> dict[str, Tensor]:
+def load_families(context: StageContext) -> dict[str, Any]:
     """The logits of what post-training wrote for Megatron: FAMILY-torch_dist and FAMILY-torch."""
     from megatron.core import dist_checkpointing
 
@@ -231,7 +232,7 @@ def load_families(context: StageContext) -> dict[str, Tensor]:
     return found
 
 
-def save_on_ranks(context: StageContext) -> Tensor | None:
+def save_on_ranks(context: StageContext) -> list[list[float]]:
     """On 4 ranks: Mixtral with 2 tensor-parallel × 2 expert-parallel, in both formats; its
     logits."""
     from megatron.core import dist_checkpointing, parallel_state
