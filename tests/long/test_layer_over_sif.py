@@ -84,7 +84,7 @@ def apptainer_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def user(tmp_path, monkeypatch, site_sif, apptainer_root, cli) -> Path:
     """A user's folder with a checkout of a small recipe, a site of its own, and `apptainer`."""
-    for part in ("entrypoints", "src"):
+    for part in ("containers/steps", "entrypoints", "src"):
         shutil.copytree(REPOSITORY / part, tmp_path / "checkout" / part)
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path / "checkout")
     recipe = tmp_path / "checkout/containers/small"
