@@ -9,8 +9,8 @@ from post_training.core.files import write_json
 from post_training.core.hashing import fingerprint
 from post_training.images.release import images_lock
 from post_training.images.store import RECORD_SCHEMA, ImageStore
+from post_training.records.promote import SCHEMA
 from post_training.reproduce.plan import Options, image_references, make_plans, num_ranks
-from post_training.slurm.storage import SCHEMA
 
 RECORD = Path(__file__).parents[1] / "records/record_of_the_first_version.json"
 
