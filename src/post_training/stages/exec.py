@@ -169,9 +169,22 @@ def _run_command(config: ExecConfig, context: StageContext, start: _Start, log: 
             where=str(log),
             hint=_hint_of_path(config),
         )
+    _wait_for_all(context, log.parent)
     if context.ranks.is_writer:
         _sync_outputs(config, work)
         write_atomic(work / _DONE, "")
+
+
+def _wait_for_all(context: StageContext, logs: Path) -> None:
+    """Until the command has succeeded on every rank: it is done then, and not before.
+
+    A rank on which it failed ends at once, which closes its connection to the others.
+    Errors: PostTrainingError where that happens.
+    """
+    try:
+        context.gather(None)
+    except RuntimeError:
+        raise PostTrainingError("the command failed on another rank", where=str(logs)) from None
 
 
 _HINT_OF_PROGRAM = "the first word of the command is a program of the image, or an input's name"

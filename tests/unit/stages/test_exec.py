@@ -101,6 +101,23 @@ def test_command_that_fails_is_an_error_that_says_how(script, problem, tmp_path)
     assert not (tmp_path / "run/model").exists()
 
 
+class RanksOfWhichOneFailed(Ranks):
+    """As rank 0 finds them when the process of another one has ended."""
+
+    def gather(self, value: Any) -> list[Any]:
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_command_that_failed_on_another_rank_is_run_again(tmp_path):
+    given = shell("echo 1 >> ../count; echo 1 > out")
+    with pytest.raises(PostTrainingError, match="the command failed on another rank"):
+        execute(given, tmp_path / "run", RanksOfWhichOneFailed())
+    assert not (tmp_path / "run/model").exists()
+    execute(given, tmp_path / "run")
+    assert (tmp_path / "run/count").read_text() == "1\n1\n"
+    assert (tmp_path / "run/model/out").exists()
+
+
 def test_program_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match="no program 'no-such-program' in this image"):
         execute(config("no-such-program"), tmp_path / "run")
