@@ -15,7 +15,7 @@ from typing import Any
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.core.secrets import find_secret
-from post_training.records.artifact import read_artifact
+from post_training.records.artifact import read_artifact_of_run
 from post_training.records.card import CARD_NAME
 from post_training.records.check import check_artifact
 from post_training.records.export import show_artifact_record
@@ -39,15 +39,15 @@ class Publication:
     def prepare(cls, folder: Path, repository: str, card: str) -> "Publication":
         """Read every file of the artifact, and check it.
 
-        Errors: UsageError for a name that is none, or a file with a secret in it;
+        Errors: UsageError for a name that is none, what no run made, or a file with a secret in it;
         PostTrainingError for an artifact that is not what its run left.
         """
         if not _NAME.fullmatch(repository):
             raise UsageError(f"the repository is called ORG/NAME (got {repository})")
+        artifact = read_artifact_of_run(folder)
         if found := check_artifact(folder).faults:
             told = "; ".join(found)
             raise PostTrainingError(f"is not what its run left: {told}", where=str(folder))
-        artifact = read_artifact(folder)
         files: dict[str, Path | bytes] = {
             ARTIFACT_RECORD: show_artifact_record(folder),
             **{name: folder / name for name in artifact["files"]},

@@ -75,6 +75,14 @@ def read_artifact(folder: Path) -> dict[str, Any]:
     return artifact
 
 
+def read_artifact_of_run(folder: Path) -> dict[str, Any]:
+    """The same. Errors: also UsageError for what was fetched, and no run made."""
+    artifact = read_artifact(folder)
+    if artifact["made_by"]["stage"] == FETCHED:
+        raise UsageError(f"no run made it: {artifact['made_by']['run_id']}", where=str(folder))
+    return artifact
+
+
 def artifact_record_faults(artifact: dict[str, Any]) -> list[str]:
     """How artifact.json is not as it was written, a line each; check.py looks at the files."""
     faults = []

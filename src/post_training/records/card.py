@@ -18,7 +18,7 @@ from typing import Any
 from post_training.core import yaml
 from post_training.core.errors import UsageError
 from post_training.core.hashing import ARTIFACT_RECORD
-from post_training.records.artifact import read_artifact
+from post_training.records.artifact import read_artifact_of_run
 from post_training.records.export import Redaction
 from post_training.records.run_record import METRICS_NAME, RECORD_NAME, read_record, read_verdicts
 
@@ -48,7 +48,7 @@ def write_card(folder: Path, details: CardDetails) -> str:
     Errors: UsageError for what is no model that a run made, and for the licence of a source that
     the data do not have.
     """
-    artifact = read_artifact(folder)
+    artifact = read_artifact_of_run(folder)
     if not artifact["kind"].endswith(("model", "adapter")):
         raise UsageError(f"a {artifact['kind']}, and no model", where=str(folder))
     record = artifact["made_by"]
@@ -113,8 +113,13 @@ def _for_the_hub(record: dict[str, Any], details: CardDetails) -> dict[str, Any]
 
 def _base(record: dict[str, Any], details: CardDetails) -> Iterator[str]:
     base = record["inputs"].get("model.path")
-    if base is None:
+    if record["stage"] == "init-model":
         yield "None: its weights were drawn at random."
+        return
+    if base is None:  # of several models, of a checkpoint, or of what a command read
+        if details.base:
+            yield f"- model: {details.base}"
+        yield from _inputs(record["inputs"], "") if record["inputs"] else [_NOT_RECORDED]
         return
     made_by = base.get("made_by")
     name = details.base or base["path"]

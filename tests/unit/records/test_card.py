@@ -10,7 +10,7 @@ import pytest
 from helpers.ended_runs import ended_run
 from post_training.core import yaml
 from post_training.core.errors import UsageError
-from post_training.records.artifact import seal_artifact
+from post_training.records.artifact import seal_artifact, seal_fetched
 from post_training.records.card import CardDetails, write_card
 from post_training.records.check import check_artifact
 
@@ -74,7 +74,7 @@ def test_card_has_what_is_recorded_and_names_no_place(model: Path, tmp_path: Pat
         f"    - `model.path`: base, fingerprint `{first[:12]}",
         f"`{record['image']['oci_digest']}`",
         f"- fingerprint: `{artifact['fingerprint']}`",
-        "- verdict: two-reproduced-1: identical",
+        "- verdict: run again in two-reproduced-1: identical",
     ):
         assert expected in body
     assert "lora" not in body
@@ -89,6 +89,34 @@ def test_card_of_a_model_alone_says_what_is_not_known(model: Path, tmp_path: Pat
     assert "They are in the record of the run, which is not beside the model." in text
     assert "no reproduction is recorded beside the run" in text
     assert "license" not in text.split("---")[1]
+
+
+def test_card_of_a_merged_model_names_what_it_was_made_of(model: Path):
+    artifact = json.loads((model / "artifact.json").read_text())
+    record = artifact["made_by"]
+    base = record["inputs"].pop("model.path")
+    inputs = {"models[0].path": base, "models[1].path": base}
+    (model / "artifact.json").unlink()
+    seal_artifact(model, "model", {**record, "stage": "merge", "inputs": inputs})
+    text = write_card(model, CardDetails("merged"))
+    part = text.partition("## Base")[2].partition("## Data")[0]
+    assert "at random" not in part
+    for key in inputs:
+        assert f"- `{key}`: model, fingerprint `{base['fingerprint'][:12]}…`, of `sft`" in part
+
+
+def test_card_of_a_model_that_was_fetched_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    seal_fetched(tmp_path, "model", {"hub": "org/name", "revision": 40 * "a"})
+    with pytest.raises(UsageError, match="no run made it: fetched org/name"):
+        write_card(tmp_path, CardDetails("x"))
+
+
+def test_verdict_that_is_none_says_nothing(model: Path, tmp_path: Path):
+    for name, text in {"cut": '{"reproduces": ', "other": "[]"}.items():
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "reproduction.json").write_text(text)
+    assert write_card(model, CardDetails("x")).count("- verdict:") == 1
 
 
 def test_card_of_a_dataset_or_with_a_licence_of_nothing_is_refused(model: Path, tmp_path: Path):
