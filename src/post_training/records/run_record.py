@@ -92,16 +92,26 @@ def read_whole_record(run_dir: Path) -> dict[str, Any]:
 
 
 def read_verdicts(run_dir: Path, run_id: str) -> list[str]:
-    """Of the reproductions of this run that lie beside it, and of this run as one; a line each."""
-    found = []
+    """Of this run as a reproduction of another, and of those beside it that repeated it; a line
+    each. A file that is no verdict says nothing."""
     folder = run_dir.absolute()
+    own = _read_verdict(folder / REPRODUCTION_NAME)
+    found = [f"as a reproduction of {own['reproduces']}: {own['verdict']}"] if own else []
     for path in sorted(folder.parent.glob(f"*/{REPRODUCTION_NAME}")):
-        said = json.loads(path.read_text())
-        if path.parent == folder:
-            found.append(f"as a reproduction of {said['reproduces']}: {said['verdict']}")
-        elif said["reproduces"] == run_id:
-            found.append(f"{path.parent.name}: {said['verdict']}")
+        said = None if path.parent == folder else _read_verdict(path)
+        if said and said["reproduces"] == run_id:
+            machine = "; another machine" if said.get("machine_differences") else ""
+            found.append(f"run again in {path.parent.name}: {said['verdict']}{machine}")
     return found
+
+
+def _read_verdict(path: Path) -> dict[str, Any] | None:
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(said, dict) and {"reproduces", "verdict"} <= said.keys()
+    return said if is_whole else None
 
 
 def _are_all(values: Collection[Any], keys: set[str], least: int = 0) -> bool:

@@ -17,6 +17,7 @@ from post_training.core.errors import UsageError
 from post_training.records.run_record import (
     METRICS_NAME,
     RECORD_NAME,
+    read_verdicts,
     read_whole_record,
     record_faults,
 )
@@ -29,7 +30,6 @@ from post_training.report.curves import Curves, read_curves
 
 PAGE = "report.html"
 PREPARED = ("data/prepared.json", "dataset/prepared.json", "evaluation/prepared.json")
-REPRODUCTION = "reproduction.json"
 # Of a stage's rows, read for its report: a second's worth.
 GLANCE_BYTES = 16 << 20
 # The same for who asks for a report and can wait.
@@ -178,7 +178,7 @@ def _read_view(
         settings,
         _attempts(run_dir, record),
         _lineage(run_dir, record),
-        list(_verdicts(run_dir, record)),
+        read_verdicts(run_dir, record["run_id"]),
         label=run_dir.name,
     )
 
@@ -298,27 +298,6 @@ def _input_node(key: str, value: dict[str, Any]) -> Node:
 
 def _image_fact(digest: str | None) -> dict[str, str]:
     return {"image": digest or "unpinned: not reproducible by digest"}
-
-
-def _verdicts(run_dir: Path, record: dict[str, Any]) -> Iterator[str]:
-    own = _read_reproduction(run_dir)
-    if own:
-        yield f"as a reproduction of {own['reproduces']}: {own['verdict']}"
-    # As `reproduce` names them, and no other folder is looked into.
-    for folder in sorted(run_dir.absolute().parent.glob(f"{run_dir.name}-reproduced-*")):
-        found = _read_reproduction(folder)
-        if found and found["reproduces"] == record["run_id"]:
-            machine = "; another machine" if found.get("machine_differences") else ""
-            yield f"run again in {folder.name}: {found['verdict']}{machine}"
-
-
-def _read_reproduction(run_dir: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((run_dir / REPRODUCTION).read_bytes())
-    except (OSError, ValueError):
-        return None
-    is_whole = isinstance(found, dict) and {"reproduces", "verdict"} <= found.keys()
-    return found if is_whole else None
 
 
 def differing_settings(views: list[RunView]) -> list[tuple[str, list[str]]]:

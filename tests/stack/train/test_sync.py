@@ -60,7 +60,7 @@ def test_run_in_wandb_is_one_however_often_it_was_started_and_is_synced(runs: Pa
     config = wandb_config(folder, one)
     assert config["training.learning_rate"] == 1e-3
     assert config["post_training"]["attempts"] == 3
-    assert config["post_training"]["verdicts"] == ["one-reproduced-1: identical"]
+    assert config["post_training"]["verdicts"] == ["run again in one-reproduced-1: identical"]
     assert wandb_summary(folder, one)["final/loss"] == 1.5
     [folder] = offline_folders(runs / "synced" / two)
     made_by = wandb_config(folder, two)["post_training"]["inputs"]["model.path"]["made_by"]
