@@ -30,7 +30,7 @@ from post_training.train.training_config import LoggingConfig
 Service = Literal["wandb", "mlflow", "tensorboard"]
 # The package of each; MLflow's is in no image of ours.
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
-_REPORTS = ("wandb_project", "wandb_run_name", "wandb_group", "wandb_tags")
+_REPORTS = ("wandb_entity", "wandb_project", "wandb_run_name", "wandb_group", "wandb_tags")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class EndedRun:
         return self.record["status"] != "finished"
 
     def logging(self, project: str | None) -> LoggingConfig:
-        """The run's own project, name, group and tags, where its stage has such settings."""
+        """The run's own team, project, name, group and tags, where its stage has such settings."""
         placement = self.record["placement"]
         own = {name: placement.get(f"logging.{name}") for name in _REPORTS}
         own["wandb_run_name"] = own["wandb_run_name"] or self.run_dir.absolute().name
