@@ -308,8 +308,11 @@ def conflicts_with_settings(
     training: TrainingConfig, distributed: DistributedConfig
 ) -> Iterator[str]:
     """What `deepspeed_config` says that other settings say otherwise, a line each."""
-    given = distributed.deepspeed_config or {}
-    zero, offload = given.get("zero_optimization", {}), distributed.offload
+    given, offload = distributed.deepspeed_config or {}, distributed.offload
+    if wrong := _no_mappings(given):
+        yield f"{wrong[0]} must be a mapping"
+        return
+    zero, optimizer = (given.get(name) or {} for name in ("zero_optimization", "optimizer"))
     devices = {
         "offload_optimizer": "none" if offload == "none" else "cpu",
         "offload_param": "cpu" if offload == "parameters" else "none",
@@ -328,17 +331,37 @@ def conflicts_with_settings(
         "train_batch_size": (given.get("train_batch_size"), training.effective_batch_size),
         "gradient_accumulation_steps": (given.get("gradient_accumulation_steps"), "auto"),
         "bf16.enabled": (
-            given.get("bf16", {}).get("enabled"),
+            (given.get("bf16") or {}).get("enabled"),
             training.mixed_precision == "bf16",
         ),
-        "fp16.enabled": (given.get("fp16", {}).get("enabled"), False),
+        "fp16.enabled": ((given.get("fp16") or {}).get("enabled"), False),
     }
     for key, (theirs, ours) in said.items():
         if theirs not in (None, "auto", ours):
             yield f"{key} is {theirs!r}, and by the other settings it is {ours!r}"
-    values = (given.get("optimizer") or {}).get("params", {}).values()
-    if "scheduler" in given or any(value != "auto" for value in values):
-        yield "optimizer and scheduler are named in training: leave them out, or their values auto"
+    values = (optimizer.get("params") or {}).values()
+    if given.get("scheduler") is not None or any(value != "auto" for value in values):
+        yield "optimizer and scheduler are named in training: leave them out, or each value auto"
+    kind, ours = optimizer.get("type", "auto"), training.optimizer
+    if str(kind).lower() not in ("auto", ours, *(_ADAMW if ours in _ADAMW else ())):
+        yield f"optimizer.type is {kind!r}, and training.optimizer is {ours!r}"
+
+
+# DeepSpeed's Adam is AdamW too, unless optimizer.params say otherwise, which are refused.
+_ADAMW = ("adam", "adamw", "adamw_torch")
+
+
+def _no_mappings(given: Mapping[str, Any]) -> list[str]:
+    """Keys whose settings are looked at, and which have none."""
+    found = {name: given.get(name) for name in ("zero_optimization", "optimizer", "bf16", "fp16")}
+    for part, name in (
+        ("zero_optimization", "offload_optimizer"),
+        ("zero_optimization", "offload_param"),
+        ("optimizer", "params"),
+    ):
+        if isinstance(found[part], Mapping):
+            found[f"{part}.{name}"] = found[part].get(name)
+    return [name for name, value in found.items() if not isinstance(value, Mapping | None)]
 
 
 # What DeepSpeed would take for its own to decide.
@@ -346,13 +369,14 @@ _OF_OTHER_SETTINGS = ("optimizer", "scheduler", "train_batch_size")
 
 
 def merge_deepspeed(ours: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `ours`; what is auto there is ours."""
+    """`given` over `ours`; what is auto or null there is ours."""
     merged = dict(ours)
     for key, value in given.items():
-        if key in _OF_OTHER_SETTINGS or value == "auto":
+        if key in _OF_OTHER_SETTINGS or value in (None, "auto"):
             continue
         if isinstance(value, dict):
-            merged[key] = merge_deepspeed(merged.get(key, {}), value)
+            own = merged.get(key)
+            merged[key] = merge_deepspeed(own if isinstance(own, dict) else {}, value)
         else:
             merged[key] = value
     return merged

@@ -100,6 +100,12 @@ def test_deepspeed_config_of_a_file_is_its_content(tmp_path: Path):
             {"optimizer": {"type": "Adam", "params": {"lr": 1e-3}}},
             "optimizer and scheduler are named",
         ),
+        ({"optimizer": {"type": "Lion"}}, "optimizer.type is 'Lion', and .* is 'adamw'"),
+        ({"zero_optimization": 2}, "zero_optimization must be a mapping"),
+        (
+            {"zero_optimization": {"offload_param": "cpu"}},
+            "zero_optimization.offload_param must be a mapping",
+        ),
         ("nowhere.json", "nowhere.json can't be read"),
     ],
 )
@@ -120,6 +126,7 @@ def test_deepspeed_config_is_merged_and_auto_is_ours():
         "gradient_clipping": "auto",
         "train_batch_size": 8,
         "optimizer": {"type": "AdamW"},
+        "bf16": None,
         "flops_profiler": {"enabled": True},
     }
     assert merge_deepspeed(ours, given) == {
