@@ -32,6 +32,12 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None,),
     "layer_replication": (None,),
+    "lora_bias": (None, False),
+    "use_qalora": (None, False),
+    "alora_invocation_tokens": (None,),
+    # The others change the base too (pissa, olora, loftq, …): added to it as it is on disk, their
+    # matrices would count twice.
+    "init_lora_weights": (True, None, False, "gaussian", "eva", "orthogonal"),
 }
 
 
@@ -42,9 +48,9 @@ def with_adapter(folder: Path, base: dict[str, LazyTensor]) -> dict[str, LazyTen
     """
     settings = json.loads((folder / CONFIG).read_text())
     for name, allowed in _ONLY.items():
-        if settings.get(name) not in allowed:
+        if (value := settings.get(name)) not in allowed:
             raise PostTrainingError(
-                f"{name} is {settings[name]!r}, must be {allowed[0]!r}: only plain LoRA is added",
+                f"{name} is {value!r}, must be {allowed[0]!r}: only plain LoRA is added",
                 where=str(folder / CONFIG),
             )
     rank, alpha = settings["r"], settings["lora_alpha"]

@@ -139,9 +139,11 @@ def test_merge_of_an_adapter_is_base_plus_product(three: list[Path], tmp_path: P
     expected = (base[f"{name}.weight"].double() + 1.5 * (b.double() @ a.double())).float()
     assert torch.equal(found[f"{name}.weight"], expected)
     assert all(torch.equal(found[each], base[each]) for each in base if each != f"{name}.weight")
-    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
-    with pytest.raises(PostTrainingError, match="use_dora is True, must be None"):
-        merge(tmp_path / "dora", **run)
+    for other in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
+        (adapter / "adapter_config.json").write_text(json.dumps({**settings, **other}))
+        [(name, value)] = other.items()
+        with pytest.raises(PostTrainingError, match=f"{name} is {value!r}, must be"):
+            merge(tmp_path / name, **run)
 
 
 def test_merge_refuses_models_that_are_not_alike(three: list[Path], tmp_path: Path):
