@@ -127,7 +127,10 @@ def find_removable(folder: Path, least_hours: float) -> list[Removable]:
     found = []
     newest = time.time() - least_hours * _HOUR_S
     for place, kind in _candidates(folder):
-        size_bytes, written = _size_and_time(place)
+        try:
+            size_bytes, written = _size_and_time(place)
+        except FileNotFoundError:  # Its process has just renamed it.
+            continue
         if written <= newest:
             found.append(Removable(place, kind, size_bytes))
     return found

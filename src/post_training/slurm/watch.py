@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.SEE_OTHER)
         flags = "Path=/; HttpOnly; SameSite=Strict"
         self.send_header("Set-Cookie", f"{self._cookie_name}={self.server.key}; {flags}")
-        self.send_header("Location", quote(path) or "/")
+        self.send_header("Location", quote(path, safe="/%") or "/")
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -56,6 +56,8 @@ def test_watch_shows_runs_and_their_pages_to_who_has_the_key(runs):
     with watching(runs) as server:
         status, headers, _ = get(server, f"/?key={server.key}")
         assert (status, headers["Location"]) == (303, "/")
+        _, named, _ = get(server, f"/run/a%20b?key={server.key}")
+        assert named["Location"] == "/run/a%20b"
         cookie = headers["Set-Cookie"].split(";")[0]
         assert "HttpOnly" in headers["Set-Cookie"]
         status, headers, listed = get(server, "/", cookie=cookie)
