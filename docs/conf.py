@@ -29,12 +29,12 @@ _CONTENTS = {
     "Start": ["docs/start/laptop", "docs/start/alps", "docs/start/lumi", "docs/start/slurm"],
     "Guides": [
         *("docs/guides/data", "docs/guides/formats", "docs/guides/clean-data"),
-        *("docs/guides/templates", "docs/guides/sft", "docs/guides/annotate"),
-        *("docs/guides/workers", "docs/guides/preference", "docs/guides/reproduce"),
-        "docs/guides/publish",
-        "docs/guides/reports",
-        *("docs/guides/pipelines", "docs/guides/submit", "docs/guides/images", "docs/guides/sites"),
-        *("docs/guides/models", "docs/guides/troubleshooting"),
+        *("docs/guides/models", "docs/guides/convert", "docs/guides/templates"),
+        *("docs/guides/sft", "docs/guides/chat", "docs/guides/annotate", "docs/guides/workers"),
+        *("docs/guides/preference", "docs/guides/reproduce", "docs/guides/publish"),
+        *("docs/guides/exec", "docs/guides/reports", "docs/guides/pipelines"),
+        *("docs/guides/submit", "docs/guides/images", "docs/guides/sites"),
+        *("docs/guides/remote-development", "docs/guides/troubleshooting"),
     ],
     "Coming from": [
         *("docs/from/swissai", "docs/from/openeurollm", "docs/from/axolotl", "docs/from/neox"),

@@ -71,8 +71,12 @@ def _commands() -> str:
     )
     inside = (
         "\n## Inside the image\n\n"
-        "`entrypoint STAGE cfg.yaml [key=value …]` runs a stage, `entrypoint doctor` says whether\n"
-        "the container has what a run needs. [The stages and their settings](settings/index.md).\n"
+        "`entrypoint STAGE cfg.yaml [key=value …]` runs a stage: [the stages and their settings]"
+        "(settings/index.md).\n"
+        "`entrypoint chat MODEL` and `entrypoint generate MODEL --prompt TEXT` show "
+        "[what a model says](../guides/chat.md).\n"
+        "`entrypoint exec … -- COMMAND` runs [any command](../guides/exec.md) with a record.\n"
+        "`entrypoint doctor` says whether the container has what a run needs.\n"
     )
     # Typer names a bullet list by stars and leaves blanks at line ends.
     return re.sub(r"(?m)[ \t]+$", "", text).rstrip("\n") + "\n" + inside

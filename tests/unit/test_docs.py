@@ -99,6 +99,18 @@ def test_every_link_and_anchor_of_the_pages_leads_somewhere(tmp_path):
     assert (tmp_path / "html/docs/reference/settings/sft.html").exists()
 
 
+def test_side_bar_and_index_have_every_page():
+    contents = runpy.run_path(str(REPOSITORY / "docs/conf.py"))["_CONTENTS"]
+    bar = {page for pages in contents.values() for page in pages}
+    index = (REPOSITORY / "docs/README.md").read_text()
+    folders = ("start", "guides", "from", "concepts")
+    pages = [page for name in folders for page in (REPOSITORY / "docs" / name).glob("*.md")]
+    assert len(pages) > 25
+    names = {page: str(page.relative_to(REPOSITORY).with_suffix("")) for page in pages}
+    assert [name for name in names.values() if name not in bar] == []
+    assert [name for name in names.values() if f"({name[5:]}.md)" not in index] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_commands_of_the_page_exist(page):
     found = {" ".join(words): problem_with(words) for words in commands_in(page)}
