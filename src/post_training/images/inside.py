@@ -190,8 +190,9 @@ def explain_missing(path: Path, mounted: list[str] | None) -> str | None:
     """A hint for a missing path, or None. mounted: as of `read_mounts`; None outside an image."""
     if _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
         return (
-            f"{path} looks like a name on the Hugging Face hub: runs fetch nothing, so give the "
-            f"folder that it was downloaded to (there is no folder {path.parent} here)"
+            f"{path} looks like a name on the Hugging Face hub (there is no folder {path.parent} "
+            f"here). A run downloads nothing: `post-training model fetch {path} --hub-dir hub` "
+            "does, and prints what to write instead (for a dataset: `data fetch`)"
         )
     # Where a link leads to: the link may lie in a mounted folder and its target outside.
     place = Path(os.path.realpath(path))
