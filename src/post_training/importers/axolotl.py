@@ -53,7 +53,7 @@ _PLUGINS = {
 def _plugins(translation: Translation, key: str, value: Any) -> None:
     for name in value or []:
         if name in _PLUGINS:
-            translation.tell(key, f"{name}: so it is here: {_PLUGINS[name]}")
+            translation.tell(key, f"{name}: no setting needed: {_PLUGINS[name]}")
         else:
             translation.refuse(key, f"no counterpart of {name}; --drop {key} leaves it out")
 
@@ -120,9 +120,9 @@ def _dataset(translation: Translation, key: str, given: dict[str, Any]) -> dict[
                     theirs: role for role, names in value.items() for theirs in names
                 }
             case "roles_to_train" if value == ["assistant"]:
-                translation.tell(f"{key}.roles_to_train", "so it is here: the assistant's turns")
+                translation.tell(f"{key}.roles_to_train", "no setting needed: assistant only")
             case "train_on_eos" if value in ("turn", "all"):
-                translation.tell(f"{key}.train_on_eos", "so it is here: the end of each turn")
+                translation.tell(f"{key}.train_on_eos", "no setting needed: the end of each turn")
             case "chat_template":
                 _template(translation, f"{key}.chat_template", value)
             case _:
@@ -167,12 +167,12 @@ def _padding(translation: Translation, key: str, value: Any) -> None:
         length = translation.get("sequence_len")
         translation.put(key, "training.pad_to_multiple_of", length, "of sequence_len")
     else:
-        translation.tell(key, "off, as here")
+        translation.tell(key, "off, same here")
 
 
 def _attention(translation: Translation, key: str, value: Any) -> None:
     if not value:
-        translation.tell(key, "off, as here")
+        translation.tell(key, "off, same here")
     else:
         name = ATTENTION[key.removesuffix("_attention")] if key in ("sdp_attention",) else "varlen"
         translation.put(key, "model.attn_implementation", name, "PyTorch's FlashAttention")
@@ -189,7 +189,7 @@ def _inputs(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.put(key, "loss", {"name": "sft"}, "all tokens")
     else:
-        translation.tell(key, "so it is here: the assistant's turns alone")
+        translation.tell(key, "no setting needed: the assistant's turns")
 
 
 def _held_out(translation: Translation, key: str, value: Any) -> None:
@@ -200,14 +200,14 @@ def _held_out(translation: Translation, key: str, value: Any) -> None:
             f"same: name them by --set 'evaluation.datasets=[{{path: …}}]', and --drop {key}",
         )
     else:
-        translation.tell(key, "none, as here")
+        translation.tell(key, "none, same here")
 
 
 def _shuffled(translation: Translation, key: str, value: Any) -> None:
     if value is False:
         translation.put(key, "training.shuffle", False)
     else:
-        translation.tell(key, "so it is here: each epoch has an order of its own")
+        translation.tell(key, "no setting needed: each epoch has an order of its own")
 
 
 def _per_epoch(setting: str) -> Any:
@@ -215,7 +215,7 @@ def _per_epoch(setting: str) -> Any:
         if value:
             translation.put(key, setting, value)
         else:
-            translation.tell(key, "none, as here (there is one at the end)")
+            translation.tell(key, "none, the same here (there is one at the end)")
 
     return handle
 
@@ -227,7 +227,7 @@ def _adapter(translation: Translation, key: str, value: Any) -> None:
     elif value:
         translation.refuse(key, f"no counterpart of {value}: lora is")
     else:
-        translation.tell(key, "none, as here")
+        translation.tell(key, "none, same here")
 
 
 def _wandb_project(translation: Translation, key: str, value: Any) -> None:
@@ -235,13 +235,13 @@ def _wandb_project(translation: Translation, key: str, value: Any) -> None:
         translation.settings.setdefault("logging", {})["report_to"] = ["wandb"]
         translation.put(key, "logging.wandb_project", value, "and report_to: [wandb]")
     else:
-        translation.tell(key, "not set there")
+        translation.tell(key, "not set")
 
 
 def _of_lora(path: str) -> Any:
     def handle(translation: Translation, key: str, value: Any) -> None:
         if translation.get("adapter") != "lora" or value is None:
-            translation.tell(key, "of an adapter, and there is none")
+            translation.tell(key, "only for LoRA, which is off")
         else:
             translation.put(key, path, value)
 
@@ -333,10 +333,10 @@ TABLE: Table = {
     "wandb_log_model": _WANDB,
     "wandb_watch": _WANDB,
     "use_tensorboard": lambda t, key, value: (
-        t.put(key, "logging.report_to", ["tensorboard"]) if value else t.tell(key, "off, as here")
+        t.put(key, "logging.report_to", ["tensorboard"]) if value else t.tell(key, "off, same here")
     ),
     "ddp_find_unused_parameters": UNUSED_PARAMETERS,
-    "rl": Nothing("`entrypoint dpo` trains preferences; the importer translates sft alone"),
+    "rl": Nothing("`entrypoint dpo` trains preferences; the importer translates only sft"),
 }
 
 

@@ -28,7 +28,7 @@ _OFF_BY_DEFAULT = {"wall_clock_breakdown": False}
 def use_deepspeed(translation: Translation, key: str, value: Any) -> None:
     """strategy and offload; the rest goes to distributed.deepspeed_config as it is."""
     if not value:
-        translation.tell(key, "not set there")
+        translation.tell(key, "not set")
         return
     if isinstance(value, dict):
         given, name = value, key
@@ -75,11 +75,11 @@ def _others(
         if part in ("zero_optimization", "fp16"):
             continue
         if part in _DECIDED:
-            translation.tell(key, f"{name}: {part}: by our own settings")
+            translation.tell(key, f"{name}: {part}: set by our own settings")
         elif part in _ONLY_WITH_NVME:
             translation.tell(key, f"{name}: {part}: only for offload to nvme")
         elif _is_off(value) or _OFF_BY_DEFAULT.get(part) == value:
-            translation.tell(key, f"{name}: {part}: off, as here")
+            translation.tell(key, f"{name}: {part}: off, same here")
         else:
             rest[part] = value
     tuned = {k: v for k, v in zero.items() if k not in _STAGE and v != "auto"}

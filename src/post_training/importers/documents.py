@@ -89,7 +89,7 @@ def _composed(
     path: Path, groups: dict[str, str], above: set[Path]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     if path in above:
-        raise UsageError("its defaults go in a circle", where=str(path))
+        raise UsageError("its defaults include the file itself", where=str(path))
     own, own_lines = read_document(path)
     data: dict[str, Any] = {}
     where: dict[str, str] = {}
@@ -138,7 +138,7 @@ def resolve(data: dict[str, Any]) -> dict[str, Any]:
         if not found:
             return changed
         data = changed
-    raise UsageError("a ${…} goes in a circle")
+    raise UsageError("a ${…} refers to itself")
 
 
 def _resolved(value: Any, root: dict[str, Any]) -> tuple[Any, bool]:

@@ -142,7 +142,7 @@ def _tuning(translation: Translation, key: str, value: Any) -> None:
         translation.settings.setdefault("lora", {})
         translation.tell(key, "lora")
     elif value == "full":
-        translation.tell(key, "the whole model, as here")
+        translation.tell(key, "the whole model, same here")
     else:
         translation.refuse(key, "no counterpart: full and lora are")
 
@@ -150,10 +150,10 @@ def _tuning(translation: Translation, key: str, value: Any) -> None:
 def _of_lora(path: str) -> Any:
     def handle(translation: Translation, key: str, value: Any) -> None:
         if translation.get("finetuning_type") != "lora":
-            translation.tell(key, "of an adapter, and there is none")
+            translation.tell(key, "only for LoRA, which is off")
         elif path.endswith("modules"):
             if value == "all":
-                translation.tell(key, "all linear layers but the output, as here")
+                translation.tell(key, "all linear layers but the output, same here")
             else:
                 translation.put(key, path, [name.strip() for name in value.split(",")])
         else:
@@ -180,7 +180,7 @@ def _packing(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.put(key, "sft.packing", "bfd", "sequences do not see each other")
     else:
-        translation.tell(key, "off, as here")
+        translation.tell(key, "off, same here")
 
 
 TABLE: Table = {
@@ -208,10 +208,10 @@ TABLE: Table = {
     "packing": _packing,
     "neat_packing": _packing,
     "train_on_prompt": lambda t, key, value: (
-        t.put(key, "loss", {"name": "sft"}) if value else t.tell(key, "answers alone, as here")
+        t.put(key, "loss", {"name": "sft"}) if value else t.tell(key, "only answers, same here")
     ),
     "mask_history": lambda t, key, value: (
-        t.put(key, "data.train_on", "last_turn") if value else t.tell(key, "all turns, as here")
+        t.put(key, "data.train_on", "last_turn") if value else t.tell(key, "all turns, same here")
     ),
     "val_size": Nothing("`entrypoint split` makes the rows to evaluate on, once"),
     "pref_beta": Becomes("loss.beta"),

@@ -44,7 +44,7 @@ def _data(translation: Translation, key: str, value: Any) -> None:
 
 def _weights(translation: Translation, key: str, value: Any) -> None:
     if len(set(value)) == 1:
-        translation.tell(key, "all alike: the data is used as large as it is")
+        translation.tell(key, "all equal: the data is used as it is")
     else:
         translation.refuse(key, "indexed data has no weights: tokenize a mixture (entrypoint mix)")
 
@@ -55,7 +55,7 @@ def _optimizer(translation: Translation, key: str, value: Any) -> None:
     if kind not in ours:
         translation.refuse(key, f"type {value['type']} has no counterpart: {', '.join(ours)} have")
         return
-    translation.put(key, "training.optimizer", ours[kind], "weight decay apart from the gradient")
+    translation.put(key, "training.optimizer", ours[kind], "decoupled weight decay")
     parameters = dict(value.get("params") or {})
     if "lr" in parameters:
         translation.put(key, "training.learning_rate", parameters.pop("lr"))
@@ -89,7 +89,7 @@ def _minimum(translation: Translation, key: str, value: Any) -> None:
 
 def _decay_steps(translation: Translation, key: str, value: Any) -> None:
     if value in (None, translation.get("train_iters")):
-        translation.tell(key, "over the whole run, as here")
+        translation.tell(key, "over the whole run, same here")
     else:
         translation.refuse(
             key, "a schedule goes over the whole run: train_iters says how long; --drop it"
@@ -120,9 +120,9 @@ def _model(translation: Translation, key: str, value: Any) -> None:
 
 def _finetune(translation: Translation, key: str, value: Any) -> None:
     if value:
-        translation.tell(key, "so it is here: a new run begins at step 0 with model.path's weights")
+        translation.tell(key, "no setting needed: a new run begins at step 0")
     else:
-        translation.tell(key, "so it is here: the same run goes on from its newest checkpoint")
+        translation.tell(key, "no setting needed: the same run goes on from its newest checkpoint")
 
 
 def _packing(translation: Translation, key: str, value: Any) -> None:
@@ -151,7 +151,7 @@ def _offset(translation: Translation, key: str, value: Any) -> None:
             f"steps are counted from 0; --drop {key}, and convert.md says how a run is numbered on",
         )
     else:
-        translation.tell(key, "0, as here")
+        translation.tell(key, "0, same here")
 
 
 TABLE: Table = {

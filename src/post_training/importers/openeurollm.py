@@ -78,7 +78,8 @@ def _amount(translation: Translation, place: str, weight: float, dataset: dict[s
         dataset["subsample_factor"] = weight
     elif weight > 1:
         dataset["duplication_factor"] = weight
-    translation.tell(f"{place}.weight", f"{weight:g} of its rows (not our weight, a share)")
+    told = f"{weight:g} times its rows (our `weight` is another thing: a share of the mixture)"
+    translation.tell(f"{place}.weight", told)
 
 
 def _template(translation: Translation, key: str, value: Any) -> None:
@@ -110,14 +111,14 @@ def _method(translation: Translation, key: str, value: Any) -> None:
 
 def _backend(translation: Translation, key: str, value: Any) -> None:
     if value == "trl":
-        translation.tell(key, "one trainer for all")
+        translation.tell(key, "there is one trainer here")
     else:
         translation.refuse(key, "put its block into a file: post-training import llamafactory FILE")
 
 
 def _dtype(translation: Translation, key: str, value: Any) -> None:
     if value != "bfloat16":
-        translation.tell(key, "float32, as here")
+        translation.tell(key, "float32, same here")
     elif translation.get("deepspeed"):
         translation.put(key, "model.dtype", "bfloat16", "DeepSpeed keeps float32 copies")
     else:
@@ -141,7 +142,7 @@ def _pair_loss(translation: Translation, key: str, value: Any) -> None:
 
 def _run_name(translation: Translation, key: str, value: Any) -> None:
     if value is None:
-        translation.tell(key, "so it is here: made of the stage, the model and the data")
+        translation.tell(key, "no setting needed: made of the stage, the model and the data")
         return
     base = translation.get("paths.output_base", "outputs")
     translation.put(key, "run_dir", f"{base}/{value}")

@@ -72,7 +72,7 @@ def _some_rows(setting: str) -> Any:
         if value:
             translation.put(key, setting, value)
         else:
-            translation.tell(key, "all rows, as here")
+            translation.tell(key, "all rows, same here")
 
     return handle
 
@@ -80,7 +80,7 @@ def _some_rows(setting: str) -> Any:
 def _accelerate(translation: Translation, key: str, value: Any) -> None:
     """accelerate's file; where it is not here, what its name says."""
     if value is None:
-        translation.tell(key, "not set there")
+        translation.tell(key, "not set")
         return
     path = Path(value)
     if not path.is_file():

@@ -56,7 +56,7 @@ def use_model(translation: Translation, key: str, value: Any) -> None:
                 key, f"the tokenizer is read from the model's folder; --drop {key} does so"
             )
     elif value is None:
-        translation.tell(key, "not set there")
+        translation.tell(key, "not set")
     elif is_hub_name(value):
         translation.put(key, "model.hub", value, "a run downloads nothing")
         translation.hints.append(
@@ -106,7 +106,7 @@ def use_batch(translation: Translation, micro_key: str, accumulation_key: str) -
 
 def use_warmup(translation: Translation, key: str, value: Any) -> None:
     if not value:
-        translation.tell(key, "none, as here")
+        translation.tell(key, "none, same here")
     elif translation.has("training.warmup"):
         translation.refuse(key, "warmup is said twice: keep warmup_steps, which is what counts")
     else:
@@ -118,7 +118,7 @@ def use_precision(translation: Translation, key: str, value: Any) -> None:
     if name in ("true", "auto", "bf16", "full"):
         translation.put(key, "training.mixed_precision", "bf16")
     elif name in ("false", "no", "none"):
-        translation.tell(key, "float32, as here")
+        translation.tell(key, "float32, same here")
     else:
         translation.refuse(key, "only bf16 or no")
 
@@ -130,7 +130,7 @@ def use_dtype(translation: Translation, key: str, value: Any) -> None:
     elif str(value) in ("bfloat16", "bf16"):
         translation.put(key, "model.dtype", "bfloat16")
     else:
-        translation.tell(key, "float32, as here")
+        translation.tell(key, "float32, same here")
 
 
 def use_optimizer(translation: Translation, key: str, value: Any) -> None:
@@ -201,14 +201,14 @@ def use_strategy(setting: str, steps: str, whole: str) -> Any:
 
 def use_resumed(translation: Translation, key: str, value: Any) -> None:
     if value in (None, True, False, "auto", ""):
-        translation.tell(key, f"so it is here: {_NO_STEPS_OF}")
+        translation.tell(key, f"no setting needed: {_NO_STEPS_OF}")
     else:
         translation.refuse(key, f"{_NO_STEPS_OF}; to begin from weights, set model.path")
 
 
 def use_steps(translation: Translation, key: str, value: Any) -> None:
     if value in (None, -1, 0):
-        translation.tell(key, "not set there: the length is said in epochs")
+        translation.tell(key, "not set: epochs say the length")
     else:
         translation.settings.setdefault("training", {}).pop("num_train_epochs", None)
         translation.put(key, "training.max_steps", value)
@@ -298,7 +298,7 @@ TRAINING_ARGUMENTS: Table = {
     "save_total_limit": Becomes("checkpointing.save_total_limit"),
     "save_only_model": Nothing(
         "a checkpoint is whole, so that a run can go on; "
-        "checkpointing.inference_checkpoint_steps writes models alone"
+        "checkpointing.inference_checkpoint_steps writes models without optimizer"
     ),
     "save_safetensors": Ours("models are safetensors", (True,)),
     "load_best_model_at_end": Nothing("RUN/model is the last; inference checkpoints keep others"),
@@ -321,12 +321,12 @@ TRAINING_ARGUMENTS: Table = {
     "fsdp": Nothing("set distributed.strategy: fsdp2 by --set"),
     "fsdp_config": Nothing("distributed.strategy: fsdp2 has its settings"),
     "neftune_noise_alpha": Nothing("no noise is added to embeddings"),
-    "label_smoothing_factor": Nothing("the loss is of the tokens alone"),
+    "label_smoothing_factor": Nothing("there is no label smoothing"),
     "resume_from_checkpoint": use_resumed,
     "push_to_hub": _PUBLISH,
     "hub_model_id": _PUBLISH,
     "hub_strategy": _PUBLISH,
-    "disable_tqdm": Ours("progress is shown on a terminal alone"),
+    "disable_tqdm": Ours("progress is shown only on a terminal"),
     "plot_loss": Ours("metrics.jsonl and TensorBoard have the curve"),
 }
 DTYPE = choose(bfloat16="bfloat16", bf16="bfloat16", float32="float32", fp32="float32")

@@ -131,16 +131,16 @@ class Translation:
             elif callable(rule):
                 rule(self, key, value)
             elif value is None:
-                self.tell(key, "not set there")
+                self.tell(key, "not set")
             elif isinstance(rule, Becomes):
                 self._become(key, value, rule)
             elif isinstance(rule, Ours):
                 if rule.accepts is None or value in rule.accepts:
-                    self.tell(key, f"so it is here: {rule.why}")
+                    self.tell(key, f"no setting needed: {rule.why}")
                 else:
                     self.refuse(key, f"{rule.why}; --drop {key} leaves it out")
             elif value in _OFF or value == [] or value == {}:
-                self.tell(key, "off, as here")
+                self.tell(key, "off, same here")
             else:
                 self.refuse(key, f"no counterpart: {rule.why}; --drop {key} leaves it out")
 

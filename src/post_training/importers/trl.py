@@ -56,7 +56,7 @@ def choose_stage(given: dict[str, Any]) -> str:
 
 def _dataset(translation: Translation, key: str, value: Any) -> None:
     if value is None:
-        translation.tell(key, "not set there")
+        translation.tell(key, "not set")
         return
     dataset: dict[str, Any] = {}
     use_dataset_path(translation, key, value, dataset)
@@ -110,7 +110,7 @@ def _loss(translation: Translation, key: str, value: Any) -> None:
         except ValueError as error:
             translation.refuse(key, str(error))
     elif value in LOSSES_OF_SFT:
-        translation.tell(key, "so it is here: the likelihood of each token")
+        translation.tell(key, "no setting needed: the likelihood of each token")
     else:
         translation.refuse(key, "no counterpart: nll is")
 
@@ -119,7 +119,7 @@ def _completion_only(translation: Translation, key: str, value: Any) -> None:
     if value is False:
         translation.put(key, "loss", {"name": "sft"}, "all tokens")
     else:
-        translation.tell(key, "so it is here: answers alone are trained")
+        translation.tell(key, "no setting needed: only answers are trained")
 
 
 def _template(translation: Translation, key: str, value: Any) -> None:
@@ -139,13 +139,13 @@ def _attention(translation: Translation, key: str, value: Any) -> None:
     elif value:
         translation.refuse(key, f"must be one of {', '.join(ATTENTION)}")
     else:
-        translation.tell(key, "sdpa, as here")
+        translation.tell(key, "sdpa, same here")
 
 
 def _adapter(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.settings.setdefault("lora", {})
-    translation.tell(key, "lora" if value else "none, as here")
+    translation.tell(key, "lora" if value else "none, same here")
 
 
 def _of_adapter(path: str) -> Any:
@@ -153,7 +153,7 @@ def _of_adapter(path: str) -> Any:
         if translation.get("use_peft") or translation.get("use_lora"):
             translation.put(key, path, [value] if path.endswith("modules") else value)
         else:
-            translation.tell(key, "of an adapter, and there is none")
+            translation.tell(key, "only for LoRA, which is off")
 
     return handle
 
@@ -213,7 +213,7 @@ TABLE: Table = {
     "padding_free": Becomes("training.padding_free"),
     "pad_to_multiple_of": Becomes("training.pad_to_multiple_of"),
     "completion_only_loss": _completion_only,
-    "assistant_only_loss": Ours("answers alone are trained"),
+    "assistant_only_loss": Ours("only answers are trained"),
     "chat_template_path": _template,
     "chat_template_name": _template,
     "eos_token": Becomes("data.special_tokens.eos_token"),

@@ -229,7 +229,7 @@ def test_import_of_what_cannot_be_read_is_refused(
 
 def test_import_reference_without_an_end_is_refused(folder: Path):
     Path("circle.yaml").write_text("a: ${b}\nb: ${a}\n")
-    with pytest.raises(UsageError, match="goes in a circle"):
+    with pytest.raises(UsageError, match="refers to itself"):
         import_settings(Request("openeurollm", ["circle.yaml"]))
     Path("circle.yaml").write_text("a: ${nothing}\n")
     with pytest.raises(UsageError, match="there is no such key"):
