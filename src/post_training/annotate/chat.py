@@ -115,7 +115,7 @@ def find_model(path: Path, base: Path | None = None) -> Found:
     template = record.get("inputs", {}).get("data.chat_template", {}).get("path", template)
     if not (folder / _ADAPTER).exists():
         if base is not None:
-            raise UsageError("--base: is for adapters, and this is none", where=str(path))
+            raise UsageError("--base: only for an adapter, and this is not one", where=str(path))
         own = (folder / "tokenizer_config.json").exists() or not record
         return Found(folder, None, folder if own else _trained(record, folder), template)
     base = base or _base_of(folder, record)

@@ -39,8 +39,8 @@ class ModelConfig(Config):
 
     path: Annotated[Path, Role.INPUT, AfterValidator(newest_checkpoint)] = Field(
         description="Model folder, as transformers saves it: weights, config.json and tokenizer. "
-        "Or the folder above it, whose file `latest` names it. Set either path, or hub with "
-        "revision and hub_dir."
+        "Or a folder above, in which a file `latest` has the name of the model folder. Set either "
+        "path, or hub with revision and hub_dir."
     )
     # What counts is the content of `path`, which they name; so they are no recipe.
     hub: Annotated[str | None, Role.PLACEMENT, ADDED_LATER] = Field(
@@ -95,9 +95,9 @@ class ScoredModelConfig(ModelConfig):
 
     float32_logits: Annotated[bool, Role.TOPOLOGY, ADDED_LATER] = Field(
         False,
-        description="Where matrix products are of bfloat16, keep the logits in float32 instead of "
-        "rounding them to bfloat16: log-probabilities are then more exact. It costs little on GPUs "
-        "of NVIDIA; elsewhere it is slower, and the run says so.",
+        description="Where matrix products are computed in bfloat16, keep the logits in float32 "
+        "instead of rounding them to bfloat16: log-probabilities are then more exact. On NVIDIA's "
+        "GPUs torch computes this directly; elsewhere it is slower, and the run says so.",
     )
 
 

@@ -54,13 +54,13 @@ class StageConfig(Config):
 
     run_dir: Annotated[Path | None, Role.PLACEMENT] = Field(
         None,
-        description="The run folder. By default runs/STAGE-MODEL-DATA-DIGEST, of the recipe and "
-        "the inputs: the same run finds its own folder again.",
+        description="The run folder. By default runs/STAGE-MODEL-DATA-DIGEST. The digest is of the "
+        "recipe and the inputs, so the same run finds its folder again.",
     )
     output_base: Annotated[Path | None, Role.PLACEMENT, ADDED_LATER] = Field(
         None,
-        description="Folder for the run folders that have no name of their own (run_dir). By "
-        "default runs.",
+        description="Folder in which the run folder is made where run_dir is not set. By default "
+        "runs.",
     )
     num_processes: Annotated[PositiveInt | None, Role.TOPOLOGY] = Field(
         None,
@@ -83,9 +83,9 @@ class StageConfig(Config):
     )
     promote: Annotated[Literal["store"] | None, Role.PLACEMENT, ADDED_LATER] = Field(
         None,
-        description="store: once the run has finished, its artifacts are copied to "
-        "artifacts/store, every file compared, as by `post-training storage promote`. By default "
-        "they are not.",
+        description="store: when the run has finished, its artifacts are copied to "
+        "artifacts/store and every file is compared, as `post-training storage promote` does. By "
+        "default they are not copied.",
     )
 
     def check_ranks(self, world_size: int) -> None:
@@ -360,7 +360,7 @@ class ExecConfig(StageConfig):
     )
     unstable: Annotated[list[str], Role.PLACEMENT] = Field(
         default_factory=list,
-        description="Patterns of files in the outputs that hold times or paths, as `*.log` or "
+        description="Patterns of output files that hold times or paths, such as `*.log` or "
         "`checkpoint-*/trainer_state.json`. They stay in RUN/work, are listed in the record and "
         "never compared.",
     )
@@ -370,8 +370,9 @@ class ExecConfig(StageConfig):
     )
     on_restart: Annotated[Literal["begin", "continue"], Role.PLACEMENT] = Field(
         "begin",
-        description="What a run does that was stopped. begin: the working folder is emptied first. "
-        "continue: it stays, and the command finds its own checkpoints there.",
+        description="What happens when a run that was stopped starts again. begin: the working "
+        "folder is emptied first. continue: it stays, and the command finds its own checkpoints "
+        "there.",
     )
     ranks: Annotated[Literal["node", "gpu"], Role.PLACEMENT] = Field(
         "node",
@@ -380,8 +381,8 @@ class ExecConfig(StageConfig):
     )
     grace_s: Annotated[PositiveInt, Role.PLACEMENT] = Field(
         60,
-        description="Seconds that the command has to end once it was sent the signal that stops "
-        "the run. Then it is killed.",
+        description="Seconds that the command has to end after the signal that stops the run. Then "
+        "it is killed.",
     )
 
     @property

@@ -172,7 +172,7 @@ class EvaluationConfig(Config):
     )
     evals_per_epoch: Annotated[PositiveInt | None, Role.PLACEMENT, ADDED_LATER] = Field(
         None,
-        description="Instead of eval_steps: so many evaluations in a pass over the rows.",
+        description="Instead of eval_steps: number of evaluations in each epoch.",
     )
     per_device_eval_batch_size: Annotated[PositiveInt, Role.TOPOLOGY] = Field(
         8, description="Rows that one process evaluates at once."

@@ -100,13 +100,15 @@ class TrainingConfig(Config):
     )
     pad_to_multiple_of: Annotated[PositiveInt | None, Role.TOPOLOGY, ADDED_LATER] = Field(
         None,
-        description="Pad a micro-batch to a multiple of so many tokens; the length of a row gives "
-        "all micro-batches one shape. By default to its longest row.",
+        description="Pad each micro-batch to a multiple of this number of tokens. With the maximal "
+        "length of a row, all micro-batches have one shape. By default it is padded to its longest "
+        "row.",
     )
     exit_interval: Annotated[PositiveInt | None, Role.PLACEMENT, ADDED_LATER] = Field(
         None,
-        description="End at each multiple of so many steps, with a checkpoint and as SIGUSR1 does: "
-        "the same command goes on, and a submitted job is requeued. By default only at the end.",
+        description="Stop at each multiple of this number of steps, with a checkpoint, as on "
+        "SIGUSR1: the same command goes on, and a submitted job is requeued. By default the run "
+        "stops only at its end.",
     )
     gradient_checkpointing: Annotated[bool, Role.TOPOLOGY] = Field(
         False,
@@ -254,16 +256,16 @@ class DistributedConfig(Config):
     )
     context_parallel_size: Annotated[PositiveInt, ADDED_LATER] = Field(
         1,
-        description="For long rows, in sft: so many processes share each row, and have a part of "
-        "its tokens each. Divides the processes and the model's attention heads; needs "
-        "model.attn_implementation: varlen.",
+        description="Number of processes that share each row, in sft, for long rows: each has a "
+        "part of the tokens. It must divide the number of processes and the number of the model's "
+        "attention heads, and it needs model.attn_implementation: varlen.",
     )
 
     deepspeed_config: Annotated[dict[str, Any] | None, ADDED_LATER] = Field(
         None,
         description="Settings of DeepSpeed itself, as a mapping or the path of a .json or .yaml "
-        "file, over those that follow from the strategy. What another setting says is refused "
-        "unless it is auto or the same. The file's content is recorded.",
+        "file. They override those that follow from the strategy. A value that contradicts another "
+        "setting is refused; auto is accepted. The file's content is recorded.",
     )
 
     @property
@@ -395,7 +397,7 @@ class CheckpointingConfig(Config):
     )
     saves_per_epoch: Annotated[PositiveInt | None, Role.PLACEMENT, ADDED_LATER] = Field(
         None,
-        description="Instead of save_steps: so many checkpoints in a pass over the rows.",
+        description="Instead of save_steps: number of checkpoints in each epoch.",
     )
     save_total_limit: Annotated[PositiveInt | None, Role.PLACEMENT] = Field(
         2, description="How many checkpoints are kept, the newest. null: all."

@@ -122,7 +122,7 @@ def test_adapter_of_an_unknown_model_asks_for_it(trained: Path, model: Path, tmp
 
 
 def test_base_for_a_model_that_is_no_adapter_is_refused(model: Path):
-    with pytest.raises(UsageError, match="--base: is for adapters"):
+    with pytest.raises(UsageError, match="--base: only for an adapter"):
         find_model(model, model)
 
 

@@ -97,8 +97,8 @@ class ConvertConfig(StageConfig):
     )
     differing_copies: Literal["refuse", "average"] = Field(
         "refuse",
-        description="What is done where model-parallel ranks have different copies of one weight, "
-        "as norms of GPT-NeoX can be: refuse, or take their mean.",
+        description="What to do if model-parallel ranks have different copies of one weight, which "
+        "happens to norms of GPT-NeoX. refuse: stop. average: take their mean.",
     )
     max_file_size_gb: Annotated[float, Field(gt=0)] = Field(
         5.0, description="Largest weight file of the model folder, in 10⁹ bytes."
@@ -153,7 +153,7 @@ class MergeConfig(StageConfig):
         "methods but linear and slerp.",
     )
     t: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="Of slerp: 0 is the first model, 1 the second."
+        0.5, description="For slerp: 0 is the first model, 1 the second."
     )
     scale: float = Field(
         1.0, description="What the sum of the differences to the base is multiplied by."
@@ -165,8 +165,8 @@ class MergeConfig(StageConfig):
     )
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = Field(
         "keep",
-        description="dtype of the weights that are written; computed is in float64. keep: that of "
-        "the models, which must have one.",
+        description="dtype of the weights that are written; the computation is in float64. keep: "
+        "that of the models, which must all have the same.",
     )
     max_file_size_gb: Annotated[float, Field(gt=0)] = Field(
         5.0, description="Largest weight file of the model folder, in 10⁹ bytes."
