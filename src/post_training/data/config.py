@@ -22,7 +22,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt_completion": (("prompt", "completion"), ("input", "system", "tools")),
     "alpaca": (("instruction", "output"), ("input", "system", "tools")),
     "text": (("text",), ()),
-    "preference": (("chosen", "rejected"), ("prompt", "system", "tools")),
+    "preference": (("chosen", "rejected"), ("prompt", "input", "system", "tools")),
     "swissai": (("initial_prompt", "conversation_branches"), ()),
     # For annotation; only where the settings say so, since in training an answer is missing.
     "prompt": (("prompt",), ("input", "system", "tools")),

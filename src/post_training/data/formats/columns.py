@@ -45,6 +45,8 @@ OPTIONAL = {
     "tools": ("tools", "functions"),
     "prompt": ("prompt",),
 }
+# What alpaca calls a prompt; LLaMA-Factory's preferences too.
+INSTRUCTION = "instruction"
 # The columns of SwissAI's rows, which swissai.py reads by these names.
 _SWISSAI = ("system_prompt", "earlier_messages", "available_functions")
 _OF_BOTH = OF_THE_PROMPT | OF_THE_ANSWER
@@ -75,7 +77,7 @@ def names_looked_for(
     return {
         column: tuple(given for given in OPTIONAL[column] if given not in ignored)
         for column in FORMATS[name][1]
-        if column not in columns and (column != "input" or asked == "instruction")
+        if column not in columns and (column != "input" or asked == INSTRUCTION)
     }
 
 
@@ -173,7 +175,7 @@ class Format:
                 raise BadRow(
                     "columns",
                     f"column {name} is not read, and it changes what is said or trained",
-                    hint_of_column(name, self._mapping_with(name)),
+                    hint_of_column(name, self._mapping_with(name, row)),
                 )
         if self.name == "swissai":
             self._check_swissai(row, filled, refused)
@@ -240,13 +242,28 @@ class Format:
     def _is_meant(self, path: str) -> bool:
         return path in self.ignored or self.reads(path) is not None
 
-    def _mapping_with(self, name: str) -> str | None:
+    def _mapping_with(self, name: str, row: dict[str, Any]) -> str | None:
         """The `columns` that would read `name`, of this format."""
         for column in FORMATS[self.name][1]:
             if name in OPTIONAL[column] and column not in self.columns:
-                mapping = {**self.columns, column: name}
-                return f"{{{', '.join(f'{ours}: {given}' for ours, given in mapping.items())}}}"
+                # A preference whose prompt is in two columns, neither of which is read yet.
+                if column == "input" and self.lacks_prompt(row):
+                    return self.mapping_with(prompt=INSTRUCTION, input=name)
+                return self.mapping_with(**{column: name})
         return None
+
+    def mapping_with(self, **more: str) -> str:
+        """The setting `columns` with these {its column: the file's} beside those that are read."""
+        mapping = {**self.columns, **more}
+        return f"{{{', '.join(f'{ours}: {given}' for ours, given in mapping.items())}}}"
+
+    def lacks_prompt(self, row: dict[str, Any]) -> bool:
+        """Whether a preference has an instruction, as alpaca does, and no column of its prompt."""
+        return (
+            self.name == "preference"
+            and INSTRUCTION in row
+            and not any(name in row for name in self.names("prompt"))
+        )
 
 
 def _are_texts(parts: Any) -> bool:
@@ -293,12 +310,13 @@ def read_prompt(
     column = found.column("input", value)
     if column is None or value.get(column) is None or not text(value[column], column).strip():
         return entries, declared
-    if isinstance(value[found.columns[name]], list):
-        problem = f"{column}: has no place beside {found.columns[name]}, a list of messages"
+    asked = found.column(name, value)
+    if isinstance(value[asked], list):
+        problem = f"{column}: has no place beside {asked}, a list of messages"
         raise BadRow("columns", problem)
     [(key, messages)] = entries
-    asked = f"{messages[0].content}\n\n{value[column]}"
-    return [Entry(key, (Message("user", asked),))], declared
+    whole = f"{messages[0].content}\n\n{value[column]}"
+    return [Entry(key, (Message("user", whole),))], declared
 
 
 def read_system(value: dict[str, Any], found: Format, entries: list[Entry]) -> list[Entry]:

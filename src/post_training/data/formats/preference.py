@@ -15,7 +15,9 @@ from post_training.data.formats.columns import (
     FIGURE_LISTS,
     FIGURE_NUMBERS,
     FIGURES,
+    INSTRUCTION,
     Format,
+    read_prompt,
     read_side,
     read_system,
     read_tools_column,
@@ -42,7 +44,8 @@ def read_preference(value: dict[str, Any], found: Format, *, train_on_thoughts: 
     chosen, declared = _read_answer(value, found, "chosen", own)
     rejected, _ = _read_answer(value, found, "rejected", own)
     if _is_answer(chosen) and _is_answer(rejected):
-        prompt, declared = read_side(value, found, "prompt", "user", own)
+        _check_there_is_a_prompt(value, found)
+        prompt, declared = read_prompt(value, found, "prompt", own)
     else:
         prompt, chosen, rejected = _common_prompt(chosen, rejected)
         _check_prompt_column(value, found, prompt)
@@ -115,10 +118,20 @@ def _check_prompt_column(value: dict[str, Any], found: Format, prompt: list[Entr
         return
     # Compared without white space: many datasets strip one of the two, or have other line ends.
     said = [message.content.split() for entry in prompt for message in entry.messages]
-    entries, _ = read_side(value, found, "prompt", "user")
+    entries, _ = read_prompt(value, found, "prompt")
     for entry in entries:
         if any(message.content.split() not in said for message in entry.messages):
             raise BadRow("columns", f"{entry.key}: is not what chosen and rejected begin with")
+
+
+def _check_there_is_a_prompt(value: dict[str, Any], found: Format) -> None:
+    if found.lacks_prompt(value):
+        raise BadRow(
+            "columns",
+            f"no column of the prompt is named, and the row has: {', '.join(value)}",
+            "say which it is in the dataset's settings: "
+            f"columns: {found.mapping_with(prompt=INSTRUCTION)}",
+        )
 
 
 def _figures(value: dict[str, Any]) -> dict[str, Any]:

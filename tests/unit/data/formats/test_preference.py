@@ -1,5 +1,6 @@
 """Two answers to one prompt, and the figures beside them."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -164,3 +165,43 @@ def test_preference_report_calls_a_figure_read_only_where_something_reads_it():
     found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
     assert found.reads("chosen_reward") == found.reads("ref_rewards") == "figure"
     assert found.reads("chosen_rating") is None
+
+
+ALPACA = {"instruction": "Into German.", "input": "the lake", "chosen": "der See", "rejected": "2"}
+ANSWERS = {"chosen": "chosen", "rejected": "rejected"}
+
+
+def test_preference_prompt_of_an_instruction_and_its_input_is_read_as_the_settings_say():
+    columns = {**ANSWERS, "prompt": "instruction", "input": "input"}
+    asked = preference_of(ALPACA, columns=columns).prompt
+    assert asked == (Message("user", "Into German.\n\nthe lake"),)
+    assert preference_of({**ALPACA, "input": ""}, columns=columns).prompt == (
+        Message("user", "Into German."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "problem", "more"),
+    [
+        (ALPACA, "column input is not read", "prompt: instruction, input: input}"),
+        ({**ALPACA, "input": ""}, "no column of the prompt is named", "prompt: instruction}"),
+    ],
+)
+def test_preference_of_an_instruction_is_refused_with_the_setting_that_reads_it(
+    row: dict[str, Any], problem: str, more: str
+):
+    found = recognise(row, DatasetConfig(path="rows.jsonl"), "rows.jsonl:1")
+    with pytest.raises(BadRow, match=problem) as error:
+        found.check_columns(row, Counter())
+        parse(row, found, train_on="all_turns", train_on_thoughts=True)
+    assert f"columns: {{chosen: chosen, rejected: rejected, {more}" in error.value.hint
+
+
+def test_preference_input_beside_whole_conversations_is_part_of_the_prompt_they_begin_with():
+    said = [{**USER, "content": "1 + 1?\n\nIn words."}]
+    row = {"prompt": "1 + 1?", "input": "In words.", "chosen": [*said, ASSISTANT],
+           "rejected": [*said, OTHER]}  # fmt: skip
+    columns = {**ANSWERS, "prompt": "prompt", "input": "input"}
+    assert preference_of(row, columns=columns).prompt[0].content == "1 + 1?\n\nIn words."
+    with pytest.raises(BadRow, match="prompt: is not what chosen and rejected begin with"):
+        preference_of({**row, "input": "In Roman numbers."}, columns=columns)
