@@ -32,7 +32,8 @@ TEMPLATES = (
     *("llama-3", "apertus", "plain"),
 )
 # Templates of models as they were published, by our names. TRL's package has the files; where it
-# has none (None), the format is written anew in chat/jinja/published.
+# has none (None), the format is written anew in chat/jinja/published. Of TRL's further files some
+# can't be used: docs/reference/templates.md says why.
 PUBLISHED_TEMPLATES: dict[str, str | None] = {
     "qwen2.5": "qwen2_5",
     "qwen3": "qwen3",
@@ -41,11 +42,9 @@ PUBLISHED_TEMPLATES: dict[str, str | None] = {
     "llama-3.2": "llama3_2",
     "gemma3": "gemma3",
     "gpt-oss": "gptoss",
-    "deepseek-v3": "deepseekv3",
     "phi-3": "phi3",
     "phi-3.5": "phi3_5",
     "cohere": "cohere2",
-    "glm-4-moe": "glm4moe",
     "lfm2": "lfm2_v2",
     "olmo3": None,
     "smollm3": None,

@@ -173,7 +173,7 @@ def _history(template: ChatTemplate, special_tokens: dict[str, str]) -> Finding:
 
 
 def _served(template: ChatTemplate, special_tokens: dict[str, str]) -> Finding:
-    """Whether each trained turn stands after the prompt that a server renders."""
+    """Whether the last turn of each example stands after the prompt that a server renders."""
     writer = TurnWriter(template.text, special_tokens, template.end_of_turn)
     for name, row in example_rows():
         dicts = without_thinking(message_dicts(row), template.thinking_off)
@@ -189,7 +189,11 @@ def _served(template: ChatTemplate, special_tokens: dict[str, str]) -> Finding:
             said = first_difference(text.text, prompt, "training has", "where a server sends")
             return Finding("server", "fail", f"{name}: {said}")
     more = "; without thoughts: enable_thinking: false" if template.thinking_off else ""
-    return Finding("server", "pass", f"each turn is trained after what a server sends{more}")
+    return Finding(
+        "server",
+        "pass",
+        f"the last turn of each example is trained after what a server sends{more}",
+    )
 
 
 def _ids(texts: list[Written], tokenizer: Any) -> Finding:
