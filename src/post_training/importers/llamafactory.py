@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "cutoff_len": 2048,
     "seed": 42,
 }
+DEFAULTS_OF_DPO = {"pref_beta": 0.1, "pref_loss": "sigmoid"}
 _TEMPLATES = {
     "llama3": "llama-3",
     "qwen": "qwen2.5",
@@ -37,11 +38,13 @@ _TEMPLATES = {
     "zephyr": "zephyr",
     "chatml": "chatml",
     "default": "model",
-    "deepseek3": "deepseek-v3",
     "gpt": "gpt-oss",
     "phi": "phi-3",
 }
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+_RANKED = {"prompt": "prompt", "query": "input", "system": "system"}
+_RANKED |= {"chosen": "chosen", "rejected": "rejected"}
+_SHAREGPT_RANKED = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
 _TAGS = {"role_tag": "role", "content_tag": "content"}
 _ROLES = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
 _ROLES |= {"observation_tag": "tool", "function_tag": "assistant"}
@@ -92,7 +95,15 @@ def _dataset(
         dataset["path"] = str(folder / given.get("file_name", name))
     columns = given.get("columns", {})
     if given.get("formatting", "alpaca") == "sharegpt":
-        if "messages" in columns:
+        if given.get("ranking"):
+            dataset["transform"] = "sharegpt_preference"
+            if other := {k: v for k, v in columns.items() if v != _SHAREGPT_RANKED.get(k)}:
+                translation.refuse(
+                    key,
+                    f"{name}: columns {other}: `transform: sharegpt_preference` reads "
+                    f"{', '.join(_SHAREGPT_RANKED.values())}; rename them in the file",
+                )
+        elif "messages" in columns:
             dataset["columns"] = {"messages": columns["messages"]}
             dataset["columns"] |= {k: columns[k] for k in ("system", "tools") if k in columns}
             dataset["format"] = "messages"
@@ -102,6 +113,9 @@ def _dataset(
         if roles := {tags[theirs]: role for theirs, role in _ROLES.items() if theirs in tags}:
             dataset["roles"] = roles
     elif given.get("ranking"):
+        # Their names where dataset_info.json gives none; a filled `input` is refused, with a hint.
+        of_file = columns or {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+        dataset["columns"] = {_RANKED[k]: v for k, v in of_file.items() if k in _RANKED}
         dataset["format"] = "preference"
     else:
         if columns:

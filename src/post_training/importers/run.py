@@ -54,6 +54,8 @@ def import_settings(request: Request) -> Imported:
     if hasattr(module, "normalise"):
         given, where = module.normalise(given), module.normalise(where)
     dropped = _drop(given, request.drop)
+    # One of their defaults in its place stands nowhere in the files.
+    where = {key: place for key, place in where.items() if key not in dropped}
     translation = Translation(given, where, request.num_processes, module.choose_stage(given))
     defaults = dict(module.DEFAULTS)
     if translation.stage == "dpo":

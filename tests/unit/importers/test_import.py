@@ -254,3 +254,53 @@ def test_import_deepspeed_with_fp16_or_nvme_is_refused(folder: Path):
         Path("deepspeed.json").write_text(json.dumps(given | change))
         with pytest.raises(ConfigError, match=problem):
             import_settings(CASES["axolotl"])
+
+
+PAIR = {"chosen": "chosen", "rejected": "rejected"}
+SHARES = {"messages": "conversations", **PAIR}
+
+
+@pytest.mark.parametrize(
+    ("of_file", "expected"),
+    [
+        ({}, {"format": "preference", "columns": {"prompt": "instruction", **PAIR}}),
+        (
+            {"columns": {"prompt": "question", "query": "context", **PAIR}},
+            {
+                "format": "preference",
+                "columns": {"prompt": "question", "input": "context", **PAIR},
+            },
+        ),
+        ({"formatting": "sharegpt", "columns": SHARES}, {"transform": "sharegpt_preference"}),
+    ],
+)
+def test_import_of_llamafactorys_ranking_reads_the_columns_of_its_pairs(
+    of_file: dict, expected: dict, folder: Path
+):
+    known = {"long_sft": {"file_name": "pairs.jsonl", "ranking": True, **of_file}}
+    Path("llamafactory/data/dataset_info.json").write_text(json.dumps(known))
+    words = [*CASES["llamafactory"].files, "stage=dpo", "dataset=long_sft"]
+    imported = import_settings(
+        Request(
+            "llamafactory",
+            words,
+            drop=["cutoff_len"],
+            overrides=["dpo.max_prompt_length=1024", "dpo.max_completion_length=1024"],
+            num_processes=1,
+        )
+    )
+    [dataset] = imported.settings["data"]["datasets"]
+    path = "llamafactory/data/pairs.jsonl"
+    assert dataset == {"name": "long_sft", "path": path, **expected}
+
+
+def test_import_of_llamafactorys_ranking_with_columns_that_nothing_reads_is_refused(folder: Path):
+    columns = {**SHARES, "messages": "chat"}
+    known = {"file_name": "pairs.jsonl", "ranking": True, "formatting": "sharegpt"}
+    Path("llamafactory/data/dataset_info.json").write_text(
+        json.dumps({"long_sft": {**known, "columns": columns}})
+    )
+    with pytest.raises(ConfigError, match="transform: sharegpt_preference` reads conversations"):
+        import_settings(
+            Request("llamafactory", ["llamafactory/sft.yaml", "dataset=long_sft"], num_processes=1)
+        )
