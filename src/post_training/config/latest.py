@@ -2,7 +2,8 @@
 and runs of this project write it, latest_checkpointed_iteration.txt as Megatron does.
 
 The setting becomes the folder that is meant, so what is fingerprinted and recorded is that one: the
-folder above may hold many, and its `latest` may change.
+folder above may hold many, and its `latest` may change. A setting that takes a model refuses a
+checkpoint of GPT-NeoX or Megatron.
 """
 
 from pathlib import Path
@@ -38,5 +39,25 @@ def _within(folder: Path, name: str, tracker: Path) -> Path:
 
 
 def newest_model(folder: Path | None) -> Path | None:
-    """As newest_checkpoint, of a setting that may be left out."""
-    return None if folder is None else newest_checkpoint(folder)
+    """As newest_checkpoint, of a setting that takes a model of Hugging Face and may be left out.
+
+    Errors: as of newest_checkpoint; ValueError for a checkpoint of another system.
+    """
+    if folder is None:
+        return None
+    chosen = newest_checkpoint(folder)
+    if not (chosen / "config.json").exists() and (system := _other_system(chosen)):
+        raise ValueError(
+            f"{chosen} is a checkpoint of {system}, not a model of Hugging Face: "
+            "`entrypoint convert` makes one of it"
+        )
+    return chosen
+
+
+def _other_system(folder: Path) -> str | None:
+    # DeepSpeed keeps states of a training in files; Megatron in folders of its ranks, or in one.
+    if any(folder.glob("*model_states.pt")):
+        return "GPT-NeoX"
+    if (folder / "common.pt").exists() or any(folder.glob("mp_rank_*/*.pt")):
+        return "Megatron-LM"
+    return None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from post_training.config.latest import newest_checkpoint
+from post_training.config.latest import newest_model
 from post_training.config.model import ADDED_LATER, Config, Role
 
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
@@ -37,7 +37,7 @@ def fetch_hint(path: Path) -> str | None:
 class ModelConfig(Config):
     """A model, and how it computes."""
 
-    path: Annotated[Path, Role.INPUT, AfterValidator(newest_checkpoint)] = Field(
+    path: Annotated[Path, Role.INPUT, AfterValidator(newest_model)] = Field(
         description="Model folder, as transformers saves it: weights, config.json and tokenizer. "
         "Or a folder above, in which a file `latest` has the name of the model folder. Set either "
         "path, or hub with revision and hub_dir."

@@ -45,5 +45,27 @@ def test_latest_that_names_no_folder_beside_it_is_refused(name: str, root: Path)
         newest_checkpoint(root)
 
 
+@pytest.mark.parametrize(
+    ("file", "system"),
+    [
+        ("layer_00-model_00-model_states.pt", "GPT-NeoX"),
+        ("mp_rank_00_model_states.pt", "GPT-NeoX"),
+        ("mp_rank_00/model_optim_rng.pt", "Megatron-LM"),
+        ("common.pt", "Megatron-LM"),
+    ],
+)
+def test_checkpoint_of_another_system_is_refused_as_a_model(file: str, system: str, root: Path):
+    folder = root / "global_step10"
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).touch()
+    (root / "latest").write_text("global_step10")
+    with pytest.raises(ValueError, match=f"global_step10 is a checkpoint of {system}, not a model"):
+        ModelConfig(path=root)
+    # A model with such a file beside it is a model, and `convert` takes it as it is.
+    assert newest_checkpoint(root) == folder
+    (folder / "config.json").write_text("{}")
+    assert ModelConfig(path=root).path == folder
+
+
 def test_folder_that_is_not_there_is_left_as_it_is(tmp_path: Path):
     assert newest_checkpoint(tmp_path / "none") == tmp_path / "none"

@@ -358,6 +358,22 @@ def test_submit_working_folder_that_is_not_mounted_is_refused(submit, tmp_path):
     assert "the working folder is not mounted" in submit("run_dir=runs/one").stderr
 
 
+def test_submit_configuration_may_lie_in_a_folder_that_is_not_mounted(slurm_command, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/shared.yaml").write_text(SFT)
+    (tmp_path / "home/sft.yaml").write_text("extends: shared.yaml\nseed: 9\n")
+    (tmp_path / "runs").mkdir()
+    text = EDF_OF_AN_IMAGE.replace("${PWD}:${PWD}", "${PWD}/runs:${PWD}/runs")
+    (tmp_path / "base.toml").write_text(text)
+    words = ("submit", "sft", "home/sft.yaml", "--environment=./post-training.toml")
+    done = slurm_command(*words, "run_dir=runs/one")
+    assert done.returncode == 0, done.stderr
+    frozen = (tmp_path / "runs/one/slurm/config.yaml").read_text()
+    assert "seed: 9\n" in frozen
+    assert "max_steps: 4\n" in frozen
+    assert str(tmp_path / "home") not in (tmp_path / "runs/one/slurm/job.sh").read_text()
+
+
 def test_submit_dev_copies_the_sources_and_mounts_the_copy(submit, tmp_path):
     source = tmp_path / "checkout/src/post_training"
     source.mkdir(parents=True)
