@@ -291,7 +291,7 @@ class LogprobsConfig(ScoringStageConfig):
     def _settings_of_the_backend(self) -> "LogprobsConfig":
         check_backend(self, _OF_TRANSFORMERS)
         if self.model.float32_logits and self.backend == "vllm":
-            raise ValueError("model.float32_logits: is of the backend transformers alone")
+            raise ValueError("model.float32_logits: only with backend: transformers")
         check_float32_logits(self.model, computes_in_16_bits=self.model.dtype == "bfloat16")
         return self
 

@@ -240,7 +240,7 @@ def artifact_card(
         return
     if output.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
-            "--output: within the artifact, where its run left no such file",
+            "--output: must be outside of the artifact, which stays as its run left it",
             hint="`artifact publish` puts the card among the files that it uploads",
         )
     write_atomic(output, text)
@@ -271,11 +271,9 @@ def artifact_publish(
     from post_training.models.publish import Publication
     from post_training.records.card import write_card
 
-    own = [base, licence, *(source_licences or [])]
-    if card is not None and any(own):
-        raise UsageError(
-            "--card: a card of your own says this itself", where=", ".join(filter(None, own))
-        )
+    own = {"--base-model": base, "--license": licence, "--source-license": source_licences}
+    if card is not None and (given := [option for option, value in own.items() if value]):
+        raise UsageError("not with --card: write it into your card", where=", ".join(given))
     if yes:
         enter_image(environment, {"FOLDER": folder})
     if card is None:

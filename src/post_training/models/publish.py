@@ -43,7 +43,7 @@ class Publication:
         PostTrainingError for an artifact that is not what its run left.
         """
         if not _NAME.fullmatch(repository):
-            raise UsageError(f"the repository is called ORG/NAME (got {repository})")
+            raise UsageError(f"the repository must be ORG/NAME (got {repository})")
         artifact = read_artifact_of_run(folder)
         if found := check_artifact(folder).faults:
             told = "; ".join(found)

@@ -50,7 +50,7 @@ def write_card(folder: Path, details: CardDetails) -> str:
     """
     artifact = read_artifact_of_run(folder)
     if not artifact["kind"].endswith(("model", "adapter")):
-        raise UsageError(f"a {artifact['kind']}, and no model", where=str(folder))
+        raise UsageError(f"is a {artifact['kind']}, not a model", where=str(folder))
     record = artifact["made_by"]
     run_dir = _run_around(folder, record["run_id"])
     sources = _sources(record, run_dir)

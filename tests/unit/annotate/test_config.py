@@ -59,7 +59,7 @@ def test_float32_logits_are_of_transformers_and_of_16_bits():
     assert made(LogprobsConfig, model=in_16_bits).model.float32_logits
     with pytest.raises(ValidationError, match="logits are float32 already"):
         made(LogprobsConfig, model=wanted)
-    with pytest.raises(ValidationError, match="float32_logits: is of the backend transformers"):
+    with pytest.raises(ValidationError, match="float32_logits: only with backend: transformers"):
         made(LogprobsConfig, backend="vllm", model=in_16_bits)
     with pytest.raises(ValidationError, match="float32_logits"):
         made(GenerateConfig, model=in_16_bits)

@@ -126,7 +126,7 @@ def test_card_of_a_dataset_or_with_a_licence_of_nothing_is_refused(model: Path, 
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows/rows.jsonl").write_text("{}\n")
     seal_artifact(tmp_path / "rows", "dataset", record)
-    with pytest.raises(UsageError, match="a dataset, and no model"):
+    with pytest.raises(UsageError, match="is a dataset, not a model"):
         write_card(tmp_path / "rows", CardDetails("x"))
 
 
@@ -137,7 +137,7 @@ def test_card_command_writes_to_stdout_or_a_file_outside_the_artifact(model: Pat
     written = command(tmp_path, "card", str(model), "-o", "card.md", "--name", "tiny")
     assert (written.returncode, written.stdout) == (0, "card.md\n")
     for arguments, problem in (
-        (["-o", str(model / "README.md")], "--output: within the artifact"),
+        (["-o", str(model / "README.md")], "--output: must be outside of the artifact"),
         (["--source-license", "chats"], "--source-license: must be NAME=LICENCE (got chats)"),
     ):
         done = command(tmp_path, "card", str(model), *arguments)
@@ -156,7 +156,7 @@ def test_publish_without_yes_says_what_it_would_upload(model: Path, tmp_path: Pa
 
 def test_publish_of_what_must_not_leave_is_refused(model: Path, tmp_path: Path):
     done = command(tmp_path, "publish", str(model), "tiny")
-    assert "the repository is called ORG/NAME (got tiny)" in done.stderr
+    assert "the repository must be ORG/NAME (got tiny)" in done.stderr
     done = command(tmp_path, "publish", str(model), "org/tiny", "--card", "none.md")
     assert "--card: no such file or directory" in done.stderr
     card = tmp_path / "card.md"

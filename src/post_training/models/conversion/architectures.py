@@ -196,5 +196,6 @@ def check_tensors(shape: Shape, tensors: dict[str, LazyTensor], where: str) -> N
     known = {*expected, "output_layer.weight"} if shape.tied else {*expected}
     if foreign := sorted(tensors.keys() - known):
         raise PostTrainingError(
-            f"{len(foreign)} tensors are none of a {shape.family}'s: {foreign[0]}, …", where=where
+            f"{len(foreign)} tensors do not belong to a {shape.family}: {foreign[0]}, …",
+            where=where,
         )

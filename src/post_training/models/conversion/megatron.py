@@ -292,7 +292,7 @@ def _merge(
     for other_path, other in ranks[1:]:
         if missing := sorted(weights.keys() ^ other.keys()):
             raise PostTrainingError(
-                f"{missing[0]} is in one of it and {path.parent.name}, and not in the other",
+                f"{missing[0]} is in this file or in that of {path.parent.name}, and not in both",
                 where=str(other_path),
             )
     merged: dict[str, LazyTensor] = {}
@@ -326,7 +326,10 @@ def _merge(
         else:
             merged[own] = concatenate(parts, 1 if how == "rows" else 0)
     if layers != set(range(len(layers))):
-        raise PostTrainingError(f"its layers are {sorted(layers)}", where=str(path))
+        raise PostTrainingError(
+            f"its layers are {sorted(layers)}, must be numbered from 0 without gaps",
+            where=str(path),
+        )
     return merged, len(layers)
 
 

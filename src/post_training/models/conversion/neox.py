@@ -113,8 +113,8 @@ def shape_of_tensors(tensors: dict[str, LazyTensor], settings: dict[str, Any], w
     else:
         raise PostTrainingError(
             f"norm is {norm}, the MLP {'gated' if gated else 'not gated'}, num_kv_heads {groups} "
-            f"of {heads}: read are Llama (rmsnorm, gated) and GPT-NeoX (layernorm, not gated, all "
-            "heads)",
+            f"of {heads}: must be those of a Llama (rmsnorm, gated) or a GPT-NeoX (layernorm, not "
+            "gated, all heads)",
             where=where,
         )
     percent = settings.get("rotary_pct", 1.0)

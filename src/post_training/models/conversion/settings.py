@@ -77,7 +77,7 @@ def shape_of_arguments(args: dict[str, Any], where: str) -> Shape:
         )
     if args.get("rotary_percent") not in (None, 1, 1.0):
         raise PostTrainingError(
-            f"rotary_percent is {args['rotary_percent']}, must be 1: a {family} turns whole heads",
+            f"rotary_percent is {args['rotary_percent']}, must be 1: {family} rotates whole heads",
             where=where,
         )
     return Shape(
@@ -110,8 +110,8 @@ def _family(args: dict[str, Any], experts: int, where: str) -> Family:
             )
         return "mixtral" if experts else "llama"
     raise PostTrainingError(
-        f"swiglu is {gated}, xielu {xielu}, num_experts {experts}: read are Llama (swiglu), "
-        "Apertus (xielu) and Mixtral (swiglu and experts)",
+        f"swiglu is {gated}, xielu {xielu}, num_experts {experts}: must be those of a Llama "
+        "(swiglu), an Apertus (xielu) or a Mixtral (swiglu and experts)",
         where=where,
     )
 

@@ -103,7 +103,7 @@ def _load(path: Path, *, mmap: bool) -> Any:
             raise PostTrainingError(
                 f"names {name}, which is neither a tensor nor a plain value: not read",
                 where=str(path),
-                hint="a pickle runs what it names; save the weights alone, from where you trust it",
+                hint="reading it could run code; where you trust the file, save its weights alone",
             )
         if name != "argparse.Namespace":
             allowed.append((StandIn, name))
@@ -122,10 +122,10 @@ def read_dist_metadata(path: Path) -> dist_metadata.Metadata:
         with open(path, "rb") as file:
             found = _MetadataReader(file, path).load()
     except (EOFError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        problem = f"cut off, or not of torch.distributed.checkpoint: {error}"
+        problem = f"cut off, or not a checkpoint of torch.distributed: {error}"
         raise PostTrainingError(problem, where=str(path)) from None
     if not isinstance(found, dist_metadata.Metadata):
-        raise PostTrainingError("not of torch.distributed.checkpoint", where=str(path))
+        raise PostTrainingError("not a checkpoint of torch.distributed", where=str(path))
     return found
 
 
@@ -161,5 +161,5 @@ class _MetadataReader(pickle.Unpickler):
         raise PostTrainingError(
             f"names {full}, which is not read",
             where=str(self._path),
-            hint="a pickle runs what it names",
+            hint="reading it could run code",
         )

@@ -95,7 +95,7 @@ def _check_alike(
 ) -> None:
     if other := sorted(weights.keys() ^ expected.keys()):
         has, lacks = (folder, first) if other[0] in weights else (first, folder)
-        raise PostTrainingError(f"{other[0]} is in {has}, and not in it", where=str(lacks))
+        raise PostTrainingError(f"has no weight {other[0]}, which is in {has}", where=str(lacks))
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise PostTrainingError(
