@@ -158,13 +158,13 @@ def _schedule(translation: Translation, key: str, value: Any) -> None:
 
 
 def _minimum(translation: Translation, key: str, value: Any) -> None:
-    if translation.given.get("lr_scheduler") != "cosine" and value:
+    if translation.get("lr_scheduler", DEFAULTS["lr_scheduler"]) != "cosine" and value:
         translation.refuse(key, "belongs to lr_scheduler: cosine")
 
 
 def _padding(translation: Translation, key: str, value: Any) -> None:
     if value:
-        length = translation.get("sequence_len")
+        length = translation.get("sequence_len", DEFAULTS["sequence_len"])
         translation.put(key, "training.pad_to_multiple_of", length, "of sequence_len")
     else:
         translation.tell(key, "off, same here")
@@ -340,8 +340,29 @@ TABLE: Table = {
 }
 
 
+def _default_warmup(translation: Translation) -> None:
+    """3% of the steps, and no more than 100. Source: axolotl/core/builders/base.py."""
+    training = translation.settings.get("training", {})
+    is_said = any(translation.get(key) is not None for key in ("warmup_steps", "warmup_ratio"))
+    if is_said or training.get("lr_scheduler_type") == "constant":
+        return
+    if steps := training.get("max_steps"):
+        # A single step of warmup is two there.
+        number = min(int(0.03 * steps), 100)
+        translation.put("warmup_steps", "training.warmup", 2 if number == 1 else number)
+    else:
+        note = "and at most 100 steps: in a run of more than 3,333, --set training.warmup=100"
+        translation.put("warmup_ratio", "training.warmup", 0.03, note)
+
+
 def finish(translation: Translation) -> None:
-    """What follows from several keys: the precision under ZeRO."""
+    """What follows from several keys: the warmup, where none is said; the precision under ZeRO."""
+    _default_warmup(translation)
+    use_bf16_under_zero(translation)
+
+
+def use_bf16_under_zero(translation: Translation) -> None:
+    """Weights of bfloat16, where DeepSpeed keeps float32 copies."""
     if str(translation.settings.get("distributed", {}).get("strategy")).startswith("zero"):
         if not translation.has("training.mixed_precision"):
             note = "as the DeepSpeed file says"

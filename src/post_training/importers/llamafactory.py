@@ -18,7 +18,10 @@ from post_training.importers.trl import LOSSES
 from post_training.importers.trl import finish as finish_as_trl
 
 WHOLE = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "optim_args")
+_TUNING = "lora"
 DEFAULTS: dict[str, Any] = {
+    "finetuning_type": _TUNING,
+    "lora_rank": 8,
     "learning_rate": 5e-5,
     "num_train_epochs": 3,
     "per_device_train_batch_size": 8,
@@ -94,6 +97,7 @@ def _dataset(
     else:
         dataset["path"] = str(folder / given.get("file_name", name))
     columns = given.get("columns", {})
+    known_columns = {"messages", "system", "tools"}
     if given.get("formatting", "alpaca") == "sharegpt":
         if given.get("ranking"):
             dataset["transform"] = "sharegpt_preference"
@@ -103,11 +107,14 @@ def _dataset(
                     f"{name}: columns {other}: `transform: sharegpt_preference` reads "
                     f"{', '.join(_SHAREGPT_RANKED.values())}; rename them in the file",
                 )
+            known_columns = set(columns)  # the others have just been refused
         elif "messages" in columns:
             dataset["columns"] = {"messages": columns["messages"]}
             dataset["columns"] |= {k: columns[k] for k in ("system", "tools") if k in columns}
             dataset["format"] = "messages"
         tags = given.get("tags", {})
+        unread = sorted(set(tags) - set(_TAGS) - set(_ROLES))
+        _refuse_unread(translation, key, f"{name}: tags", unread)
         if fields := {ours: tags[theirs] for theirs, ours in _TAGS.items() if theirs in tags}:
             dataset["message_fields"] = fields
         if roles := {tags[theirs]: role for theirs, role in _ROLES.items() if theirs in tags}:
@@ -117,16 +124,26 @@ def _dataset(
         of_file = columns or {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
         dataset["columns"] = {_RANKED[k]: v for k, v in of_file.items() if k in _RANKED}
         dataset["format"] = "preference"
+        known_columns = set(_RANKED)
     else:
+        known_columns = set(_ALPACA)
         if columns:
             dataset["columns"] = {_ALPACA[k]: v for k, v in columns.items() if k in _ALPACA}
         dataset["format"] = "alpaca"
+    _refuse_unread(translation, key, f"{name}: columns", sorted(set(columns) - known_columns))
     known = {"hf_hub_url", "split", "subset", "file_name", "columns", "formatting", "tags"}
     for other in sorted(set(given) - known - {"ranking"}):
         translation.refuse(key, f"{name}: {other}: no counterpart, or not known here")
     if most := translation.get("max_samples"):
         dataset["max_rows"] = most
     return dataset
+
+
+def _refuse_unread(translation: Translation, key: str, what: str, names: list[str]) -> None:
+    for name in names:
+        translation.refuse(
+            key, f"{what}.{name}: no counterpart: name the rows by --set data.datasets=…"
+        )
 
 
 def _template(translation: Translation, key: str, value: Any) -> None:
@@ -149,6 +166,8 @@ def _length(translation: Translation, key: str, value: Any) -> None:
             "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
             f"--set, and --drop {key}",
         )
+    else:
+        translation.tell(key, "no limit here: set dpo.max_prompt_length, dpo.max_completion_length")
 
 
 def _tuning(translation: Translation, key: str, value: Any) -> None:
@@ -163,7 +182,7 @@ def _tuning(translation: Translation, key: str, value: Any) -> None:
 
 def _of_lora(path: str) -> Any:
     def handle(translation: Translation, key: str, value: Any) -> None:
-        if translation.get("finetuning_type") != "lora":
+        if translation.get("finetuning_type", _TUNING) != "lora":
             translation.tell(key, "only for LoRA, which is off")
         elif path.endswith("modules"):
             if value == "all":
@@ -232,4 +251,10 @@ TABLE: Table = {
     "pref_loss": _preference_loss,
     "ref_model": Becomes("reference.ref_model_name_or_path"),
 }
-finish = finish_as_trl
+
+
+def finish(translation: Translation) -> None:
+    """What follows from several keys: alpha, which is twice the rank where none is said."""
+    if rank := (translation.settings.get("lora") or {}).get("rank"):
+        translation.put("lora_alpha", "lora.alpha", 2 * rank, "twice the rank")
+    finish_as_trl(translation)

@@ -12,6 +12,8 @@ DEFAULTS: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "lr_decay_style": "linear",
     "gradient_clipping": 1.0,
+    "warmup": 0.01,
+    "weight_decay": 0.01,
     "seed": 1234,
 }
 _SHAPE = Ours("config.json of the model folder says the architecture")
@@ -71,7 +73,7 @@ def _schedule(translation: Translation, key: str, value: Any) -> None:
     name = _SCHEDULES[value]
     if value == "cosine" and not minimum:
         name = "cosine"
-    if value == "constant" and translation.get("warmup"):
+    if value == "constant" and translation.get("warmup", DEFAULTS["warmup"]):
         name = "constant_with_warmup"
     if value == "linear" and minimum:
         name = "polynomial"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from post_training.importers.axolotl import finish as under_zero
+from post_training.importers.axolotl import use_bf16_under_zero
 from post_training.importers.deepspeed import use_deepspeed
 from post_training.importers.training_arguments import (
     ATTENTION,
@@ -221,4 +221,4 @@ TABLE: Table = {
 def finish(translation: Translation) -> None:
     if translation.stage == "dpo":
         translation.settings.setdefault("dpo", {})
-    under_zero(translation)
+    use_bf16_under_zero(translation)

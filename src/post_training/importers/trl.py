@@ -241,6 +241,14 @@ def finish(translation: Translation) -> None:
         translation.settings.setdefault("sft", {})
     else:
         translation.settings.setdefault("dpo", {})
+    if translation.get("use_peft"):
+        translation.put("lora_dropout", "lora.dropout", 0.05)
+        if translation.get("lora_target_modules") is None:
+            translation.tell(
+                "lora_target_modules",
+                "all linear layers but the output; peft takes fewer of some models (of a Llama "
+                "q_proj and v_proj): --set lora.target_modules=[q_proj,v_proj]",
+            )
     under_zero = str(translation.settings.get("distributed", {}).get("strategy")).startswith("zero")
     model = translation.settings.get("model", {})
     if model.get("dtype") == "bfloat16" and not under_zero:

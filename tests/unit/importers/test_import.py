@@ -152,7 +152,11 @@ def told(key: str, line: str) -> bool:
         ),
         (
             "trl",
-            {"stage": "sft", "lora": {"rank": 32, "alpha": 16}, "training.num_train_epochs": 1},
+            {
+                "stage": "sft",
+                "lora": {"rank": 32, "alpha": 16, "dropout": 0.05},
+                "training.num_train_epochs": 1,
+            },
         ),
     ],
 )
@@ -304,3 +308,52 @@ def test_import_of_llamafactorys_ranking_with_columns_that_nothing_reads_is_refu
         import_settings(
             Request("llamafactory", ["llamafactory/sft.yaml", "dataset=long_sft"], num_processes=1)
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "expected"),
+    [
+        ("axolotl", ["warmup_ratio"], {"training.warmup": 0.03}),
+        (
+            "neox",
+            ["warmup", "weight-decay"],
+            {"training.warmup": 0.01, "training.weight_decay": 0.01},
+        ),
+        (
+            "llamafactory",
+            ["finetuning_type"],
+            {"lora.rank": 8, "lora.alpha": 16},
+        ),
+    ],
+)
+def test_import_of_what_a_file_leaves_out_is_what_they_do(
+    name: str, left_out: list[str], expected: dict, folder: Path
+):
+    path = Path(CASES[name].files[0])
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.strip(' "').split(":")[0].strip('"') not in left_out]
+    path.write_text("".join(kept))
+    imported = import_settings(CASES[name])
+    assert {key: setting(imported.settings, key) for key in expected} == expected
+    assert all(any(key in line for line in imported.lines) for key in expected)
+
+
+def test_import_axolotl_warmup_that_is_left_out_is_at_most_100_steps(folder: Path):
+    text = Path("axolotl.yaml").read_text().replace("warmup_ratio: 0.0\n", "")
+    for steps, warmup in ((20, 0), (50, 2), (1000, 30), (10_000, 100)):
+        Path("axolotl.yaml").write_text(f"{text}max_steps: {steps}\n")
+        assert setting(import_settings(CASES["axolotl"]).settings, "training.warmup") == warmup
+
+
+def test_import_llamafactory_columns_that_are_not_read_are_refused(folder: Path):
+    path = Path("llamafactory/data/dataset_info.json")
+    for given, problem in (
+        ({"columns": {"prompt": "q", "response": "a", "history": "h"}}, "columns.history"),
+        ({"formatting": "sharegpt", "columns": {"images": "images"}}, "columns.images"),
+        ({"formatting": "sharegpt", "tags": {"other_tag": "x"}}, "tags.other_tag"),
+    ):
+        named = json.loads(path.read_text())
+        named["instructions"] = {"file_name": "alpaca.json", **given}
+        path.write_text(json.dumps(named))
+        with pytest.raises(ConfigError, match=f"instructions: {problem}: no counterpart"):
+            import_settings(CASES["llamafactory"])
