@@ -103,7 +103,7 @@ def test_changed_setting_is_named_and_the_outcome_parts(job, run, post_training,
     done = post_training("runs", "diff", job / "run", job / run_dir)
     assert done.returncode == 4
     assert any(line.startswith(named) for line in done.stdout.splitlines()), done.stdout
-    assert "\noutcome      differs: " in done.stdout
+    assert "\noutcome      differs as it must: " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_template_with_one_more_space_is_named_and_the_outcome_parts(job, run, p
     assert [line for line in lines if line.startswith("input")][1:] == [
         "input        model.path: chat_template.jinja"
     ]
-    assert "\noutcome      differs: " in done.stdout
+    assert "\noutcome      differs as it must: " in done.stdout
 
 
 @pytest.mark.long
