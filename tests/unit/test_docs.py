@@ -111,6 +111,16 @@ def test_side_bar_and_index_have_every_page():
     assert [name for name in names.values() if f"({name[5:]}.md)" not in index] == []
 
 
+def test_page_of_the_nouns_has_every_stage_and_preset():
+    page = (REPOSITORY / "docs/concepts/nouns.md").read_text()
+    assert [stage for stage in STAGES if f"| `{stage}` |" not in page] == []
+    presets = [path.stem for path in (REPOSITORY / "src").rglob("config/presets/*.yaml")]
+    shortened = {name: f"`{name.removeprefix('alignment')}`" for name in presets}
+    assert len(presets) > 5
+    missing = [name for name in presets if f"`{name}`" not in page and shortened[name] not in page]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_commands_of_the_page_exist(page):
     found = {" ".join(words): problem_with(words) for words in commands_in(page)}
