@@ -8,7 +8,7 @@ from post_training.config.model import Role, settings_by_role
 from post_training.core.hashing import WatchedInputs
 from post_training.records.run import RunDescription
 from post_training.stages.context import Result, StageContext
-from post_training.stages.execute import fingerprint_inputs
+from post_training.stages.describe import fingerprint_inputs
 from post_training.stages.registry import find_stage
 
 

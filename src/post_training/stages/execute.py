@@ -1,6 +1,6 @@
 """The life of a stage run, the same for every stage.
 
-    configuration -> ranks -> image checked -> inputs fingerprinted -> run.json opened
+    configuration -> ranks -> image checked, inputs fingerprinted (describe.py) -> run.json opened
                   -> the stage -> inputs unchanged? -> outputs fingerprinted -> run.json closed
 
 Rank 0 alone touches the record. Whatever ends the run (an error, a signal, a full disk) is written
@@ -19,36 +19,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from post_training.config.load import load_config, load_overrides, resolved_yaml
-from post_training.config.model import (
-    Role,
-    changed_settings,
-    input_paths,
-    recipe_hash,
-    settings_by_role,
-)
-from post_training.core.errors import ConfigError, Interrupted, PostTrainingError, UsageError, tell
+from post_training.config.model import changed_settings, settings_by_role
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError, tell
 from post_training.core.files import write_atomic
 from post_training.core.hashing import WatchedInputs, sha256_file
 from post_training.core.secrets import check_named_files
-from post_training.images.inside import (
-    find_mounts_over_image,
-    foreign_variables,
-    identify_image,
-    missing_path_hint,
-    read_development_mount,
-    read_mounts,
-)
-from post_training.models.config import fetch_hint
+from post_training.images.inside import missing_path_hint
 from post_training.models.quiet import quiet_libraries
-from post_training.models.reference import REFERENCE
 from post_training.records import machine
-from post_training.records.artifact import origin_of, seal_artifact
+from post_training.records.artifact import seal_artifact
 from post_training.records.promote import find_store, promote
 from post_training.records.run import AlreadyFinished, RunDescription, RunFolder
 from post_training.records.run_record import CONFIG_NAME, read_record
 from post_training.report.page import leave_page
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks, Result, StageContext
+from post_training.stages.describe import describe_run
 from post_training.stages.processes import (
     Launch,
     detect_launch,
@@ -278,7 +264,14 @@ class _Record:
         request, config = self.request, self.config
         if config.promote is not None:
             find_store()  # Now, and not when the work of days is done.
-        description = _describe(request, self.stage, config, self.ranks, self.inputs)
+        description = describe_run(
+            self.stage,
+            config,
+            self.ranks,
+            self.inputs,
+            command=request.command,
+            unpinned=request.unpinned,
+        )
         run_dir = config.run_dir or default_run_dir(config, description)
         folder = RunFolder(config.record_dir(run_dir))
         folder.claim()
@@ -353,72 +346,6 @@ class _Record:
         except OSError as failed:
             # A full disk: the record still says running; the lock is released with this process.
             tell(f"warning: cannot close {folder.path}/run.json: {failed.strerror}")
-
-
-def _describe(
-    request: Request, stage: Stage, config: StageConfig, ranks: Ranks, watched: WatchedInputs
-) -> RunDescription:
-    """All that is known before the run: the image is checked and the inputs are hashed here."""
-    image = None if request.unpinned else identify_image(os.environ)
-    development, mounted_over = read_development_mount(), find_mounts_over_image()
-    foreign = foreign_variables(os.environ)
-    settings = settings_by_role(config)
-    topology = {k: v for k, v in settings[Role.TOPOLOGY].items() if k != "num_processes"}
-    return RunDescription(
-        stage=stage.name,
-        recipe=settings[Role.RECIPE],
-        topology={
-            **({"world_size": ranks.world_size} if config.ranks_count else {}),
-            **topology,
-        },
-        inputs=fingerprint_inputs(settings[Role.INPUT], watched),
-        image=image,
-        facts={
-            "command": ["entrypoint", *request.command],
-            "working_dir": str(Path.cwd()),
-            "recipe_hash": recipe_hash(stage.name, config),
-            "placement": settings[Role.PLACEMENT],
-            "debug": config.debug.enabled,
-            "code": {
-                "from": "development mount" if development else "image",
-                **(development or (image and image["checkout"]) or {}),
-            },
-            "reproducible_by_digest": image is not None
-            and not (development or mounted_over or foreign),
-            "mounts": read_mounts(),
-            "mounted_over": mounted_over,
-            "foreign_variables": foreign,
-            "environment": machine.recorded_environment(os.environ),
-            "machine": machine.describe_machine(),
-            "scheduler_job": machine.scheduler_job(os.environ),
-            "packages": machine.installed_packages(),
-        },
-    )
-
-
-def fingerprint_inputs(
-    settings: dict[str, Any], watched: WatchedInputs
-) -> dict[str, dict[str, str]]:
-    """{key: {"path", "fingerprint", "made_by" of an artifact}}."""
-    inputs, faults, hints = {}, [], []
-    for key, path in input_paths(settings).items():
-        try:
-            found = watched.add(key, Path(path))
-            # Read with a file of rows, and no setting of its own; a folder has it within.
-            if (beside := Path(path).parent / REFERENCE).exists():
-                watched.add(f"{key}.{REFERENCE}", beside)
-        except FileNotFoundError:
-            faults.append(f"{key}: no such file or folder: {path}")
-            hints.append(fetch_hint(Path(path)) or missing_path_hint(Path(path)))
-        except UsageError as error:
-            faults.append(f"{key}: {error}")
-        else:
-            inputs[key] = {"path": str(Path(path).absolute()), "fingerprint": found}
-            if origin := origin_of(Path(path), found):
-                inputs[key]["made_by"] = origin
-    if faults:
-        raise ConfigError(faults, hint=next(filter(None, hints), None))
-    return inputs
 
 
 def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:
