@@ -172,8 +172,9 @@ class StopRequest:
         self._agreed = asked[0] if asked else None
 
     def ask_all(self, number: int) -> None:
-        """As though every rank had got this signal: for an end that all of them know of."""
-        self._agreed = number
+        """As though every rank had got this signal, where none has got one: for an end that all of
+        them know of. A job that is cancelled at that very step must not be queued again."""
+        self._agreed = self._agreed or number
 
     def end(self, step: int, num_steps: int) -> BaseException:
         """What ends a run that made `step` of `num_steps` steps."""

@@ -65,6 +65,17 @@ def test_ctrl_c_that_is_meant_for_somebody_else_is_not_heard():
         assert sum(stop.votes()) == 0
 
 
+@pytest.mark.parametrize(("sent", "told"), [(signal.SIGTERM, "SIGTERM"), (None, "SIGUSR1")])
+def test_end_that_all_ranks_know_of_gives_way_to_a_signal(sent: signal.Signals | None, told: str):
+    stop = StopRequest(tells=False)
+    with stop.listening():
+        if sent is not None:
+            send(sent)
+    stop.agree(stop.votes())
+    stop.ask_all(signal.SIGUSR1)
+    assert str(stop.end(3, 10)) == f"stopped by {told}"
+
+
 def test_training_that_ends_early_without_a_signal_is_told_in_a_sentence():
     stop = StopRequest()
     stop.agree(stop.votes())
