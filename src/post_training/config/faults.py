@@ -120,8 +120,6 @@ OTHER_NAMES: dict[str, str] = {
     "ep_size": _SPREAD,
     "expert_parallel_size": _SPREAD,
     "output_dir": "run_dir",
-    "evals_per_epoch": "evaluation.eval_steps",
-    "saves_per_epoch": "checkpointing.save_steps",
     # sampling
     "num_samples": "sampling.n",
     "num_generations": "sampling.n",
