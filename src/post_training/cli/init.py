@@ -39,6 +39,7 @@ def init_config(
     """Write a first configuration with comments. What is not given as an option is asked for."""
     from post_training.config.faults import nearest
     from post_training.core.errors import UsageError
+    from post_training.data.sources.open import check_kind
 
     if kind not in KINDS:
         raise UsageError(
@@ -47,15 +48,19 @@ def init_config(
         )
     target = output or Path(f"{kind}.yaml")
     if target.exists():
-        raise UsageError("there already", where=str(target), hint="choose another --output")
+        raise UsageError("is there already", where=str(target), hint="choose another --output")
     if not target.absolute().parent.is_dir():
         raise UsageError("no such folder", where=str(target.parent))
     rows = "pairs" if kind == "dpo" else "prompts" if kind == "generate" else "rows"
+    model = model or _ask("the model's folder", "--model")
+    data = data or _ask(f"the {rows} (a file)", "--data")
+    if data.is_file():
+        check_kind(data)
     written = write_first_config(
         kind,
         target,
-        model=model or _ask("the model's folder", "--model"),
-        data=data or _ask(f"the {rows} (a file)", "--data"),
+        model=model,
+        data=data,
         run_dir=run_dir or _ask("the folder of the run", "--run-dir", f"runs/{kind}"),
     )
     for missing in written:

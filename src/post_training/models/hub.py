@@ -89,7 +89,9 @@ def fetch_model(
 def _check_name(hub: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise UsageError(
-            f"must be OWNER/NAME (got {hub!r})", where="hub", hint="a folder needs no fetching"
+            f"must be OWNER/NAME (got {hub!r})",
+            where="hub",
+            hint="the name as on the hub; a folder on disk is model.path, and needs no fetching",
         )
 
 

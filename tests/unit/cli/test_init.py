@@ -67,7 +67,8 @@ def test_init_asks_three_questions_on_a_terminal(cli, tmp_path):
     [
         ("init stf", "error: no first configuration 'stf', did you mean 'sft'?"),
         ("init sft", "error: --model: not given: the model's folder"),
-        ("init sft -o there", "error: there: there already"),
+        ("init sft -o there", "error: there: is there already"),
+        ("init sft --model m --data there", "error: there: unknown kind of file ''; known: .jsonl"),
         ("init sft -o no/such.yaml", "error: no: no such folder"),
     ],
 )

@@ -37,17 +37,22 @@ def open_path(path: Path, split: str | None = None, name: str | None = None) -> 
     if split is not None:
         problem = f"a file has no split {split!r}"
         raise UsageError(problem, where=str(path), hint="leave split out")
+    check_kind(path)
     match path.suffix:
         case ".jsonl" | ".ndjson":
             return JsonlSource(path, name)
         case ".json":
             return JsonFileSource(path, name)
-        case ".parquet":
-            from post_training.data.sources.arrow import ParquetSource
+    from post_training.data.sources.arrow import ParquetSource
 
-            return ParquetSource(path, name)
-    known = f"{', '.join(SUFFIXES)}, or a folder that `datasets` saved"
-    raise UsageError(f"unknown kind of file {path.suffix!r}; known: {known}", where=str(path))
+    return ParquetSource(path, name)
+
+
+def check_kind(path: Path) -> None:
+    """Errors: UsageError for a file of rows that is not of a known kind."""
+    if path.suffix not in SUFFIXES:
+        known = f"{', '.join(SUFFIXES)}, or a folder that `datasets` saved"
+        raise UsageError(f"unknown kind of file {path.suffix!r}; known: {known}", where=str(path))
 
 
 def read_objects(path: Path) -> Iterator[dict[str, Any]]:
