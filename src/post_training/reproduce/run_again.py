@@ -193,7 +193,8 @@ def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path])
         "num_processes": num_ranks(record),
         "num_threads": record["topology"]["num_threads"],
         **_folders(record),
-        **_reported_to_nobody(record),
+        **_without_what_is_of_one_run(record),
+        **_without_hub_names(record, inputs),
         **{key: str(path) for key, path in inputs.items()},
     }
 
@@ -214,6 +215,15 @@ def _folders(record: dict[str, Any]) -> dict[str, str | None]:
     return folders
 
 
-def _reported_to_nobody(record: dict[str, Any]) -> dict[str, list[str]]:
-    """A reproduction is no further run on anybody's dashboard."""
-    return {"logging.report_to": []} if record["placement"].get("logging.report_to") else {}
+def _without_what_is_of_one_run(record: dict[str, Any]) -> dict[str, Any]:
+    """A reproduction is no further run on anybody's dashboard, nor in anybody's store, and nobody
+    is there to start it again where the run ended in between."""
+    neutral = {"logging.report_to": [], "promote": None, "training.exit_interval": None}
+    return {key: value for key, value in neutral.items() if record["placement"].get(key)}
+
+
+def _without_hub_names(record: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, None]:
+    """A model is where its input is now; the names by which the run had found it say otherwise."""
+    models = [key.removesuffix("path") for key in inputs if key.endswith("model.path")]
+    keys = [f"{model}{name}" for model in models for name in ("hub", "revision", "hub_dir")]
+    return {key: None for key in keys if record["placement"].get(key) is not None}

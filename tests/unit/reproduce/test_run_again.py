@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from post_training.config.load import load_config, resolved_yaml
 from post_training.images.store import ImageStore
 from post_training.reproduce.plan import StoredImage
 from post_training.reproduce.run_again import (
     HERE,
+    _overrides,
     _settings,
     read_surroundings,
     reproduction_edf,
@@ -25,6 +27,7 @@ RECORD = {
         "SLURM_JOB_ID": "7",
     },
 }
+from post_training.train.config import SftConfig
 
 
 @pytest.fixture
@@ -106,3 +109,29 @@ def test_settings_of_a_reproduction_make_everything_anew_and_report_to_nobody(tm
     assert _settings({**record, "placement": {}}, tmp_path, {}).keys() == {
         "run_dir", "num_processes", "num_threads"
     }  # fmt: skip
+
+
+def test_reproduction_of_a_run_with_a_model_of_the_hub_reads_it_where_it_is(tmp_path):
+    named = {"hub": "org/name", "revision": 40 * "a", "hub_dir": "hub"}
+    config = {
+        "model": named,
+        "data": {"chat_template": "chatml", "datasets": [{"path": "rows.jsonl"}]},
+        "sft": {"max_seq_length": 64},
+        "training": {
+            "max_steps": 9,
+            "effective_batch_size": 8,
+            "learning_rate": 1e-5,
+            "exit_interval": 3,
+        },
+        "promote": "store",
+    }
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(resolved_yaml(SftConfig.model_validate(config)))
+    placement = {f"model.{key}": value for key, value in named.items()}
+    placement |= {"training.exit_interval": 3, "promote": "store"}
+    record = {"working_dir": "/w", "topology": {"world_size": 1, "num_threads": 1}}
+    kept = tmp_path / "kept/model"
+    settings = _settings({**record, "placement": placement}, tmp_path, {"model.path": kept})
+    again = load_config(SftConfig, resolved, _overrides(settings))
+    assert (again.model.path, again.model.hub) == (kept, None)
+    assert (again.training.exit_interval, again.promote) == (None, None)
