@@ -103,6 +103,9 @@ class WeightsAndBiases:
 
     def _prepare_environment(self) -> None:
         """Read by W&B when it is imported, and by its process."""
+        if (chosen := self._config.wandb_dir) is not None:
+            # Of a folder that is not there W&B makes one in /tmp, where it is lost.
+            chosen.mkdir(parents=True, exist_ok=True)
         own = self._run_dir / "wandb"
         own.mkdir(exist_ok=True)
         for name in ("CACHE", "CONFIG", "DATA"):

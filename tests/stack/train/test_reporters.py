@@ -148,6 +148,15 @@ def test_wandb_offline_keeps_the_lines_and_what_they_are_of(run_dir):
     assert {name: config[name] for name in SETTINGS} == SETTINGS
 
 
+def test_wandb_dir_that_is_not_there_is_made_and_a_resumed_run_is_in_it_once(run_dir, tmp_path):
+    chosen = tmp_path / "not/there"
+    report(run_dir, "wandb", lines=LINES[:3], wandb_dir=chosen)
+    report(run_dir, "wandb", history=LINES[:3], lines=LINES[3:], wandb_dir=chosen)
+    (folder,) = offline_folders(chosen)
+    assert sorted(wandb_rows(folder, RUN_ID)) == [3, 6, 9]
+    assert offline_folders(run_dir) == []
+
+
 def test_wandb_offline_of_a_resumed_run_has_no_step_twice_and_none_missing(run_dir):
     report(run_dir, "wandb", lines=[*LINES, training_line(12, loss=99.0)])
     report(run_dir, "wandb", history=LINES[:3], lines=[training_line(9), training_line(12)])
