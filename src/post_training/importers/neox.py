@@ -150,7 +150,7 @@ def _offset(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.refuse(
             key,
-            f"steps are counted from 0; --drop {key}, and convert.md says how a run is numbered on",
+            f"steps are counted from 0, and the schedule begins there; --drop {key} leaves it out",
         )
     else:
         translation.tell(key, "0, same here")

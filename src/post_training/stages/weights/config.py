@@ -124,7 +124,7 @@ class ConvertConfig(StageConfig):
 class MergedModelConfig(Config):
     """A model that is merged, and how much of it."""
 
-    path: Annotated[Path, Role.INPUT, AfterValidator(newest_checkpoint)] = Field(
+    path: Annotated[Path, Role.INPUT, AfterValidator(newest_model)] = Field(
         description="Model folder, or the folder of a LoRA adapter of the base."
     )
     weight: float = Field(1.0, description="Weight of the model, or of its difference to the base.")
