@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
+from post_training.importers.deepspeed import use_deepspeed
 from post_training.importers.documents import read_document
 from post_training.importers.training_arguments import (
     ATTENTION,
@@ -14,6 +15,7 @@ from post_training.importers.training_arguments import (
     use_dataset_path,
     use_dtype,
     use_model,
+    use_precision,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
 from post_training.importers.trl import finish as finish_as_trl
@@ -31,6 +33,7 @@ WHOLE = (
 )
 DEFAULTS: dict[str, Any] = {}
 _DEVICES = ("offload_optimizer_device", "offload_param_device")
+_READ_OF_ZERO = {"zero_stage", *_DEVICES}
 _COMPOSED = Ours("it goes with dataset_args")
 _FOLDERS = Ours("storage: artifacts/{private,shared,store}, and run_dir or output_base")
 _RESUMING = Ours(
@@ -60,10 +63,15 @@ def _dataset(translation: Translation, key: str, value: Any) -> None:
         translation.refuse(key, "train_split.start: rows are taken from the first on")
     translation.settings.setdefault("data", {})["datasets"] = [dataset]
     translation.tell(key, f"data.datasets: {name}")
-    held_out = translation.get("dataset_args.eval_split", {}).get("name")
+    evaluated = translation.get("dataset_args.eval_split", {})
+    held_out = evaluated.get("name")
     if held_out and str(translation.get("training_args.eval_strategy", "no")) != "no":
         rows = {**dataset, "split": held_out}
         rows.pop("max_rows", None)
+        if evaluated.get("start"):
+            translation.refuse(key, "eval_split.start: rows are taken from the first on")
+        elif evaluated.get("end"):
+            rows["max_rows"] = evaluated["end"]
         translation.settings.setdefault("evaluation", {})["datasets"] = [rows]
 
 
@@ -95,6 +103,8 @@ def _accelerate(translation: Translation, key: str, value: Any) -> None:
     except UsageError as error:
         translation.refuse(key, str(error))
         return
+    if (precision := given.get("mixed_precision")) not in (None, "no"):
+        use_precision(translation, key, precision)
     kind = given.get("distributed_type", "MULTI_GPU")
     if kind != "DEEPSPEED":
         strategy = {"MULTI_GPU": "ddp", "NO": "ddp", "FSDP": "fsdp2"}.get(kind)
@@ -104,6 +114,11 @@ def _accelerate(translation: Translation, key: str, value: Any) -> None:
             translation.put(key, "distributed.strategy", strategy)
         return
     zero = given.get("deepspeed_config", {})
+    if (file := zero.get("deepspeed_config_file")) is not None:
+        use_deepspeed(translation, key, file)
+        return
+    for name in sorted(zero.keys() - _READ_OF_ZERO):
+        translation.tell(key, f"deepspeed_config.{name}: {zero[name]}: not read: our own settings")
     translation.put(key, "distributed.strategy", f"zero{zero.get('zero_stage', 2)}")
     devices = [str(zero.get(name, "none")) for name in _DEVICES]
     if "nvme" in devices:
@@ -132,7 +147,10 @@ def _of_plw(path: str) -> Any:
 
 
 def _attention(translation: Translation, key: str, value: Any) -> None:
-    translation.put(key, "model.attn_implementation", ATTENTION.get(str(value), "sdpa"))
+    if value is not None and str(value) not in ATTENTION:
+        translation.refuse(key, f"must be one of {', '.join(ATTENTION)}")
+    else:
+        translation.put(key, "model.attn_implementation", ATTENTION.get(str(value), "sdpa"))
 
 
 def _remote_code(translation: Translation, key: str, value: Any) -> None:

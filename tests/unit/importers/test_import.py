@@ -357,3 +357,32 @@ def test_import_llamafactory_columns_that_are_not_read_are_refused(folder: Path)
         path.write_text(json.dumps(named))
         with pytest.raises(ConfigError, match=f"instructions: {problem}: no counterpart"):
             import_settings(CASES["llamafactory"])
+
+
+def test_import_of_accelerates_file_keeps_its_precision_and_the_deepspeed_file_it_names(folder):
+    path = Path("swissai/accelerate/ds-zero3.yaml")
+    words = ["swissai/train-sft.yaml", "model=apertus-8b", f"accelerate_config={path}"]
+    request = Request("swissai", words, num_processes=4)
+    given = {"distributed_type": "DEEPSPEED", "mixed_precision": "bf16"}
+    ours = {"zero_stage": 1, "gradient_clipping": 0.5}
+    path.write_text(json.dumps({**given, "deepspeed_config": ours}))
+    imported = import_settings(request)
+    assert setting(imported.settings, "training.mixed_precision") == "bf16"
+    assert any("deepspeed_config.gradient_clipping: 0.5: not read" in s for s in imported.lines)
+    path.write_text(
+        json.dumps({**given, "deepspeed_config": {"deepspeed_config_file": "deepspeed.json"}})
+    )
+    assert setting(import_settings(request).settings, "distributed.strategy") == "zero3"
+    path.write_text(json.dumps({**given, "mixed_precision": "fp16", "deepspeed_config": ours}))
+    with pytest.raises(ConfigError, match="only bf16 or no"):
+        import_settings(request)
+
+
+def test_import_of_a_part_of_a_split_is_that_part(folder: Path):
+    words = [*CASES["swissai"].files, "training_args.eval_strategy=steps"]
+    words += ["training_args.eval_steps=5", "dataset_args.eval_split.name=test"]
+    imported = import_settings(Request("swissai", [*words, "dataset_args.eval_split.end=9"]))
+    [rows] = imported.settings["evaluation"]["datasets"]
+    assert (rows["split"], rows["max_rows"]) == ("test", 9)
+    with pytest.raises(ConfigError, match=r"eval_split\.start"):
+        import_settings(Request("swissai", [*words, "dataset_args.eval_split.start=9"]))
