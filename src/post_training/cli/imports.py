@@ -12,20 +12,22 @@ def import_configuration(
     ],
     files: Annotated[
         list[str],
-        typer.Argument(
-            metavar="FILE…", help="Its files, and key=value as its command line has them."
-        ),
+        typer.Argument(metavar="FILE…", help="Its files, and key=value as on its command line."),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="CFG.YAML", help="Write there instead of on the screen.")
     ] = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Leave out this key of theirs; may be repeated."),
+        typer.Option(metavar="KEY", help="Leave out this key of the file; may be repeated."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Over the result, a setting of ours."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Add or replace a setting of the result; may be repeated.",
+        ),
     ] = None,
     num_processes: Annotated[
         int | None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST_FOLDERS_LISTED = 20
 
 site_app = typer.Typer(help="Sites: the project's, and your own.", **GROUP)
-storage_app = typer.Typer(help="Scratch, and what must outlive it.", **GROUP)
+storage_app = typer.Typer(help="Folders of a site: scratch, and permanent storage.", **GROUP)
 
 
 def examine_machine(
@@ -88,7 +88,7 @@ def site_list(repository: Repository = Path("."), as_json: Json = False) -> None
 def storage_setup(
     site: SiteName,
     group: Annotated[
-        str | None, typer.Option(help="Who shares it, by default as the folder has it.")
+        str | None, typer.Option(help="The group that shares it; by default the folder's.")
     ] = None,
     shared: Annotated[
         Path | None,
@@ -140,7 +140,7 @@ def storage_promote_image(
 def storage_repair(
     folder: Annotated[Path, typer.Argument(help="All below it, links left out.")],
     group: Annotated[
-        str | None, typer.Option(help="Give it to this group, by default each file keeps its own.")
+        str | None, typer.Option(help="Give it to this group; by default files keep theirs.")
     ] = None,
     readers: Annotated[str | None, typer.Option(help="A second group, which may read.")] = None,
 ) -> None:

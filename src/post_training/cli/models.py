@@ -7,7 +7,7 @@ import typer
 
 from post_training.cli.options import GROUP, Environment
 
-model_app = typer.Typer(help="Bring models in.", **GROUP)
+model_app = typer.Typer(help="Fetch models of the Hugging Face hub.", **GROUP)
 
 
 @model_app.callback()
@@ -18,7 +18,9 @@ def _group() -> None:
 @model_app.command("fetch")
 def model_fetch(
     hub: Annotated[str, typer.Argument(help="OWNER/NAME of a model.")],
-    hub_dir: Annotated[Path, typer.Option(help="model.hub_dir of the configurations.")],
+    hub_dir: Annotated[
+        Path, typer.Option(help="The folder to fill; model.hub_dir in configurations.")
+    ],
     revision: Annotated[
         str | None, typer.Option(help="A branch, tag or commit; else the main branch.")
     ] = None,

@@ -47,10 +47,10 @@ def watch_runs(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN|FOLDER", help="A run, or a folder with runs.")
     ] = Path("runs"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
-    every: Annotated[int, typer.Option(min=1, help="Seconds between two looks.")] = 10,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8765,
+    every: Annotated[int, typer.Option(min=1, help="Seconds between updates.")] = 10,
 ) -> None:
-    """Serve the pages of runs on this machine, for you alone; they follow the runs."""
+    """Serve the pages of runs on this machine, only for you; the pages follow the runs."""
     from post_training.slurm.run_index import find_run
     from post_training.slurm.watch import serve
 
