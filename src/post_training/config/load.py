@@ -284,6 +284,13 @@ def parse_override(text: str) -> Override:
         raise UsageError(error.problem, where=where) from None
 
 
+def write_override(key: str, value: Any) -> str:
+    """`key=value`, as parse_override reads it. value: a JSON value."""
+    # JSON is YAML: text stays text, whatever it looks like. But for JSON's escapes of characters
+    # beyond 16 bits, which are halves of pairs: YAML has none.
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def set_override(data: dict[str, Any], override: Override) -> None:
     """Set the value in `data`, creating the mappings on the way.
 

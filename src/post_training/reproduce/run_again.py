@@ -8,7 +8,6 @@ engine keeps its mounts to itself, and no record has annotations (Alps chooses t
 by them): for a job of a site these come from the run's frozen EDF, or else from the site's own.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from post_training.config.load import load_config
+from post_training.config.load import load_config, write_override
 from post_training.core.errors import PostTrainingError
 from post_training.core.files import write_atomic
 from post_training.images.edf import escape, expand, merge_edf, parse_mount
@@ -200,8 +199,7 @@ def _settings(record: dict[str, Any], new_dir: Path, inputs: Mapping[str, Path])
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    # JSON is YAML: text stays text, whatever it looks like.
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return [write_override(key, value) for key, value in settings.items()]
 
 
 def _folders(record: dict[str, Any]) -> dict[str, str | None]:

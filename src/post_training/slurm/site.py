@@ -14,7 +14,6 @@ A site's file names nobody's account. ~/.config/post-training/sites.yaml does, f
     clariden: {account: a-something, partition: debug}
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from post_training.config.load import load_config
+from post_training.config.load import load_config, write_override
 from post_training.config.model import Config
 from post_training.core import yaml
 from post_training.core.errors import UsageError
@@ -227,9 +226,8 @@ def load_site(name: str, changes: Mapping[str, str | int | None], folder: Path =
     """
     path = find_site(name, folder)
     asked = {key: value for key, value in changes.items() if value is not None}
-    # JSON is YAML: a time like 90 stays text.
     overrides = [
-        f"scheduler.{key}={json.dumps(value)}"
+        write_override(f"scheduler.{key}", value)
         for key, value in {**own_settings(name), **asked}.items()
     ]
     return load_config(Site, path, overrides)

@@ -1,13 +1,13 @@
 """`entrypoint STAGE cfg.yaml [key=value …]` and `entrypoint doctor`, inside the image."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from post_training.config.load import write_override
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError, report
 from post_training.core.files import user_cache
 from post_training.models.quiet import quiet_libraries
@@ -90,7 +90,7 @@ def _run_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> i
     ]
     settings = {"command": list(arguments[end + 1 :]), "inputs": inputs, "outputs": outputs}
     options.config = None
-    options.overrides += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    options.overrides += [write_override(key, value) for key, value in settings.items()]
     return _execute(options, arguments)
 
 

@@ -244,6 +244,15 @@ def test_runs_of_a_command_line_are_recorded_and_compared_by_their_outputs(rows,
     assert verdict("random").startswith("differs: model/out")
 
 
+def test_command_line_is_what_the_command_gets_whatever_it_is_written_in(tmp_path):
+    word = "é 😀 'a' \"b\" ${x} 1e-5: # \\"
+    script = 'printf %s "$1" > out'
+    words = ["run_dir=run", "--output", "out", "--", "sh", "-c", script, "sh", word]
+    code, said = finish(start(words, tmp_path))
+    assert code == 0, said
+    assert (tmp_path / "run/output/out").read_text() == word
+
+
 def test_signal_reaches_the_command_and_its_last_words_are_kept(tmp_path):
     script = "trap 'echo saved > saved; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
     process = start(["run_dir=run", "--output", "out", "--", "sh", "-c", script], tmp_path)
