@@ -128,9 +128,7 @@ def save_adapter(
     shutil.rmtree(path, ignore_errors=True)
     with explain_write_errors(path.parent), atomic_directory(path) as temporary:
         adapted.save_pretrained(temporary, state_dict=weights)
-        for file in temporary.iterdir():
-            if file.suffix == ".json":
-                remove_places(file)
+        remove_places(temporary)
 
 
 def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:

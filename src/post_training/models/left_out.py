@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from post_training.core.files import write_json
+from post_training.models.weight_files import INDEX, WHOLE
 
-INDEX = "model.safetensors.index.json"
-_WHOLE, _TRAINED, _KEPT = "model.safetensors", "model-trained.safetensors", "model-kept.safetensors"
+_TRAINED, _KEPT = "model-trained.safetensors", "model-kept.safetensors"
 # What a language model's names become within another, in the layouts that folders have.
 _LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: name,
@@ -116,7 +116,7 @@ def _rename(path: Path, renamed: Callable[[str], str]) -> None:
 
 def _add(path: Path, tensors: dict[str, Tensor]) -> None:
     if not (path / INDEX).exists():
-        (path / _WHOLE).rename(path / _TRAINED)
+        (path / WHOLE).rename(path / _TRAINED)
     save_file(tensors, path / _KEPT, metadata={"format": "pt"})
     weight_map: dict[str, str] = {}
     size = 0
@@ -130,8 +130,8 @@ def _add(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _names_by_file(folder: Path) -> dict[str, list[str]]:
     """{file: names of its weights}, of the safetensors files that transformers would read."""
-    if (folder / _WHOLE).exists():
-        files = [_WHOLE]
+    if (folder / WHOLE).exists():
+        files = [WHOLE]
     else:
         files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
     names = {}

@@ -28,13 +28,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
 from post_training.models.attention import check_left_out
-from post_training.models.left_out import INDEX, note_left_out
+from post_training.models.left_out import note_left_out
 from post_training.models.text_part import (
     NAMES_IN_FOLDERS,
     find_text_part,
     forget_names_in_folder,
 )
 from post_training.models.varlen import register_varlen
+from post_training.models.weight_files import INDEX
 from post_training.records.run_record import RECORD_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

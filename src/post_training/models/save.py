@@ -63,9 +63,7 @@ def save_model_folder(
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         problem = None if base is None else keep_left_out(temporary, base, model)
-        for file in temporary.iterdir():
-            if file.suffix == ".json":
-                remove_places(file)
+        remove_places(temporary)
     return None if problem is None else f"{path}: {problem}"
 
 
@@ -77,6 +75,8 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if _is_of_reading(error, folder):
+            raise
         if isinstance(error, RuntimeError) and not _WRITER.search(str(error)):
             raise
         reason = str(error).splitlines()[0].lower()
@@ -89,6 +89,12 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _is_of_reading(error: Exception, folder: Path) -> bool:
+    """Whether a file elsewhere is what it is about: of the model that is converted, or left out."""
+    named = getattr(error, "filename", None)
+    return isinstance(named, str) and not Path(named).absolute().is_relative_to(folder.absolute())
+
+
 def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: str) -> None:
     """Let generation stop at `end_of_turn` too: it often isn't the tokenizer's eos token."""
     ids = tokenizer.encode(end_of_turn, add_special_tokens=False)
@@ -98,11 +104,12 @@ def stop_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_t
         model.generation_config.eos_token_id = [*known, ids[0]]
 
 
-def remove_places(file: Path) -> None:
-    """Take what names a place out of a JSON file."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and any(key in content for key in _PLACES):
-        write_json(file, {key: value for key, value in content.items() if key not in _PLACES})
+def remove_places(folder: Path) -> None:
+    """Take what names a place out of the JSON files of a model's or adapter's folder."""
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and any(key in content for key in _PLACES):
+            write_json(file, {key: value for key, value in content.items() if key not in _PLACES})
 
 
 def train_tokenizer(

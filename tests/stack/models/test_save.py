@@ -28,3 +28,10 @@ def test_write_error_of_a_gathering_is_left_as_it_is(error):
     with pytest.raises(type(error)) as caught, explain_write_errors(Path("/dev")):
         raise error
     assert caught.value is error
+
+
+def test_file_that_cannot_be_read_is_no_error_of_writing(tmp_path):
+    with pytest.raises(FileNotFoundError), explain_write_errors(tmp_path / "run"):
+        (tmp_path / "model/config.json").read_text()
+    with pytest.raises(PostTrainingError), explain_write_errors(tmp_path):
+        (tmp_path / "run/model/config.json").write_text("")

@@ -92,9 +92,7 @@ def _to_huggingface(config: ConvertConfig, context: StageContext, folder: Path) 
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for file in folder.glob("*.json"):
-        if file.name != "model.safetensors.index.json":
-            remove_places(file)
+    remove_places(folder)
     num_parameters = sum(torch.Size(tensor.shape).numel() for _, tensor in written)
     context.log(
         f"{shape.family} with {num_parameters:,} parameters in {settings.dtype}: "

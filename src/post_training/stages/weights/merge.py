@@ -17,7 +17,7 @@ from post_training.models.lazy_tensors import LazyTensor
 from post_training.models.load import DTYPES, load_tokenizer, read_model_settings
 from post_training.models.merging import Merge, merge_tensor
 from post_training.models.save import explain_write_errors, remove_places
-from post_training.models.weight_files import INDEX, open_weights, write_weights
+from post_training.models.weight_files import open_weights, write_weights
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
 from post_training.stages.weights.config import MergeConfig
 
@@ -69,9 +69,7 @@ def _merge(config: MergeConfig, context: StageContext) -> dict[str, Any]:
         if (first / "generation_config.json").exists():
             shutil.copyfile(first / "generation_config.json", folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
-        for file in folder.glob("*.json"):
-            if file.name != INDEX:
-                remove_places(file)
+        remove_places(folder)
     context.log(f"{config.method} of {len(models)}: {len(written):,} tensors, {size / 1e9:.2f} GB")
     return {"num_tensors": len(written), "size_bytes": size}
 
