@@ -21,7 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from post_training.core.errors import PostTrainingError, UsageError, tell
-from post_training.core.files import atomic_directory
+from post_training.core.files import atomic_directory, new_file_mode
 from post_training.core.hashing import ARTIFACT_RECORD, sha256_file
 from post_training.data.sources.hub import hub_faults, resolve_commit
 from post_training.models.config import fetched_model_dir
@@ -190,6 +190,7 @@ def _find_commit(snapshots: Path, revision: str | None) -> str:
 def _link(snapshot: Path, hub: str, folder: Path) -> None:
     """The files of a cache's snapshot, which are links there, as files of `folder`."""
     names: Sequence[str] = [path.name for path in snapshot.iterdir() if not path.is_dir()]
+    mode = new_file_mode(folder)
     for name in _choose(names, hub):
         blob = (snapshot / name).resolve()
         if not blob.is_file():
@@ -202,8 +203,18 @@ def _link(snapshot: Path, hub: str, folder: Path) -> None:
         if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_file(blob) != blob.name:
             problem = f"{name}: its bytes are not those of its name in the cache"
             raise PostTrainingError(problem, where=str(blob), hint="fetch it again")
-        try:
-            os.link(blob, folder / name)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(blob, folder / name)
+        _link_or_copy(blob, folder / name, mode)
     _check_code(folder, hub)
+
+
+def _link_or_copy(blob: Path, target: Path, mode: int) -> None:
+    """mode: that all files of the folder get (core/files.py), and with a link the cache's file too.
+    So what is another's, or would be opened to others by it, is copied."""
+    status = blob.stat()
+    if status.st_uid == os.geteuid() and not mode & ~status.st_mode:
+        try:
+            os.link(blob, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(blob, target)

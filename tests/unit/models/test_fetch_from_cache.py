@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_model_of_a_cache_is_taken_without_the_network(
     origin = origin_of(fetched.folder, fingerprint(fetched.folder))
     assert (origin["stage"], origin["run_id"]) == ("fetch", f"fetched org/name {COMMIT}")
     assert fetch_model("org/name", revision, tmp_path / "hub", cache) == fetched
+
+
+def test_file_of_a_cache_that_others_may_not_read_stays_such(cache: Path, tmp_path: Path):
+    blob = (snapshot_of(cache) / "model.safetensors").resolve()
+    blob.chmod(0o600)
+    folder = fetch_model("org/name", None, tmp_path / "hub", cache).folder
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o600
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_model_that_was_changed_since_it_was_fetched_is_noticed(cache: Path, tmp_path: Path):
