@@ -40,6 +40,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "moe_router_pre_softmax": (None, False),
     "moe_router_score_function": (None, "softmax"),
     "moe_router_enable_expert_bias": (None, False),
+    "moe_router_num_groups": (None, 1),
+    "softmax_type": (None, "vanilla"),
     "moe_router_topk_scaling_factor": (None, 1, 1.0),
     "heterogeneous_layers_config_path": (None,),
 }

@@ -1,7 +1,7 @@
 """Write `RUN/model` from a checkpoint of Megatron-LM or GPT-NeoX, or `RUN/checkpoint` for Megatron.
 
 read the settings -> check every tensor's name and size -> write tensor by tensor
-                  -> settings and tokenizer -> does the folder load?
+                  -> settings and tokenizer
 """
 
 import json
@@ -197,7 +197,8 @@ def _replaced(found: PreTrainedConfig, path: Path, context: StageContext) -> Pre
         )
     own = found.to_dict()
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                "intermediate_size", "tie_word_embeddings"):  # fmt: skip
+                "intermediate_size", "head_dim", "num_local_experts",
+                "tie_word_embeddings"):  # fmt: skip
         if key in given and key in own and given[key] != own[key]:
             raise UsageError(
                 f"{key} is {given[key]}, and {own[key]} in the checkpoint", where=str(path)
