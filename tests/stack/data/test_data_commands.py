@@ -115,7 +115,10 @@ def test_inspect_and_count_take_a_configuration_of_prepare(settings: Path, capfd
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("inputs: [x]\ntokenizer: y", "neither a configuration of sft .* it has inputs, tokenizer"),
+        (
+            "inputs: [x]\ntokenizer: y",
+            "neither a configuration of sft, .* it has inputs, tokenizer",
+        ),
         ("{}", "it has nothing"),
         ("model: {}\ndata: {}", "sft.yaml"),
     ],

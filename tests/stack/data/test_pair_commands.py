@@ -55,7 +55,9 @@ def test_inspect_shows_a_prompt_once_and_both_answers(dpo_config: dict[str, Any]
     assert "⟦3 so<|im_end|>⟧" in shown
     assert "── prompt of pair 2 of sums.jsonl: " in shown
     assert "── chosen of pair 2 of sums.jsonl: " in shown
-    assert "trained, quantile 0.75" in shown
+    # Of four reference rewards, how many are at most the answer's.
+    assert "trained, quantile 0.5\n" in shown
+    assert "trained, quantile 1" in shown
 
 
 def test_inspect_row_of_pairs_is_the_one_that_training_reads(
