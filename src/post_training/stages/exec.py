@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -133,35 +133,38 @@ def _run_command(config: ExecConfig, context: StageContext, start: _Start, log: 
     program = config.command[0]
     if shutil.which(program, path=environment["PATH"]) is None and "/" not in program:
         raise UsageError(f"command: no program {program!r} in this image", hint=_HINT_OF_PROGRAM)
-    try:
-        process = subprocess.Popen(
-            config.command,
-            cwd=work,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # A group of its own: a signal reaches it once, through us, and what it leaves running
-            # can be ended with it.
-            start_new_session=True,
-            preexec_fn=dies_with(os.getpid()),
-        )
-    except OSError as error:
-        raise UsageError(
-            f"command: {program} cannot be started: {(error.strerror or str(error)).lower()}",
-            hint=_hint_of_path(config) or _HINT_OF_PROGRAM,
-        ) from None
-    with _copied_output(process, log):
+    # A signal that came between the start and the wait would leave the command running.
+    with _held_signals() as held:
         try:
-            code = process.wait()
-        except Interrupted as stopped:
-            _pass_on(process, stopped, config.grace_s)
-            raise
-        finally:
-            # What it left behind holds the pipe open, and would go on writing.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process = subprocess.Popen(
+                config.command,
+                cwd=work,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A group of its own: a signal reaches it once, through us, and what it leaves
+                # running can be ended with it.
+                start_new_session=True,
+                preexec_fn=_start_of_child(os.getpid(), held),
+            )
+        except OSError as error:
+            raise UsageError(
+                f"command: {program} cannot be started: {(error.strerror or str(error)).lower()}",
+                hint=_hint_of_path(config) or _HINT_OF_PROGRAM,
+            ) from None
+        with _copied_output(process, log):
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                code = process.wait()
+            except Interrupted as stopped:
+                _pass_on(process, stopped, config.grace_s)
+                raise
+            finally:
+                # What it left behind holds the pipe open, and would go on writing.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     if code != 0:
         ended = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise PostTrainingError(
@@ -185,6 +188,27 @@ def _wait_for_all(context: StageContext, logs: Path) -> None:
         context.gather(None)
     except RuntimeError:
         raise PostTrainingError("the command failed on another rank", where=str(logs)) from None
+
+
+@contextmanager
+def _held_signals() -> Iterator[set[signal.Signals]]:
+    """Signals wait until the mask that is yielded, the one of before, is set again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_of_child(parent: int, mask: set[signal.Signals]) -> Callable[[], None]:
+    """What the child does before it becomes the command: it takes signals, and ends with us."""
+    arrange = dies_with(parent)
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        arrange()
+
+    return start
 
 
 _HINT_OF_PROGRAM = "the first word of the command is a program of the image, or an input's name"
