@@ -5,6 +5,7 @@ import struct
 from math import prod
 from pathlib import Path
 
+from helpers import ended_runs
 from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.artifact import seal_artifact
 from post_training.records.run import RunDescription, RunFolder
@@ -71,17 +72,7 @@ MACHINE = {
     "processor": "a processor",
     "cpus": 2,
 }
-IMAGE = {
-    "name": "cpu",
-    "version": "0.1.0",
-    "input_hash": 64 * "3",
-    "oci_digest": "sha256:" + 64 * "4",
-    "sqsh_sha256": 64 * "5",
-    "path": "/home/someone/images/sha256-5.sqsh",
-    "checkout": {"commit": 40 * "6", "dirty": False},
-    "verified_by": "runner",
-    "check": "cached",
-}
+IMAGE = {**ended_runs.IMAGE, "path": "/home/someone/images/sha256-5.sqsh"}
 FACTS = {
     "command": ["entrypoint", "sft", "/users/someone/work/sft.yaml"],
     "working_dir": "/users/someone/work",

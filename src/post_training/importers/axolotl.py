@@ -15,7 +15,14 @@ from post_training.importers.training_arguments import (
     use_model,
     use_optimizer,
 )
-from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
+from post_training.importers.translation import (
+    Becomes,
+    Nothing,
+    Ours,
+    Table,
+    Translation,
+    becomes_if_set,
+)
 
 WHOLE = ("gradient_checkpointing_kwargs", "optim_args", "lr_scheduler_kwargs", "deepspeed")
 # What Axolotl does where its file says nothing, and we would do otherwise.
@@ -210,16 +217,6 @@ def _shuffled(translation: Translation, key: str, value: Any) -> None:
         translation.tell(key, "no setting needed: each epoch has an order of its own")
 
 
-def _per_epoch(setting: str) -> Any:
-    def handle(translation: Translation, key: str, value: Any) -> None:
-        if value:
-            translation.put(key, setting, value)
-        else:
-            translation.tell(key, "none, the same here (there is one at the end)")
-
-    return handle
-
-
 def _adapter(translation: Translation, key: str, value: Any) -> None:
     if value == "lora":
         translation.settings.setdefault("lora", {})
@@ -317,10 +314,14 @@ TABLE: Table = {
     "cosine_min_lr_ratio": _minimum,
     "val_set_size": _held_out,
     "eval_set_size": _held_out,
-    "evals_per_epoch": _per_epoch("evaluation.evals_per_epoch"),
+    "evals_per_epoch": becomes_if_set(
+        "evaluation.evals_per_epoch", "none, the same here (there is one at the end)"
+    ),
     "eval_table_size": Nothing("samples of an evaluation are made by `entrypoint generate`"),
     "eval_max_new_tokens": Ours("an evaluation computes the loss; nothing is generated"),
-    "saves_per_epoch": _per_epoch("checkpointing.saves_per_epoch"),
+    "saves_per_epoch": becomes_if_set(
+        "checkpointing.saves_per_epoch", "none, the same here (there is one at the end)"
+    ),
     "auto_resume_from_checkpoints": Ours("a run goes on from its newest checkpoint"),
     "early_stopping_patience": Nothing("a run is as long as it was asked to be"),
     "local_rank": Ours("the launcher says it"),

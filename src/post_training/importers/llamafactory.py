@@ -11,6 +11,7 @@ from post_training.importers.training_arguments import (
     TRAINING_ARGUMENTS,
     tell_dataset,
     use_dataset_path,
+    use_length,
     use_model,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
@@ -157,19 +158,6 @@ def _template(translation: Translation, key: str, value: Any) -> None:
         )
 
 
-def _length(translation: Translation, key: str, value: Any) -> None:
-    if translation.stage == "sft":
-        translation.put(key, "sft.max_seq_length", value)
-    elif key in translation.where:
-        translation.refuse(
-            key,
-            "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
-            f"--set, and --drop {key}",
-        )
-    else:
-        translation.tell(key, "no limit here: set dpo.max_prompt_length, dpo.max_completion_length")
-
-
 def _tuning(translation: Translation, key: str, value: Any) -> None:
     if value == "lora":
         translation.settings.setdefault("lora", {})
@@ -234,7 +222,7 @@ TABLE: Table = {
     "dataset_dir": Ours("it goes with dataset"),
     "eval_dataset": Nothing("set evaluation.datasets by --set"),
     "template": _template,
-    "cutoff_len": _length,
+    "cutoff_len": use_length,
     "max_samples": Ours("the first rows of each dataset: max_rows"),
     "overwrite_cache": Ours("prepared data is found again only where nothing changed"),
     "preprocessing_num_workers": Becomes("data.num_workers"),

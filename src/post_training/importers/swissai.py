@@ -17,7 +17,14 @@ from post_training.importers.training_arguments import (
     use_model,
     use_precision,
 )
-from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
+from post_training.importers.translation import (
+    Becomes,
+    Nothing,
+    Ours,
+    Table,
+    Translation,
+    becomes_if_set,
+)
 from post_training.importers.trl import finish as finish_as_trl
 
 WHOLE = (
@@ -73,16 +80,6 @@ def _dataset(translation: Translation, key: str, value: Any) -> None:
         elif evaluated.get("end"):
             rows["max_rows"] = evaluated["end"]
         translation.settings.setdefault("evaluation", {})["datasets"] = [rows]
-
-
-def _some_rows(setting: str) -> Any:
-    def handle(translation: Translation, key: str, value: Any) -> None:
-        if value:
-            translation.put(key, setting, value)
-        else:
-            translation.tell(key, "all rows, same here")
-
-    return handle
 
 
 def _accelerate(translation: Translation, key: str, value: Any) -> None:
@@ -234,8 +231,12 @@ TABLE: Table = {
     "dataset_args.train_split": _COMPOSED,
     "dataset_args.eval_split": _COMPOSED,
     "dataset_args.debug_oom": Becomes("data.debug_oom"),
-    "dataset_args.debug_subsample.train": _some_rows("data.debug_subsample"),
-    "dataset_args.debug_subsample.eval": _some_rows("evaluation.debug_subsample"),
+    "dataset_args.debug_subsample.train": becomes_if_set(
+        "data.debug_subsample", "all rows, same here"
+    ),
+    "dataset_args.debug_subsample.eval": becomes_if_set(
+        "evaluation.debug_subsample", "all rows, same here"
+    ),
     "dataset_args.shuffle": Becomes("training.shuffle"),
     "script_args.dataset_name": _COMPOSED,
     "script_args.dataset_train_split": _COMPOSED,

@@ -45,6 +45,20 @@ def is_hub_name(value: Any) -> bool:
     return isinstance(value, str) and bool(_HUB_NAME.fullmatch(value)) and not Path(value).exists()
 
 
+def use_length(translation: Translation, key: str, value: Any) -> None:
+    """Their limit of a whole sequence. A pair has two limits here, of prompt and of answers."""
+    if translation.stage == "sft":
+        translation.put(key, "sft.max_seq_length", value)
+    elif key in translation.where:
+        translation.refuse(
+            key,
+            "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
+            f"--set, and --drop {key}",
+        )
+    else:
+        translation.tell(key, "no limit here: set dpo.max_prompt_length, dpo.max_completion_length")
+
+
 def use_model(translation: Translation, key: str, value: Any) -> None:
     """A folder, or a name on the hub."""
     if translation.has("model.path") or translation.has("model.hub"):

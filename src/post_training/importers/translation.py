@@ -161,6 +161,18 @@ def flatten(data: Mapping[str, Any], whole: Sequence[str], prefix: str = "") -> 
             yield key, value
 
 
+def becomes_if_set(path: str, otherwise: str) -> Handler:
+    """A rule for a key that 0, false or null turns off: our setting, or what is told instead."""
+
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if value:
+            translation.put(key, path, value)
+        else:
+            translation.tell(key, otherwise)
+
+    return handle
+
+
 def choose(**values: Any) -> Callable[[Any], Any]:
     """A `convert` by a table. Errors of it: ValueError with the names that are known."""
 

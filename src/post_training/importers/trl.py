@@ -9,6 +9,7 @@ from post_training.importers.training_arguments import (
     TRAINING_ARGUMENTS,
     use_dataset_path,
     use_dtype,
+    use_length,
     use_model,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation, choose
@@ -88,19 +89,6 @@ def _mixer(translation: Translation, key: str, value: Any) -> None:
         datasets.append(dataset)
     translation.settings.setdefault("data", {})["datasets"] = datasets
     translation.tell(key, f"data.datasets: {len(datasets)}")
-
-
-def _length(translation: Translation, key: str, value: Any) -> None:
-    if translation.stage == "sft":
-        translation.put(key, "sft.max_seq_length", value)
-    elif key in translation.where:
-        translation.refuse(
-            key,
-            "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
-            f"--set, and --drop {key}",
-        )
-    else:
-        translation.tell(key, "no limit here: set dpo.max_prompt_length, dpo.max_completion_length")
 
 
 def _loss(translation: Translation, key: str, value: Any) -> None:
@@ -204,8 +192,8 @@ TABLE: Table = {
     "mixer_list": _mixer,
     "dataset_num_proc": Becomes("data.num_workers"),
     "preprocessing_num_workers": Becomes("data.num_workers"),
-    "max_length": _length,
-    "max_seq_length": _length,
+    "max_length": use_length,
+    "max_seq_length": use_length,
     "max_prompt_length": Becomes("dpo.max_prompt_length"),
     "max_completion_length": Becomes("dpo.max_completion_length"),
     "packing": Becomes("sft.packing", PACKING),
