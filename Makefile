@@ -44,11 +44,14 @@ reproduce: image push-sqsh ## Run an experiment again and compare with what it g
 	$(BIN)/post-training experiment check reproducibility/$(EXPERIMENT) \
 		--environment $(firstword $(wildcard reproducibility/$(EXPERIMENT)/environment.toml) edf/post-training.toml)
 
-# Both halves at once: either leaves a core idle half of the time.
-test: test-tools lint image push-sqsh ## The whole test suite; tests/stack runs inside the image
+# At once, since each leaves a core idle half of the time: the image is built, and tests/stack run in
+# it; the tests that need no image run, then those that start it. `make`, not $(MAKE): a line with
+# that is run even by `make -n`.
+test: test-tools lint ## The whole test suite; tests/stack runs inside the image
 	@mkdir -p build
-	tests/inside-image -m 'stack and not long' >build/stack.log 2>&1 & stack=$$!; \
-	host=0; $(BIN)/pytest -m 'not stack and not long' || host=$$?; \
+	{ make image push-sqsh && tests/inside-image -m 'stack and not long'; } >build/stack.log 2>&1 & stack=$$!; \
+	host=0; $(BIN)/pytest -m 'not (stack or long or image or slurm)' || host=$$?; \
+	{ make image push-sqsh && $(BIN)/pytest -m '(image or slurm) and not long'; } || host=$$?; \
 	inside=0; wait $$stack || inside=$$?; cat build/stack.log; \
 	exit $$((host | inside))
 
