@@ -229,10 +229,23 @@ def _adapter(translation: Translation, key: str, value: Any) -> None:
 
 def _wandb_project(translation: Translation, key: str, value: Any) -> None:
     if value:
-        translation.settings.setdefault("logging", {})["report_to"] = ["wandb"]
-        translation.put(key, "logging.wandb_project", value, "and report_to: [wandb]")
+        _report_to(translation, "wandb")
+        translation.put(key, "logging.wandb_project", value, "and report_to has wandb")
     else:
         translation.tell(key, "not set")
+
+
+def _tensorboard(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        _report_to(translation, "tensorboard")
+        translation.tell(key, "logging.report_to has tensorboard")
+    else:
+        translation.tell(key, "off, same here")
+
+
+def _report_to(translation: Translation, name: str) -> None:
+    logging = translation.settings.setdefault("logging", {})
+    logging["report_to"] = [*logging.get("report_to", []), name]
 
 
 def _of_lora(path: str) -> Any:
@@ -333,9 +346,7 @@ TABLE: Table = {
     "wandb_mode": Ours("the variable WANDB_MODE says it"),
     "wandb_log_model": _WANDB,
     "wandb_watch": _WANDB,
-    "use_tensorboard": lambda t, key, value: (
-        t.put(key, "logging.report_to", ["tensorboard"]) if value else t.tell(key, "off, same here")
-    ),
+    "use_tensorboard": _tensorboard,
     "ddp_find_unused_parameters": UNUSED_PARAMETERS,
     "rl": Nothing("`entrypoint dpo` trains preferences; the importer translates only sft"),
 }

@@ -345,6 +345,14 @@ def test_import_axolotl_warmup_that_is_left_out_is_at_most_100_steps(folder: Pat
         assert setting(import_settings(CASES["axolotl"]).settings, "training.warmup") == warmup
 
 
+def test_import_axolotl_keeps_both_of_wandb_and_tensorboard(folder: Path):
+    path = Path("axolotl.yaml")
+    kept = [line for line in path.read_text().splitlines() if not line.startswith("wandb_project")]
+    path.write_text("\n".join([*kept, "wandb_project: ours", "use_tensorboard: true", ""]))
+    imported = import_settings(CASES["axolotl"])
+    assert setting(imported.settings, "logging.report_to") == ["wandb", "tensorboard"]
+
+
 def test_import_llamafactory_columns_that_are_not_read_are_refused(folder: Path):
     path = Path("llamafactory/data/dataset_info.json")
     for given, problem in (
