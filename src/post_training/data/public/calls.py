@@ -19,8 +19,10 @@ from post_training.data.formats.values import (
     required,
     text,
     without,
+    wrong_type,
 )
-from post_training.data.rows import BadRow
+from post_training.data.public.python_types import parse_type
+from post_training.data.rows import SIDES, BadRow
 from post_training.data.sources.json_rows import parse_value
 
 Object = dict[str, Any]
@@ -31,6 +33,8 @@ _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _THOUGHT = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 # How Hermes' own instruction begins. A template declares tools in its own words, so it is left out.
 _HERMES = "You are a function calling AI model"
+# The other of its instructions, which also says what the model is for: that stays.
+_HERMES_EXTRACTION = "You are an expert structured information extraction AI model"
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
 _ROLES |= {"assistant": "assistant", "tool": "tool"}
 
@@ -42,10 +46,6 @@ _GLAIVE_CALL = "<functioncall>"
 _GLAIVE_ARGUMENTS = re.compile(
     r"\{\s*\"name\":\s*\"([^\"]*)\",\s*\"arguments\":\s*'(.*)'\s*\}", re.DOTALL
 )
-
-# xLAM's types of parameters are Python's.
-_JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
-_JSON_TYPES |= dict.fromkeys(("list", "tuple", "set"), "array") | {"dict": "object"}
 
 
 def hermes(row: Object) -> list[Object]:
@@ -63,7 +63,7 @@ def hermes(row: Object) -> list[Object]:
         # Hermes' instruction also speaks of `<tools> </tools>`, with nothing between.
         declared = [each for each in _TOOLS.findall(said) if each.strip()]
         if role == "system" and declared:
-            if not said.lstrip().startswith(_HERMES):
+            if not said.lstrip().startswith((_HERMES, _HERMES_EXTRACTION)):
                 raise BadRow(
                     "columns",
                     f"{key}.value: declares tools in other words than Hermes' ({_HERMES} …)",
@@ -73,6 +73,10 @@ def hermes(row: Object) -> list[Object]:
             if len(declared) > 1:
                 raise BadRow("columns", f"{key}.value: declares tools {len(declared)} times")
             tools = tools or _listed(declared[0], f"{key}.value: <tools>")
+            if not said.lstrip().startswith(_HERMES):
+                # Its sentences up to the one that first speaks of the tools.
+                purpose = said.partition("<tools>")[0].rpartition(". ")[0].strip()
+                messages.append({"role": role, "content": f"{purpose}."})
         else:
             messages += _messages(role, said, without(turn, "from", "value"), f"{key}.value")
     others = without(row, "conversations", "tools")
@@ -80,26 +84,21 @@ def hermes(row: Object) -> list[Object]:
 
 
 def smoltalk2(row: Object) -> list[Object]:
-    """messages, with <think> and <tool_call> in their texts, and chat_template_kwargs:
-    custom_instructions become the system message, xml_tools the tools."""
+    """messages, or chosen and rejected, with <think> and <tool_call> in their texts, and
+    chat_template_kwargs: custom_instructions become the system message, xml_tools the tools."""
     settings = object_of(row.get("chat_template_kwargs") or {}, "chat_template_kwargs")
-    others = without(row, "messages", "chat_template_kwargs")
-    messages: list[Object] = []
-    for index, item in enumerate(list_of(required(row, "messages"), "messages")):
-        key = f"messages[{index}]"
-        message = object_of(item, key)
-        role = text(required(message, "role", key), f"{key}.role")
-        said = text(required(message, "content", key), f"{key}.content")
-        beside = without(message, "role", "content")
-        messages += _messages(role, said, beside, f"{key}.content")
+    names = SIDES if "messages" not in row and any(side in row for side in SIDES) else ["messages"]
+    others = without(row, *names, "chat_template_kwargs")
+    conversations = {name: _smoltalk2_messages(required(row, name), name) for name in names}
     for name, value in settings.items():
         key = f"chat_template_kwargs.{name}"
         if value in (None, "", []):
             continue
         if name == "custom_instructions":
-            if messages and messages[0]["role"] == "system":
-                raise BadRow("roles", f"{key}: the messages have a system message of their own")
-            messages.insert(0, {"role": "system", "content": text(value, key)})
+            for messages in conversations.values():
+                if messages and messages[0]["role"] == "system":
+                    raise BadRow("roles", f"{key}: the messages have a system message of their own")
+                messages.insert(0, {"role": "system", "content": text(value, key)})
         elif name == "xml_tools":
             tools = [from_json(text(each, key), key) for each in list_of(value, key)]
             others["tools"] = json_text(tools, key)
@@ -111,7 +110,19 @@ def smoltalk2(row: Object) -> list[Object]:
                 f"{key}: is not read",
                 "calls in Python code have no form here: leave such rows out, by on_error: skip",
             )
-    return [{**others, "messages": messages}]
+    return [{**others, **conversations}]
+
+
+def _smoltalk2_messages(value: Any, name: str) -> list[Object]:
+    messages: list[Object] = []
+    for index, item in enumerate(list_of(value, name)):
+        key = f"{name}[{index}]"
+        message = object_of(item, key)
+        role = text(required(message, "role", key), f"{key}.role")
+        said = text(required(message, "content", key), f"{key}.content")
+        beside = without(message, "role", "content")
+        messages += _messages(role, said, beside, f"{key}.content")
+    return messages
 
 
 def xlam(row: Object) -> list[Object]:
@@ -233,24 +244,26 @@ def _listed(written: str, key: str) -> str:
 
 
 def _xlam_tool(value: Any, key: str) -> Object:
-    """The parameters as a JSON Schema. One is required unless its type says optional, or it has a
-    default."""
+    """The parameters as a JSON Schema, which they may be already. One is needed unless its type
+    says optional, or it has a default, or it says so itself (`required`)."""
     tool = object_of(value, key)
+    parameters = object_of(tool.get("parameters") or {}, f"{key}.parameters")
+    if parameters.get("type") == "object" and isinstance(parameters.get("properties"), dict):
+        return tool
     properties: Object = {}
     needed = []
-    for name, given in object_of(tool.get("parameters") or {}, f"{key}.parameters").items():
+    for name, given in parameters.items():
         place = f"{key}.parameters.{name}"
         own = object_of(given, place)
-        kind, _, optional = text(required(own, "type", place), f"{place}.type").partition(",")
-        base = kind.partition("[")[0].strip()
-        if base == "Optional":
-            kind, optional = kind.partition("[")[2].rstrip("] "), "optional"
-            base = kind.partition("[")[0].strip()
-        known = _JSON_TYPES.get(base.lower())
-        if known is None:
+        parsed = parse_type(text(required(own, "type", place), f"{place}.type"))
+        if parsed is None:
             raise BadRow("tool-call", f"{place}.type: {own['type']!r} has no type in JSON")
-        properties[name] = {**own, "type": known}
-        if not optional.strip() and "default" not in own:
+        schema, is_optional = parsed
+        is_needed = own.get("required", not is_optional and "default" not in own)
+        if not isinstance(is_needed, bool):
+            raise wrong_type(f"{place}.required", "true or false", is_needed)
+        if is_needed:
             needed.append(name)
+        properties[name] = {**without(own, "type", "required"), **schema}
     schema = {"type": "object", "properties": properties, "required": needed}
     return {**tool, "parameters": schema}

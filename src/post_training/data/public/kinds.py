@@ -45,8 +45,8 @@ KINDS: dict[str, Kind] = {
     "hermes": Kind(
         "NousResearch/hermes-function-calling-v1",
         "transform: hermes",
-        "chats with tools; the system message with Hermes' instruction is left out whole, since "
-        "the template writes its own",
+        "chats with tools; Hermes' instruction on how to call them is left out of the system "
+        "message, since the template writes its own",
         hermes,
     ),
     "hh_rlhf": Kind(
@@ -68,8 +68,8 @@ KINDS: dict[str, Kind] = {
     "smoltalk2": Kind(
         "HuggingFaceTB/smoltalk2",
         "transform: smoltalk2",
-        "chats with thoughts and tools; custom_instructions are the system message; python_tools "
-        "are refused",
+        "chats, or preferences, with thoughts and tools; custom_instructions are the system "
+        "message; python_tools are refused",
         smoltalk2,
     ),
     "squad": Kind(

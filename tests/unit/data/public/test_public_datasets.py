@@ -1,4 +1,17 @@
-"""Rows of our own in the forms of public datasets, read with the settings that the list names."""
+"""Rows of our own in the forms of public datasets, read with the settings that the list names.
+
+Where a form was read (in November 2026):
+
+- hermes: the rows in the dataset's card, README.md of NousResearch/hermes-function-calling-v1
+- glaive: the format in the card of glaiveai/glaive-function-calling; white space, quotes and
+  `<|endoftext|>` by two programs that read glaive-function-calling-v2
+- xlam: rows of Salesforce/xlam-function-calling-60k that other programs quote; the types beyond
+  `str`, `int`, `float`, `bool` and `List` by programs that convert all of them
+- smoltalk2: the features in the card of HuggingFaceTB/smoltalk2 (SFT, Preference); what stands in
+  xml_tools, and the tags in the texts, by the template of SmolLM3
+- squad: the features in the card of rajpurkar/squad and the catalogue of TensorFlow
+- dolly: instruction, context, response and category by programs that read it
+"""
 
 import json
 import re
@@ -106,6 +119,8 @@ def test_glaive_functions_are_tools_and_its_calls_are_calls():
         ("assistant", ""),
         ("tool", '{"mm": 3}'),
         ("assistant", "It rained.\n\n3 mm fell."),
+        ("user", "Thanks!"),
+        ("assistant", "You're welcome!"),
     ]
     assert calls(chat.messages[2]) == [("rain_today", {"town": "Thun"})]
     assert plain.tools == ()
@@ -113,20 +128,46 @@ def test_glaive_functions_are_tools_and_its_calls_are_calls():
 
 
 def test_hermes_calls_and_outputs_of_one_turn_are_told_apart():
-    [chat], rejected = read("hermes")
+    [chat, _], rejected = read("hermes")
     assert rejected == []
     assert [json.loads(tool)["function"]["name"] for tool in chat.tools] == ["rain_today"]
     assert said(chat.messages) == [
         ("user", "Rain in Thun and Biel?"),
         ("assistant", "I look."),
-        ("tool", '{"mm": 3}'),
-        ("tool", '{"mm": 0}'),
+        ("tool", '{"name": "rain_today", "content": {"mm": 3}}'),
+        ("tool", '{"name": "rain_today", "content": {"mm": 0}}'),
         ("assistant", "3 mm in Thun."),
     ]
     assert calls(chat.messages[1]) == [
         ("rain_today", {"town": "Thun"}),
         ("rain_today", {"town": "Biel"}),
     ]
+
+
+def test_hermes_extraction_keeps_what_its_instruction_says_beside_the_tools():
+    _, chat = read("hermes")[0]
+    assert chat.messages[0] == Message(
+        "system",
+        "You are an expert structured information extraction AI model. You will be provided with "
+        "documents to extract information from.",
+    )
+    assert [json.loads(tool)["function"]["name"] for tool in chat.tools] == ["LakeExtractor"]
+    assert calls(chat.messages[2]) == [("LakeExtractor", {"lakes": ["Lake Thun"]})]
+
+
+def test_hermes_answers_in_json_keep_their_system_message(tmp_path: Path):
+    """Its json_mode rows, which have no tools."""
+    said = (
+        "You are a helpful assistant that answers in JSON. <schema>\n{'title': 'Lake'}\n</schema>"
+    )
+    turns = [("system", said), ("human", "Name a lake."), ("gpt", '{"name": "Lake Thun"}')]
+    row = {"conversations": [{"from": role, "value": value} for role, value in turns]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    [chat], rejected = read("hermes", path)
+    assert rejected == []
+    assert chat.messages[0] == Message("system", said)
+    assert chat.tools == ()
 
 
 def test_xlam_types_are_those_of_json():
@@ -137,10 +178,37 @@ def test_xlam_types_are_those_of_json():
         "type": "object",
         "properties": {
             "town": {"description": "Where.", "type": "string"},
-            "days": {"description": "How many.", "type": "integer", "default": 1},
-            "units": {"description": "Of rain.", "type": "array"},
+            "days": {
+                "description": "How many. Defaults to None.",
+                "type": "integer",
+                "default": "",
+            },
+            "country": {"description": "A code.", "type": "string", "default": "CH"},
+            "units": {"description": "Of rain.", "type": "array", "items": {"type": "string"}},
+            "place": {
+                "description": "North and east.",
+                "type": "array",
+                "items": {"type": "number"},
+            },
         },
-        "required": ["town", "units"],
+        "required": ["town", "units", "place"],
+    }
+
+
+def test_xlam_parameters_may_be_a_schema_or_say_what_is_needed():
+    schema = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
+    flat = {
+        "type": {"type": "str", "required": False},
+        "km": {"type": "float", "default": 1.0, "required": True},
+    }
+    tools = [{"name": "f", "parameters": schema}, {"name": "g", "parameters": flat}]
+    [made] = transform("xlam", {"query": "q", "answers": "[]", "tools": json.dumps(tools)})
+    first, second = (tool["parameters"] for tool in json.loads(made["tools"]))
+    assert first == schema
+    assert second == {
+        "type": "object",
+        "properties": {"type": {"type": "string"}, "km": {"type": "number", "default": 1.0}},
+        "required": ["km"],
     }
 
 
@@ -153,6 +221,29 @@ def test_smoltalk2_settings_of_the_template_are_read():
     assert said(chat.messages[3:]) == [("tool", "3 mm"), ("assistant", "3 mm.")]
     assert chat.messages[4].thought is None
     assert len(chat.tools) == 1
+
+
+def test_smoltalk2_preferences_are_read_with_their_settings(tmp_path: Path):
+    """Its configuration Preference."""
+    asked = {"role": "user", "content": ASKED}
+    row = {
+        "prompt": ASKED,
+        **{
+            side: [asked, {"role": "assistant", "content": f"<think>\n{thought}\n</think>\n{said}"}]
+            for side, thought, said in (
+                ("chosen", "In Bern.", ANSWERED),
+                ("rejected", "Why?", "No."),
+            )
+        },
+        "chat_template_kwargs": {"custom_instructions": "Be brief.", "enable_thinking": True},
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    [pair], rejected = read("smoltalk2", path)
+    assert rejected == []
+    assert said(pair.prompt) == [("system", "Be brief."), ("user", ASKED)]
+    assert (pair.chosen[0].thought, pair.chosen[0].content) == ("In Bern.", ANSWERED)
+    assert (pair.rejected[0].thought, pair.rejected[0].content) == ("Why?", "No.")
 
 
 def test_kinds_all_have_rows_here():
@@ -233,7 +324,7 @@ def test_damaged_rows_get_a_verdict_and_no_traceback(name: str, damage: Any):
 
 
 def test_hermes_tools_that_are_declared_twice_are_refused():
-    [line] = (ROWS / "hermes.jsonl").read_text().splitlines()
+    line, _ = (ROWS / "hermes.jsonl").read_text().splitlines()
     row = json.loads(line)
     turn = row["conversations"][0]
     turn["value"] += turn["value"][turn["value"].index("<tools>\n") :]
