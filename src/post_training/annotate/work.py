@@ -107,15 +107,15 @@ class Worker:
         """Errors: PostTrainingError when a chunk failed; UsageError at once."""
         plan, chunks = self.plan, self.place.order(self.plan.chunks)
         self._seen = {chunk.number for chunk in chunks if is_done(plan, chunk)}
-        started_at, num_rows_before = time.monotonic(), self._num_rows_done
-        with Progress("row", plan.num_rows, shown=self.context.ranks.is_writer) as progress:
+        started_at, shown = time.monotonic(), self.context.ranks.is_writer
+        with Progress("row", plan.num_rows, shown=shown, done=self._num_rows_done) as progress:
             for wait in (False, True) if self.place.waits else (False,):
                 for chunk in chunks:
                     if chunk.number in self._seen or chunk.number in self.failed:
                         continue
                     self._do(chunk, wait=wait)
-                    seconds = time.monotonic() - started_at
-                    progress.update(self._num_rows_done, self._figures(seconds, num_rows_before))
+                    figures = self._figures(time.monotonic() - started_at)
+                    progress.update(self._num_rows_done, figures)
         if self.failed:
             numbers = ", ".join(map(str, sorted(self.failed)))
             first = min(self.failed)
@@ -129,18 +129,12 @@ class Worker:
     def _num_rows_done(self) -> int:
         return sum(self.plan.chunks[number].num_rows for number in self._seen)
 
-    def _figures(self, seconds: float, num_rows_before: int) -> str:
-        """`812 tokens/s, chunks: 3 of 9 done, 0 failed, 4 min left`. What others did meanwhile
-        counts for the time left."""
+    def _figures(self, seconds: float) -> str:
+        """`812 tokens/s, chunks: 3 of 9 done, 0 failed`."""
         num_tokens = self._annotator.num_tokens if self._annotator else 0
         words = [f"{num_tokens / seconds:,.0f} tokens/s"] if num_tokens else []
         words.append(f"chunks: {len(self._seen)} of {len(self.plan.chunks)} done")
-        words.append(f"{len(self.failed)} failed")
-        num_rows = self._num_rows_done
-        if num_rows > num_rows_before:
-            left = seconds * (self.plan.num_rows - num_rows) / (num_rows - num_rows_before)
-            words.append(f"{left:.0f} s left" if left < 120 else f"{left / 60:.0f} min left")
-        return ", ".join(words)
+        return ", ".join([*words, f"{len(self.failed)} failed"])
 
     def _do(self, chunk: Chunk, *, wait: bool) -> None:
         if wait and not is_done(self.plan, chunk):

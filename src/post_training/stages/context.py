@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from post_training.core.errors import PostTrainingError, tell
 from post_training.core.hashing import WatchedInputs
 from post_training.records.run import RunDescription
+from post_training.report.page import duration
 
 T = TypeVar("T")
 
@@ -146,12 +147,15 @@ _LINE_INTERVAL_S = 30.0
 class Progress:
     """How far a piece of work is: a bar on a terminal; in a log a line after 2 s, then every 30 s.
 
-    what: a row, a prompt, … total: their number, None where it isn't known. Silent unless `shown`.
+    what: a row, a prompt, … total: their number, None where it isn't known. done: how many of them
+    an earlier attempt did; they took no time of this one. Silent unless `shown`.
     """
 
-    def __init__(self, what: str, total: int | None, *, shown: bool):
+    def __init__(self, what: str, total: int | None, *, shown: bool, done: int = 0):
         self.what = what
         self.total = total
+        self._done_before = done
+        self._started_at = time.monotonic()
         self._lines = shown and not sys.stderr.isatty()
         self._next_line_at = time.monotonic() + _FIRST_LINE_S
         self._bar = _bar(what, total) if shown and not self._lines else None
@@ -178,7 +182,15 @@ class Progress:
             if now >= self._next_line_at or done == self.total:
                 self._next_line_at = now + _LINE_INTERVAL_S
                 count = f"{done:,}" if self.total is None else f"{done}/{self.total}"
-                tell(" · ".join(filter(None, (f"{self.what} {count}", figures))))
+                words = (f"{self.what} {count}", figures, self._time_left(done, now))
+                tell(" · ".join(filter(None, words)))
+
+    def _time_left(self, done: int, now: float) -> str:
+        """`3 min left`, at the speed of this attempt so far."""
+        if self.total is None or not self._done_before < done < self.total:
+            return ""
+        seconds_each = (now - self._started_at) / (done - self._done_before)
+        return f"{duration(seconds_each * (self.total - done))} left"
 
 
 def _bar(what: str, total: int | None):

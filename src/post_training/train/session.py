@@ -118,7 +118,12 @@ class Session:
         stop = StopRequest(tells=context.ranks.is_writer)
         with (
             open_reporters(config.logging, context, _shown_settings(config)) as reporters,
-            Progress("step", self.num_steps, shown=context.ranks.is_writer) as progress,
+            Progress(
+                "step",
+                self.num_steps,
+                shown=context.ranks.is_writer,
+                done=self.resume_step or 0,
+            ) as progress,
             stop.listening(),
         ):
             run = TrainingRun(
