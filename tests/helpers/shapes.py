@@ -1,13 +1,16 @@
 """Checks the shapes in the signatures of our functions while tests/stack runs.
 
-tests/inside-image names `check_shapes` in its option --jaxtyping-packages: jaxtyping then hands it
-every function of these packages as it is imported, and every dataclass's __init__. Processes that a
-test starts are not looked at.
+tests/stack/conftest.py imports this first. From then on jaxtyping hands `check_shapes` every
+function of these packages as it is imported, and every dataclass's __init__. Processes that a test
+starts are not looked at.
 """
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, get_args
+
+_CHECKED = [f"post_training.{name}" for name in ("data", "models", "train", "annotate")]
 
 
 def check_shapes(function: Callable) -> Callable:
@@ -26,9 +29,16 @@ def check_shapes(function: Callable) -> Callable:
 
 def mentions_shape(annotation: object) -> bool:
     """Whether there is a shape in it: `Float[Tensor, "B T"]`, or a tuple, union, … of such."""
-    # Here, as in check_shapes: tests/stack/conftest.py is read on hosts that have neither.
+    # Here, as in check_shapes: hosts have neither.
     from jaxtyping import AbstractArray
 
     if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
         return True
     return any(map(mentions_shape, get_args(annotation)))
+
+
+# Hosts have no jaxtyping, but read tests/stack/conftest.py.
+if find_spec("jaxtyping") is not None:
+    from jaxtyping import install_import_hook
+
+    install_import_hook(_CHECKED, f"{__name__}.{check_shapes.__name__}")

@@ -35,7 +35,7 @@ def settings_of(model: Path, path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.long), True], ids=["untied", "tied"])
 def either_model(request, model: Path, init_model, tmp_path: Path) -> Path:
     """Tied: the output layer is the embedding."""
     return init_model(tmp_path / "tied", tie_word_embeddings=True) if request.param else model

@@ -31,7 +31,13 @@ FAMILIES: dict[str, tuple[dict[str, Any], LogitScaling]] = {
     "cohere2": ({"logit_scale": 0.25}, LogitScaling(0.25)),
     "gemma2": ({"final_logit_softcapping": 1.5}, LogitScaling(1, 1.5)),
     "gemma4_text": (
-        {"final_logit_softcapping": 2.0, "num_kv_shared_layers": 0},
+        # Its table of a vector for each token and layer has 262,144 × 256 values by default.
+        {
+            "final_logit_softcapping": 2.0,
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": 128,
+            "hidden_size_per_layer_input": 8,
+        },
         LogitScaling(1, 2),
     ),
     "nanochat": ({"final_logit_softcapping": 0.7}, LogitScaling(1, 0.7)),
@@ -94,7 +100,7 @@ def test_values_and_gradients_are_those_of_the_familys_own_code(
     expected.backward()
     for (name, one), other in zip(model.named_parameters(), exact.parameters(), strict=True):
         if other.grad is not None:
-            limit = 2e-5 * max(1.0, float(other.grad.abs().max()))
+            limit = 5e-5 * max(1.0, float(other.grad.abs().max()))
             assert (one.grad.double() - other.grad).abs().max() <= limit, name
 
 
