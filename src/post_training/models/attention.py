@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.models.router_loss import RouterLoss
 from post_training.models.varlen import VARLEN, check_varlen
+from post_training.models.widened import computing_in_float32
 
 _KEY = "model.attn_implementation"
 _FLASH, _FLASH_PACKAGE = "flash_attention_2", "flash_attn"
@@ -42,10 +43,9 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # How many tokens a layer sees, by the names of config.json; and how many it does in the trial.
 _SIZES = ("sliding_window", "attention_chunk_size", "index_topk")
 _SHORT = 3
-# As a share of a leak. Rounding was seen to be up to 1e-6, in 16 bits 2e-2.
-_MOST_SEEN = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
-# Of the largest logit, by a prompt that is shared: here 16 bits differ in rounding for any model.
-_MOST_CHANGED = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+# As a share of a leak; and of the largest logit, by a prompt that is shared. Both are computed in
+# float32, where rounding was seen to be up to 1e-6.
+_MOST_SEEN = _MOST_CHANGED = 1e-3
 
 
 def check_attention(
@@ -125,7 +125,7 @@ def check_packing(model: PreTrainedModel) -> None:
     elif _is_divided(model):
         problem = f"models of the type {model_type} aren't known to keep packed sequences apart, "
         problem += "and ZeRO-3 has divided this one before it could be tried"
-    elif (share := _seen_across_on_cpu(model)) > _MOST_SEEN[model.dtype]:
+    elif (share := _seen_across_on_cpu(model)) > _MOST_SEEN:
         problem = f"packed sequences see each other in models of the type {model_type}: "
         problem += f"they change each other by {share:.1%} of what one sequence would"
     else:
@@ -151,7 +151,7 @@ def check_shared_prompt(model: PreTrainedModel) -> None:
         if _is_divided(model):
             problem = "aren't known to take the mask of a shared prompt, and ZeRO-3 has divided "
             problem += "this one before it could be tried"
-        elif (share := changed_by_sharing(model)) > _MOST_CHANGED[model.dtype]:
+        elif (share := changed_by_sharing(model)) > _MOST_CHANGED:
             problem = f"don't take the mask of a shared prompt: logits differ by {share:.1%}"
     if problem is not None:
         raise PostTrainingError(
@@ -180,8 +180,9 @@ def changed_by_sharing(model: PreTrainedModel) -> float:
         mask = torch.zeros(sees.shape).masked_fill(~sees, lowest)
     was_training = model.training
     model.eval()
-    shared = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
-    alone = model(input_ids=torch.cat([ids[:, :length], ids[:, -length:]], 1), use_cache=False)
+    with computing_in_float32(model):
+        shared = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        alone = model(input_ids=torch.cat([ids[:, :length], ids[:, -length:]], 1), use_cache=False)
     model.train(was_training)
     found, expected = (each.logits[:, -length:].float() for each in (shared, alone))
     return float((found - expected).abs().max() / expected.abs().max())
@@ -218,6 +219,7 @@ def seen_across(model: PreTrainedModel) -> float:
     about 1 where nothing keeps them apart.
 
     They are longer than any window, chunk or index of the model, which are short ones meanwhile.
+    It is computed in float32, whatever the weights' dtype.
     """
     num_ids = model.get_input_embeddings().num_embeddings
     device = model.get_input_embeddings().weight.device
@@ -233,7 +235,7 @@ def seen_across(model: PreTrainedModel) -> float:
 
     was_training = model.training
     model.eval()
-    with _short_windows(model):
+    with _short_windows(model), computing_in_float32(model):
         behind_first, behind_changed = (
             logits(torch.cat([each, second]), packed)[length:] for each in (first, changed)
         )
