@@ -44,7 +44,7 @@ def _check_losses(step: Step, shape: str, lengths: tuple[int, ...]) -> None:
     rows = MadeUpRows(1, lengths, SHAPES[shape]["vocab_size"])
     # Every dtype starts from the same numbers, drawn on the device: a CPU takes a minute for 1B.
     model = random_model(SHAPES[shape], step.device, torch.bfloat16)
-    exact_loss, exact_gradient = _exact(model.cpu().double(), rows)
+    exact_loss, exact_gradient = exact_loss_and_gradient(model.cpu().double(), rows)
     for name, (of_loss, of_gradient) in TOLERANCES.items():
         model = random_model(SHAPES[shape], step.device, torch.bfloat16)
         model = model.to(getattr(torch, name))
@@ -54,7 +54,7 @@ def _check_losses(step: Step, shape: str, lengths: tuple[int, ...]) -> None:
             layouts.append((True, "varlen"))
         for packed, attention in layouts:
             model.set_attn_implementation(attention)
-            loss, gradient = _ours(model, head, rows, packed)
+            loss, gradient = our_loss_and_gradient(model, head, rows, packed=packed)
             loss_error = abs(loss - exact_loss) / exact_loss
             gradient_error = float((gradient - exact_gradient).norm() / exact_gradient.norm())
             step.check(
@@ -71,7 +71,7 @@ def _check_losses(step: Step, shape: str, lengths: tuple[int, ...]) -> None:
         free()
 
 
-def _exact(model: Any, rows: MadeUpRows) -> tuple[float, torch.Tensor]:
+def exact_loss_and_gradient(model: Any, rows: MadeUpRows) -> tuple[float, torch.Tensor]:
     """Mean cross-entropy over all predicted tokens, each sequence alone, from full logits; and the
     gradient of the first matrix of the first layer. float64, on the CPU."""
     ids = torch.from_numpy(rows.read(0).ids).long()
@@ -85,7 +85,9 @@ def _exact(model: Any, rows: MadeUpRows) -> tuple[float, torch.Tensor]:
     return float(loss.detach()), _watched(model).grad
 
 
-def _ours(model: Any, head: Any, rows: MadeUpRows, packed: bool) -> tuple[float, torch.Tensor]:
+def our_loss_and_gradient(
+    model: Any, head: Any, rows: MadeUpRows, *, packed: bool
+) -> tuple[float, torch.Tensor]:
     """The same by the collator, the model's own attention and the chunked head."""
     from post_training.train.config import SftLossConfig
     from post_training.train.sft_loss import SftCollator, coefficients, factors

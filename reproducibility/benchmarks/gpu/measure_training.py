@@ -7,12 +7,11 @@ four. So its attention works on longer sequences, which MFU counts and tokens/s 
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from made_up import SHAPES, MadeUpRows, random_model
-from step import Step, start
+from step import Step, start, without_liger
 from training import LORA, Clock, free, plain_loop, speeds, train_sft
 
 NUM_STEPS = 4
@@ -88,7 +87,7 @@ def _without_liger(step: Step) -> str | None:
     """Why its kernels can't be used here."""
     if not step.has_gpu:
         return "Liger's kernels are of GPUs"
-    return None if find_spec("liger_kernel") else "liger_kernel is not installed"
+    return without_liger()
 
 
 def _measure(run: Callable[[], tuple[Any, Clock, MadeUpRows]], base: float | None) -> dict:

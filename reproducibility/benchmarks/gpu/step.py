@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,9 @@ def start(description: str) -> Step:
 
     quiet_libraries(options.folder / "cache")
     return Step(options.device, options.tiny, options.folder)
+
+
+def without_liger() -> str | None:
+    """Why its kernels can't be run here."""
+    missing = [name for name in ("liger_kernel", "triton") if find_spec(name) is None]
+    return f"{missing[0]} is not installed" if missing else None

@@ -10,6 +10,7 @@ TITLES = {
     "d": "DPO steps",
     "e": "Determinism, compilation, process groups",
     "f": "Kernels of a step",
+    "g": "Liger's kernels against float64",
 }
 
 

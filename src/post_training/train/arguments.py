@@ -25,7 +25,7 @@ from post_training.train.optim import transformers_arguments
 from post_training.train.training_config import TrainingConfig, merge_deepspeed
 
 # Our losses are computed on the output layer in chunks, and need its plain forward.
-_LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 # Elements in a bucket of gradients: DeepSpeed's default. A constant, so that the order of sums does
 # not hang on the size of the model.
 _BUCKET = 500_000_000
@@ -81,7 +81,7 @@ def training_arguments(
         bf16=training.mixed_precision == "bf16",
         torch_compile=training.torch_compile,
         use_liger_kernel=training.use_liger_kernel,
-        liger_kernel_config=_LIGER if training.use_liger_kernel else None,
+        liger_kernel_config=LIGER if training.use_liger_kernel else None,
         learning_rate=training.learning_rate,
         **schedule,
         weight_decay=training.weight_decay,
