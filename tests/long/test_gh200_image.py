@@ -36,6 +36,12 @@ from vllm import LLM
 import torch
 print(json.dumps([torch.version.cuda, *(module.__version__ for module in modules)]))
 """
+# With vectors of the length that qemu has by default, this is 0.2.
+LARGEST_ERROR = """
+import torch
+a, b = torch.randn(50, 16), torch.randn(2, 16)
+print(float((a @ b.T - (a.double() @ b.double().T)).abs().max()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,12 @@ def test_packages_are_of_arm64_and_cuda_in_the_locked_versions(image, in_gh200):
     found = {name: version.split("+")[0] for name, version in zip(MODULES, versions, strict=True)}
     assert found == {name: installed[name] for name in MODULES}
     assert cuda.startswith("13.")
+
+
+def test_products_of_small_matrices_are_right(in_gh200):
+    done = in_gh200("python", "-c", LARGEST_ERROR)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) < 1e-5
 
 
 def test_sft_trains_two_steps_and_its_record_names_the_image(image, in_gh200, tmp_path):

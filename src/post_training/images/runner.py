@@ -108,6 +108,8 @@ def run(
     for name, value in findings.items():
         (FINDINGS / f"{name}.json").write_text(json.dumps(value))
     environment = _environment(host_env, edf)
+    if _is_emulated() and os.uname().machine == "x86_64":
+        environment = {**linux.EMULATED_ARM64, **environment}
     words = [*_image_entrypoint(edf), *command]
     linux.detach(_OLD_ROOT)
     _OLD_ROOT.rmdir()
