@@ -148,12 +148,23 @@ def _micro_batch(translation: Translation, key: str, value: Any) -> None:
 
 def _offset(translation: Translation, key: str, value: Any) -> None:
     if value:
-        translation.refuse(
-            key,
-            f"steps are counted from 0, and the schedule begins there; --drop {key} leaves it out",
-        )
+        translation.put(key, "training.iteration_offset", value)
     else:
         translation.tell(key, "0, same here")
+
+
+def _length(translation: Translation, key: str, value: Any) -> None:
+    """Their number is that of the last step; ours that of the steps to make."""
+    offset = translation.get("iteration_offset", 0)
+    if value is None:
+        translation.tell(key, "not set")
+    elif value > offset:
+        note = f"{value} less iteration_offset" if offset else ""
+        translation.put(key, "training.max_steps", value - offset, note)
+    else:
+        translation.refuse(
+            key, f"must be > iteration_offset, {offset}: it is the last step's number"
+        )
 
 
 TABLE: Table = {
@@ -187,7 +198,7 @@ TABLE: Table = {
     "train_micro_batch_size_per_gpu": _micro_batch,
     "gradient_accumulation_steps": Ours("part of training.effective_batch_size"),
     "train_batch_size": Ours("training.effective_batch_size"),
-    "train_iters": Becomes("training.max_steps"),
+    "train_iters": _length,
     "zero_optimization": _zero,
     "zero_allow_untested_optimizer": Ours("our settings name the optimizer"),
     "precision": _precision,

@@ -199,9 +199,11 @@ def _progress(run_dir: Path, record: dict[str, Any], state: str) -> dict[str, An
         return {**found, "done": 1.0}
     for setting, figure in _LENGTHS.items():
         if (length := record["recipe"].get(setting)) and line.get(figure):
-            found["done"] = min(1.0, line[figure] / length)
+            # The numbers of steps may count on from those of an earlier training.
+            num_made = line["step"] - record["recipe"].get("training.iteration_offset", 0)
+            found["done"] = min(1.0, (num_made if figure == "step" else line[figure]) / length)
             if (step_s := timing.get("step_s")) is not None and state == "running":
-                remaining = line["step"] / found["done"] - line["step"]
+                remaining = num_made / found["done"] - num_made
                 found["time_left_s"] = round(remaining * step_s, 1)
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Adafactor, TrainingArguments
 from trl import SFTConfig
 
@@ -61,7 +62,10 @@ def training_arguments(
     checkpoints_activations = training.gradient_checkpointing and not fsdp
     try:
         schedule = transformers_arguments(
-            training.lr_scheduler_type, training.lr_scheduler_kwargs, training.warmup, num_steps
+            training.lr_scheduler_type,
+            training.lr_scheduler_kwargs,
+            training.warmup,
+            training.iteration_offset + num_steps,
         )
     except ValueError as error:
         raise UsageError(str(error), where="training") from None
@@ -271,3 +275,13 @@ def decayed_parameters(model: torch.nn.Module, chosen: list[str]) -> list[str]:
         # Under ZeRO-3 a parameter is empty between uses, and this is what it really is.
         if name in names and len(getattr(parameter, "ds_shape", parameter.shape)) > 1
     ]
+
+
+def start_schedule_at(scheduler: LambdaLR, step: int) -> None:
+    """As though `step` steps had been made: the coming one has the rate of that place.
+
+    All of transformers' schedules that optim.py has are functions of the number of steps made. That
+    is in the scheduler's state, so a resumed run goes on from it.
+    """
+    # What its step(epoch) does, without the warning that epochs are no longer given.
+    scheduler._update_lr(step)

@@ -62,9 +62,8 @@ class Checkpoints:
         self._rotate()
         return steps[-1] if steps else None
 
-    def publish(self, step: int) -> None:
-        """Make the staged checkpoint of `step` a complete one, then drop the oldest."""
-        staged = self.staging / f"checkpoint-{step}"
+    def publish(self, staged: Path, step: int) -> None:
+        """Make the staged folder the complete checkpoint of `step`, then drop the oldest."""
         sync_folder(staged)
         staged.rename(self.path(step))
         sync(self.folder)

@@ -88,6 +88,8 @@ class Metrics:
 
     resume, begin, then add for each step and add_evaluation between them. last, last_evaluation:
     the newest line of its kind; empty before there is one.
+
+    offset: the number before that of the run's first step; logging_steps are counted from there.
     """
 
     def __init__(
@@ -96,9 +98,12 @@ class Metrics:
         logging_steps: int,
         throughput: Throughput | None = None,
         reporters: Reporters | None = None,
+        *,
+        offset: int = 0,
     ):
         self.path = path
         self.logging_steps = logging_steps
+        self.offset = offset
         self.totals = Totals()
         self.last: dict[str, Any] = {}
         self.last_evaluation: dict[str, Any] = {}
@@ -141,7 +146,7 @@ class Metrics:
         self._throughput.end_step(
             step.num_tokens, step.num_trained_tokens, step.sum_of_squared_lengths
         )
-        if step.step % self.logging_steps and not last:
+        if (step.step - self.offset) % self.logging_steps and not last:
             return None
         line = {
             "step": step.step,
@@ -227,13 +232,13 @@ class StepLog:
         self._path = None if run_dir is None else run_dir / STEPS_NAME
         self._file: IO[str] | None = None
 
-    def resume(self, step: int) -> None:
-        """Continue after `step`: what was written later will be written again."""
+    def resume(self, num_made: int) -> None:
+        """Continue after so many steps: what was written later will be written again."""
         if self._path is None:
             return
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         # One line a step, from the first on: those kept are whole, since a checkpoint syncs them.
-        write_atomic(self._path, b"".join(lines[:step]))
+        write_atomic(self._path, b"".join(lines[:num_made]))
         self._file = open(self._path, "a")  # noqa: SIM115 - until the process ends
 
     def add(self, step: int, rows: int, loss: float, grad_norm: float) -> None:

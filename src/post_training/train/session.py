@@ -120,9 +120,9 @@ class Session:
             open_reporters(config.logging, context, _shown_settings(config)) as reporters,
             Progress(
                 "step",
-                self.num_steps,
+                self.last_step,
                 shown=context.ranks.is_writer,
-                done=self.resume_step or 0,
+                done=self.resume_step or self.offset,
             ) as progress,
             stop.listening(),
         ):
@@ -144,22 +144,32 @@ class Session:
                 stop=stop,
             )
             if self.resume_step is not None:
-                context.log(f"resuming from step {self.resume_step} of {self.num_steps}")
+                context.log(f"resuming from step {self.resume_step} of {self.last_step}")
             self._tell_router_loss(run)
             trainer = Trainer(run)
             self._run_steps(trainer)
-            made = trainer.state.global_step
-            if made < self.num_steps:
+            step = self.offset + trainer.state.global_step
+            if step < self.last_step:
                 context.log(
-                    f"step {made} of {self.num_steps} is saved; the same command goes on from there"
+                    f"step {step} of {self.last_step} is saved; the same command goes on from there"
                 )
-                raise stop.end(made, self.num_steps)
+                raise stop.end(step, self.last_step)
             trainer.save_model_to(context.run_dir / "model")
         return self._result(run.metrics, of_adapter)
 
     @property
     def num_steps(self) -> int:
+        """Steps that this run makes."""
         return self.arguments.max_steps
+
+    @property
+    def offset(self) -> int:
+        return self.config.training.iteration_offset
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step."""
+        return self.offset + self.num_steps
 
     def _metrics(self, flops: ModelFlops | None, reporters: Reporters) -> Metrics:
         config, context = self.config, self.context
@@ -168,13 +178,14 @@ class Session:
             config.logging.logging_steps,
             Throughput(flops, _peak(config, context)),
             reporters,
+            offset=self.offset,
         )
         metrics.resume(self.resume_step or 0, read_totals(self.checkpoints, self.resume_step))
         return metrics
 
     def _step_log(self) -> StepLog:
         log = StepLog(self.context.run_dir if self.context.ranks.is_writer else None)
-        log.resume(self.resume_step or 0)
+        log.resume(0 if self.resume_step is None else self.resume_step - self.offset)
         return log
 
     def _tell_router_loss(self, run: TrainingRun) -> None:
@@ -206,7 +217,7 @@ class Session:
 
     def _result(self, metrics: Metrics, of_adapter: dict[str, int]) -> Result:
         run_dir = self.context.run_dir
-        checkpoint = self.checkpoints.path(self.num_steps)
+        checkpoint = self.checkpoints.path(self.last_step)
 
         def is_unstable(path: Path) -> bool:
             # MARKER has save_steps, a placement, in it; and FILES has MARKER's sha256.

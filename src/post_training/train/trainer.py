@@ -40,6 +40,7 @@ from post_training.train.arguments import (
     decayed_parameters,
     optimizer_class_and_arguments,
     row_groups,
+    start_schedule_at,
 )
 from post_training.train.checkpoint import (
     INFERENCE_CHECKPOINTS,
@@ -125,6 +126,8 @@ class Trainer(SFTTrainer):
         self._context = run.context
         self._totals: list[float] = []
         self._done: list[_Done] = []
+        # The library counts from 0; its folders and what it saves have that number.
+        self._offset = run.config.training.iteration_offset
         self._finished_step = 0
         self._written: checksums.Checksums | None = None
         self._use_cache = run.model.config.use_cache
@@ -191,7 +194,8 @@ class Trainer(SFTTrainer):
 
         Errors: PostTrainingError, on every rank, where loss or gradient are not finite.
         """
-        number = self.state.global_step + 1
+        num_made = self.state.global_step + 1
+        number = self._offset + num_made
         run, done, ranks = self._run, self._done, self._context.ranks
         rows = [row for each in done for row in each.batch.rows]
         own = {
@@ -218,7 +222,7 @@ class Trainer(SFTTrainer):
             of_router[ROUTER_LOSS] = sums.pop(ROUTER_LOSS) / num_micro_batches
         step = Step(
             step=number,
-            epoch=number * self._effective_batch_size / run.data.counts["num_rows"],
+            epoch=num_made * self._effective_batch_size / run.data.counts["num_rows"],
             loss=of_all["loss"],
             grad_norm=grad_norm,
             learning_rate=self._get_learning_rate(),
@@ -232,23 +236,25 @@ class Trainer(SFTTrainer):
         losses = [MicroBatchLoss(float(each.loss), each.batch.rows) for each in done]
         stop_unless_finite(number, step.loss, grad_norm, losses, self._context)
         run.step_log.add(number, int(of_all["rows"]), step.loss, grad_norm)
-        line = run.metrics.add(step, last=number == self.args.max_steps)
+        line = run.metrics.add(step, last=num_made == self.args.max_steps)
         if line is not None:
             speed = line["timing"]["tokens_per_s"]
             run.progress.update(number, f"loss {line['loss']:.4f} · {speed:,.0f} tokens/s")
 
-    def after_update(self, step: int) -> None:
-        """The weights are those after `step`."""
+    def after_update(self, num_made: int) -> None:
+        """The weights are those after so many steps, from which all intervals are counted."""
+        step = self._offset + num_made
         evaluation, checkpointing = self._run.evaluation, self._run.config.checkpointing
         # Before the checkpoint: a run resumed from it has the evaluation behind it.
-        if evaluation is not None and evaluation.is_due(step, self.args.max_steps):
+        if evaluation is not None and evaluation.is_due(num_made, self.args.max_steps):
             self._evaluate_now(evaluation, step)
         inference_steps = checkpointing.inference_checkpoint_steps or 0
-        if inference_steps > 0 and step % inference_steps == 0:
+        if inference_steps > 0 and num_made % inference_steps == 0:
             folder = self._context.run_dir / INFERENCE_CHECKPOINTS
             self.save_model_to(folder / f"step-{step}")
         interval = self._run.config.training.exit_interval
-        if interval is not None and step % interval == 0 and step < self.args.max_steps:
+        is_last = num_made == self.args.max_steps
+        if interval is not None and num_made % interval == 0 and not is_last:
             self._context.log(f"training.exit_interval: stopping after step {step}")
             self._run.stop.ask_all(signal.SIGUSR1)
         if self._run.stop.is_agreed:
@@ -286,6 +292,14 @@ class Trainer(SFTTrainer):
     def get_decay_parameter_names(self, model: Any, *args: Any, **kwargs: Any) -> list[str]:
         """Called from Trainer.create_optimizer."""
         return decayed_parameters(model, super().get_decay_parameter_names(model, *args, **kwargs))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Called from Trainer._prepare_for_training; with ZeRO by DeepSpeed, on a copy of this."""
+        is_new = self.lr_scheduler is None  # else DeepSpeed has made it by now
+        scheduler = super().create_scheduler(self._offset + num_training_steps, optimizer)
+        if is_new and self._offset:
+            start_schedule_at(scheduler, self._offset)
+        return scheduler
 
     def _prepare_for_training(
         self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any
@@ -361,8 +375,9 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Called from Trainer._maybe_log_save_evaluate, where control.should_save."""
-        step = self.state.global_step
-        staged = self._run.checkpoints.staging / f"checkpoint-{step}"
+        num_made = self.state.global_step
+        staged = self._run.checkpoints.staging / f"checkpoint-{num_made}"
+        step = self._offset + num_made
         with explain_write_errors(self._run.checkpoints.folder):
             super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
             self._write_checksums(staged)
@@ -371,7 +386,7 @@ class Trainer(SFTTrainer):
         with explain_write_errors(self._run.checkpoints.folder):
             self._context.on_writer(lambda: self._complete(staged))
             checksums.write_files(staged, self._run.division, self._context)
-            self._context.on_writer(lambda: self._run.checkpoints.publish(step))
+            self._context.on_writer(lambda: self._run.checkpoints.publish(staged, step))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Called from SFTTrainer._save_checkpoint: a README about TRL."""

@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -80,6 +81,12 @@ class TrainingConfig(Config):
         None,
         description="Length of the run in tokens of packed rows; needs packing. It becomes epochs: "
         "n tokens are n / (tokens of all rows) of them.",
+    )
+    iteration_offset: Annotated[NonNegativeInt, ADDED_LATER] = Field(
+        0,
+        description="Steps of an earlier training that this one is numbered on from: n makes the "
+        "first step n + 1, in figures, names of checkpoints and the schedule, which is as long as "
+        "both. Weights come from model.path; the optimizer and the order of the rows begin anew.",
     )
     effective_batch_size: PositiveInt = Field(
         description="Rows in an optimizer step, over all processes and accumulation steps. A "

@@ -18,6 +18,7 @@ BEFORE_THE_FIRST_STEP = [
     "_get_train_sampler",
     "_prepare_for_training",
     "get_decay_parameter_names",
+    "create_scheduler",
 ]
 MICRO_BATCHES = ["compute_loss", "floating_point_ops"] * 2
 AFTER_THEM = ["_get_grad_norm", "_maybe_log_save_evaluate"]

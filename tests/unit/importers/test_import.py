@@ -260,6 +260,20 @@ def test_import_deepspeed_with_fp16_or_nvme_is_refused(folder: Path):
             import_settings(CASES["axolotl"])
 
 
+def test_import_of_neox_with_an_iteration_offset_is_as_long_as_the_rest(folder: Path):
+    request = CASES["neox"]
+    words = [*request.files, "iteration_offset=400"]
+    imported = import_settings(Request("neox", words, num_processes=8))
+    assert setting(imported.settings, "training.iteration_offset") == 400
+    assert setting(imported.settings, "training.max_steps") == 600
+    words[-1] = "iteration_offset=null"
+    untouched = import_settings(Request("neox", words, num_processes=8)).settings["training"]
+    assert (untouched["max_steps"], "iteration_offset" in untouched) == (1000, False)
+    words[-1] = "iteration_offset=1000"
+    with pytest.raises(ConfigError, match="train_iters: 1000: must be > iteration_offset, 1000"):
+        import_settings(Request("neox", words, num_processes=8))
+
+
 PAIR = {"chosen": "chosen", "rejected": "rejected"}
 SHARES = {"messages": "conversations", **PAIR}
 

@@ -84,6 +84,7 @@ def test_runs_list_state_is_of_slurm_and_the_record(
     ("recipe", "done", "time_left_s"),
     [
         ({"training.max_steps": 20}, 0.25, 30.0),
+        ({"training.max_steps": 4, "training.iteration_offset": 3}, 0.5, 4.0),
         ({"training.max_steps": None, "training.num_train_epochs": 2}, 0.25, 30.0),
         ({"training.num_training_tokens": 100}, 0.1, 90.0),
         ({"training.num_training_samples": 8}, 0.5, 10.0),

@@ -134,3 +134,13 @@ def test_deepspeed_config_is_merged_and_auto_is_ours():
         "gradient_clipping": 1.0,
         "flops_profiler": {"enabled": True},
     }
+
+
+def test_iteration_offset_is_another_recipe_and_without_it_the_recipe_is_as_before():
+    plain = sft()
+    numbered = sft(training={**CONFIG["training"], "iteration_offset": 1000})
+    assert recipe_hash("sft", numbered) != recipe_hash("sft", plain)
+    assert settings_by_role(numbered)[Role.RECIPE]["training.iteration_offset"] == 1000
+    assert "training.iteration_offset" not in settings_by_role(plain)[Role.RECIPE]
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        sft(training={**CONFIG["training"], "iteration_offset": -1})
