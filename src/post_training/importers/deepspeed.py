@@ -1,15 +1,19 @@
 """A configuration of DeepSpeed, a file or a mapping: the strategy, and what else it sets."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
 from post_training.importers.documents import read_document
 from post_training.importers.translation import Translation
+from post_training.stages.config import StageConfig
+from post_training.train.config import TrainingStageConfig
+from post_training.train.training_config import conflicts_with_settings
 
-# What our settings say themselves: training, the optimizer and the schedule.
-_DECIDED = {
+# What our settings say themselves: training, the optimizer and the schedule. The two are compared.
+DECIDED = {
     "train_micro_batch_size_per_gpu",
     "train_batch_size",
     "gradient_accumulation_steps",
@@ -17,11 +21,11 @@ _DECIDED = {
     "optimizer",
     "scheduler",
     "bf16",
-    "steps_per_print",
 }
 _STAGE = ("stage", "offload_optimizer", "offload_param")
 # Of no use where the thing they tune is not in use.
 _ONLY_WITH_NVME = {"aio"}
+_OF_ITS_LOG = {"steps_per_print"}
 _OFF_BY_DEFAULT = {"wall_clock_breakdown": False}
 
 
@@ -74,8 +78,11 @@ def _others(
     for part, value in given.items():
         if part in ("zero_optimization", "fp16"):
             continue
-        if part in _DECIDED:
-            translation.tell(key, f"{name}: {part}: set by our own settings")
+        if part in DECIDED:
+            translation.of_deepspeed.setdefault(name, {})[part] = value
+            translation.tell(key, f"{name}: {part}: compared with our own settings of it")
+        elif part in _OF_ITS_LOG:
+            translation.tell(key, f"{name}: {part}: logging.logging_steps says it")
         elif part in _ONLY_WITH_NVME:
             translation.tell(key, f"{name}: {part}: only for offload to nvme")
         elif _is_off(value) or _OFF_BY_DEFAULT.get(part) == value:
@@ -89,6 +96,32 @@ def _others(
         if v == "auto":
             translation.tell(key, f"{name}: zero_optimization.{k}: ours")
     return rest
+
+
+def conflicts_with_deepspeed(translation: Translation, config: StageConfig) -> Iterator[str]:
+    """Where a file of DeepSpeed's says something else of training than the result, a line each.
+
+    Their trainer refuses most of these too, when it starts."""
+    if not isinstance(config, TrainingStageConfig):
+        return
+    for name, given in translation.of_deepspeed.items():
+        parts = dict(given)
+        accumulated = parts.pop("gradient_accumulation_steps", "auto")
+        distributed = config.distributed.model_copy(update={"deepspeed_config": parts})
+        for conflict in conflicts_with_settings(config.training, distributed):
+            yield f"{name}: {conflict}"
+        if accumulated == "auto" or translation.num_processes is None:
+            continue
+        micro, rows = (
+            config.training.per_device_train_batch_size,
+            config.training.effective_batch_size,
+        )
+        if micro * accumulated * translation.num_processes != rows:
+            yield (
+                f"{name}: gradient_accumulation_steps is {accumulated}: with {micro} rows × "
+                f"{translation.num_processes} processes that is not "
+                f"training.effective_batch_size, {rows}"
+            )
 
 
 def _is_off(value: Any) -> bool:

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "cutoff_len": 2048,
     "seed": 42,
 }
-DEFAULTS_OF_DPO = {"pref_beta": 0.1, "pref_loss": "sigmoid"}
+_DEFAULTS_OF_DPO = {"pref_beta": 0.1, "pref_loss": "sigmoid"}
 _TEMPLATES = {
     "llama3": "llama-3",
     "qwen": "qwen2.5",
@@ -52,6 +52,10 @@ _SHAREGPT_RANKED = {"messages": "conversations", "chosen": "chosen", "rejected":
 _TAGS = {"role_tag": "role", "content_tag": "content"}
 _ROLES = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
 _ROLES |= {"observation_tag": "tool", "function_tag": "assistant"}
+
+
+def defaults_of(given: dict[str, Any], stage: str) -> dict[str, Any]:
+    return DEFAULTS | (_DEFAULTS_OF_DPO if stage == "dpo" else {})
 
 
 def choose_stage(given: dict[str, Any]) -> str:

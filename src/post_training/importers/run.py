@@ -8,8 +8,10 @@ from typing import Any
 
 from post_training.config.load import Layer, check_layer, parse_override, set_override
 from post_training.core.errors import ConfigError, UsageError
+from post_training.importers.deepspeed import conflicts_with_deepspeed
 from post_training.importers.documents import compose, read_with_references
 from post_training.importers.translation import Translation, flatten
+from post_training.stages.config import StageConfig
 from post_training.stages.registry import find_stage
 
 SYSTEMS = {
@@ -57,9 +59,8 @@ def import_settings(request: Request) -> Imported:
     # One of their defaults in its place stands nowhere in the files.
     where = {key: place for key, place in where.items() if key not in dropped}
     translation = Translation(given, where, request.num_processes, module.choose_stage(given))
-    defaults = dict(module.DEFAULTS)
-    if translation.stage == "dpo":
-        defaults |= getattr(module, "DEFAULTS_OF_DPO", {})
+    has_several = hasattr(module, "defaults_of")
+    defaults = module.defaults_of(given, translation.stage) if has_several else module.DEFAULTS
     translation.apply(module.TABLE)
     translation.apply_defaults(module.TABLE, defaults)
     module.finish(translation)
@@ -72,7 +73,10 @@ def import_settings(request: Request) -> Imported:
         del translation.settings["evaluation"]
         translation.tell(", ".join(evaluation), "left out: there are no rows to evaluate on")
     settings = _in_order(translation.settings)
-    _check(translation.stage, settings, translation.hints)
+    config = _check(translation.stage, settings, translation.hints)
+    if conflicts := list(conflicts_with_deepspeed(translation, config)):
+        hint = "our setting can be set by --set, or the value in DeepSpeed's file to auto"
+        raise ConfigError(conflicts, hint=hint)
     lines = [f"{key}: dropped" for key in dropped] + [str(line) for line in translation.lines]
     return Imported(translation.stage, settings, lines, translation.hints)
 
@@ -118,10 +122,10 @@ def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in names}
 
 
-def _check(stage: str, settings: dict[str, Any], hints: Sequence[str]) -> None:
+def _check(stage: str, settings: dict[str, Any], hints: Sequence[str]) -> StageConfig:
     layer = Layer(settings, {(): "what was translated"})
     try:
-        check_layer(find_stage(stage).load_config_class(), layer)
+        return check_layer(find_stage(stage).load_config_class(), layer)
     except ConfigError as error:
         told = "; ".join(hints) or error.hint or "add what is missing by --set KEY=VALUE"
         raise ConfigError(error.faults, hint=told) from None

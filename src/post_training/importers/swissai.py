@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.importers.deepspeed import use_deepspeed
+from post_training.importers.deepspeed import DECIDED, use_deepspeed
 from post_training.importers.documents import read_document
 from post_training.importers.training_arguments import (
     ATTENTION,
@@ -115,7 +115,12 @@ def _accelerate(translation: Translation, key: str, value: Any) -> None:
         use_deepspeed(translation, key, file)
         return
     for name in sorted(zero.keys() - _READ_OF_ZERO):
-        translation.tell(key, f"deepspeed_config.{name}: {zero[name]}: not read: our own settings")
+        told = f"deepspeed_config.{name}: {zero[name]}"
+        if name in DECIDED:
+            translation.of_deepspeed.setdefault(str(path), {})[name] = zero[name]
+            translation.tell(key, f"{told}: compared with our own settings of it")
+        else:
+            translation.tell(key, f"{told}: not read: our own settings")
     translation.put(key, "distributed.strategy", f"zero{zero.get('zero_stage', 2)}")
     devices = [str(zero.get(name, "none")) for name in _DEVICES]
     if "nvme" in devices:

@@ -33,7 +33,43 @@ DEFAULTS: dict[str, Any] = {
     "chat_template_path": None,
     "seed": 42,
 }
-DEFAULTS_OF_DPO = {"learning_rate": 1e-6, "beta": 0.1, "loss_type": "sigmoid"}
+_DEFAULTS_OF_DPO = {"learning_rate": 1e-6, "beta": 0.1, "loss_type": "sigmoid"}
+# Of open-instruct's finetune.py and dpo_tune_cache.py. Without max_seq_length they cut nothing.
+_OF_OPEN_INSTRUCT: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.0,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "bf16": True,
+    "chat_template_path": None,
+    "seed": 42,
+    "lora_rank": 64,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+}
+# Keys that it has and TRL has not.
+_KEYS_OF_OPEN_INSTRUCT = {
+    "dataset_mixer",
+    "dataset_mixer_list",
+    "mixer_list",
+    "use_flash_attn",
+    "use_slow_tokenizer",
+    "preprocessing_num_workers",
+    "use_lora",
+    "lora_rank",
+    "with_tracking",
+    "exp_name",
+    "checkpointing_steps",
+    "keep_last_n_checkpoints",
+    "clip_grad_norm",
+    "reduce_loss",
+    "dpo_beta",
+    "dpo_loss_type",
+}
 LOSSES = choose(sigmoid="dpo", dpo="dpo", dpo_norm="dpo-norm", hinge="hinge", ipo="ipo")
 LOSSES_OF_SFT = ("nll", "chunked_nll")
 _OF_DPO = (
@@ -43,6 +79,18 @@ _OF_DPO = (
     "dpo_beta",
     "dpo_loss_type",
 )
+
+
+def defaults_of(given: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Those of the program that the keys are of."""
+    if not given.keys() & _KEYS_OF_OPEN_INSTRUCT:
+        return DEFAULTS | (_DEFAULTS_OF_DPO if stage == "dpo" else {})
+    defaults = dict(_OF_OPEN_INSTRUCT)
+    if stage == "dpo":
+        defaults |= {"dpo_beta": 0.1, "dpo_loss_type": "dpo"}
+    if given.get("warmup_steps"):
+        del defaults["warmup_ratio"]
+    return defaults
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -153,6 +201,17 @@ def _packing_kind(translation: Translation, key: str, value: Any) -> None:
         translation.tell(key, "nothing is packed")
 
 
+def _kept_checkpoints(translation: Translation, key: str, value: Any) -> None:
+    translation.put(key, "checkpointing.save_total_limit", None if value == -1 else value)
+
+
+def _clipping(translation: Translation, key: str, value: Any) -> None:
+    if value > 0:
+        translation.put(key, "training.max_grad_norm", value)
+    else:
+        translation.tell(key, "DeepSpeed, by which it is started, clips at 1, same here")
+
+
 def _checkpointing_steps(translation: Translation, key: str, value: Any) -> None:
     if value == "epoch":
         translation.put(key, "checkpointing.saves_per_epoch", 1)
@@ -219,7 +278,8 @@ TABLE: Table = {
     ),
     "exp_name": Becomes("logging.wandb_run_name"),
     "checkpointing_steps": _checkpointing_steps,
-    "keep_last_n_checkpoints": Becomes("checkpointing.save_total_limit"),
+    "keep_last_n_checkpoints": _kept_checkpoints,
+    "clip_grad_norm": _clipping,
     "reduce_loss": Ours("a step's loss is over the tokens of all processes"),
 }
 

@@ -260,6 +260,53 @@ def test_import_deepspeed_with_fp16_or_nvme_is_refused(folder: Path):
             import_settings(CASES["axolotl"])
 
 
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5, and by the other"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled is False, and by the other settings"),
+        ({"scheduler": {"type": "WarmupLR"}}, "optimizer and scheduler are named in training"),
+        ({"train_micro_batch_size_per_gpu": 7}, "train_micro_batch_size_per_gpu is 7, and by"),
+        ({"gradient_accumulation_steps": 7}, "is not training.effective_batch_size"),
+    ],
+)
+def test_import_deepspeed_that_says_otherwise_than_the_trainer_is_refused(
+    part: dict, problem: str, folder: Path
+):
+    given = json.loads(Path("deepspeed.json").read_text())
+    Path("deepspeed.json").write_text(json.dumps(given | part))
+    with pytest.raises(ConfigError, match=problem) as error:
+        import_settings(CASES["axolotl"])
+    assert error.value.faults[0].startswith("deepspeed.json: ")
+    # What both say the same is no part of the result.
+    same = {"gradient_accumulation_steps": 2, "train_batch_size": 64, "steps_per_print": 10}
+    Path("deepspeed.json").write_text(json.dumps(given | same))
+    settings = import_settings(CASES["axolotl"]).settings
+    assert not settings["distributed"]["deepspeed_config"].keys() & (same.keys() | part.keys())
+
+
+def test_import_of_open_instruct_has_its_own_defaults(folder: Path):
+    lines = Path("open-instruct.yaml").read_text().splitlines()
+    left_out = ("num_train_epochs", "warmup_ratio", "weight_decay", "max_seq_length")
+    lines = [line for line in lines if not line.startswith(left_out)]
+    Path("open-instruct.yaml").write_text("\n".join([*lines, "use_lora: true", ""]))
+    request = Request("trl", ["open-instruct.yaml"], num_processes=2)
+    with pytest.raises(ConfigError, match=r"sft\.max_seq_length: missing"):
+        import_settings(request)
+    request = Request("trl", request.files, (), ["sft.max_seq_length=512"], num_processes=2)
+    settings = import_settings(request).settings
+    assert settings["lora"] == {"rank": 64, "alpha": 16, "dropout": 0.1}
+    training = settings["training"]
+    found = {key: training[key] for key in ("num_train_epochs", "warmup", "weight_decay")}
+    assert found == {"num_train_epochs": 2, "warmup": 0.03, "weight_decay": 0.0}
+    assert training["gradient_checkpointing"] is False
+    words = [*request.files, "warmup_steps=10", "keep_last_n_checkpoints=-1", "clip_grad_norm=0.5"]
+    request = Request("trl", words, (), request.overrides, num_processes=2)
+    settings = import_settings(request).settings
+    assert (settings["training"]["warmup"], settings["training"]["max_grad_norm"]) == (10, 0.5)
+    assert settings["checkpointing"]["save_total_limit"] is None
+
+
 def test_import_of_neox_with_an_iteration_offset_is_as_long_as_the_rest(folder: Path):
     request = CASES["neox"]
     words = [*request.files, "iteration_offset=400"]
@@ -388,9 +435,12 @@ def test_import_of_accelerates_file_keeps_its_precision_and_the_deepspeed_file_i
     given = {"distributed_type": "DEEPSPEED", "mixed_precision": "bf16"}
     ours = {"zero_stage": 1, "gradient_clipping": 0.5}
     path.write_text(json.dumps({**given, "deepspeed_config": ours}))
-    imported = import_settings(request)
+    with pytest.raises(ConfigError, match=r"gradient_clipping is 0\.5, and by the other"):
+        import_settings(request)
+    meant = Request("swissai", words, overrides=["training.max_grad_norm=0.5"], num_processes=4)
+    imported = import_settings(meant)
     assert setting(imported.settings, "training.mixed_precision") == "bf16"
-    assert any("deepspeed_config.gradient_clipping: 0.5: not read" in s for s in imported.lines)
+    assert any("deepspeed_config.gradient_clipping: 0.5: compared" in s for s in imported.lines)
     path.write_text(
         json.dumps({**given, "deepspeed_config": {"deepspeed_config_file": "deepspeed.json"}})
     )
