@@ -14,7 +14,9 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from post_training.core.errors import UsageError, tell
@@ -50,32 +52,78 @@ def repair(folder: Path, group: str | None, readers: str | None) -> Touched:
         raise UsageError(
             "--readers: setfacl is not installed, and a second group needs ACLs", where=str(folder)
         )
-    done, ours = Touched(), []
-    for path, status in _paths(folder):
-        if not _is_ours(status, done):
-            continue
-        if group is not None:
-            _give_to(path, group)
-        if stat.S_ISDIR(status.st_mode):
-            path.chmod(stat.S_IMODE(status.st_mode) | 0o2770)
-        else:
-            executable = (status.st_mode & stat.S_IXUSR) >> 3
-            path.chmod(stat.S_IMODE(status.st_mode) | 0o660 | executable)
-        ours.append(path)
-        done.num_paths += 1
+    entries = ["group::rwX", "mask::rwX", *([f"group:{readers}:r-X"] if readers else [])]
+    done = Touched()
+    with closing(_open_all(folder)) as found:
+        while part := list(islice(_opened_to_group(found, group, done), _MOST_OPEN)):
+            try:
+                if has_acl:
+                    _set_acl(entries, [], [each.place for each in part], folder)
+                    folders = [each.place for each in part if stat.S_ISDIR(each.status.st_mode)]
+                    if folders:
+                        _set_acl([*entries, "other::---"], ["--default"], folders, folder)
+            finally:
+                for each in part:
+                    os.close(each.descriptor)
     if not has_acl:
         tell(f"warning: {folder}: setfacl is not installed, so new files follow each user's umask")
-        return done
-    entries = ["group::rwX", "mask::rwX", *([f"group:{readers}:r-X"] if readers else [])]
-    for start in range(0, len(ours), _MOST_ARGUMENTS):
-        part = ours[start : start + _MOST_ARGUMENTS]
-        _set_acl(entries, [], part, folder)
-        if folders := [path for path in part if path.is_dir()]:
-            _set_acl([*entries, "other::---"], ["--default"], folders, folder)
     return done
 
 
-_MOST_ARGUMENTS = 500
+_MOST_OPEN = 200
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A file or folder that is held open: whoever may write in its folder can put a link to
+    something else at its path, and could so have that opened to the group."""
+
+    path: Path
+    descriptor: int
+    status: os.stat_result
+
+    @property
+    def place(self) -> Path:
+        """By which this process, and what it starts, reaches it whatever its path leads to now."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.descriptor}")
+
+
+def _open_all(folder: Path) -> Iterator[_Open]:
+    """`folder` and all below it but links. Who takes one closes it."""
+    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _Open(folder, os.dup(top), os.fstat(top))
+        for place, folders, names, here in os.fwalk(".", dir_fd=top):
+            for name in (*folders, *names):
+                try:
+                    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=here)
+                except FileNotFoundError:  # Gone since it was listed.
+                    continue
+                status = os.fstat(descriptor)
+                if stat.S_ISLNK(status.st_mode):
+                    os.close(descriptor)
+                else:
+                    yield _Open(folder / place / name, descriptor, status)
+    finally:
+        os.close(top)
+
+
+def _opened_to_group(found: Iterator[_Open], group: str | None, done: Touched) -> Iterator[_Open]:
+    """Those that are this user's, each once its mode lets the group in: only then can a folder that
+    its owner could not read be gone through."""
+    for each in found:
+        if not _is_ours(each.status, done):
+            os.close(each.descriptor)
+            continue
+        if group is not None:
+            _give_to(each, group)
+        mode = stat.S_IMODE(each.status.st_mode)
+        if stat.S_ISDIR(each.status.st_mode):
+            each.place.chmod(mode | 0o2770)
+        else:
+            each.place.chmod(mode | 0o660 | (mode & stat.S_IXUSR) >> 3)
+        done.num_paths += 1
+        yield each
 
 
 def _set_acl(entries: list[str], options: list[str], paths: list[Path], folder: Path) -> None:
@@ -103,7 +151,8 @@ def touch(folder: Path) -> Touched:
     now_ns = time.time_ns()
     for path, status in _paths(folder):
         if stat.S_ISREG(status.st_mode) and _is_ours(status, done):
-            os.utime(path, ns=(now_ns, status.st_mtime_ns), follow_symlinks=False)
+            with suppress(FileNotFoundError):  # Gone since it was listed.
+                os.utime(path, ns=(now_ns, status.st_mtime_ns), follow_symlinks=False)
             done.num_paths += 1
     return done
 
@@ -202,13 +251,14 @@ def _user_name(number: int) -> str:
         return str(number)
 
 
-def _give_to(path: Path, group: str) -> None:
+def _give_to(each: _Open, group: str) -> None:
+    where = str(each.path)
     try:
-        shutil.chown(path, group=group)
+        shutil.chown(each.place, group=group)
     except LookupError:
-        raise UsageError(f"--group: no such group: {group}", where=str(path)) from None
+        raise UsageError(f"--group: no such group: {group}", where=where) from None
     except PermissionError:
-        raise UsageError(f"--group: you are not in the group {group}", where=str(path)) from None
+        raise UsageError(f"--group: you are not in the group {group}", where=where) from None
 
 
 def _check_folder(folder: Path) -> None:

@@ -48,6 +48,28 @@ def test_repair_opens_all_to_the_group_and_what_is_made_there_later(folder, tmp_
     assert mode(folder / "run/deep/later") & 0o070 == 0o060
 
 
+def test_repair_of_a_path_that_becomes_a_link_leaves_what_it_leads_to(
+    folder, tmp_path, monkeypatch
+):
+    """Somebody of the group puts a link in the place of a file once that was looked at."""
+    secret = tmp_path / "outside"
+    file = folder / "run/deep/weights"
+    same = file.stat().st_ino
+    look = os.fstat
+
+    def exchange(descriptor: int) -> os.stat_result:
+        status = look(descriptor)
+        if status.st_ino == same and not file.is_symlink():
+            file.unlink()
+            file.symlink_to(secret)
+        return status
+
+    monkeypatch.setattr(os, "fstat", exchange)
+    repair(folder, None, None)
+    assert file.is_symlink()
+    assert mode(secret) == 0o600
+
+
 def test_repair_lets_a_second_group_read_and_not_write(folder):
     repair(folder, "root", "daemon")
     acl = subprocess.run(
