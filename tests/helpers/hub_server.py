@@ -47,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         if path in (api, f"{api}/revision/main"):
             self.answer({"id": "owner/name", "sha": COMMIT, "siblings": []})
         elif path == f"{api}/tree/{COMMIT}":
-            self.answer([self.entry(name, data) for name, data in files.items()])
+            recursive = "recursive=true" in urlparse(self.path).query.lower()
+            self.answer(list(self.entries(files, recursive)))
         elif path.startswith(prefix := f"{pages}/resolve/{COMMIT}/"):
             self.send(path.removeprefix(prefix))
         else:
@@ -56,6 +57,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", "RevisionNotFound" if is_known else "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+    def entries(self, files: dict[str, bytes], recursive: bool) -> Iterator[dict[str, Any]]:
+        """Of a folder its files are named where they are asked for, and else itself."""
+        for name, data in files.items():
+            if recursive or "/" not in name:
+                yield self.entry(name, data)
+        for folder in {name.partition("/")[0] for name in files if "/" in name}:
+            yield {"type": "directory", "path": folder, "oid": "0" * 40}
 
     def entry(self, name: str, data: bytes) -> dict[str, Any]:
         told = {"type": "file", "path": name, "size": len(data), "oid": digest(data)}

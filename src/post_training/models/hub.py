@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -96,11 +96,14 @@ def _check_name(hub: str) -> None:
 
 
 def _choose(names: Iterable[str], hub: str) -> list[str]:
-    """The files to take: those of the top folder that a model is made of. What stays out is told.
+    """The files to take: those of the top folder that a model is made of. What stays out is told,
+    but for git's own files.
 
+    names: of files, and of folders with a slash at the end.
     Errors: UsageError where there are no weights, or pickles alone.
     """
-    top = sorted(name for name in names if "/" not in name)
+    names = sorted(names)
+    top = [name for name in names if not name.endswith("/")]
     weights = [name for name in top if fnmatch(name, _WEIGHTS)]
     pickles = [name for name in top if any(fnmatch(name, pattern) for pattern in _PICKLES)]
     where = f"hub: {hub}"
@@ -117,7 +120,7 @@ def _choose(names: Iterable[str], hub: str) -> list[str]:
     if "config.json" not in top:
         raise UsageError("no model for transformers: it has no config.json", where=where)
     wanted = [name for name in top if any(fnmatch(name, pattern) for pattern in _WANTED)]
-    if left := [name for name in top if name not in wanted and not name.startswith(".")]:
+    if left := [name for name in names if name not in wanted and not name.startswith(".git")]:
         tell(f"not fetched: {', '.join(left)}")
     return wanted
 
@@ -141,9 +144,10 @@ def _download(hub: str, commit: str, folder: Path) -> None:
     from huggingface_hub.hf_api import RepoFile
 
     with hub_faults(hub, "model"):
-        tree = HfApi().list_repo_tree(hub, revision=commit, recursive=False)
-        files = {each.path: each for each in tree if isinstance(each, RepoFile)}
-    names = _choose(files, hub)
+        tree = list(HfApi().list_repo_tree(hub, revision=commit, recursive=False))
+    files = {each.path: each for each in tree if isinstance(each, RepoFile)}
+    folders = [f"{each.path}/" for each in tree if not isinstance(each, RepoFile)]
+    names = _choose([*files, *folders], hub)
     # The small files first: what is refused by its settings has not cost its weights.
     weights = [name for name in names if fnmatch(name, _WEIGHTS)]
     for part in ([name for name in names if name not in weights], weights):
@@ -189,7 +193,7 @@ def _find_commit(snapshots: Path, revision: str | None) -> str:
 
 def _link(snapshot: Path, hub: str, folder: Path) -> None:
     """The files of a cache's snapshot, which are links there, as files of `folder`."""
-    names: Sequence[str] = [path.name for path in snapshot.iterdir() if not path.is_dir()]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in snapshot.iterdir()]
     mode = new_file_mode(folder)
     for name in _choose(names, hub):
         blob = (snapshot / name).resolve()

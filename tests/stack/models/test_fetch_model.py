@@ -42,7 +42,7 @@ def test_model_is_fetched_once_and_trains_as_one_of_a_path(
         assert done.stdout == (
             f"model:\n  hub: owner/name\n  revision: {COMMIT}\n  hub_dir: {hub_dir}\n"
         )
-        assert "not fetched: pytorch_model.bin\n" in done.stderr
+        assert "not fetched: original/, pytorch_model.bin\n" in done.stderr
         # What is there is not asked for again.
         hub.requests.clear()
         assert fetch(hub, hub_dir, "--revision", COMMIT).stdout == done.stdout

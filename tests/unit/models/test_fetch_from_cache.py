@@ -46,6 +46,7 @@ def snapshot_of(cache: Path) -> Path:
 def test_model_of_a_cache_is_taken_without_the_network(
     revision: str | None, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
+    (snapshot_of(cache) / "onnx").mkdir()
     fetched = fetch_model("org/name", revision, tmp_path / "hub", cache)
     assert fetched.settings() == (
         f"model:\n  hub: org/name\n  revision: {COMMIT}\n  hub_dir: {tmp_path / 'hub'}"
@@ -53,7 +54,7 @@ def test_model_of_a_cache_is_taken_without_the_network(
     assert sorted(path.name for path in fetched.folder.iterdir()) == [
         *("artifact.json", "config.json", "model.safetensors"),
     ]
-    assert "not fetched: modeling_name.py" in capsys.readouterr().err
+    assert "not fetched: modeling_name.py, onnx/\n" in capsys.readouterr().err
     # No second copy on the disk; and it stays when the cache is cleaned.
     weights = fetched.folder / "model.safetensors"
     assert os.path.samefile(weights, snapshot_of(cache) / "model.safetensors")
