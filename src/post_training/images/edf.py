@@ -201,7 +201,8 @@ def parse_mount(text: str, cwd: Path) -> Mount:
     if "sqsh" in flags and len(flags) > 1:
         raise ValueError("the flag sqsh stands alone")
     if not target.startswith("/") or os.path.normpath(target) == "/":
-        raise ValueError(f"target must be an absolute path below / (got {target!r})")
+        where = "; is it ${PWD}? Start the command in another folder" if target == "/" else ""
+        raise ValueError(f"target must be an absolute path below / (got {target!r}){where}")
     return Mount(Path(os.path.normpath(cwd / source)), Path(os.path.normpath(target)), flags)
 
 

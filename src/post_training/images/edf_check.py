@@ -37,6 +37,8 @@ Dialect = Literal["ce", "sarus"]
 DIALECTS: tuple[Dialect, ...] = ("ce", "sarus")
 _HOOKS = "com.hooks."
 _NOT_IN_SARUS = ("ssh", "netstack")
+_SEARCHED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
+_EMPTY_DEFAULT = re.compile(r"\$\{\w+:-\}")
 # SRC:DST[:FLAGS].
 _MOUNT = re.compile(r"[^:]+:[^:]+(:[^:]+)?")
 
@@ -59,7 +61,8 @@ def check_edf(
         edf, faults = examine_edf(path, env, cwd, sources_are_here=sources_are_here)
     except PostTrainingError as error:
         return [str(error).split("\nhint: ")[0]]
-    here = [*secret_faults(edf.env), *network_faults(edf.env)]
+    written = _merged(path, env, cwd).get("env", {})
+    here = [*secret_faults(edf.env), *network_faults(edf.env), *search_faults(edf.env, written)]
     if dialect is None and is_reference(edf.image):
         dialect = "sarus"
     if dialect != "ce":
@@ -102,6 +105,22 @@ def network_faults(variables: Mapping[str, str]) -> list[str]:
         f"env.NCCL_PROTO: must be ^LL128 on Alps, where LL128 corrupts data silently (got "
         f"{protocols!r}); {ALLOW_LL128}=1 lifts this, and the record says so"
     ]
+
+
+def search_faults(variables: Mapping[str, str], written: Mapping[str, str]) -> list[str]:
+    """A fault where programs or libraries would also be looked for in the working directory: that
+    is what an empty part of such a list means. written: [env] before it is expanded, since
+    `${LD_LIBRARY_PATH:-}` may be empty on another machine only."""
+    faults = []
+    for name in _SEARCHED:
+        texts = (variables.get(name, ""), _EMPTY_DEFAULT.sub("", written.get(name, "")))
+        if any(text and "" in text.split(":") for text in texts):
+            faults.append(
+                f"env.{name}: has an empty part, which means the working directory: what lies there "
+                f"would be loaded instead of what the image has (got {written.get(name)!r}). In "
+                f"the place of ${{{name}:-}} write ${{{name}:-/some/folder}}"
+            )
+    return faults
 
 
 def successor_faults(path: Path, env: Mapping[str, str], cwd: Path) -> list[str]:

@@ -65,6 +65,22 @@ def test_check_tells_every_fault_at_once(rendered):
     assert "planted" not in "\n".join(faults)
 
 
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [("${LD_LIBRARY_PATH:-}:/x", "/y"), ("${LD_LIBRARY_PATH}:/x", ""), ("/x::/y", ""), ("/x:", "")],
+)
+def test_check_part_of_a_search_path_that_means_the_working_directory_is_told(rendered, text, host):
+    rendered.write_text(rendered.read_text() + f"LD_LIBRARY_PATH = '{text}'\n")
+    [fault] = check(rendered, LD_LIBRARY_PATH=host)
+    assert fault.startswith("env.LD_LIBRARY_PATH: has an empty part, which means the working dir")
+
+
+def test_check_search_path_with_a_default_has_no_fault(rendered):
+    added = 'LD_LIBRARY_PATH = "${LD_LIBRARY_PATH:-/x}:/x"\nPYTHONPATH = ""\n'
+    rendered.write_text(rendered.read_text() + added)
+    assert not [each for each in check(rendered) if "empty part" in each]
+
+
 def test_check_bare_mount_and_unwritten_entrypoint_are_told(rendered):
     text = rendered.read_text().replace("entrypoint = false\n", "")
     rendered.write_text(text.replace("mounts = [", 'mounts = ["/usr", '))
