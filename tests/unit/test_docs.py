@@ -11,33 +11,32 @@ from pathlib import Path
 import pytest
 import typer
 
+from helpers.doc_blocks import PAGES, REPOSITORY, Block, blocks_of
 from post_training.cli import build_app
+from post_training.cli.edf import make_parsers
 from post_training.stages.registry import STAGES
 
-REPOSITORY = Path(__file__).parents[2]
 REFERENCE = REPOSITORY / "docs/reference"
-PAGES = [
-    REPOSITORY / "README.md",
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
-    *sorted((REPOSITORY / "installation").rglob("*.md")),
-]
-SHELL_BLOCK = re.compile(r"^( *)```sh\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 APP = typer.main.get_command(build_app())
 
 
 def commands_in(page: Path) -> Iterator[list[str]]:
-    """The words of each command in the page's shell blocks; comments, variables and what a pipe or
-    a here-document brings are left out."""
-    for _, block in SHELL_BLOCK.findall(page.read_text()):
-        text = re.sub(r"<<'?(\w+)'?\n.*?^\s*\1$", "", block, flags=re.MULTILINE | re.DOTALL)
-        for line in text.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|\|", re.sub(r"\s+#.*|^\s*#.*", "", line)):
-                try:
-                    words = shlex.split(part)
-                except ValueError:
-                    continue
-                if words:
-                    yield words
+    """The words of each command in the page's shell blocks."""
+    for block in blocks_of(page, "sh"):
+        yield from commands_of(block)
+
+
+def commands_of(block: Block) -> Iterator[list[str]]:
+    """Comments, variables and what a pipe or a here-document brings are left out."""
+    text = re.sub(r"<<'?(\w+)'?\n.*?^\s*\1$", "", block.text, flags=re.MULTILINE | re.DOTALL)
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\|", re.sub(r"\s+#.*|^\s*#.*", "", line)):
+            try:
+                words = shlex.split(part)
+            except ValueError:
+                continue
+            if words:
+                yield words
 
 
 def problem_with(words: list[str]) -> str | None:
@@ -47,6 +46,9 @@ def problem_with(words: list[str]) -> str | None:
         if stage not in {*STAGES, "chat", "doctor", "STAGE"}:
             return f"no stage {stage}"
     words = [Path(word).name if word.endswith("bin/post-training") else word for word in words]
+    tests = [word for word in words[1:] if word.startswith("tests/")]
+    if gone := [word for word in tests if not (REPOSITORY / word.split("::")[0]).exists()]:
+        return f"no test {gone}"
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         unknown = [word for word in words[1:] if "=" not in word and word not in targets]
@@ -132,6 +134,7 @@ def test_commands_check_notices_what_is_not_there():
     assert problem_with(["post-training", "runs", "list", "--frob"]) == "no option ['--frob']"
     assert problem_with(["srun", "entrypoint", "sftt", "x"]) == "no stage sftt"
     assert problem_with(["make", "images"]) == "no target ['images']"
+    assert problem_with(["pytest", "tests/unit/gone"]) == "no test ['tests/unit/gone']"
     assert problem_with([".venv/bin/post-training", "runs", "list", "--json"]) is None
 
 
@@ -147,3 +150,13 @@ def test_troubleshooting_quotes_messages_that_exist():
     assert len(quoted) > 10
     of_bash = "entrypoint: command not found"
     assert [text for text in quoted if text not in sources and text != of_bash] == []
+
+
+def test_reference_has_every_option_of_edf_run():
+    """It starts without typer; the command that typer shows only describes it."""
+    _, running = make_parsers()
+    real = {option for action in running._actions for option in action.option_strings}
+    shown = APP.commands["edf"].commands["run"].params
+    assert {option for each in shown for option in each.opts if option[0] == "-"} == real - {
+        *("-h", "--help"),
+    }

@@ -19,8 +19,8 @@ from post_training.images.inside import FINDINGS
 from post_training.images.runner import run
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit code. What `edf run` starts replaces this process."""
+def make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """(of both commands, of `run`); cli/images.py describes the same for the reference."""
     parser = argparse.ArgumentParser(prog="post-training edf", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     resolving = verbs.add_parser("resolve", help="check an EDF and print its path")
@@ -45,6 +45,12 @@ def main(arguments: Sequence[str]) -> int:
         help="use the sources of this checkout instead of the image's; the record "
         "keeps the commit and the changes",
     )
+    return parser, running
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code. What `edf run` starts replaces this process."""
+    parser, running = make_parsers()
     # Split by hand: argparse would remove a later `--` from the command.
     words = list(arguments)
     split = words.index("--") if "--" in words else len(words)

@@ -308,11 +308,27 @@ def edf_check(
     image_commands.check(environment, dialect, repository)
 
 
+# These two only describe what cli/edf.py reads: it starts without typer.
 @edf_app.command("run")
-def edf_run() -> None:
+def edf_run(
+    environment: Annotated[str, typer.Argument(help="NAME, NAME.toml or a path, as for srun.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND…", help="After --: what to run.")
+    ],
+    mount: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SRC:DST[:FLAGS]", help="One more mount; may be repeated."),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKOUT", help="Use the sources of this checkout, not the image's."),
+    ] = None,
+) -> None:
     """Run a command in an EDF's image: `edf run NAME -- COMMAND …`."""
 
 
 @edf_app.command("resolve")
-def edf_resolve() -> None:
+def edf_resolve(
+    environment: Annotated[str, typer.Argument(help="NAME, NAME.toml or a path, as for srun.")],
+) -> None:
     """Check an EDF and print its path: `edf resolve NAME`."""

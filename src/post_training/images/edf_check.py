@@ -116,9 +116,9 @@ def search_faults(variables: Mapping[str, str], written: Mapping[str, str]) -> l
         texts = (variables.get(name, ""), _EMPTY_DEFAULT.sub("", written.get(name, "")))
         if any(text and "" in text.split(":") for text in texts):
             faults.append(
-                f"env.{name}: has an empty part, which means the working directory: what lies there "
-                f"would be loaded instead of what the image has (got {written.get(name)!r}). In "
-                f"the place of ${{{name}:-}} write ${{{name}:-/some/folder}}"
+                f"env.{name}: has an empty part, which means the working directory: what lies "
+                f"there would be loaded instead of what the image has (got {written.get(name)!r}). "
+                f"In the place of ${{{name}:-}} write ${{{name}:-/some/folder}}"
             )
     return faults
 
