@@ -30,6 +30,12 @@ END = ("status", "reason", "attempts", "outputs", "metrics")
 RENDERED_EDF = REPOSITORY / "edf/post-training.toml"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`make test` runs what needs no image while the image is built."""
+    if "image_edf" in getattr(item, "fixturenames", ()):
+        item.add_marker("image")
+
+
 @pytest.fixture(scope="session")
 def cli() -> Path:
     """The installed `post-training`."""
