@@ -212,10 +212,10 @@ def load_settings(path: Path, overrides: Sequence[str]) -> AnyConfig:
         )
     elif "dpo" in keys:
         model = DpoConfig
-    elif {"pairs", "center_rewards_coefficient"} & keys:
-        model = RewardModelConfig
-    else:
+    elif "sft" in keys:
         model = SftConfig
+    else:  # It has no block that must be there.
+        model = RewardModelConfig
     config = load_config(model, path, overrides)
     check_there(_inputs(config))
     return config
@@ -259,13 +259,12 @@ def _preparation(
     from post_training.stages.prepared_data import (
         DataPreparation,
         PairPreparation,
+        TextPairPreparation,
         num_embedded_ids,
     )
 
     limits = _limits(config)
     if isinstance(config, RewardModelConfig):
-        from post_training.train.reward_model import TextPairPreparation
-
         return TextPairPreparation(context, data, limits, tokenizer, config.seed)
     if isinstance(limits, PairConfig):
         num_ids = num_embedded_ids(folder)

@@ -44,6 +44,7 @@ from post_training.data.prepared.prepare import (
     prepare_indexed,
 )
 from post_training.data.reading import Reader, name_of, open_sources
+from post_training.data.rows import Row
 from post_training.data.sources import Source
 from post_training.data.tokenize import Encoder
 from post_training.models.load import read_model_settings
@@ -275,6 +276,31 @@ class PairPreparation(DataPreparation):
     ) -> dict[str, Any]:
         state = PairEncoder(reader, encoder, self.limits, self._num_ids)
         return prepare_pairs(folder, state, sources, **settings)
+
+
+@dataclass(frozen=True)
+class TextPairPreparation(PairPreparation):
+    """Pairs as a reward model reads them: whole conversations, by its own tokenizer and template.
+
+    limits: the `pairs` block.
+    """
+
+    limits_key: ClassVar[str] = "pairs"
+
+    def _sources(self) -> tuple[list[Source], Reader]:
+        sources, reader = super()._sources()
+        own = TextReader(reader.config, reader.formats, reader.train_on, reader.train_on_thoughts)
+        return sources, own
+
+
+@dataclass(frozen=True)
+class TextReader(Reader):
+    """Without the token ids that were sampled: they may be another tokenizer's, and when the model
+    judges, there is only the text."""
+
+    def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
+        texts = {name: cell for name, cell in value.items() if not name.endswith("_token_ids")}
+        return super().parse(texts, dataset)
 
 
 def num_embedded_ids(folder: Path) -> int | None:

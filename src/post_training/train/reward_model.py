@@ -12,8 +12,8 @@ around zero, is that of https://arxiv.org/abs/2312.09244.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -26,9 +26,6 @@ from post_training.core.errors import UsageError
 from post_training.data.chat.templates import with_special_tokens
 from post_training.data.pairs.dataset import PairDataset
 from post_training.data.prepared.dataset import metrics_of
-from post_training.data.reading import Reader
-from post_training.data.rows import Row
-from post_training.data.sources import Source
 from post_training.models.attention import check_positions
 from post_training.models.device import be_deterministic
 from post_training.models.load import (
@@ -37,7 +34,7 @@ from post_training.models.load import (
     load_untrained_reward_model,
 )
 from post_training.stages.context import Result, StageContext, remove_leftovers
-from post_training.stages.prepared_data import PairPreparation
+from post_training.stages.prepared_data import TextPairPreparation
 from post_training.train.config import RewardModelConfig
 from post_training.train.dpo_loss import PairBatch, PairCollator
 from post_training.train.loss import Loss, LossOutput
@@ -160,26 +157,3 @@ def pair_losses(
     if center_coefficient:
         losses_N = losses_N + center_coefficient * (chosen_N + rejected_N).square()
     return losses_N
-
-
-@dataclass(frozen=True)
-class TextPairPreparation(PairPreparation):
-    """Pairs as a reward model reads them: whole conversations, by its own tokenizer and
-    template."""
-
-    limits_key: ClassVar[str] = "pairs"
-
-    def _sources(self) -> tuple[list[Source], Reader]:
-        sources, reader = super()._sources()
-        own = TextReader(reader.config, reader.formats, reader.train_on, reader.train_on_thoughts)
-        return sources, own
-
-
-@dataclass(frozen=True)
-class TextReader(Reader):
-    """Without the token ids that were sampled: they may be another tokenizer's, and when the model
-    judges, there is only the text."""
-
-    def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
-        texts = {name: cell for name, cell in value.items() if not name.endswith("_token_ids")}
-        return super().parse(texts, dataset)

@@ -10,7 +10,12 @@ import pytest
 from helpers.dpo_runs import preference_rows
 from helpers.sft_runs import changed
 from helpers.tokenize_runs import write_lines
-from post_training.cli.inspect import count_config, inspect_config
+from post_training.cli.inspect import (
+    count_config,
+    inspect_config,
+    load_settings,
+    open_prepared,
+)
 from post_training.data.order import row_stream
 from post_training.stages.context import StageContext
 
@@ -148,7 +153,26 @@ def test_configuration_of_prepare_with_pairs_is_of_no_run(dpo_config: dict[str, 
     assert (counts["reading"]["num_steps"], counts["reading"]["num_rows"]) == (None, 13)
 
 
-@pytest.mark.long  # It imports what trains.
+def test_reward_model_reads_texts_where_dpo_reads_the_sampled_ids(dpo_config: dict[str, Any]):
+    """Sampled ids may be another tokenizer's, and `rewards` has the text alone."""
+    row = preference_rows(1)[0]
+    sampled = {"prompt_token_ids": [9, 8], "chosen_token_ids": [7], "rejected_token_ids": [6, 5]}
+    write_lines(Path("sums.jsonl"), {**row, **sampled})
+    dpo = changed(dpo_config, **{"data.datasets": [{"path": "sums.jsonl"}]})
+    rewards = {key: cell for key, cell in dpo.items() if key not in ("dpo", "loss")}
+    texts = {}
+    for name, own in (("dpo", dpo), ("pairs", {**rewards, "pairs": {}})):
+        with open_prepared(load_settings(write(own), []), None) as (dataset, tokenizer):
+            [pair] = dataset.read(0)
+            assert dataset.record["identity"][name] is not None
+            ids = [[*pair.prefix, *answer.ids] for answer in (pair.chosen, pair.rejected)]
+            texts[name] = [tokenizer.decode(each) for each in ids]
+    assert texts["dpo"] == [tokenizer.decode(each) for each in ([9, 8, 7], [9, 8, 6, 5])]
+    for said, text in zip((row["chosen"], row["rejected"]), texts["pairs"], strict=True):
+        expected = tokenizer.apply_chat_template([*row["prompt"], *said], tokenize=False)
+        assert text == expected
+
+
 def test_configuration_of_a_reward_model_is_read_as_pairs(dpo_config: dict[str, Any], capfd: Any):
     rewards = {key: cell for key, cell in dpo_config.items() if key not in ("dpo", "loss")}
-    assert count({**rewards, "pairs": {}}, capfd)["sources"][-1]["num_pairs"] == 13
+    assert count(rewards, capfd)["sources"][-1]["num_pairs"] == 13
