@@ -26,8 +26,9 @@ ships. Each is tried on a small tokenizer that has its special tokens.
 - **turns**: how the trained turns are found: by marks in the template, or by the prompts of a
   server.
 - **not**: what the template cannot express. A row that needs it is refused.
-- **history**: *kept* if earlier turns stay as they were said. *thoughts left out*, or *another
-  form*: a conversation of several turns becomes several rows (`data.history_thoughts`).
+- **history**: *kept* if earlier turns stay as they were said. *thoughts left out*, *another form*,
+  or *system, tools move* to the last message of the user: such a conversation of several turns
+  becomes several rows (`data.history_thoughts`).
 - **server**: *yes* if the last turn of each example comes after exactly what a server sends.
   `apertus` has *no* for one thing: two messages of the assistant in a row are one turn there, not
   for a server.
@@ -69,6 +70,9 @@ def row_of(name: str, report: TemplateReport) -> str:
 def _history(finding: Finding) -> str:
     if finding.outcome == "pass":
         return "kept"
+    moved = re.search(r"writes (.*) with the last message", finding.said)
+    if moved is not None:
+        return f"{moved[1].replace(' and ', ', ')} move"
     return "thoughts left out" if "earlier thoughts" in finding.said else "another form"
 
 

@@ -78,12 +78,13 @@ _TEMPLATE = (
 )
 _TEMPLATE_DATE = (
     "Date that a template writes which asks for today's, such as 2026-07-26. Without it, a "
-    "template that can do without writes its own default, and another is refused."
+    "template that can do without writes its own default, and another is refused. With it, apertus "
+    "writes Apertus' own system message where a row has none."
 )
 _HISTORY_THOUGHTS = (
-    "Where a template does not write an earlier turn as it was said. as_template: each turn is "
-    "trained after the history that a server sends, in several rows; keep: in one row, as it was "
-    "said; refuse: the row is bad."
+    "Where a template does not write an earlier turn, or what stood before it, as it was then. "
+    "as_template: each turn is trained after the history that a server sends, in several rows; "
+    "keep: in one row, as it was said; refuse: the row is bad."
 )
 ControlTokens = Literal["refuse", "keep"]
 _CONTROL_TOKENS = (

@@ -105,7 +105,7 @@ def lay_out_prompt(
     """
     answered = Conversation((*row.messages, _ANSWER), row.tools)
     if template.marks != "turns":
-        [written] = lay_out(answered, template, special_tokens, control)
+        written = lay_out(answered, template, special_tokens, control)[-1]
         return written.text[: written.spans[-1][0]]
     _checked_dicts(answered, template, control)
     dicts = message_dicts(row)
@@ -156,10 +156,13 @@ def _written(
     template: ChatTemplate, dicts: MessageDicts, special_tokens: dict[str, str]
 ) -> list[Written]:
     """Errors: BadRow; RENDERING_FAILURES where the template refuses or fails."""
+    writer = TurnWriter(template.text, special_tokens, template.end_of_turn)
     if template.is_ours:
+        num_questions = sum(message["role"] == "user" for message in dicts.messages)
+        if dicts.needs & template.moves and num_questions > 1:
+            return writer.write(dicts, template.history)
         text, spans = render(template.text, dicts, special_tokens, trusted=True)
         return [Written(text, spans, _parts_of_spans(spans, dicts.parts, template))]
-    writer = TurnWriter(template.text, special_tokens, template.end_of_turn)
     dicts = without_thinking(dicts, template.thinking_off)
     if template.marks != "turns":
         if template.marked is None:

@@ -160,6 +160,29 @@ def _fitting_marks(
     return fitting
 
 
+def needs_moved(
+    template: str, special_tokens: dict[str, str], lost: frozenset[str]
+) -> frozenset[str]:
+    """The needs that a template with marks writes with the last message of the user alone.
+
+    In the text of a longer conversation an earlier turn then stands without them, where a server
+    had sent them before it.
+    """
+    moved = set()
+    for need in ("system", "tools"):
+        if need in lost:
+            continue
+        [short] = _NEEDS[need]
+        longer = replace(short, messages=(*short.messages, *PROBE.messages[2:]))
+        first, whole = (
+            render(template, message_dicts(each), special_tokens)[0] for each in (short, longer)
+        )
+        answered = first.index(_ANSWER.content)
+        if first[:answered] != whole[:answered]:
+            moved.add(need)
+    return frozenset(moved)
+
+
 @dataclass(frozen=True)
 class TurnProof:
     """What `prove_turns` found: lost and end_of_turn as in ChatTemplate. thinking_off: rows without

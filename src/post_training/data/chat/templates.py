@@ -3,7 +3,7 @@
 A template renders messages (rendering.py says their form) to text. Ours mark what the assistant
 wrote with `{% generation %}`: each part that may be weighed differently on its own, a thought, the
 text, the calls; the last one with the end of the turn. Their texts are the public formats, but for
-what would change a row: no content is stripped, and there is no date.
+what would change a row: no content is stripped, and there is no date unless one is set.
 
 A template of a model or of the user's own is used as it is. What is trained of its text is found
 by its marks, or by TRL's copy of it with marks, or by a server's prompts (turns.py). Each way is
@@ -26,6 +26,7 @@ from post_training.data.chat.proof import (
     Marks,
     has_marks,
     has_same_turns,
+    needs_moved,
     prove,
     prove_turns,
 )
@@ -60,6 +61,8 @@ MARKERS: dict[str, tuple[str, ...]] = {
     ),
     "plain": ("<|user|>", "<|assistant|>"),
 }
+# The line of a template of ours that can write a date, and writes none.
+_NO_DATE = "{%- set date = none -%}"
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class ChatTemplate:
     name: as configured. text: the Jinja source, which the model is saved with. end_of_turn: what
     the model says when it is done. marks: whether it marks the parts of an assistant's message, or
     whole messages; or has none, and turns are found by prompts. lost: what a row may need
-    (rendering.MessageDicts.needs) that it can't express. marked: the same text with marks, where
-    another source has them. thinking_off: rows without thoughts are written with enable_thinking:
-    false. history: as DataConfig.history_thoughts. found_by: where the marks come from, in words.
+    (rendering.MessageDicts.needs) that it can't express. moves: the needs that it writes with the
+    last message of the user alone, so that earlier turns stand without them. marked: the same text
+    with marks, where another source has them. thinking_off: rows without thoughts are written with
+    enable_thinking: false. history: as DataConfig.history_thoughts. found_by: where the marks come
+    from, in words.
     """
 
     name: str
@@ -79,6 +84,7 @@ class ChatTemplate:
     end_of_turn: str
     marks: Marks | Literal["turns"]
     lost: frozenset[str]
+    moves: frozenset[str] = frozenset()
     marked: str | None = None
     thinking_off: bool = False
     history: History = "as_template"
@@ -104,10 +110,11 @@ class ChatTemplate:
             )
 
 
-def template_text(name: str) -> str:
-    """The Jinja source of one of our templates."""
+def template_text(name: str, today: date | None = None) -> str:
+    """The Jinja source of one of our templates. today: the date that it writes, if it can."""
     folder = resources.files("post_training.data.chat") / "jinja"
-    return (folder / f"{name}.jinja").read_text(encoding="utf-8")
+    text = (folder / f"{name}.jinja").read_text(encoding="utf-8")
+    return text if today is None else text.replace(_NO_DATE, _NO_DATE.replace("none", f"'{today}'"))
 
 
 def choose_template(
@@ -123,17 +130,32 @@ def choose_template(
     Errors: PostTrainingError when it can't be used with this tokenizer, or would train nothing,
     or something else than the assistant's turns up to and including their end.
     """
-    if today is not None and not (name not in TEMPLATES and asks_for_date(name, tokenizer)):
+    if today is not None and not _can_write_date(name, tokenizer):
         problem = "data.template_date is set, and the template asks for no date"
         raise _fail(name, problem, hint="leave data.template_date out")
     if name not in TEMPLATES:
         return _choose_foreign(name, tokenizer, train_on_thoughts, today, history)
     name, special_tokens = str(name), tokenizer.special_tokens_map
     fail = partial(_fail, name, hint=_hint_of_ours(tokenizer))
-    text = template_text(name)
+    text = template_text(name, today)
     _check_tokens(name, text, tokenizer)
     proof = prove(text, special_tokens, fail)
-    return ChatTemplate(name, text, proof.end_of_turn, proof.marks, proof.lost)
+    return ChatTemplate(
+        name,
+        text,
+        proof.end_of_turn,
+        proof.marks,
+        proof.lost,
+        moves=needs_moved(text, special_tokens, proof.lost),
+        history=history,
+    )
+
+
+def _can_write_date(name: str | Path, tokenizer: Any) -> bool:
+    """Errors: those of read_template."""
+    if name in TEMPLATES:
+        return _NO_DATE in template_text(str(name))
+    return asks_for_date(name, tokenizer)
 
 
 def _choose_foreign(

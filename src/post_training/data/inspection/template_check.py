@@ -156,6 +156,10 @@ def _begins(texts: list[Written], tokenizer: Any) -> Finding:
 
 
 def _history(template: ChatTemplate, special_tokens: dict[str, str]) -> Finding:
+    if template.moves:
+        said = f"the template writes {' and '.join(sorted(template.moves))} with the last message"
+        said += " of the user alone; a row of several turns that has them becomes several"
+        return Finding("history", "warning", said)
     several, left_out = [], False
     for name, row in example_rows():
         try:

@@ -1,5 +1,6 @@
 """Rows that can't become one text, each with its reason."""
 
+import json
 import re
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 
 from helpers.encoded_rows import assistant, encode, encoder, of_kind, reason, user
 from post_training.data.chat.layout import lay_out
-from post_training.data.chat.templates import ChatTemplate
+from post_training.data.chat.rendering import message_dicts
+from post_training.data.chat.templates import ChatTemplate, choose_template
 from post_training.data.rows import (
     COMPLETION,
     EXCLUDED,
+    PROMPT,
     BadRow,
     Conversation,
     Message,
@@ -197,3 +200,58 @@ def test_encode_template_that_marks_only_some_turns_of_a_row_is_refused(tokenize
     assert reason(encode(tokenizer, *messages, name="model")) == (
         "roles: chat template 'model' marks 1 of 2 parts of the assistant"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "num_texts"),
+    [
+        ("mistral", "system", 2),
+        ("mistral-v3-tekken", "tools", 2),
+        ("mistral-v7-tekken", "tools", 2),
+        ("mistral-v7-tekken", "system", 1),
+        ("mistral", "", 1),
+        ("llama-3", "tools", 1),
+    ],
+)
+def test_turns_stand_after_the_system_message_and_tools_that_a_server_sent(
+    name: str, needs: str, num_texts: int, tokenizers: Any
+):
+    """Mistral's formats write them with the last message of the user alone."""
+    own = tokenizers["byte-level"]
+    template = choose_template(name, own)
+    special = own.special_tokens_map
+    system = (Message("system", "Be kind."),) if needs == "system" else ()
+    tools = ('{"type": "function", "function": {"name": "f"}}',) if needs == "tools" else ()
+    turns = (user("one"), assistant("1"), user("two"), assistant("2"))
+    texts = lay_out(Conversation((*system, *turns), tools), template, special, None)
+    assert len(texts) == num_texts
+    trained = [
+        (text.text[:start], text.text[start:end]) for text in texts for start, end in text.spans
+    ]
+    for number, (before, said) in zip((1, 3), trained, strict=True):
+        messages = message_dicts(Conversation((*system, *turns[:number]))).messages
+        asked = own.apply_chat_template(
+            messages,
+            tools=[json.loads(tool) for tool in tools] or None,
+            chat_template=template.text,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        assert before == asked
+        assert said.strip() == f"{turns[number].content}{template.end_of_turn}"
+
+
+def test_moved_system_message_is_kept_or_refused_as_asked(tokenizers: Any):
+    own = tokenizers["byte-level"]
+    turns = (user("one"), assistant("1"), user("two"), assistant("2"))
+    row = Conversation((Message("system", "S"), *turns))
+    kept = choose_template("mistral", own, history="keep")
+    [text] = lay_out(row, kept, own.special_tokens_map, None)
+    assert text.text == "<s>[INST] S\n\none[/INST] 1</s>[INST] S\n\ntwo[/INST] 2</s>"
+    assert [text.text[start:end] for start, end in text.spans] == [" 1</s>", " 2</s>"]
+    refusing = choose_template("mistral", own, history="refuse")
+    with pytest.raises(BadRow, match="writes an earlier turn otherwise"):
+        lay_out(row, refusing, own.special_tokens_map, None)
+    last = Conversation((Message("system", "S"), user("one"), assistant("1", PROMPT), *turns[2:]))
+    [text] = lay_out(last, refusing, own.special_tokens_map, None)
+    assert text.text == "<s>[INST] one[/INST] 1</s>[INST] S\n\ntwo[/INST] 2</s>"

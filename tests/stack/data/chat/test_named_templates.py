@@ -239,6 +239,62 @@ def test_llama_3_2_writes_the_date_that_was_set(tokenizers: Any):
     assert "Today Date: 26 Jul 2026" in text
 
 
+# By a parameter: its type as the original writes it (src/templates/chat_template.jinja of
+# swiss-ai/apertus_format at e473d76, which is that of Apertus-8B-Instruct-2509 in its tools).
+APERTUS_TYPES: list[tuple[dict[str, Any], str]] = [
+    ({"type": "array", "items": {"type": "string", "enum": ["a"]}}, "string[]"),
+    ({"type": "array", "items": {"type": "integer"}, "nullable": True}, "number[] | null"),
+    ({"type": "array", "items": {"type": ["object", "object"]}}, "any[]"),
+    ({"type": "array", "items": {"type": "object"}}, "object[]"),
+    ({"type": "integer", "enum": [1, 2], "default": 1}, "number, // default: 1"),
+    ({"type": "string", "enum": ["a", "b"], "nullable": True}, '"a" | "b"'),
+    ({"type": "number", "nullable": True}, "number"),
+    ({"type": ["string", "null"]}, "string | null"),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "any"),
+    (
+        {"oneOf": [{"type": "string", "description": "Its name."}, {"type": "boolean"}]},
+        "string// Its name. | \nboolean",
+    ),
+    (
+        {"oneOf": [{"type": "string", "default": "x"}], "default": "y"},
+        f'string{" " * 20}// default: "x"// default: y',
+    ),
+]
+
+
+@pytest.mark.parametrize(("parameter", "written"), APERTUS_TYPES)
+def test_apertus_writes_types_as_the_original(
+    parameter: dict[str, Any], written: str, tokenizers: Any
+):
+    tool = {"name": "f", "description": "F.", "parameters": {"properties": {"p": parameter}}}
+    dicts = message_dicts(Conversation(TALK, (json.dumps({"type": "function", "function": tool}),)))
+    text, _ = render(template_text("apertus"), dicts, {"bos_token": "<s>"})
+    assert f"// F.\ntype f = (_: {{\np?: {written}\n}}) => any;<|developer_end|>" in text
+
+
+def test_apertus_has_its_default_system_message_with_the_date_that_is_set(tokenizers: Any):
+    own = tokenizers["byte-level"]
+    special = own.special_tokens_map
+    plain, dated = (choose_template("apertus", own, today=day) for day in (None, date(2026, 1, 31)))
+    default = (
+        "<|system_start|>You are Apertus, a helpful assistant created by the SwissAI initiative.\n"
+        "Knowledge cutoff: 2024-04\nCurrent date: 2026-01-31<|system_end|>"
+    )
+    without = text_of(plain, TALK, special)
+    assert text_of(dated, TALK, special) == without.replace("<s>", f"<s>{default}")
+    assert "Current date" not in without
+    with_system = (SYSTEM, *TALK)
+    assert text_of(dated, with_system, special) == text_of(plain, with_system, special)
+    # What a server renders by the saved template, with the day of today at hand.
+    asked = own.apply_chat_template(
+        message_dicts(Conversation(TALK[:1])).messages,
+        chat_template=dated.text,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert text_of(dated, TALK, special).startswith(asked)
+
+
 OLMO3_HEAD = (
     "<|im_start|>system\nYou are a helpful function-calling AI assistant. You do not currently "
     "have access to any functions. <functions></functions><|im_end|>\n"

@@ -103,6 +103,8 @@ APERTUS = (
     f"{APERTUS_HEAD}<|user_start|>1 + 1?<|user_end|><|assistant_start|>«2<|assistant_end|>»"
     "<|user_start|>  And\n1 + 2? <|user_end|><|assistant_start|>«\n3 <|assistant_end|>»"
 )
+# What Apertus was trained on before the type of each property of an object.
+NESTED = "\n" + " " * 16
 PLAIN = (
     "<|user|>1 + 1?<|user|><|assistant|>«2<|assistant|>»"
     "<|user|>  And\n1 + 2? <|user|><|assistant|>«\n3 <|assistant|></s>»"
@@ -200,7 +202,8 @@ def test_apertus_renders_thoughts_calls_and_tools_in_one_turn(wide: Any):
         "<s><|developer_start|>Deliberation: enabled\nTool Capabilities:\n"
         "// Adds.\ntype add = (_: {\n// The first.\na: number,\n"
         'how?: "fast" | "slow", // default: fast,\nmore?: number[] | null,\n'
-        "options?: {\nx: boolean, y?: string | null}\n}) => any;<|developer_end|>"
+        f"options?: {{\nx: {NESTED}boolean, y?: {NESTED}string | null}}\n"
+        "}) => any;<|developer_end|>"
         "<|user_start|>1 + 1?<|user_end|><|assistant_start|>"
         '«<|inner_prefix|>Add.»«<|tools_prefix|>[{"add": {"a": 1}}, {"sub": {}}]<|tools_suffix|>»'
         "[2, 0]«Easy.»«<|inner_suffix|>It is 2.<|assistant_end|>»"
