@@ -1,5 +1,6 @@
 """`make benchmarks` writes what was measured into a page, and nothing else of it."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 MEASURE_ALL = Path(__file__).parents[2] / "reproducibility/benchmarks/measure_all"
+MEASUREMENTS = runpy.run_path(str(MEASURE_ALL))["MEASUREMENTS"]
+PAGES = sorted({measurement.page for measurement in MEASUREMENTS.values()})
 PAGE = "# A page\n\nWhat it says.\n"
 FIRST = """# A page
 
@@ -46,3 +49,16 @@ def test_measurement_that_is_none_is_told_with_those_that_are():
     done = subprocess.run([sys.executable, MEASURE_ALL, "strat"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "there is no measurement strat (there are start, images," in done.stderr
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_figures_of_a_page_stand_where_make_benchmarks_puts_them(name: str):
+    """Else the next run would leave old ones beside the new."""
+    page = (MEASURE_ALL.parent / name / "README.md").read_text()
+    measured = re.findall(r"<!-- measured: (\S+) -->.*?<!-- end: \1 -->\n", page, re.DOTALL)
+    assert measured
+    assert {MEASUREMENTS[each].page for each in measured} == {name}
+    page = re.sub(r"<!-- measured: (\S+) -->.*?<!-- end: \1 -->\n", "", page, flags=re.DOTALL)
+    by_program, _, by_hand = page.partition("## Measured by hand\n")
+    assert not re.findall(r"^\|.*\d.*$", by_program, re.MULTILINE)
+    assert not by_hand or "No command measures this" in by_hand

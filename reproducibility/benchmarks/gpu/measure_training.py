@@ -3,6 +3,9 @@
 Rows of 4096 tokens. Full: weights, gradients and AdamW's averages in bfloat16 (64 GB), gradient
 checkpointing. The plain loop has one sequence a row, as it can't keep packed ones apart; ours has
 four. So its attention works on longer sequences, which MFU counts and tokens/s doesn't.
+
+Then ZeRO-2 of a model of one billion parameters, with weights and AdamW's averages in float32 on
+the GPU and on the CPU: of 8 billion they are 96 GB, and take longer to be made than this step has.
 """
 
 from collections.abc import Callable
@@ -23,7 +26,7 @@ def main() -> None:
     from post_training.models.device import be_deterministic
 
     be_deterministic()
-    shape = SHAPES[step.pick("8B", "tiny")]
+    shape, small = SHAPES[step.pick("8B", "tiny")], SHAPES[step.pick("1B", "tiny")]
     length = step.pick(4096, 256)
     vocabulary = shape["vocab_size"]
     whole = MadeUpRows(64, (length,), vocabulary)
@@ -47,12 +50,22 @@ def main() -> None:
     def ours(rows: MadeUpRows, **settings: Any) -> Callable[[], tuple[Any, Clock, MadeUpRows]]:
         def run() -> tuple[Any, Clock, MadeUpRows]:
             attention = settings.get("attention", "sdpa")
-            model = random_model(shape, step.device, torch.bfloat16, attention)
-            clock, folder = Clock(NUM_STEPS), step.folder / str(len(list(step.folder.iterdir())))
+            if is_zero := "distributed" in settings:
+                let_deepspeed_compile_nothing()
+            model = random_model(
+                small if is_zero else shape, step.device, torch.bfloat16, attention
+            )
+            clock = Clock(NUM_STEPS, calls=2 if is_zero else 1)
+            folder = step.folder / str(len(list(step.folder.iterdir())))
             train_sft(model, rows, folder, clock, prompt_loss_weight=1.0, **settings)
             return model, clock, rows
 
         return run
+
+    def zero(offload: str) -> Callable[[], tuple[Any, Clock, MadeUpRows]]:
+        distributed = {"strategy": "zero2", "offload": offload}
+        training = {**checkpointing, "mixed_precision": "bf16"}
+        return ours(packed, training=training, attention="varlen", distributed=distributed)
 
     runs = {
         "plain transformers loop, full": plain,
@@ -70,17 +83,29 @@ def main() -> None:
         "ours, LoRA 16, packed, varlen": ours(
             packed, training=checkpointing, lora=LORA, attention="varlen"
         ),
+        # The last: they start a process group.
+        "ours, 1B, ZeRO-2, optimizer's state on the GPU": zero("none"),
+        "ours, 1B, ZeRO-2, optimizer's state on the CPU": zero("optimizer"),
     }
-    base: float | None = None
+    bases: dict[str, float] = {}  # tokens/s of the first run of a shape
     for name, run in runs.items():
         if LIGER in name and (reason := _without_liger(step)) is not None:
             step.skip(name, reason)
             continue
-        figures = step.attempt(name, partial(_measure, run, base))
-        if figures is not None and base is None:
-            base = figures["tokens_per_s"]
+        of_shape = "1B" if "1B" in name else "8B"
+        figures = step.attempt(name, partial(_measure, run, bases.get(of_shape)))
+        if figures is not None:
+            bases.setdefault(of_shape, figures["tokens_per_s"])
         free()
     _measure_heads(step, shape, length)
+
+
+def let_deepspeed_compile_nothing() -> None:
+    """When it starts, DeepSpeed tries which of its operators it could compile; and on CPUs it
+    compiles one, which sends by shared memory: minutes, and one process has nobody to send to."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def _without_liger(step: Step) -> str | None:

@@ -29,11 +29,17 @@ class Over(Exception):
 
 @dataclass
 class Clock:
-    """Ends of the optimizer's updates; raises Over after `num_steps` and those to warm up."""
+    """Ends of the optimizer's updates; raises Over after `num_steps` and those to warm up.
+
+    calls: of the optimizer in an update. ZeRO calls it once for each group of parameters: those
+    that decay, and the others.
+    """
 
     num_steps: int
+    calls: int = 1
     ends: list[float] = field(default_factory=list)
     at_end: Callable[[int], None] | None = None
+    _num_calls: int = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -49,6 +55,9 @@ class Clock:
             handle.remove()
 
     def _end(self, *_: Any) -> None:
+        self._num_calls += 1
+        if self._num_calls % self.calls:
+            return
         synchronize()
         self.ends.append(time.perf_counter())
         if self.at_end is not None:
