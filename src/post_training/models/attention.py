@@ -7,7 +7,7 @@ mask: it is given the sequences' bounds, which transformers finds in a batch of 
 each other and say nothing. varlen has no mask either, and finds the bounds in any batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -125,7 +125,7 @@ def check_packing(model: PreTrainedModel) -> None:
     elif _is_divided(model):
         problem = f"models of the type {model_type} aren't known to keep packed sequences apart, "
         problem += "and ZeRO-3 has divided this one before it could be tried"
-    elif (share := _seen_across_on_cpu(model)) > _MOST_SEEN:
+    elif not (share := _tried(_seen_across_on_cpu, model, "packing")) <= _MOST_SEEN:
         problem = f"packed sequences see each other in models of the type {model_type}: "
         problem += f"they change each other by {share:.1%} of what one sequence would"
     else:
@@ -151,7 +151,10 @@ def check_shared_prompt(model: PreTrainedModel) -> None:
         if _is_divided(model):
             problem = "aren't known to take the mask of a shared prompt, and ZeRO-3 has divided "
             problem += "this one before it could be tried"
-        elif (share := changed_by_sharing(model)) > _MOST_CHANGED:
+        elif (
+            not (share := _tried(changed_by_sharing, model, "the mask of a shared prompt"))
+            <= _MOST_CHANGED
+        ):
             problem = f"don't take the mask of a shared prompt: logits differ by {share:.1%}"
     if problem is not None:
         raise PostTrainingError(
@@ -159,6 +162,21 @@ def check_shared_prompt(model: PreTrainedModel) -> None:
             where="model",
             hint="set dpo.share_prompt: false",
         )
+
+
+def _tried(trial: Callable[[Any], float], model: PreTrainedModel, what: str) -> float:
+    """What a trial finds; NaN, which no limit allows, for a model that gives NaN. Errors:
+    PostTrainingError where the model's own code fails in the trial."""
+    try:
+        return trial(model)
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        line = (str(error).strip() or "no reason given").splitlines()[0]
+        raise PostTrainingError(
+            f"{what} can't be tried in models of the type {model.config.model_type}: "
+            f"{type(error).__name__}: {line}",
+            where="model",
+            hint="set packing: none, training.padding_free: false and dpo.share_prompt: false",
+        ) from error
 
 
 @torch.no_grad()

@@ -196,6 +196,28 @@ def test_packing_in_a_model_that_lets_sequences_see_each_other_is_refused():
         check_packing(tiny("opt", ffn_dim=32, word_embed_proj_dim=16))
 
 
+def test_model_that_fails_in_a_trial_is_told_in_one_line():
+    model = tiny("gpt_neox", intermediate_size=32)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("expected a scalar type\nand more lines")
+
+    model.gpt_neox.layers[1].register_forward_pre_hook(fail)
+    line = "can't be tried in models of the type gpt_neox: RuntimeError: expected a scalar type"
+    for check in (check_packing, check_shared_prompt):
+        with pytest.raises(PostTrainingError) as refusal:
+            check(model)
+        assert refusal.value.problem.endswith(line)
+
+
+def test_model_that_gives_no_numbers_is_not_packed():
+    model = tiny("gpt_neox", intermediate_size=32)
+    model.gpt_neox.layers[0].register_forward_hook(lambda *inputs: inputs[-1] * torch.nan)
+    for check in (check_packing, check_shared_prompt):
+        with pytest.raises(PostTrainingError, match="nan%"):
+            check(model)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_packing_is_tried_whatever_the_attention_is(implementation: str):
     """Where the attention itself needs a GPU, too: flex_attention is not run here."""
