@@ -1,3 +1,3 @@
 """post-training: an image is the unit of reproducibility (see README.md)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
