@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,25 @@ def test_runs_of_a_command_line_are_recorded_and_compared_by_their_outputs(rows,
 
     assert verdict("two") == "identical: 1 files"
     assert verdict("random").startswith("differs: model/out")
+
+
+def test_python_environment_of_another_trainer_is_an_input_by_its_content(tmp_path):
+    venv.create(tmp_path / "trainer", symlinks=True)
+    [packages] = (tmp_path / "trainer/lib").glob("python*/site-packages")
+    (packages / "other_trainer.py").write_text(
+        "import sys\nopen('out', 'w').write(open(sys.argv[1]).read() * 2)\n"
+    )
+    (tmp_path / "rows").write_text("a\n")
+    words = ["--input", "trainer=trainer", "--input", "rows=rows", "--output", "model=out"]
+    words += ["--", "trainer/bin/python", "-m", "other_trainer", "rows"]
+    fingerprints = []
+    for name in ("one", "two"):
+        code, said = finish(start([f"run_dir={name}", *words], tmp_path))
+        assert code == 0, said
+        assert (tmp_path / name / "model/out").read_text() == "a\na\n"
+        fingerprints.append(read_record(tmp_path / name)["inputs"]["inputs[0].path"]["fingerprint"])
+        (packages / "another.py").write_text("")
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_command_line_is_what_the_command_gets_whatever_it_is_written_in(tmp_path):
