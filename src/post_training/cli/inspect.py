@@ -100,6 +100,7 @@ def fetch_dataset(
     hub: str, revision: str | None, subset: str | None, split: str, hub_dir: Path
 ) -> None:
     fetched = fetch(hub, revision, subset, split, hub_dir)
+    _say(f"licence, as its card states it: {fetched.licence or 'not stated'}")
     _say(f"{fetched.num_rows:,} rows in {fetched.folder}; for data.datasets:")
     print(fetched.settings())
 

@@ -38,9 +38,12 @@ def model_fetch(
 
     from post_training.cli.edf import enter_image
     from post_training.models.hub import fetch_model
+    from post_training.records.licences import licence_in_card
 
     if from_folder is None:  # else nothing of the hub's client is needed
         enter_image(environment, {"--hub-dir": hub_dir})
     fetched = fetch_model(hub, revision, hub_dir, from_folder)
+    licence = licence_in_card(fetched.folder) or "not stated"
+    print(f"licence, as its card states it: {licence}", file=sys.stderr)
     print(f"in {fetched.folder}; for a configuration:", file=sys.stderr)
     print(fetched.settings())

@@ -98,7 +98,8 @@ def origin_of(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """What made an input with this fingerprint; None for what is no artifact, nor a file in one.
 
     {"kind", "lineage_hash", "run_id", "stage", "recipe_hash", "image": OCI digest or None,
-     "inputs": {key: {"path", "fingerprint", "made_by": the same again, where it is known}}}
+     "inputs": {key: {"path", "fingerprint", "made_by": the same again, where it is known}},
+     "licences": as the record has them, where it has any}
     Errors: UsageError for an artifact that was changed after it was made, or its record.
     """
     folder = path if path.is_dir() else path.parent
@@ -128,6 +129,7 @@ def origin_of(path: Path, fingerprint: str) -> dict[str, Any] | None:
         **{name: record[name] for name in ("run_id", "stage", "recipe_hash")},
         "image": record["image"] and record["image"]["oci_digest"],
         "inputs": record["inputs"],
+        **({"licences": record["licences"]} if "licences" in record else {}),
     }
 
 

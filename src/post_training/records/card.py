@@ -5,8 +5,9 @@
     data/prepared.json             sources and tokens, there or in the prepared dataset
     reproduction.json              verdicts, of folders beside the run
 
-What is not recorded (licences, the base's name on the hub) is asked for; what is not known is said
-to be so. A card names no folder, host or person of the place it is from (export.Redaction).
+Licences and the base's name on the hub are recorded for what was fetched from there
+(records/licences.py); else they are asked for. What is not known is said to be so. A card names no
+folder, host or person of the place it is from (export.Redaction).
 """
 
 import json
@@ -20,17 +21,19 @@ from post_training.core.errors import UsageError
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.records.artifact import read_artifact_of_run
 from post_training.records.export import Redaction
+from post_training.records.licences import hub_name_of
 from post_training.records.run_record import METRICS_NAME, RECORD_NAME, read_record, read_verdicts
 
 CARD_NAME = "README.md"
 _NOT_RECORDED = "not recorded"
+_NOT_STATED = "not stated"
 _HOW_FAR_UP = 3
 _PREPARED = "data/prepared.json"
 
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What no record has.
+    """What no record has, or what is to stand instead of it.
 
     name: a title. base: the base model on the hub. licence: of the model, by the hub's names.
     licences: {name of a source: its licence}.
@@ -103,7 +106,9 @@ def _sources(record: dict[str, Any], run_dir: Path | None) -> list[dict[str, Any
 
 def _for_the_hub(record: dict[str, Any], details: CardDetails) -> dict[str, Any]:
     """Source: https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
-    known = {"license": details.licence, "base_model": details.base}
+    base = record["inputs"].get("model.path", {})
+    name = details.base or hub_name_of(base.get("made_by"))
+    known = {"license": details.licence, "base_model": name}
     return {
         **{name: value for name, value in known.items() if value is not None},
         "library_name": "transformers",
@@ -122,10 +127,14 @@ def _base(record: dict[str, Any], details: CardDetails) -> Iterator[str]:
         yield from _inputs(record["inputs"], "") if record["inputs"] else [_NOT_RECORDED]
         return
     made_by = base.get("made_by")
-    name = details.base or base["path"]
-    yield f"- model: {name}"
+    hub = hub_name_of(made_by)
+    yield f"- model: {details.base or hub or base['path']}"
     yield f"- fingerprint: `{base['fingerprint']}`"
-    if made_by:
+    if hub:
+        yield f"- revision: `{made_by['run_id'].split()[-1]}`"
+        licence = record.get("licences", {}).get("model.path", _NOT_STATED)
+        yield f"- licence, as its card states it: {licence}"
+    elif made_by:
         yield f"- made by `{made_by['stage']}`, run `{made_by['run_id']}`"
 
 
@@ -135,10 +144,12 @@ def _data(
     if sources:
         yield "| source | rows | tokens | licence |"
         yield "|---|---:|---:|---|"
-        for source in sources:
+        recorded = _licences_of_data(record)
+        for number, source in enumerate(sources):
             counts = (source.get("num_used", source.get("num_rows")), source.get("num_tokens"))
             told = [_NOT_RECORDED if count is None else f"{count:,}" for count in counts]
-            licence = details.licences.get(source["name"], _NOT_RECORDED)
+            known = recorded.get(f"data.datasets[{number}]", _NOT_STATED)
+            licence = details.licences.get(source["name"], known)
             yield f"| {_cell(source['name'])} | {' | '.join(told)} | {_cell(licence)} |"
         yield ""
         yield "Tokens are those of one pass over the rows that are used."
@@ -148,6 +159,12 @@ def _data(
     for key, value in record["inputs"].items():
         if key.startswith("data."):
             yield f"- `{key}`: {Path(value['path']).name}, fingerprint `{value['fingerprint']}`"
+
+
+def _licences_of_data(record: dict[str, Any]) -> dict[str, str]:
+    """Of the run's datasets, or of those of the run that prepared its data."""
+    prepared = record["inputs"].get("data.prepared", {}).get("made_by", {})
+    return {**prepared.get("licences", {}), **record.get("licences", {})}
 
 
 def _settings(record: dict[str, Any]) -> Iterator[str]:
@@ -195,7 +212,9 @@ def _inputs(inputs: dict[str, Any], indent: str) -> Iterator[str]:
         if made_by is None:
             yield f"{indent}- {what}"
         else:
-            yield f"{indent}- {what}, of `{made_by['stage']}`, run `{made_by['run_id']}`"
+            licences = [f", {key}: {name}" for key, name in made_by.get("licences", {}).items()]
+            told = f"; licences{''.join(licences)[1:]}" if licences else ""
+            yield f"{indent}- {what}, of `{made_by['stage']}`, run `{made_by['run_id']}`{told}"
             yield from _inputs(made_by["inputs"], indent + "  ")
 
 

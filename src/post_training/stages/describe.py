@@ -9,6 +9,7 @@ from typing import Any
 from post_training.config.model import Role, input_paths, recipe_hash, settings_by_role
 from post_training.core.errors import ConfigError, UsageError
 from post_training.core.hashing import WatchedInputs
+from post_training.data.sources.hub import licences_of_fetched
 from post_training.images.inside import (
     find_mounts_over_image,
     foreign_variables,
@@ -21,6 +22,7 @@ from post_training.models.config import fetch_hint
 from post_training.models.reference import REFERENCE
 from post_training.records import machine
 from post_training.records.artifact import origin_of
+from post_training.records.licences import licences_of_models
 from post_training.records.run import RunDescription
 from post_training.stages.config import StageConfig
 from post_training.stages.context import Ranks
@@ -44,6 +46,9 @@ def describe_run(
     development, mounted_over = read_development_mount(), find_mounts_over_image()
     foreign = foreign_variables(os.environ)
     settings = settings_by_role(config)
+    inputs = fingerprint_inputs(settings[Role.INPUT], watched)
+    of_all_roles = {key: value for each in settings.values() for key, value in each.items()}
+    licences = {**licences_of_models(inputs), **licences_of_fetched(of_all_roles)}
     topology = {k: v for k, v in settings[Role.TOPOLOGY].items() if k != "num_processes"}
     return RunDescription(
         stage=stage.name,
@@ -52,7 +57,7 @@ def describe_run(
             **({"world_size": ranks.world_size} if config.ranks_count else {}),
             **topology,
         },
-        inputs=fingerprint_inputs(settings[Role.INPUT], watched),
+        inputs=inputs,
         image=image,
         facts={
             "command": ["entrypoint", *command],
@@ -73,6 +78,7 @@ def describe_run(
             "machine": machine.describe_machine(),
             "scheduler_job": machine.scheduler_job(os.environ),
             "packages": machine.installed_packages(),
+            **({"licences": licences} if licences else {}),
         },
     )
 

@@ -36,6 +36,7 @@ def test_model_is_fetched_once_and_trains_as_one_of_a_path(
 ):
     hub_dir = tmp_path / "hub"
     files = files_of(model) | {"pytorch_model.bin": b"pickle", "original/x.pth": b"pickle"}
+    files["README.md"] = b"---\nlicense: mit\n---\n# A model\n"
     with serve_hub("model", files, (WEIGHTS,)) as hub:
         done = fetch(hub, hub_dir)
         assert done.returncode == 0, done.stderr
@@ -43,6 +44,7 @@ def test_model_is_fetched_once_and_trains_as_one_of_a_path(
             f"model:\n  hub: owner/name\n  revision: {COMMIT}\n  hub_dir: {hub_dir}\n"
         )
         assert "not fetched: original/, pytorch_model.bin\n" in done.stderr
+        assert "licence, as its card states it: mit\n" in done.stderr
         # What is there is not asked for again.
         hub.requests.clear()
         assert fetch(hub, hub_dir, "--revision", COMMIT).stdout == done.stdout
@@ -72,6 +74,7 @@ def test_model_is_fetched_once_and_trains_as_one_of_a_path(
     assert by_hub["outputs"]["files"] == by_path["outputs"]["files"]
     made_by = by_hub["inputs"]["model.path"]["made_by"]
     assert made_by["run_id"] == f"fetched owner/name {COMMIT}"
+    assert (by_hub["licences"], by_path.get("licences")) == ({"model.path": "mit"}, None)
 
 
 @pytest.mark.parametrize(

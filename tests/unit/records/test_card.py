@@ -65,7 +65,7 @@ def test_card_has_what_is_recorded_and_names_no_place(model: Path, tmp_path: Pat
         f"- fingerprint: `{base['fingerprint']}`",
         f"- made by `sft`, run `{base['made_by']['run_id']}`",
         "| chats | 8,000 | 1,234,567 | cc-by-4.0 |",
-        "| a\\|b | 1 | 5 | not recorded |",
+        "| a\\|b | 1 | 5 | not stated |",
         "| `training.learning_rate` | 0.001 |",
         "| `loss.name` | plw |",
         "| `loss` | 1.5 |",
@@ -103,6 +103,31 @@ def test_card_of_a_merged_model_names_what_it_was_made_of(model: Path):
     assert "at random" not in part
     for key in inputs:
         assert f"- `{key}`: model, fingerprint `{base['fingerprint'][:12]}…`, of `sft`" in part
+
+
+def test_card_has_the_licences_that_were_fetched_with_base_and_data(tmp_path: Path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    seal_fetched(tmp_path / "base", "model", {"hub": "org/base", "revision": 40 * "a"})
+    model = ended_run(tmp_path / "runs/one", tmp_path / "base") / "model"
+    (model.parent / "data").mkdir()
+    (model.parent / "data/prepared.json").write_text(json.dumps(PREPARED))
+    record = json.loads((model / "artifact.json").read_text())["made_by"]
+    licences = {"model.path": "llama3.1", "data.datasets[1]": "cc|by"}
+    for known, of_base, of_data in ((licences, "llama3.1", "cc\\|by"), ({}, *2 * ["not stated"])):
+        (model / "artifact.json").unlink()
+        seal_artifact(model, "model", {**record, "licences": known})
+        text = write_card(model, CardDetails("x"))
+        _, front, body = text.split("---\n", 2)
+        assert "base_model: org/base\n" in front
+        assert "license" not in front
+        assert "- model: org/base\n" in body
+        assert f"- revision: `{40 * 'a'}`\n- licence, as its card states it: {of_base}\n" in body
+        assert "| chats | 8,000 | 1,234,567 | not stated |" in body
+        assert f"| a\\|b | 1 | 5 | {of_data} |" in body
+    own = write_card(model, CardDetails("x", "me/other", licences={"a|b": "mit"}))
+    assert "- model: me/other\n" in own
+    assert "| a\\|b | 1 | 5 | mit |" in own
 
 
 def test_card_of_a_model_that_was_fetched_is_refused(tmp_path: Path):

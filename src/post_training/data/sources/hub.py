@@ -23,6 +23,7 @@ from post_training.core.files import atomic_directory, read_json, write_json
 from post_training.core.hashing import Identity, file_identity, sha256_file
 from post_training.data.config import DatasetConfig
 from post_training.data.sources import Chunk, Source
+from post_training.records.licences import licence_in_card
 
 ROWS = "rows.parquet"
 RECORD = "fetched.json"
@@ -102,7 +103,8 @@ def _command(dataset: DatasetConfig, hub_dir: Path | None) -> str:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A split that lies in `hub_dir` now. commit: to be written into the configuration."""
+    """A split that lies in `hub_dir` now. commit: to be written into the configuration. licence: as
+    its card states it; None where it states none, and for what earlier versions fetched."""
 
     folder: Path
     hub: str
@@ -110,6 +112,7 @@ class Fetched:
     subset: str | None
     split: str
     num_rows: int
+    licence: str | None = None
 
     def settings(self) -> str:
         """The lines that name it in `data.datasets`."""
@@ -134,9 +137,32 @@ def fetch(hub: str, revision: str | None, subset: str | None, split: str, hub_di
         ) as work:
             snapshot = _download(hub, commit, Path(work, "snapshot"))
             rows = _load(snapshot, hub, subset, split, Path(work, "cache"))
-            _write(folder, rows, {"hub": hub, "commit": commit, "subset": subset, "split": split})
+            facts = {"hub": hub, "commit": commit, "subset": subset, "split": split}
+            if (licence := licence_in_card(snapshot)) is not None:
+                facts["licence"] = licence
+            _write(folder, rows, facts)
     record = read_json(folder / RECORD, RECORD_SCHEMA)
-    return Fetched(folder, hub, commit, subset, split, record["num_rows"])
+    licence = record.get("licence")
+    return Fetched(folder, hub, commit, subset, split, record["num_rows"], licence)
+
+
+def licences_of_fetched(settings: dict[str, Any]) -> dict[str, str]:
+    """{key of a dataset: licence} of the splits that a run reads, where one is known.
+
+    settings: of all roles, by their dotted keys.
+    """
+    found = {}
+    for key, hub in settings.items():
+        dataset, _, name = key.rpartition(".")
+        split, commit = (settings.get(f"{dataset}.{each}") for each in ("split", "revision"))
+        if name != "hub" or not (hub and split and commit and settings.get("data.hub_dir")):
+            continue
+        hub_dir, subset = Path(settings["data.hub_dir"]), settings.get(f"{dataset}.subset")
+        path = fetched_dir(hub_dir, hub, commit, subset, split) / RECORD
+        licence = read_json(path, RECORD_SCHEMA).get("licence") if path.is_file() else None
+        if licence is not None:
+            found[dataset] = licence
+    return found
 
 
 def resolve_commit(hub: str, revision: str | None, kind: Literal["dataset", "model"]) -> str:

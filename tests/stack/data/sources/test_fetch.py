@@ -15,6 +15,7 @@ from post_training.data.sources.open import open_source
 
 ROWS = [{"question": f"{number} + 1?", "answer": str(number + 1)} for number in range(50)]
 README = """---
+license: cc-by-4.0
 configs:
 - config_name: main
   data_files:
@@ -92,6 +93,7 @@ def test_fetch_brings_one_split_and_says_its_commit(hub: Hub, tmp_path: Path):
     assert [record.value for chunk in chunks for record in chunk.records()] == ROWS
     folder = hub_dir / "owner--name" / COMMIT / "main" / "train"
     assert sorted(path.name for path in folder.iterdir()) == ["fetched.json", "rows.parquet"]
+    assert json.loads((folder / "fetched.json").read_text())["licence"] == "cc-by-4.0"
     assert [path.name for path in hub_dir.iterdir()] == ["owner--name"]
 
     # What is there is not asked for again.
