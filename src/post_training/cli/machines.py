@@ -27,14 +27,15 @@ def examine_machine(
     ssh: Annotated[
         bool, typer.Option("--ssh", help="Only whether SSH reaches GitHub from here, and how.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what of this machine is not ready for a site's jobs; exit 1 if anything is wrong."""
     from post_training.images.store import open_store
     from post_training.slurm.doctor import examine_host, examine_ssh
 
     if ssh:
-        sys.exit(_print_findings(examine_ssh()))
-    sys.exit(_print_findings(examine_host(site, open_store(store))))
+        sys.exit(_print_findings(examine_ssh(), as_json=as_json))
+    sys.exit(_print_findings(examine_host(site, open_store(store)), as_json=as_json))
 
 
 @site_app.command("new")
@@ -61,6 +62,7 @@ def site_new(
 def site_check(
     name: Annotated[str, typer.Argument(help="A site of the project's or of your own.")],
     repository: Repository = Path("."),
+    as_json: Json = False,
 ) -> None:
     """Say what is wrong with the two files of a site; exit 1 if anything is."""
     import os
@@ -68,7 +70,8 @@ def site_check(
     from post_training.slurm.own_sites import check_site_files
 
     env = {**os.environ, "PWD": str(Path.cwd())}
-    sys.exit(_print_findings(check_site_files(name, repository.resolve(), env)))
+    findings = check_site_files(name, repository.resolve(), env)
+    sys.exit(_print_findings(findings, as_json=as_json))
 
 
 @site_app.command("list")
@@ -239,10 +242,11 @@ def list_endangered(
     return code
 
 
-def _print_findings(findings: "Iterable[Finding]") -> int:
+def _print_findings(findings: "Iterable[Finding]", *, as_json: bool) -> int:
     """The exit code, 1 when something is wrong."""
     from post_training.images.doctor import describe_findings
 
-    code, text = describe_findings(findings)
-    print(text)
+    found = list(findings)
+    code, text = describe_findings(found)
+    print(json.dumps([asdict(each) for each in found], indent=2) if as_json else text)
     return code

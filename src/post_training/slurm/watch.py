@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/" and list(runs) == ["."]:
             return self._render([runs["."]])
         if path == "/":
-            return render_list(list(runs.values()), str(root), refresh_s)
+            return render_list(list(runs.values()), str(root.absolute()), refresh_s)
         if path == "/compare":
             wanted = list(dict.fromkeys(chosen))[:_MOST_COMPARED]
             found = [runs[name] for name in wanted if name in runs]

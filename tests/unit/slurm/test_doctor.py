@@ -1,5 +1,6 @@
 """`post-training doctor` with stand-ins for Slurm, Singularity and Lustre's tool."""
 
+import json
 import os
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def doctor(post_training, tmp_path):
     store.image_path(DIGEST).write_text(IMAGE)
     store.add({**RECORD, "schema": "post-training/image-record/1"})
 
-    def run(site: str = "clariden", rendered_for: str = "clariden", **programs: str):
+    def run(site: str = "clariden", rendered_for: str = "clariden", *options: str, **programs: str):
         for name, body in {**PROGRAMS, **programs}.items():
             (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
             (tmp_path / "bin" / name).chmod(0o755)
@@ -44,7 +45,7 @@ def doctor(post_training, tmp_path):
         text = text.replace("/iopsstor:/iopsstor", f"{tmp_path}:/iopsstor")
         (tmp_path / "edf/post-training.toml").write_text(text)
         return post_training(
-            "doctor", "--site", site, "--store", tmp_path / "store",
+            "doctor", "--site", site, "--store", tmp_path / "store", *options,
             PATH=f"{tmp_path}/bin:{os.environ['PATH']}", EDF_PATH=str(tmp_path / "edf"),
             HOME=str(tmp_path), USER="me", XDG_CONFIG_HOME=str(tmp_path / "config"),
         )  # fmt: skip
@@ -72,6 +73,15 @@ def test_doctor_of_the_laptop_is_content_without_slurm(doctor):
     assert (done.returncode, wrong_lines(done)) == (0, []), done.stdout
     assert "note   scheduler     Slurm does not answer: no controller" in done.stdout
     assert done.stdout.endswith("nothing is wrong\n")
+
+
+def test_doctor_as_json_has_the_same_findings(doctor):
+    done = doctor("laptop", "laptop", "--json", sinfo="echo no controller >&2; exit 1")
+    assert done.returncode == 0
+    findings = {each["subject"]: each for each in json.loads(done.stdout)}
+    assert findings["site"]["status"] == "ok"
+    assert findings["scheduler"]["status"] == "note"
+    assert findings["scheduler"]["hint"]
 
 
 @pytest.mark.parametrize(
