@@ -217,6 +217,8 @@ def load_settings(path: Path, overrides: Sequence[str]) -> AnyConfig:
         model = SftConfig
     else:  # It has no block that must be there.
         model = RewardModelConfig
+        if "pairs" not in keys:
+            _say(f"{path}: read as one of reward-model, since it has no block sft or dpo")
     config = load_config(model, path, overrides)
     check_there(_inputs(config))
     return config
