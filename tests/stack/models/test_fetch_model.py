@@ -1,6 +1,7 @@
 """Models are fetched by the hub's own client, from a server on this machine, and then trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,9 @@ def test_model_is_fetched_once_and_trains_as_one_of_a_path(
     model: Path, config: dict[str, Any], tmp_path: Path
 ):
     hub_dir = tmp_path / "hub"
+    model = Path(shutil.copytree(model, tmp_path / "model"))
+    (model / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     files = files_of(model) | {"pytorch_model.bin": b"pickle", "original/x.pth": b"pickle"}
-    files["README.md"] = b"---\nlicense: mit\n---\n# A model\n"
     with serve_hub("model", files, (WEIGHTS,)) as hub:
         done = fetch(hub, hub_dir)
         assert done.returncode == 0, done.stderr
