@@ -39,6 +39,8 @@ from post_training.models.weight_files import INDEX
 from post_training.records.run_record import RECORD_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Weights can be kept in float16 too; nothing here computes in it.
+DTYPES_OF_WEIGHTS = {**DTYPES, "float16": torch.float16}
 # Files in which transformers looks for a class of the folder's own.
 _WITH_CODE = (
     "config.json",

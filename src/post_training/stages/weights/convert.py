@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory
@@ -33,7 +34,7 @@ from post_training.models.conversion.settings import (
     shape_of_config,
 )
 from post_training.models.lazy_tensors import LazyTensor, sum_of
-from post_training.models.load import DTYPES, load_tokenizer, read_config
+from post_training.models.load import DTYPES_OF_WEIGHTS, load_tokenizer, read_config
 from post_training.models.save import explain_write_errors, remove_places
 from post_training.models.weight_files import open_weights, write_weights
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
@@ -42,7 +43,6 @@ from post_training.stages.weights.config import ConvertConfig, MegatronConfig
 _EMBEDDINGS = ("embedding.word_embeddings.weight", "output_layer.weight")
 # Constants of xIELU, which transformers saves with the weights.
 _XIELU = {"beta": 0.5, "eps": -1e-6}
-_DTYPES = {**DTYPES, "float16": torch.float16}
 
 
 def run(config: ConvertConfig, context: StageContext) -> Result:
@@ -80,17 +80,14 @@ def _to_huggingface(config: ConvertConfig, context: StageContext, folder: Path) 
     settings = describe(vocabulary, dtype)
     if config.config is not None:
         settings = _replaced(settings, config.config, context)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(settings, key, getattr(tokenizer, key))
+    special = _special_tokens(config, tokenizer, vocabulary, context)
+    for key, ids in special.items():
+        setattr(settings, key, ids)
     written = [(name, tensor.cast(dtype)) for name, tensor in _named(read, shape, vocabulary)]
     with Progress("tensor", len(written), shown=True) as progress:
         size = write_weights(folder, written, int(config.max_file_size_gb * 1e9), progress.update)
     settings.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder)
+    GenerationConfig(**special).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     remove_places(folder)
     num_parameters = sum(torch.Size(tensor.shape).numel() for _, tensor in written)
@@ -162,7 +159,7 @@ def _read(
 
 
 def _dtype(asked: str, found: torch.dtype) -> torch.dtype:
-    return found if asked == "keep" else _DTYPES[asked]
+    return found if asked == "keep" else DTYPES_OF_WEIGHTS[asked]
 
 
 def _vocabulary(asked: str | int, num_tokens: int, num_rows: int) -> int:
@@ -185,6 +182,36 @@ def _vocabulary(asked: str | int, num_tokens: int, num_rows: int) -> int:
             where="vocab_size",
         )
     return wanted
+
+
+def _special_tokens(
+    config: ConvertConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+    context: StageContext,
+) -> dict[str, int | list[int] | None]:
+    """Those that `config` names, for the end of a text perhaps several; else the tokenizer's.
+
+    Errors: PostTrainingError for one that the model has no row for."""
+    given = {} if config.config is None else json.loads(config.config.read_text())
+    found: dict[str, int | list[int] | None] = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        own, named = getattr(tokenizer, key), given.get(key)
+        found[key] = own if named is None else named
+        if named is None:
+            continue
+        ids = named if isinstance(named, list) else [named]
+        if own is not None and own not in ids:
+            context.log(f"{config.config}: {key}: {named} is taken; of the tokenizer it is {own}")
+        if max(ids) >= vocabulary:
+            raise PostTrainingError(
+                f"{key}: must be < {vocabulary:,}, the tokens of the model (got {max(ids):,})",
+                where=str(config.config),
+            )
+    assert config.tokenizer is not None
+    if (unread := config.tokenizer / "generation_config.json").exists():
+        context.log(f"{unread}: not read: special tokens are those of `config` or the tokenizer")
+    return found
 
 
 def _replaced(found: PreTrainedConfig, path: Path, context: StageContext) -> PreTrainedConfig:

@@ -14,7 +14,7 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, write_json
 from post_training.models.adapter_weights import CONFIG, with_adapter
 from post_training.models.lazy_tensors import LazyTensor
-from post_training.models.load import DTYPES, load_tokenizer, read_model_settings
+from post_training.models.load import DTYPES_OF_WEIGHTS, load_tokenizer, read_model_settings
 from post_training.models.merging import Merge, merge_tensor
 from post_training.models.save import explain_write_errors, remove_places
 from post_training.models.weight_files import open_weights, write_weights
@@ -24,7 +24,6 @@ from post_training.stages.weights.config import MergeConfig
 # Of config.json: what says nothing of what the weights mean.
 _OWN = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 _OWN |= {"bos_token_id", "eos_token_id", "pad_token_id"}
-_DTYPES = {**DTYPES, "float16": torch.float16}
 
 
 def run(config: MergeConfig, context: StageContext) -> Result:
@@ -153,7 +152,7 @@ def _dtype(asked: str, folders: list[Path], models: list[dict[str, LazyTensor]])
             if tensor.dtype.is_floating_point:
                 found.setdefault(tensor.dtype, folder)
     if asked != "keep":
-        return _DTYPES[asked]
+        return DTYPES_OF_WEIGHTS[asked]
     if len(found) > 1:
         kinds = ", ".join(f"{dtype} in {folder}" for dtype, folder in found.items())
         raise UsageError(

@@ -1,6 +1,7 @@
 """Checkpoints of GPT-NeoX, written here head by head from its public layout, become the models
 whose weights they hold."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from helpers.tiny_models import make_model
 from post_training.core.errors import PostTrainingError
@@ -153,6 +155,27 @@ def test_convert_of_norms_that_differ_is_refused_or_their_mean(
     made = convert(tmp_path / "mean", **settings, differing_copies="average")
     expected = grouped.state_dict()["model.norm.weight"] + 0.25
     assert torch.equal(loaded(made).state_dict()["model.norm.weight"], expected)
+
+
+def test_convert_keeps_the_ends_of_text_that_a_config_names(
+    grouped: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    folder = tmp_path / "global_step10"
+    write_llama(folder, grouped, 1, {}, old=False)
+    named = tmp_path / "config.json"
+    given = {"model_type": "llama", "eos_token_id": [5, 7], "pad_token_id": None}
+    named.write_text(json.dumps(given))
+    settings = {"checkpoint": folder, "tokenizer": model, "vocab_size": "padded", "config": named}
+    made = convert(tmp_path / "run", **settings)
+    own = AutoTokenizer.from_pretrained(model)
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((made / name).read_text())
+        assert (found["eos_token_id"], found.get("pad_token_id")) == ([5, 7], own.pad_token_id)
+    told = f"eos_token_id: [5, 7] is taken; of the tokenizer it is {own.eos_token_id}"
+    assert told in capsys.readouterr().err
+    named.write_text(json.dumps({**given, "eos_token_id": [5, 10**6]}))
+    with pytest.raises(PostTrainingError, match="eos_token_id: must be < "):
+        convert(tmp_path / "refused", **settings)
 
 
 def test_convert_of_neox_names_what_is_wrong(grouped: Any, model: Path, tmp_path: Path):
