@@ -134,7 +134,8 @@ class RunView:
             }
             if axis.steps:
                 metrics = {"step": axis.steps[-1], **metrics}
-        return {**metrics, **timing}
+        # The num_steps of `timing` are those it measured, without the first ones: not the run's.
+        return {**metrics, **{name: v for name, v in timing.items() if name not in metrics}}
 
 
 def read_view(

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -78,6 +79,15 @@ def test_page_of_a_run_tells_its_record_and_needs_nothing_else(finished_run, tmp
     assert all(link.startswith("#") for link in found.links)
     assert {link[1:] for link in found.links} <= set(found.ids)
     assert len(found.ids) == len(set(found.ids))
+
+
+def test_summary_has_the_steps_of_the_run_and_not_those_that_were_timed(finished_run):
+    view = view_of(finished_run("one"))
+    metrics = {"num_steps": 20, "timing": {"num_steps": 17, "step_s": 0.5}}
+    assert replace(view, record={**view.record, "metrics": metrics}).figures == {
+        "num_steps": 20,
+        "step_s": 0.5,
+    }
 
 
 def test_page_lets_in_its_own_scripts_alone(finished_run, tmp_path):
