@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.hashing import hash_files
@@ -107,6 +109,24 @@ def test_slerp_goes_along_the_arc_and_straight_where_nearly_parallel():
     assert torch.equal(slerp(one, near, 0.25), 0.75 * one + 0.25 * near)
 
 
+def test_merge_by_slerp_is_the_arc_written_naively(three: list[Path], tmp_path: Path):
+    models = [{"path": folder} for folder in three[1:]]
+    found = weights(merge(tmp_path / "run", method="slerp", t=0.3, models=models))
+    one, other = (weights(folder) for folder in three[1:])
+    angles = []
+    for name in ("model.norm.weight", "model.layers.0.self_attn.k_proj.weight"):
+        a, b = (each[name].double().flatten().tolist() for each in (one, other))
+        lengths = [math.sqrt(sum(value * value for value in each)) for each in (a, b)]
+        angle = math.acos(sum(x * y for x, y in zip(a, b, strict=True)) / math.prod(lengths))
+        shares = [math.sin(0.7 * angle) / math.sin(angle), math.sin(0.3 * angle) / math.sin(angle)]
+        expected = [shares[0] * x + shares[1] * y for x, y in zip(a, b, strict=True)]
+        torch.testing.assert_close(
+            found[name].flatten().double(), torch.tensor(expected).double(), rtol=2e-7, atol=1e-9
+        )
+        angles.append(angle)
+    assert max(angles) > 0.1  # else all of it was along the line
+
+
 def test_largest_keeps_exactly_so_many_also_of_equal_ones():
     values = torch.tensor([1.0, -3.0, 1.0, 2.0, -1.0, 0.0])
     assert largest(values, 0.5).tolist() == [1.0, -3.0, 0.0, 2.0, 0.0, 0.0]
@@ -144,6 +164,32 @@ def test_merge_of_an_adapter_is_base_plus_product(three: list[Path], tmp_path: P
         [(name, value)] = other.items()
         with pytest.raises(PostTrainingError, match=f"{name} is {value!r}, must be"):
             merge(tmp_path / name, **run)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_merge_of_an_adapter_is_what_peft_merges(rslora: bool, three: list[Path], tmp_path: Path):
+    base = AutoModelForCausalLM.from_pretrained(three[0], dtype=torch.float32)
+    settings = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        use_rslora=rslora,
+        target_modules=["q_proj", "down_proj"],
+        init_lora_weights=False,  # B is random too, else the addition is 0
+    )
+    adapted = get_peft_model(base, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    models = [{"path": tmp_path / "adapter"}]
+    run = {"method": "linear", "base": three[0], "models": models}
+    found = weights(merge(tmp_path / "run", **run))
+    merged = adapted.merge_and_unload().state_dict()
+    before = weights(three[0])
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    assert changed == {
+        name for name in found if name.endswith(("q_proj.weight", "down_proj.weight"))
+    }
+    for name in found:
+        # PEFT multiplies and adds in float32.
+        torch.testing.assert_close(found[name], merged[name], rtol=1e-6, atol=1e-6)
 
 
 def test_merge_refuses_models_that_are_not_alike(three: list[Path], tmp_path: Path):
