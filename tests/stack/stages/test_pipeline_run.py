@@ -68,6 +68,36 @@ def test_pipeline_hands_the_artifact_of_one_stage_to_the_next(finished):
     )
 
 
+def test_pipeline_hands_what_a_command_made_to_the_next_one(tmp_path):
+    (tmp_path / "rows").write_text("a\n")
+    (tmp_path / "pipeline.yaml").write_text("""\
+run_dir: runs
+stages:
+  first:
+    stage: exec
+    config:
+      command: [sh, -c, "cat rows rows > twice"]
+      inputs: [{name: rows, path: rows}]
+      outputs: [{name: made, path: twice}]
+  second:
+    stage: exec
+    config:
+      command: [sh, -c, "cat made/twice > out"]
+      inputs: [{name: made, path: "${stages.first.made}"}]
+      outputs: [{name: kept, path: out}]
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "post_training.cli", "pipeline", "run", "pipeline.yaml",
+         "--unpinned"], cwd=tmp_path, env=os.environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (first,) = (tmp_path / "runs").glob("first-*")
+    (second,) = (tmp_path / "runs").glob("second-*")
+    assert (second / "kept/out").read_text() == "a\na\n"
+    made = read_record(first)["outputs"]["artifacts"]["made"]["fingerprint"]
+    assert read_record(second)["inputs"]["inputs[0].path"]["fingerprint"] == made
+
+
 def test_pipeline_again_tells_a_topology_that_has_changed_since(finished):
     done = finished.run("stages.parts.config.num_threads=7")
     assert done.returncode == 0, done.stderr
