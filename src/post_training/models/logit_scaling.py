@@ -1,10 +1,11 @@
-"""What a family does to its logits after the output layer: a factor, a soft cap.
+"""What a family does to its states before the output layer, and to its logits after it.
 
-    y = s · z                       Granite, Cohere, Falcon-H1
-    y = c · tanh(s · z / c)         Gemma 2, 3n, 4
+    x = r · h                       before: MiniCPM 3; r = 1 elsewhere
+    y = s · z                       after: Granite, Cohere, Falcon-H1
+    y = c · tanh(s · z / c)         after: Gemma 2, 3n, 4
 
-No setting tells it for all families, so it is found by trying: the model's own lines after that
-layer are run on numbers that are known, and must be one of the two on all of them.
+No setting tells it for all families, so it is found by trying: the model's own lines around that
+layer are run on numbers that are known, and must be one of these on all of them.
 """
 
 import math
@@ -87,6 +88,33 @@ def find_logit_scaling(model: PreTrainedModel) -> LogitScaling:
     return _rounded(scaling)
 
 
+@torch.no_grad()
+def find_state_scale(model: PreTrainedModel) -> float:
+    """r, for who gives states of the model without its output layer to that layer.
+
+    Errors: UsageError where what the layer is given is not r · h of any r.
+    """
+    layer, backbone = model.get_output_embeddings(), backbone_of(model)
+    hidden = torch.linspace(1, 2, layer.in_features, dtype=torch.float64, device=model.device)
+    given = hidden
+
+    def keep(states: Tensor, *_: Any, **__: Any) -> Tensor:
+        nonlocal given
+        given = states.flatten()
+        return states.new_zeros(1, 1, layer.out_features)
+
+    with _stubbed({layer: keep, backbone: lambda *_, **__: _Outputs(hidden[None, None])}):
+        _forward_one_token(model)
+    scale = float(f"{float(given[0]):.9g}")
+    if not torch.allclose(given.double(), scale * hidden, rtol=_TOLERANCE):
+        raise UsageError(
+            f"it is not known what models of the type {model.config.model_type} do to their states "
+            "before the output layer, so completions can't be scored",
+            where="model",
+        )
+    return scale
+
+
 def _rounded(scaling: LogitScaling) -> LogitScaling:
     """Without the last bits of tanh and its inverse: a factor of 1 is then 1."""
     return LogitScaling(float(f"{scaling.scale:.9g}"), scaling.cap)
@@ -112,19 +140,29 @@ def _known_logits(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]
     layer, backbone = model.get_output_embeddings(), backbone_of(model)
     logits = torch.zeros(0)
     hidden = torch.zeros(1, 1, layer.in_features, device=model.device)
-    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
 
     def final_logits(plain: Tensor) -> Tensor:
         nonlocal logits
         logits = plain[None, None]
-        return model(input_ids=ids, use_cache=False, return_dict=True).logits
+        return _forward_one_token(model).logits
 
-    stubs = {layer: lambda *_, **__: logits, backbone: lambda *_, **__: _Outputs(hidden)}
+    with _stubbed({layer: lambda *_, **__: logits, backbone: lambda *_, **__: _Outputs(hidden)}):
+        yield final_logits
+
+
+def _forward_one_token(model: PreTrainedModel) -> Any:
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    return model(input_ids=ids, use_cache=False, return_dict=True)
+
+
+@contextmanager
+def _stubbed(stubs: dict[torch.nn.Module | None, Callable[..., Any]]) -> Iterator[None]:
+    """These functions in the place of the modules' own."""
     before = {module: module.__dict__.get("forward") for module in stubs if module is not None}
     for module in before:
         module.forward = stubs[module]
     try:
-        yield final_logits
+        yield
     finally:
         for module, forward in before.items():
             if forward is None:

@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from post_training.core.errors import UsageError
 from post_training.models.head import IGNORED, ChunkedHead
-from post_training.models.logit_scaling import backbone_of
+from post_training.models.logit_scaling import backbone_of, find_state_scale
 
 # 32 MiB of logits: 1024 positions by a tile of the vocabulary. A GPU has room.
 _CHUNK_NUMBERS = {"cpu": 2**23}
@@ -234,6 +234,7 @@ class LogprobScorer:
         self._forward = SharedPromptForward(
             model, max_batch_tokens=max_batch_tokens, prompts_per_batch=prompts_per_batch
         )
+        self._state_scale = find_state_scale(model)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Asked]) -> list[list[CompletionLogprob]]:
@@ -249,8 +250,9 @@ class LogprobScorer:
                 targets[row, : len(ids)] = ids
             device = states.hidden.device
             numbers = _CHUNK_NUMBERS.get(device.type)
+            hidden = states.hidden if self._state_scale == 1 else states.hidden * self._state_scale
             with self._head.scoring(targets.to(device), chunk_numbers=numbers):
-                logprobs, _, _ = self._layer(states.hidden)
+                logprobs, _, _ = self._layer(hidden)
             sums = logprobs.double().sum(1).tolist()
             counts = (targets != IGNORED).sum(1).tolist()
             for (number, index), total, count in zip(states.rows, sums, counts, strict=True):

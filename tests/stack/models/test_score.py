@@ -119,6 +119,9 @@ OTHERS = {
     "mamba": {"state_size": 4},
     "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1,
                   "mamba_d_state": 4, "intermediate_size": 32, "lm_head_multiplier": 0.5},
+    # It divides its states before the output layer.
+    "minicpm3": {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+                 "v_head_dim": 8, "intermediate_size": 32, "dim_model_base": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"], "intermediate_size": 32},
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],
