@@ -12,13 +12,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    ApertusConfig,
+    ApertusForCausalLM,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from helpers.annotation_stages import run_stage
 from helpers.dpo_runs import dpo, preference_rows
+from helpers.families import FAMILIES, OF_IMAGES, make_family
 from helpers.row_files import read_rows, write_rows
 from helpers.sft_runs import metrics, sft
-from helpers.tiny_models import FAMILIES, OF_IMAGES, make_family
 from post_training.core.errors import PostTrainingError
 from post_training.data.prepared.dataset import PreparedDataset
 from post_training.data.rows import COMPLETION
@@ -26,20 +31,41 @@ from post_training.data.rows import COMPLETION
 DOCS = Path(__file__).parents[3] / "docs/guides/models.md"
 STAGES = ("sft", "packed", "generate", "logprobs", "dpo", "saved")
 IN_MAKE_TEST = ("Qwen3-MoE", "Gemma 3", "Granite")
-# transformers has no other attention for it.
-EAGER = ("gpt_oss",)
-OF_EXPERTS = ("deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_moe")
+# transformers has no other attention for them.
+EAGER = ("bloom", "deepseek_v4", "falcon_mamba", "gpt_oss", "mamba", "mamba2", "mimo_v2_flash")
+
+
+# transformers' own step with a cache differs so much, in nats a token, from a pass over the whole.
+STEP_DIFFERS = {"Bamba": 1e-2, "MiniMax": 1e-2}
 
 
 def plain(folder: Path, name: str, dtype: torch.dtype = torch.float64) -> Any:
-    model_type = FAMILIES[name][0]
+    model_type, settings = FAMILIES[name]
+    if model_type == "apertus1p5":
+        return plain_apertus_1p5(folder, dtype)
     auto = AutoModelForImageTextToText if model_type in OF_IMAGES else AutoModelForCausalLM
     attention = "eager" if model_type in EAGER else "sdpa"
     # The grouped products of experts have no float64.
-    of_experts = {"experts_implementation": "eager"} if model_type in OF_EXPERTS else {}
+    of_experts = any("expert" in key for key in settings)
+    experts = {"experts_implementation": "eager"} if of_experts else {}
     return auto.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, **of_experts
+        folder, dtype=dtype, attn_implementation=attention, **experts
     ).eval()
+
+
+def plain_apertus_1p5(folder: Path, dtype: torch.dtype) -> Any:
+    """Apertus with a smaller output layer."""
+    settings = json.loads((folder / "config.json").read_text())["text_config"]
+    model = ApertusForCausalLM(ApertusConfig.from_dict(settings))
+    weights = {
+        name.replace("model.language_model.", "model."): tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+        if "vision" not in name
+    }
+    model.lm_head.weight = torch.nn.Parameter(weights["lm_head.weight"])
+    model.load_state_dict(weights)
+    return model.to(dtype).eval()
 
 
 def logprobs_of(model: Any, ids: list[int]) -> Any:
@@ -122,16 +148,20 @@ class Tried:
         settings = {"max_steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "warmup": 0}
         run = self.train(
             "packed",
-            sft={"max_seq_length": 512 if self.reads(512) else 128, "packing": "bfd"},
+            sft={"max_seq_length": min(512, self.positions()), "packing": "bfd"},
             training={**settings, **one_row, "shuffle": False},
         )
         if len(PreparedDataset.open(run / "data")) == 1:
             self.check_step(run)
 
-    def reads(self, length: int) -> bool:
+    def positions(self) -> int:
+        """What the model reads at most, as its family calls it."""
         settings = json.loads((self.model / "config.json").read_text())
-        limit = settings.get("text_config", settings).get("max_position_embeddings")
-        return limit is None or limit >= length
+        text = settings.get("text_config", settings)
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        limits = [text.get("max_position_embeddings"), text.get("n_positions")]
+        limits.append(rope.get("original_max_position_embeddings"))
+        return min((limit for limit in limits if limit), default=512)
 
     def try_generate(self) -> None:
         rows = [{"question": f"What is {a}?", "answer": "-"} for a in range(2)]
@@ -167,8 +197,10 @@ class Tried:
                 with torch.no_grad():
                     expected = logprobs_of(model, [*row["prompt_token_ids"], *ids])[-len(ids) :]
                 found = branch[key]
-                total = math.fsum(found) if isinstance(found, list) else found
-                assert total == pytest.approx(expected.sum().item(), abs=3e-4 * len(ids))
+                drawn = isinstance(found, list)
+                total = math.fsum(found) if drawn else found
+                limit = STEP_DIFFERS.get(self.name, 3e-4) if drawn else 3e-4
+                assert total == pytest.approx(expected.sum().item(), abs=limit * len(ids))
         assert number == 4
 
     def try_dpo(self) -> None:
@@ -189,6 +221,8 @@ class Tried:
     def try_saved(self) -> None:
         """In the layout of the base, and plain transformers makes the same of it."""
         made = self.folder / "sft/model"
+        if not made.exists():
+            raise PostTrainingError("nothing was trained")
         before, after = names_and_shapes(self.model), names_and_shapes(made)
         assert before == after
         ids = torch.arange(3, 33)[None]
@@ -210,10 +244,14 @@ def names_and_shapes(folder: Path) -> dict[str, Any]:
 
 
 def rows_in_docs() -> dict[str, dict[str, str]]:
-    """{family: {stage: its cell}}."""
+    """{family: {stage: its cell}}, of both tables."""
     lines = [line for line in DOCS.read_text().splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {name: dict(zip(STAGES, of_stages, strict=True)) for name, *of_stages in cells[1:]}
+    return {
+        name: dict(zip(STAGES, of_stages, strict=True))
+        for name, *of_stages in cells
+        if name != "Family"
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A folder of more than a language model: the rest is told, kept, and found again."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
 )
 
+from helpers.families import OF_IMAGES, SUPPORTED, make_apertus_1p5, make_whole
 from helpers.sft_runs import changed, sft
+from helpers.tiny_models import make_model
 from post_training.data.prepared.dataset import PreparedDataset
 from post_training.data.rows import COMPLETION
 from post_training.models.load import load_model, load_tokenizer
@@ -25,43 +25,7 @@ from post_training.models.save import save_model_folder
 from post_training.train.config import SftLossConfig
 from post_training.train.sft_loss import SftCollator
 
-TEXT = {
-    "vocab_size": 328,  # the class of Qwen adds tokens of its own
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
-FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "qwen3_5": (
-        {
-            "layer_types": ["linear_attention", "full_attention"],
-            **{f"linear_num_{kind}_heads": 2 for kind in ("key", "value")},
-            **{f"linear_{kind}_head_dim": 8 for kind in ("key", "value")},
-        },
-        {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
-         "out_hidden_size": 32, "patch_size": 4},
-    ),
-    "llama4": (
-        {"num_local_experts": 2, "intermediate_size_mlp": 64, "num_experts_per_tok": 1},
-        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
-         "num_attention_heads": 2, "patch_size": 4, "vision_output_dim": 16,
-         "projector_input_dim": 16, "projector_output_dim": 16},
-    ),
-    "gemma3": (
-        {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
-         "num_attention_heads": 2, "patch_size": 4},
-    ),
-    "mistral3": (
-        {"model_type": "mistral"},
-        {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8,
-         "num_attention_heads": 2, "patch_size": 4, "head_dim": 8, "model_type": "pixtral"},
-    ),
-}  # fmt: skip
+SETTINGS = dict(SUPPORTED.values())  # {model_type: settings}
 OF_TEXT = ("language_model", "lm_head")
 
 
@@ -71,14 +35,8 @@ def multimodal(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
     def make(family: str) -> Path:
         folder = tmp_path_factory.mktemp(family) / "model"
-        shutil.copytree(model, folder)
-        text, vision = FAMILIES[family]
-        torch.manual_seed(0)
-        settings = {"mm_tokens_per_image": 4} if family == "gemma3" else {}
-        text = {**TEXT, **text, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        config = AutoConfig.for_model(family, text_config=text, vision_config=vision, **settings)
-        made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-        made.save_pretrained(folder)
+        made = make_whole(family, SETTINGS[family], model, folder)
+        made.bfloat16().save_pretrained(folder)
         # By the class that transformers takes for the family, whatever the folder says.
         AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
         if family == "qwen3_5":
@@ -101,7 +59,7 @@ def all_weights(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "target_modules": ["o_proj"]}])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OF_IMAGES)
 def test_vision_tower_is_kept_byte_for_byte_and_the_folder_is_of_its_architecture(
     family: str,
     lora: dict[str, Any] | None,
@@ -197,27 +155,9 @@ def test_language_model_alone_gives_the_logits_of_the_whole(family: str, multimo
 def apertus(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An embedding of 400 ids, the upper ones of images; an output layer of 328."""
     folder = tmp_path_factory.mktemp("apertus") / "model"
-    shutil.copytree(model, folder)
-    torch.manual_seed(0)
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    text = AutoConfig.for_model("apertus", **{**TEXT, **ids, "vocab_size": 400})
-    trunk = AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16)
-    weights = {
-        re.sub(r"^model\.", "model.language_model.", name): tensor.clone()
-        for name, tensor in trunk.state_dict().items()
-    }
-    weights["lm_head.weight"] = weights["lm_head.weight"][:328].clone()
-    weights["model.vision_tokenizer.conv.weight"] = torch.rand(3, 3, dtype=torch.bfloat16)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    of_text = {**text.to_dict(), "model_type": "apertus1p5_text", "output_vocab_size": 328}
-    config = {
-        "architectures": ["Apertus1p5ForConditionalGeneration"],
-        "model_type": "apertus1p5",
-        "text_config": of_text,
-        "dtype": "bfloat16",
-        "tie_word_embeddings": False,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    made = make_model("apertus", model, folder, vocab_size=400)
+    made.bfloat16().save_pretrained(folder)
+    make_apertus_1p5(folder, num_outputs=328)
     return folder
 
 

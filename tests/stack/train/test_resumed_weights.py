@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.families import make_family
 from helpers.gloo_ranks import on_ranks
 from helpers.rank_functions import resume_divided_model
 from helpers.sft_runs import changed, metrics, sft, stable_files
 from helpers.stage_process import rank_file, run_sft_on_ranks
-from helpers.tiny_models import MIXTURES, make_family, make_model
+from helpers.tiny_models import MIXTURES, make_model
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file
 from post_training.records.run import RunDescription
