@@ -7,6 +7,8 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 IMAGE ?= cpu
 SITE ?= laptop
 EXPERIMENT ?= demo
+# Real data beside the checkout, where there is any.
+DATA := $(wildcard $(abspath ../shared/data))
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
@@ -96,7 +98,7 @@ docs-reference: setup ## Write docs/reference from the command line and the mode
 	$(BIN)/python docs/make_reference.py
 
 docs-gallery: setup ## Write docs/reference/templates.md, inside the image that was last made
-	$(BIN)/post-training edf run --dev . edf/post-training.toml -- \
+	$(BIN)/post-training edf run --dev . $(if $(DATA),--mount $(DATA):$(DATA):ro) edf/post-training.toml -- \
 	  env PYTHONPATH=/run/post-training/dev/src python docs/make_gallery.py
 
 lock: setup ## Resolve containers/$(IMAGE)/*.in into locks with hashes, and lock the Debian base anew

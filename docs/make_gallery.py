@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from post_training.core.errors import PostTrainingError
 from post_training.data.chat.published import read_template
 from post_training.data.chat.templates import MARKERS
 from post_training.data.config import PUBLISHED_TEMPLATES
@@ -16,6 +17,8 @@ from post_training.data.inspection.template_check import Finding, TemplateReport
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs/reference/templates.md"
+# Beside the repository, as its tests have it; not part of it.
+TOKENIZERS = REPOSITORY.parent / "shared/data/tokenizers"
 HEAD = """# Gallery of chat templates
 
 What `post-training template check` says of each template: of ours, and of those that TRL 1.16
@@ -34,6 +37,10 @@ ships. Each is tried on a small tokenizer that has its special tokens.
   for a server.
 
 A template that cannot be used has the reason instead.
+"""
+REAL = """## With real tokenizers
+
+The tokenizer's own template (`model`), and those of ours that it has the tokens of.
 """
 DATE = date(2026, 1, 31)
 _SPECIAL = re.compile(
@@ -77,7 +84,7 @@ def _history(finding: Finding) -> str:
 
 
 def gallery() -> str:
-    """The page. Errors: those of a template that is not one."""
+    """The page but for the real tokenizers. Errors: those of a template that is not one."""
     lines = [HEAD, "## Ours\n", _TITLES.rstrip()]
     every = tokenizer_for("")
     lines += [row_of(f"`{name}`", check_template(name, every)) for name in MARKERS]
@@ -103,6 +110,33 @@ def gallery() -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    PAGE.write_text(gallery(), encoding="utf-8")
+def of_real_tokenizers() -> str:
+    """That part of the page: each one's own template, and ours that it has the tokens of."""
+    from post_training.models.load import load_tokenizer
+
+    lines = ["", REAL, _TITLES.rstrip()]
+    for folder in sorted(each for each in TOKENIZERS.iterdir() if each.is_dir()):
+        try:
+            own = load_tokenizer(folder)
+        except PostTrainingError as error:
+            lines.append(f"| {folder.name} | cannot be loaded: {error.problem} | | | |")
+            continue
+        vocabulary = own.get_vocab()
+        fitting = [
+            name for name, markers in MARKERS.items() if all(each in vocabulary for each in markers)
+        ]
+        for name in ("model", *fitting):
+            lines.append(row_of(f"{folder.name}, `{name}`", check_template(name, own)))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    _, title, rows = PAGE.read_text(encoding="utf-8").partition(f"\n{REAL}")
+    # Where the tokenizers are not, their part stays as it is.
+    page = gallery() + (of_real_tokenizers() if TOKENIZERS.is_dir() else title + rows)
+    PAGE.write_text(page, encoding="utf-8")
     print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
