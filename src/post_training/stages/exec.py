@@ -232,6 +232,8 @@ def _environment(config: ExecConfig, ranks: Ranks, port: int) -> dict[str, str]:
     # For our own modules alone (entrypoints/entrypoint): a script may import what lies beside it.
     environment.pop("PYTHONSAFEPATH", None)
     environment["PYTHONUNBUFFERED"] = "1"
+    # Bytecode beside the modules of an input, such as a Python environment, would change the input.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     # `python`, `torchrun` and the like are those of the pinned environment.
     own = str(Path(sys.executable).parent)
     if own not in environment.get("PATH", "").split(os.pathsep):

@@ -45,7 +45,7 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     return process.returncode, said
 
 
@@ -245,7 +245,9 @@ def test_runs_of_a_command_line_are_recorded_and_compared_by_their_outputs(rows,
     assert verdict("random").startswith("differs: model/out")
 
 
-def test_python_environment_of_another_trainer_is_an_input_by_its_content(tmp_path):
+def test_python_environment_of_another_trainer_is_an_input_by_its_content(tmp_path, monkeypatch):
+    """Which Python would write bytecode into."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     venv.create(tmp_path / "trainer", symlinks=True)
     [packages] = (tmp_path / "trainer/lib").glob("python*/site-packages")
     (packages / "other_trainer.py").write_text(
