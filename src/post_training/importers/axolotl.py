@@ -244,8 +244,9 @@ def _tensorboard(translation: Translation, key: str, value: Any) -> None:
 
 
 def _report_to(translation: Translation, name: str) -> None:
-    logging = translation.settings.setdefault("logging", {})
-    logging["report_to"] = [*logging.get("report_to", []), name]
+    names = translation.settings.setdefault("logging", {}).setdefault("report_to", [])
+    if name not in names:
+        names.append(name)
 
 
 def _of_lora(path: str) -> Any:

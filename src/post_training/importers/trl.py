@@ -206,7 +206,7 @@ def _kept_checkpoints(translation: Translation, key: str, value: Any) -> None:
 
 
 def _clipping(translation: Translation, key: str, value: Any) -> None:
-    if value > 0:
+    if value is not None and value > 0:
         translation.put(key, "training.max_grad_norm", value)
     else:
         translation.tell(key, "DeepSpeed, by which it is started, clips at 1, same here")

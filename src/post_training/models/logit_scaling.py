@@ -95,7 +95,8 @@ def find_state_scale(model: PreTrainedModel) -> float:
     Errors: UsageError where what the layer is given is not r · h of any r.
     """
     layer, backbone = model.get_output_embeddings(), backbone_of(model)
-    hidden = torch.linspace(1, 2, layer.in_features, dtype=torch.float64, device=model.device)
+    # Numbers that every dtype has exactly: Mamba turns its states to that of the weights first.
+    hidden = 1.0 + torch.arange(layer.in_features, device=model.device, dtype=torch.float64) % 4
     given = hidden
 
     def keep(states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from post_training.models.logit_scaling import find_state_scale
 from post_training.models.score import Asked, LogprobScorer
 
 VOCABULARY = 60
@@ -146,3 +147,10 @@ def test_logprobs_of_a_model_with_other_caches_are_those_of_each_row_alone(famil
             assert count == number
             assert abs(logprob - expected) <= 1e-5 * max(1, number)
     assert [score(model, [prompt])[0] for prompt in asked] == together
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_that_are_turned_to_the_weights_dtype_have_no_scale(dtype: torch.dtype):
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1}
+    config = CONFIG_MAPPING["mamba"](**shape, **OTHERS["mamba"])
+    assert find_state_scale(AutoModelForCausalLM.from_config(config, dtype=dtype)) == 1

@@ -414,6 +414,14 @@ def test_import_axolotl_keeps_both_of_wandb_and_tensorboard(folder: Path):
     assert setting(imported.settings, "logging.report_to") == ["wandb", "tensorboard"]
 
 
+def test_import_open_instruct_clipping_that_is_null_is_its_default(folder: Path):
+    path = Path("open-instruct.yaml")
+    kept = [line for line in path.read_text().splitlines() if not line.startswith("clip_grad_norm")]
+    path.write_text("\n".join([*kept, "clip_grad_norm: null", ""]))
+    lines = import_settings(CASES["open-instruct"]).lines
+    assert any("clip_grad_norm" in line and "clips at 1" in line for line in lines)
+
+
 def test_import_llamafactory_columns_that_are_not_read_are_refused(folder: Path):
     path = Path("llamafactory/data/dataset_info.json")
     for given, problem in (
