@@ -29,6 +29,10 @@ def import_configuration(
             help="Add or replace a setting of the result; may be repeated.",
         ),
     ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="sft or dpo, where the file does not show it (`trl dpo` and others)."),
+    ] = None,
     num_processes: Annotated[
         int | None,
         typer.Option(min=1, help="Processes that train together: nodes × GPUs of a node."),
@@ -44,7 +48,9 @@ def import_configuration(
 
     if out is not None and out.exists():
         raise UsageError("is there already", where=str(out), hint="choose another name for --out")
-    request = Request(system, files, drop or [], settings or [], num_processes)
+    if stage not in (None, "sft", "dpo"):
+        raise UsageError("must be sft or dpo", where=f"--stage {stage}")
+    request = Request(system, files, drop or [], settings or [], num_processes, stage)
     imported = import_settings(request)
     for line in imported.lines:
         print(line, file=sys.stderr)

@@ -2,18 +2,22 @@
 
 from typing import Any
 
+from post_training.importers.axolotl_rows import use_datasets, use_template
+from post_training.importers.fsdp import use_fsdp_config
 from post_training.importers.training_arguments import (
     ATTENTION,
     BY_LENGTH,
     PACKING,
+    QUANTIZED,
+    REMOTE_CODE,
     TRAINING_ARGUMENTS,
     UNUSED_PARAMETERS,
-    tell_dataset,
-    use_dataset_path,
     use_epochs,
+    use_length,
     use_micro_batch,
     use_model,
     use_optimizer,
+    use_revision,
 )
 from post_training.importers.translation import (
     Becomes,
@@ -24,36 +28,37 @@ from post_training.importers.translation import (
     becomes_if_set,
 )
 
-WHOLE = ("gradient_checkpointing_kwargs", "optim_args", "lr_scheduler_kwargs", "deepspeed")
+WHOLE = (
+    "gradient_checkpointing_kwargs",
+    "optim_args",
+    "lr_scheduler_kwargs",
+    "deepspeed",
+    "fsdp_config",
+    "flex_attn_compile_kwargs",
+)
 # What Axolotl does where its file says nothing, and we would do otherwise.
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     "micro_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "num_epochs": 1,
     "lr_scheduler": "cosine",
     "optimizer": "adamw_torch_fused",
     "chat_template": "tokenizer_default",
-    "sequence_len": 512,
+    "bf16": "auto",
     "seed": 42,
 }
-_TEMPLATES = {
-    "tokenizer_default": "model",
-    "chatml": "chatml",
-    "llama3": "llama-3",
-    "mistral_v1": "mistral",
-    "gemma3": "gemma3",
-    "qwen3": "qwen3",
-    "qwen_25": "qwen2.5",
-    "qwen2_5": "qwen2.5",
-    "phi_35": "phi-3.5",
-}
-_FORMATS = {"chat_template": None, "sharegpt": None, "alpaca": "alpaca", "completion": "text"}
-_MESSAGE_FIELDS = {"role": "role", "content": "content"}
+_DEFAULTS_OF_SFT = {"sequence_len": 512, "excess_length_strategy": "drop"}
+_DEFAULTS_OF_DPO = {"rl_beta": 0.1}
+_LOSSES = {"dpo": "dpo", "ipo": "ipo"}
+_OTHER_NAMES = {"flash_attn2": "fa2", "flash_attn3": "fa3", "vllm_flash_attn3": "fa3"}
+_OVERLONG = {"drop": "drop", "truncate": "truncate", "raise": "fail", None: "drop"}
+_WATCHDOG = Ours("a loss that is not finite ends the run, and a high one does not")
+_WITHOUT_USE = Ours("nothing reads it any more")
 _WANDB = Nothing("models and gradients are not sent to W&B; RUN/model has the one")
-_8_BIT = Nothing("models are trained in 16 or 32 bits")
 _PLUGINS = {
     "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "full logits never exist here",
     "axolotl.integrations.liger.LigerPlugin": "training.use_liger_kernel says it",
+    "axolotl.integrations.kernels.KernelsPlugin": "kernels change no result",
 }
 
 
@@ -63,94 +68,6 @@ def _plugins(translation: Translation, key: str, value: Any) -> None:
             translation.tell(key, f"{name}: no setting needed: {_PLUGINS[name]}")
         else:
             translation.refuse(key, f"no counterpart of {name}; --drop {key} leaves it out")
-
-
-def _datasets(setting: str) -> Any:
-    def handle(translation: Translation, key: str, value: Any) -> None:
-        block = translation.settings.setdefault(setting, {})
-        block["datasets"] = []
-        translation.tell(key, f"{setting}.datasets: {len(value or [])}")
-        for index, given in enumerate(value or []):
-            dataset = _dataset(translation, f"{key}[{index}]", given)
-            block["datasets"].append(dataset)
-            tell_dataset(translation, f"{key}[{index}]", given, dataset)
-
-    return handle
-
-
-def _dataset(translation: Translation, key: str, given: dict[str, Any]) -> dict[str, Any]:
-    dataset: dict[str, Any] = {}
-    kind = given.get("type", "chat_template")
-    refuse = translation.refuse
-    if not isinstance(kind, str) or kind.split(".")[0] not in _FORMATS:
-        refuse(key, f"type {kind}: no counterpart: chat_template, alpaca and completion are read")
-        return dataset
-    form = _FORMATS[kind.split(".")[0]]
-    use_dataset_path(translation, key, given["path"], dataset)
-    is_file = "path" in dataset and "." in given["path"].rsplit("/", 1)[-1]
-    for name, value in given.items():
-        if name in ("path", "type") or value is None:
-            continue
-        match name:
-            case "split" if is_file:
-                translation.tell(
-                    f"{key}.split", f"{value}: a file has one split, and no name for it"
-                )
-            case "split":
-                dataset["split"] = value
-            case "ds_type":
-                translation.tell(f"{key}.ds_type", f"{value}: the file's ending says it")
-            case "name":
-                dataset["subset"] = value
-            case "revision":
-                dataset["revision"] = value
-            case "field" if form == "text":
-                if value != "text":
-                    dataset["columns"] = {"text": value}
-            case "field_messages":
-                dataset["columns"] = {**dataset.get("columns", {}), "messages": value}
-            case "field_tools":
-                dataset["columns"] = {**dataset.get("columns", {}), "tools": value}
-            case "field_system":
-                dataset["columns"] = {**dataset.get("columns", {}), "system": value}
-            case "message_property_mappings":
-                if others := sorted(set(value) - set(_MESSAGE_FIELDS)):
-                    refuse(key, f"message_property_mappings.{others[0]}: no counterpart")
-                dataset["message_fields"] = {k: v for k, v in value.items() if k in _MESSAGE_FIELDS}
-            case "message_field_role" | "message_field_content":
-                fields = dataset.setdefault("message_fields", {})
-                fields[name.removeprefix("message_field_")] = value
-            case "message_field_training":
-                dataset.setdefault("message_fields", {})["weight"] = value
-            case "roles":
-                dataset["roles"] = {
-                    theirs: role for role, names in value.items() for theirs in names
-                }
-            case "roles_to_train" if value == ["assistant"]:
-                translation.tell(f"{key}.roles_to_train", "no setting needed: assistant only")
-            case "train_on_eos" if value in ("turn", "all"):
-                translation.tell(f"{key}.train_on_eos", "no setting needed: the end of each turn")
-            case "chat_template":
-                _template(translation, f"{key}.chat_template", value)
-            case _:
-                refuse(key, f"{name}: {value}: no counterpart, or not known here")
-    if form is not None:
-        dataset["format"] = form
-    if "messages" in dataset.get("columns", {}):
-        dataset["format"] = "messages"
-    return dataset
-
-
-def _template(translation: Translation, key: str, value: Any) -> None:
-    name = _TEMPLATES.get(value, value if str(value).endswith(".jinja") else None)
-    if name is None:
-        translation.refuse(
-            key,
-            f"no counterpart: {', '.join(_TEMPLATES)} have; `--set data.chat_template=model` takes "
-            f"the tokenizer's own, with --drop {key}",
-        )
-    else:
-        translation.put(key, "data.chat_template", name)
 
 
 def _schedule(translation: Translation, key: str, value: Any) -> None:
@@ -165,13 +82,13 @@ def _schedule(translation: Translation, key: str, value: Any) -> None:
 
 
 def _minimum(translation: Translation, key: str, value: Any) -> None:
-    if translation.get("lr_scheduler", DEFAULTS["lr_scheduler"]) != "cosine" and value:
+    if translation.get("lr_scheduler", _DEFAULTS["lr_scheduler"]) != "cosine" and value:
         translation.refuse(key, "belongs to lr_scheduler: cosine")
 
 
 def _padding(translation: Translation, key: str, value: Any) -> None:
     if value:
-        length = translation.get("sequence_len", DEFAULTS["sequence_len"])
+        length = translation.get("sequence_len", _DEFAULTS_OF_SFT["sequence_len"])
         translation.put(key, "training.pad_to_multiple_of", length, "of sequence_len")
     else:
         translation.tell(key, "off, same here")
@@ -186,10 +103,12 @@ def _attention(translation: Translation, key: str, value: Any) -> None:
 
 
 def _attention_name(translation: Translation, key: str, value: Any) -> None:
-    if value not in ATTENTION:
+    name = str(value).removeprefix("kernels-community/").replace("-", "_")
+    name = _OTHER_NAMES.get(name, name)
+    if name not in ATTENTION:
         translation.refuse(key, f"must be one of {', '.join(ATTENTION)}")
     else:
-        translation.put(key, "model.attn_implementation", ATTENTION[value])
+        translation.put(key, "model.attn_implementation", ATTENTION[name])
 
 
 def _inputs(translation: Translation, key: str, value: Any) -> None:
@@ -235,6 +154,12 @@ def _wandb_project(translation: Translation, key: str, value: Any) -> None:
         translation.tell(key, "not set")
 
 
+def _use_wandb(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        _report_to(translation, "wandb")
+    translation.tell(key, "logging.report_to has wandb" if value else "off, same here")
+
+
 def _tensorboard(translation: Translation, key: str, value: Any) -> None:
     if value:
         _report_to(translation, "tensorboard")
@@ -259,8 +184,59 @@ def _of_lora(path: str) -> Any:
     return handle
 
 
+def _excess(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "dpo":
+        translation.tell(key, "dpo.truncated_completions says it: drop")
+    elif value in _OVERLONG:
+        translation.put(key, "sft.overlong", _OVERLONG[value])
+    else:
+        translation.refuse(key, f"must be one of {', '.join(_OVERLONG)}")
+
+
+def _liger(translation: Translation, key: str, value: Any) -> None:
+    """They name the kernels one by one; here all are on or off."""
+    if value:
+        translation.put(key, "training.use_liger_kernel", True, "all of them")
+    else:
+        translation.tell(key, "off; one that is on switches all of them on")
+
+
+def _curriculum(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        translation.put(key, "training.shuffle", False, "rows in the order of the files")
+    else:
+        translation.tell(key, "off, same here")
+
+
+def _packed_in_order(translation: Translation, key: str, value: Any) -> None:
+    if value and translation.get("sample_packing"):
+        translation.put(key, "sft.packing", "next_fit", "in the order of the rows")
+    else:
+        translation.tell(key, "off, same here")
+
+
+def _preference(translation: Translation, key: str, value: Any) -> None:
+    if not value:
+        translation.tell(key, "not set: entrypoint sft")
+    elif value in _LOSSES:
+        translation.put(key, "loss.name", _LOSSES[value])
+    else:
+        translation.refuse(
+            key, f"no counterpart: {', '.join(_LOSSES)} have, and entrypoint dpo has qrpo too"
+        )
+
+
+def _fused_kernel(why: str) -> Ours:
+    return Ours(f"{why}: a kernel changes no result")
+
+
 def choose_stage(given: dict[str, Any]) -> str:
-    return "sft"
+    return "dpo" if given.get("rl") in _LOSSES else "sft"
+
+
+def defaults_of(translation: Translation) -> dict[str, Any]:
+    is_dpo = translation.stage == "dpo"
+    return _DEFAULTS | (_DEFAULTS_OF_DPO if is_dpo else _DEFAULTS_OF_SFT)
 
 
 TABLE: Table = {
@@ -273,11 +249,11 @@ TABLE: Table = {
     "tokenizer_type": Ours("the tokenizer's files say the class"),
     "is_mistral_derived_model": Ours("config.json says the class"),
     "is_llama_derived_model": Ours("config.json says the class"),
-    "trust_remote_code": Nothing("no code of a model is run: architectures of transformers are"),
+    "trust_remote_code": REMOTE_CODE,
     "plugins": _plugins,
     "strict": Ours("an unknown key is always refused"),
-    "load_in_8bit": _8_BIT,
-    "load_in_4bit": _8_BIT,
+    "load_in_8bit": QUANTIZED,
+    "load_in_4bit": QUANTIZED,
     "adapter": _adapter,
     "lora_r": _of_lora("lora.rank"),
     "lora_alpha": _of_lora("lora.alpha"),
@@ -287,10 +263,10 @@ TABLE: Table = {
     "lora_model_dir": Nothing("a run begins with a new adapter"),
     "lora_fan_in_fan_out": Nothing("weights are of linear layers"),
     "lora_modules_to_save": Nothing("embeddings are not trained beside an adapter"),
-    "datasets": _datasets("data"),
-    "test_datasets": _datasets("evaluation"),
-    "chat_template": _template,
-    "chat_template_jinja": _template,
+    "datasets": use_datasets("data"),
+    "test_datasets": use_datasets("evaluation"),
+    "chat_template": use_template,
+    "chat_template_jinja": use_template,
     "dataset_prepared_path": Becomes("data.cache_dir"),
     "shuffle_merged_datasets": _shuffled,
     "shuffle_before_merging_datasets": Ours("the rows of all datasets are mixed"),
@@ -317,8 +293,10 @@ TABLE: Table = {
     "sample_packing": Becomes("sft.packing", PACKING),
     "eval_sample_packing": Ours("rows of the evaluation are never packed"),
     "pad_to_sequence_len": _padding,
-    "sequence_len": Becomes("sft.max_seq_length"),
-    "excess_length_strategy": Becomes("sft.overlong"),
+    "sample_packing_sequentially": _packed_in_order,
+    "curriculum_sampling": _curriculum,
+    "sequence_len": use_length,
+    "excess_length_strategy": _excess,
     "group_by_length": BY_LENGTH,
     "micro_batch_size": use_micro_batch("gradient_accumulation_steps"),
     "eval_batch_size": Becomes("evaluation.per_device_eval_batch_size"),
@@ -349,7 +327,75 @@ TABLE: Table = {
     "wandb_watch": _WANDB,
     "use_tensorboard": _tensorboard,
     "ddp_find_unused_parameters": UNUSED_PARAMETERS,
-    "rl": Nothing("`entrypoint dpo` trains preferences; the importer translates only sft"),
+    "rl": _preference,
+    "rl_beta": Becomes("loss.beta"),
+    "trl.beta": Becomes("loss.beta"),
+    "dpo_label_smoothing": Becomes("loss.label_smoothing"),
+    "precompute_ref_log_probs": Ours("computed before training where none are stored"),
+    "reward_model": Nothing("`entrypoint reward-model` trains rewards, by a config of its own"),
+    "process_reward_model": Nothing("rewards are of whole answers"),
+    "revision_of_model": use_revision("base_model"),
+    "fsdp_version": Ours("fsdp2 computes what version 1 does"),
+    "fsdp_config": use_fsdp_config(needs_fsdp=False),
+    **dict.fromkeys(
+        (
+            *("liger_rope", "liger_rms_norm", "liger_rms_norm_gated", "liger_layer_norm"),
+            *("liger_glu_activation", "liger_swiglu"),
+        ),
+        _liger,
+    ),
+    **dict.fromkeys(
+        (
+            *("liger_fused_linear_cross_entropy", "liger_cross_entropy", "cut_cross_entropy"),
+            "chunked_cross_entropy",
+        ),
+        _fused_kernel("the loss is computed in chunks, and full logits never exist"),
+    ),
+    **dict.fromkeys(
+        (
+            *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"),
+            *("use_kernels", "use_scattermoe", "use_sonicmoe", "experts_implementation"),
+            *("fused_attn_kernel", "flex_attn_compile_kwargs", "flash_optimum", "tiled_mlp"),
+        ),
+        _fused_kernel("how layers are computed is model.attn_implementation's and torch's"),
+    ),
+    "loss_watchdog_threshold": _WATCHDOG,
+    "loss_watchdog_patience": _WATCHDOG,
+    "cosine_constant_lr_ratio": Nothing("the cosine goes over the whole run"),
+    "eta_min": Nothing("set training.lr_scheduler_kwargs: {min_lr: …} by --set"),
+    "activation_offloading": Nothing("training.gradient_checkpointing needs less memory"),
+    "unfrozen_parameters": Nothing("the whole model is trained, or lora's addition"),
+    "peft_use_rslora": Nothing("the addition is multiplied by alpha / rank: set lora.alpha"),
+    "peft_use_dora": Nothing("lora is the plain one"),
+    "model_config.output_router_logits": Nothing(
+        "a router's loss is the model's own: output_router_logits in its config.json"
+    ),
+    "lora_target_parameters": Nothing("lora is of linear layers"),
+    "special_tokens.unk_token": Ours("no text becomes an unknown token"),
+    "tokens": Nothing("`entrypoint init-model` makes room for tokens; no run adds any"),
+    "tokenizer_use_fast": Ours("tokenizers are fast ones", (True,)),
+    "tokenizer_legacy": Ours("tokenizers are fast ones, which have no older form"),
+    "tokenizer_use_mistral_common": Nothing("data.chat_template: mistral-v7-tekken writes it"),
+    "processor_type": Nothing("models of text are trained"),
+    "skip_prepare_dataset": Nothing("models of text are trained, from prepared rows"),
+    "pretraining_dataset": Nothing("`type: completion` in datasets trains texts"),
+    "streaming": Nothing("rows are prepared once, before training"),
+    "dp_shard_size": Nothing("distributed.strategy: fsdp2 shares among all processes"),
+    "dp_replicate_size": Nothing("distributed.strategy: fsdp2 shares among all processes"),
+    "context_parallel_size": Becomes("distributed.context_parallel_size"),
+    "tensor_parallel_size": Ours("distributed.strategy divides the model", (1,)),
+    "expert_parallel_size": Ours("distributed.strategy divides the model", (1,)),
+    **dict.fromkeys(("quantize_moe_experts", "fp8", "qat", "gptq"), QUANTIZED),
+    **dict.fromkeys(("gptq_groupsize", "gptq_model_v1"), _WITHOUT_USE),
+    **dict.fromkeys(
+        ("torchdistx_path", "max_packed_sequence_len", "save_first_step", "low_cpu_mem_usage"),
+        _WITHOUT_USE,
+    ),
+    "push_dataset_to_hub": Nothing("nothing is sent to a hub"),
+    "hf_use_auth_token": Ours("a run downloads nothing; fetching reads HF_TOKEN"),
+    "use_ray": Nothing("Slurm or `entrypoint` itself starts the processes"),
+    "ray_num_workers": Ours("of the job: post-training submit --nodes"),
+    "use_wandb": _use_wandb,
 }
 
 
@@ -370,6 +416,8 @@ def _default_warmup(translation: Translation) -> None:
 
 def finish(translation: Translation) -> None:
     """What follows from several keys: the warmup, where none is said; the precision under ZeRO."""
+    if translation.stage == "dpo":
+        translation.settings.setdefault("dpo", {})
     _default_warmup(translation)
     use_bf16_under_zero(translation)
 

@@ -49,10 +49,18 @@ def use_deepspeed(translation: Translation, key: str, value: Any) -> None:
             return
     zero = dict(given.get("zero_optimization") or {})
     stage = zero.get("stage", 0)
-    if stage not in (1, 2, 3):
-        translation.refuse(key, f"zero_optimization.stage must be 1, 2 or 3 (got {stage})")
+    if stage not in (0, 1, 2, 3):
+        translation.refuse(key, f"zero_optimization.stage must be 0, 1, 2 or 3 (got {stage})")
         return
-    translation.put(key, "distributed.strategy", f"zero{stage}", f"{name}: stage {stage}")
+    if (given.get("fp16") or {}).get("enabled") is True:
+        translation.refuse(key, f"{name}: fp16 has no counterpart: use bf16")
+    strategy = f"zero{stage}" if stage else "ddp"
+    translation.put(key, "distributed.strategy", strategy, f"{name}: stage {stage}")
+    if not stage:
+        # Nothing is divided: of DeepSpeed's own settings only those of training mean something.
+        for part in _others(translation, key, name, given, {}):
+            translation.tell(key, f"{name}: {part}: of DeepSpeed, which ddp does without")
+        return
     devices = {
         part: (zero.get(part) or {}).get("device", "none")
         for part in ("offload_optimizer", "offload_param")
@@ -64,8 +72,6 @@ def use_deepspeed(translation: Translation, key: str, value: Any) -> None:
         translation.put(key, "distributed.offload", "parameters")
     elif devices["offload_optimizer"] == "cpu":
         translation.put(key, "distributed.offload", "optimizer")
-    if (given.get("fp16") or {}).get("enabled") is True:
-        translation.refuse(key, f"{name}: fp16 has no counterpart: use bf16")
     rest = _others(translation, key, name, given, zero)
     if rest:
         translation.put(key, "distributed.deepspeed_config", rest, "merged with ours")

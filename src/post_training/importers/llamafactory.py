@@ -8,6 +8,8 @@ from post_training.core.errors import UsageError
 from post_training.importers.documents import read_document
 from post_training.importers.training_arguments import (
     ATTENTION,
+    QUANTIZED,
+    REMOTE_CODE,
     TRAINING_ARGUMENTS,
     tell_dataset,
     use_dataset_path,
@@ -18,9 +20,15 @@ from post_training.importers.translation import Becomes, Nothing, Ours, Table, T
 from post_training.importers.trl import LOSSES
 from post_training.importers.trl import finish as finish_as_trl
 
-WHOLE = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "optim_args")
+WHOLE = (
+    "lr_scheduler_kwargs",
+    "gradient_checkpointing_kwargs",
+    "optim_args",
+    "deepspeed",
+    "fsdp_config",
+)
 _TUNING = "lora"
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     "finetuning_type": _TUNING,
     "lora_rank": 8,
     "learning_rate": 5e-5,
@@ -29,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": True,
     "cutoff_len": 2048,
+    "template": None,
     "seed": 42,
 }
 _DEFAULTS_OF_DPO = {"pref_beta": 0.1, "pref_loss": "sigmoid"}
@@ -36,15 +45,18 @@ _TEMPLATES = {
     "llama3": "llama-3",
     "qwen": "qwen2.5",
     "qwen3": "qwen3",
+    "qwen3_nothink": "chatml",
     "gemma": "gemma3",
     "gemma3": "gemma3",
     "mistral": "mistral",
     "zephyr": "zephyr",
     "chatml": "chatml",
-    "default": "model",
     "gpt": "gpt-oss",
     "phi": "phi-3",
 }
+_OTHER_LOSS = Nothing("losses of entrypoint sft are sft, plw, ln-plw and irl")
+_OTHER_LORA = Nothing("lora is the plain one, of linear layers")
+_OTHER_OPTIMIZER = Nothing("training.optimizer names those that there are")
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
 _RANKED = {"prompt": "prompt", "query": "input", "system": "system"}
 _RANKED |= {"chosen": "chosen", "rejected": "rejected"}
@@ -54,8 +66,8 @@ _ROLES = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "syste
 _ROLES |= {"observation_tag": "tool", "function_tag": "assistant"}
 
 
-def defaults_of(given: dict[str, Any], stage: str) -> dict[str, Any]:
-    return DEFAULTS | (_DEFAULTS_OF_DPO if stage == "dpo" else {})
+def defaults_of(translation: Translation) -> dict[str, Any]:
+    return _DEFAULTS | (_DEFAULTS_OF_DPO if translation.stage == "dpo" else {})
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -66,11 +78,18 @@ def _stage(translation: Translation, key: str, value: Any) -> None:
     if value in ("sft", "dpo"):
         translation.tell(key, f"the stage: entrypoint {value}")
     else:
-        translation.refuse(key, "must be sft or dpo; `entrypoint reward-model` trains rewards")
+        translation.refuse(
+            key,
+            "must be sft or dpo; `entrypoint reward-model` trains rewards, and `entrypoint sft` "
+            "plain texts (format: text), each by a config of its own",
+        )
 
 
 def _datasets(translation: Translation, key: str, value: Any) -> None:
-    """Names in dataset_info.json of dataset_dir."""
+    """Names in dataset_info.json of dataset_dir: of `dataset`, or of `eval_dataset`."""
+    if not value:
+        translation.tell(key, "none, same here")
+        return
     folder = Path(translation.get("dataset_dir", "data"))
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     try:
@@ -86,8 +105,9 @@ def _datasets(translation: Translation, key: str, value: Any) -> None:
             dataset = _dataset(translation, key, name, known[name], folder)
             found.append(dataset)
             tell_dataset(translation, f"{key}.{name}", known[name], dataset)
-    translation.settings.setdefault("data", {})["datasets"] = found
-    translation.tell(key, f"data.datasets: {', '.join(names)}")
+    block = "evaluation" if key == "eval_dataset" else "data"
+    translation.settings.setdefault(block, {})["datasets"] = found
+    translation.tell(key, f"{block}.datasets: {', '.join(names)}")
 
 
 def _dataset(
@@ -152,7 +172,9 @@ def _refuse_unread(translation: Translation, key: str, what: str, names: list[st
 
 
 def _template(translation: Translation, key: str, value: Any) -> None:
-    if value in _TEMPLATES:
+    if value is None:
+        translation.put(key, "data.chat_template", "model", "the tokenizer's own")
+    elif value in _TEMPLATES:
         translation.put(key, "data.chat_template", _TEMPLATES[value])
     else:
         translation.refuse(
@@ -201,6 +223,14 @@ def _preference_loss(translation: Translation, key: str, value: Any) -> None:
         translation.refuse(key, str(error))
 
 
+def _pure_bf16(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        note = "float32 weights: in bfloat16 slow averages stand still"
+        translation.put(key, "training.mixed_precision", "bf16", note)
+    else:
+        translation.tell(key, "off, same here")
+
+
 def _packing(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.put(key, "sft.packing", "bfd", "sequences do not see each other")
@@ -211,7 +241,7 @@ def _packing(translation: Translation, key: str, value: Any) -> None:
 TABLE: Table = {
     **TRAINING_ARGUMENTS,
     "model_name_or_path": use_model,
-    "trust_remote_code": Nothing("no code of a model is run: architectures of transformers are"),
+    "trust_remote_code": REMOTE_CODE,
     "rope_scaling": Nothing("config.json says it: put rope_scaling into that of a copy"),
     "flash_attn": _attention,
     "attn": _attention,
@@ -224,7 +254,7 @@ TABLE: Table = {
     "lora_target": _of_lora("lora.target_modules"),
     "dataset": _datasets,
     "dataset_dir": Ours("it goes with dataset"),
-    "eval_dataset": Nothing("set evaluation.datasets by --set"),
+    "eval_dataset": _datasets,
     "template": _template,
     "cutoff_len": use_length,
     "max_samples": Ours("the first rows of each dataset: max_rows"),
@@ -242,6 +272,54 @@ TABLE: Table = {
     "pref_beta": Becomes("loss.beta"),
     "pref_loss": _preference_loss,
     "ref_model": Becomes("reference.ref_model_name_or_path"),
+    "pure_bf16": _pure_bf16,
+    "adapter_name_or_path": Nothing("a run begins with a new adapter"),
+    "resize_vocab": Nothing("`entrypoint init-model` makes room for tokens; no run adds any"),
+    "tokenized_path": Nothing(
+        "`entrypoint prepare` writes prepared rows; data.cache_dir keeps them"
+    ),
+    "predict_with_generate": Nothing("`entrypoint generate` does it"),
+    "use_dft_loss": _OTHER_LOSS,
+    "use_asft_loss": _OTHER_LOSS,
+    "use_eaft_loss": _OTHER_LOSS,
+    "asft_alpha": _OTHER_LOSS,
+    "pissa_init": _OTHER_LORA,
+    "pissa_iter": _OTHER_LORA,
+    "pissa_convert": _OTHER_LORA,
+    "loraplus_lr_ratio": _OTHER_LORA,
+    "use_rslora": _OTHER_LORA,
+    "use_dora": _OTHER_LORA,
+    "additional_target": _OTHER_LORA,
+    "use_galore": _OTHER_OPTIMIZER,
+    "use_apollo": _OTHER_OPTIMIZER,
+    "use_badam": _OTHER_OPTIMIZER,
+    "use_adam_mini": _OTHER_OPTIMIZER,
+    "use_muon": _OTHER_OPTIMIZER,
+    **dict.fromkeys(
+        (
+            *("galore_layerwise", "galore_target", "galore_rank", "galore_scale"),
+            *("apollo_layerwise", "apollo_target", "apollo_rank", "apollo_scale"),
+            *("apollo_scale_type", "badam_mode", "badam_switch_mode", "badam_switch_interval"),
+            *("badam_verbose", "oft_block_size", "oft_target", "freeze_trainable_layers"),
+            *("freeze_trainable_modules", "fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
+        ),
+        Ours("part of another setting, which has no counterpart"),
+    ),
+    "use_llama_pro": Nothing("no layers are added to a model"),
+    "mixture_of_depths": Nothing("no layers are added to a model"),
+    "fp8": QUANTIZED,
+    "quantization_bit": QUANTIZED,
+    "quantization_method": QUANTIZED,
+    "double_quantization": QUANTIZED,
+    "ray_num_workers": Ours("of the job: post-training submit --nodes"),
+    **dict.fromkeys(
+        (
+            *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels"),
+            *("video_fps", "video_maxlen", "freeze_vision_tower", "freeze_multi_modal_projector"),
+            "freeze_language_model",
+        ),
+        Ours("of images and videos, and models of text are trained"),
+    ),
 }
 
 

@@ -6,8 +6,18 @@ from post_training.importers.deepspeed import use_deepspeed
 from post_training.importers.training_arguments import use_batch
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
 
-WHOLE = ("zero_optimization", "fp16", "bf16", "attention_config", "data_types", "optimizer")
-DEFAULTS: dict[str, Any] = {
+WHOLE = (
+    "zero_optimization",
+    "fp16",
+    "bf16",
+    "attention_config",
+    "data_types",
+    "optimizer",
+    "sparsity_config",
+    "deepspeed_extra_args",
+    "comet_others",
+)
+_DEFAULTS: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
     "gradient_accumulation_steps": 1,
     "lr_decay_style": "linear",
@@ -26,6 +36,13 @@ _LAUNCH = Ours("`post-training submit` starts the processes")
 _TIMERS = Ours("metrics.jsonl has times, tokens/s and FLOPs")
 _PARALLEL = Ours("distributed.strategy divides the model: zero1 to zero3, or fsdp2")
 _HELD_OUT = Nothing("set evaluation.prepared by --set: rows that `entrypoint prepare` made")
+_LABELS = Nothing(
+    "which tokens are trained is in PREFIX_kinds_document, which `entrypoint tokenize` writes"
+)
+_PAIRS = Nothing("`entrypoint dpo` and `reward-model` read rows with a chosen and a rejected text")
+_COMET = Nothing("logging.report_to has wandb and tensorboard")
+_PROFILE = Nothing("metrics.jsonl has times and memory; there is no profiler")
+_GENERATION = Ours("of generation: `entrypoint generate` has its own configuration")
 _SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant"}
 _PACKING = {"k_bin_packed": "k_bin_packed", "packed": "next_fit", "unpacked": "none"}
 
@@ -33,6 +50,10 @@ _PACKING = {"k_bin_packed": "k_bin_packed", "packed": "next_fit", "unpacked": "n
 def normalise(given: dict[str, Any]) -> dict[str, Any]:
     """Their keys are written with - or _."""
     return {key.replace("-", "_"): value for key, value in given.items()}
+
+
+def defaults_of(translation: Translation) -> dict[str, Any]:
+    return _DEFAULTS
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -73,7 +94,7 @@ def _schedule(translation: Translation, key: str, value: Any) -> None:
     name = _SCHEDULES[value]
     if value == "cosine" and not minimum:
         name = "cosine"
-    if value == "constant" and translation.get("warmup", DEFAULTS["warmup"]):
+    if value == "constant" and translation.get("warmup", _DEFAULTS["warmup"]):
         name = "constant_with_warmup"
     if value == "linear" and minimum:
         name = "polynomial"
@@ -106,7 +127,9 @@ def _precision(translation: Translation, key: str, value: Any) -> None:
     elif str(kind) in ("bf16", "bfloat16", "True"):
         translation.put(key, "training.mixed_precision", "bf16")
     else:
-        translation.refuse(key, f"fp16 has no counterpart: bf16 has; --drop {key} and set it")
+        translation.refuse(
+            key, f"fp16 has no counterpart: --drop {key}, and --set training.mixed_precision=bf16"
+        )
 
 
 def _zero(translation: Translation, key: str, value: Any) -> None:
@@ -167,6 +190,15 @@ def _length(translation: Translation, key: str, value: Any) -> None:
         )
 
 
+def _stage(translation: Translation, key: str, value: Any) -> None:
+    if value == "normal":
+        translation.tell(key, "the stage: entrypoint sft")
+    else:
+        translation.refuse(
+            key, f"{value} reads files that are none of ours: entrypoint dpo reads rows of pairs"
+        )
+
+
 TABLE: Table = {
     "train_data_paths": _data,
     "data_path": _data,
@@ -190,6 +222,11 @@ TABLE: Table = {
     "min_lr": _minimum,
     "lr_decay_iters": _decay_steps,
     "warmup": Becomes("training.warmup"),
+    "warmup_iters": Becomes("training.warmup"),
+    "decay_lr_to": Nothing("give min_lr, a rate"),
+    "override_lr_scheduler": Ours("a run has the schedule of its own settings"),
+    "use_checkpoint_lr_scheduler": Ours("a run has the schedule of its own settings"),
+    "train_impl": _stage,
     "gradient_clipping": Becomes("training.max_grad_norm"),
     "clip_grad": Becomes("training.max_grad_norm"),
     "weight_decay": Becomes("training.weight_decay"),
@@ -223,6 +260,62 @@ TABLE: Table = {
     "log_dir": Ours("RUN/slurm"),
     "attention_dropout": Nothing("config.json says it"),
     "hidden_dropout": Nothing("config.json says it"),
+    "checkpoint_validation_with_forward_pass": Ours("a checkpoint's files are compared by digest"),
+    "extra_save_iters": Nothing("checkpoints are at each multiple of checkpointing.save_steps"),
+    "fp32_allreduce": Ours("gradients are summed in float32"),
+    "use_bnb_optimizer": Nothing("optimizers have their state in full precision"),
+    "deepspeed_extra_args": Nothing("set distributed.deepspeed_config by --set"),
+    "global_num_gpus": Ours("--num-processes says it, and the job's nodes"),
+    "comment": Ours("of its job: post-training submit"),
+    "wandb_host": Ours("the variable WANDB_BASE_URL says it"),
+    "dataset_impl": Ours("the stage says what rows are", ("gpt2",)),
+    "allow_chopped": Nothing("sft.overlong says what becomes of a longer text"),
+    "moe_num_experts": _SHAPE,
+    **dict.fromkeys(
+        (f"{part}_label_data_paths" for part in ("train", "valid", "test")),
+        _LABELS,
+    ),
+    **dict.fromkeys(
+        (
+            f"{side}_{part}{kind}_data_paths"
+            for side in ("pos", "neg")
+            for part in ("train", "valid", "test")
+            for kind in ("", "_label")
+        ),
+        _PAIRS,
+    ),
+    **dict.fromkeys((f"{part}_reward_data_paths" for part in ("train", "valid", "test")), _PAIRS),
+    **dict.fromkeys(("dpo_fp32", "dpo_beta", "kto_fp32", "kto_beta"), _PAIRS),
+    **dict.fromkeys(
+        (
+            *("use_comet", "comet_project", "comet_experiment_name", "comet_tags"),
+            *("comet_others", "comet_workspace"),
+        ),
+        _COMET,
+    ),
+    **dict.fromkeys(
+        (
+            *("profile", "profile_step_start", "profile_step_stop", "memory_profiling"),
+            "memory_profiling_path",
+        ),
+        _PROFILE,
+    ),
+    **dict.fromkeys(
+        (
+            *("text_gen_type", "maximum_tokens", "prompt_end", "temperature", "top_p", "top_k"),
+            *("recompute", "num_samples", "sample_input_file", "sample_output_file"),
+        ),
+        _GENERATION,
+    ),
+    **dict.fromkeys(
+        (
+            *("te_columnparallel", "te_rowparallel", "te_layernorm_mlp", "te_mha"),
+            *("rope_fusion", "layernorm_fusion", "rmsnorm_fusion", "use_flashattn_swiglu"),
+            *("mamba_selective_scan_fusion", "mamba_inner_func_fusion"),
+            "mamba_causal_conv_fusion",
+        ),
+        Ours("how layers are computed is torch's choice, and changes no result"),
+    ),
     **dict.fromkeys(
         ("pipe_parallel_size", "model_parallel_size", "sequence_parallel", "is_pipe_parallel"),
         _PARALLEL,
@@ -269,6 +362,11 @@ TABLE: Table = {
             "output_layer_init_method",
             "init_method_std",
             "attention_softmax_in_fp32",
+            "attention_type",
+            "mlp_multiple_of",
+            "sliding_window_width",
+            "sparsity_config",
+            "gmlp_attn_dim",
         ),
         _SHAPE,
     ),

@@ -12,6 +12,7 @@ from post_training.importers.training_arguments import (
     use_dataset_path,
     use_model,
     use_precision,
+    use_revision,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
 from post_training.importers.trl import LOSSES
@@ -20,11 +21,20 @@ WHOLE = (
     "training.lr_scheduler_kwargs",
     "training.gradient_checkpointing_kwargs",
     "training.liger_kernel_config",
+    "training.fsdp_config",
     "deepspeed",
     "llamafactory",
 )
-DEFAULTS: dict[str, Any] = {"training.seed": 42}
-_TEMPLATES = ("chatml", "tulu", "zephyr", "mistral", "apertus")
+# By their registry's names. Its olmo3 is that of Olmo 3 Think, which is none of ours.
+_TEMPLATES = {
+    "chatml": "chatml",
+    "tulu": "tulu",
+    "tulu3": "tulu",
+    "zephyr": "zephyr",
+    "mistral": "mistral",
+    "apertus": "apertus",
+    "olmo3-instruct-sft": "olmo3",
+}
 _OF_THE_JOB = {
     "slurm.partition": "--partition",
     "slurm.num_nodes": "--nodes",
@@ -35,6 +45,10 @@ _OF_THE_JOB = {
 _LAUNCH = Ours("Slurm starts the processes, and they find each other by its variables")
 _CONTAINER = Ours("an EDF names the image and its mounts; `post-training edf render` writes it")
 _SITE = Ours("the site's file says it; your own settings are in ~/.config/post-training/sites.yaml")
+
+
+def defaults_of(translation: Translation) -> dict[str, Any]:
+    return {"training.seed": 42}
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -84,7 +98,7 @@ def _amount(translation: Translation, place: str, weight: float, dataset: dict[s
 
 def _template(translation: Translation, key: str, value: Any) -> None:
     if value in _TEMPLATES or str(value).endswith(".jinja"):
-        translation.put(key, "data.chat_template", value)
+        translation.put(key, "data.chat_template", _TEMPLATES.get(value, value))
     else:
         translation.refuse(
             key,
@@ -167,7 +181,7 @@ TABLE: Table = {
     "model.name_or_path": use_model,
     "model.attn_implementation": _attention,
     "model.dtype": _dtype,
-    "model.revision": Becomes("model.revision"),
+    "model.revision": use_revision("model.name_or_path"),
     "training.effective_batch_size": Becomes("training.effective_batch_size"),
     "training.per_device_train_batch_size": Becomes("training.per_device_train_batch_size"),
     "training.num_training_samples": Becomes("training.num_training_samples"),

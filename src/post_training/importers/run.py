@@ -1,5 +1,6 @@
 """One system's files to one of our configurations, checked as the stage would check it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.load import Layer, check_layer, parse_override, set_override
-from post_training.core.errors import ConfigError, UsageError
+from post_training.core.errors import ConfigError, UsageError, dotted
 from post_training.importers.deepspeed import conflicts_with_deepspeed
 from post_training.importers.documents import compose, read_with_references
 from post_training.importers.translation import Translation, flatten
@@ -27,13 +28,15 @@ SYSTEMS = {
 @dataclass(frozen=True)
 class Request:
     """files: of theirs, with `key=value` among them. drop: keys of theirs to leave out. overrides:
-    `key=value` of ours, over what was translated."""
+    `key=value` of ours, over what was translated. stage: sft or dpo, where the files don't show it;
+    None: as they show."""
 
     system: str
     files: Sequence[str]
     drop: Sequence[str] = ()
     overrides: Sequence[str] = ()
     num_processes: int | None = None
+    stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ def import_settings(request: Request) -> Imported:
     dropped = _drop(given, request.drop)
     # One of their defaults in its place stands nowhere in the files.
     where = {key: place for key, place in where.items() if key not in dropped}
-    translation = Translation(given, where, request.num_processes, module.choose_stage(given))
-    has_several = hasattr(module, "defaults_of")
-    defaults = module.defaults_of(given, translation.stage) if has_several else module.DEFAULTS
+    stage = request.stage or module.choose_stage(given)
+    translation = Translation(given, where, request.num_processes, stage)
+    defaults = module.defaults_of(translation)
     translation.apply(module.TABLE)
     translation.apply_defaults(module.TABLE, defaults)
     module.finish(translation)
@@ -105,12 +108,31 @@ def _drop(given: dict[str, Any], keys: Sequence[str]) -> list[str]:
     dropped = []
     for key in keys:
         names = [name for name in given if name == key or name.startswith(f"{key}.")]
-        if not names:
+        if not names and not _drop_part(given, key):
             raise UsageError(f"--drop {key}: there is no such key in the files")
         for name in names:
             del given[name]
-        dropped += names
+        dropped += names or [key]
     return dropped
+
+
+def _drop_part(given: dict[str, Any], key: str) -> bool:
+    """Leave out `datasets[0].split`, a part of a value. False: there is none."""
+    path = parse_override(f"{key}=null").path
+    for depth in range(1, len(path)):
+        whole = dotted(path[:depth])
+        if whole not in given:
+            continue
+        value = here = copy.deepcopy(given[whole])
+        try:
+            for part in path[depth:-1]:
+                here = here[part]
+            del here[path[-1]]
+        except (KeyError, IndexError, TypeError):
+            return False
+        given[whole] = value
+        return True
+    return False
 
 
 def _in_order(settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from post_training.importers.documents import read_document
 from post_training.importers.training_arguments import (
     ATTENTION,
     PACKING,
+    REMOTE_CODE,
     TRAINING_ARGUMENTS,
     use_batch,
     use_dataset_path,
@@ -37,8 +38,8 @@ WHOLE = (
     "dataset_args.eval_split",
     "model_vllm_config",
     "model_generation_config",
+    "model_eval_generation_config",
 )
-DEFAULTS: dict[str, Any] = {}
 _DEVICES = ("offload_optimizer_device", "offload_param_device")
 _READ_OF_ZERO = {"zero_stage", *_DEVICES}
 _COMPOSED = Ours("it goes with dataset_args")
@@ -48,6 +49,11 @@ _RESUMING = Ours(
 )
 _OF_ENGINES = Ours("of generation: `entrypoint generate` has its own configuration")
 _LOSSES = {"sigmoid": "dpo", "dpo": "dpo", "dpo_norm": "dpo-norm", "ipo": "ipo", "qrpo": "qrpo"}
+
+
+def defaults_of(translation: Translation) -> dict[str, Any]:
+    """A model of theirs without a template has its tokenizer's."""
+    return {"tokenizer_args.chat_template_name": None}
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -155,9 +161,11 @@ def _attention(translation: Translation, key: str, value: Any) -> None:
         translation.put(key, "model.attn_implementation", ATTENTION.get(str(value), "sdpa"))
 
 
-def _remote_code(translation: Translation, key: str, value: Any) -> None:
-    # Their every model has it; it matters only where the folder brings code, which loading refuses.
-    translation.tell(key, "no code of a model is run: a folder that needs its own is refused")
+def _template(translation: Translation, key: str, value: Any) -> None:
+    if value is None:
+        translation.put(key, "data.chat_template", "model", "the tokenizer's own")
+    else:
+        translation.put(key, "data.chat_template", value)
 
 
 def _batch(translation: Translation, key: str, value: Any) -> None:
@@ -219,11 +227,11 @@ TABLE: Table = {
     "model_args.model_name_or_path": use_model,
     "model_args.torch_dtype": use_dtype,
     "model_args.attn_implementation": _attention,
-    "model_args.trust_remote_code": _remote_code,
+    "model_args.trust_remote_code": REMOTE_CODE,
     "model_args.use_peft": Nothing("set lora by --set lora.rank=16"),
     "tokenizer_args.tokenizer_name_or_path": use_model,
-    "tokenizer_args.chat_template_name": Becomes("data.chat_template"),
-    "tokenizer_args.trust_remote_code": _remote_code,
+    "tokenizer_args.chat_template_name": _template,
+    "tokenizer_args.trust_remote_code": REMOTE_CODE,
     "tokenizer_args.padding_side": Ours("padding is never trained, whatever its side"),
     "tokenizer_args.add_bos_to_chat_template": Ours("a text begins with BOS where the model's do"),
     "tokenizer_args.model_pad_token_id": Ours("padding is never trained nor attended"),
@@ -231,6 +239,7 @@ TABLE: Table = {
     "tokenizer_args.model_eos_token_id": Nothing("set data.special_tokens.eos_token, by its text"),
     "model_vllm_config": _OF_ENGINES,
     "model_generation_config": _OF_ENGINES,
+    "model_eval_generation_config": _OF_ENGINES,
     "dataset_name": _COMPOSED,
     "dataset_args.dataset_name": _dataset,
     "dataset_args.train_split": _COMPOSED,

@@ -7,6 +7,7 @@ from typing import Any
 
 from post_training.core.errors import shown
 from post_training.importers.deepspeed import use_deepspeed
+from post_training.importers.fsdp import FSDP
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation, choose
 
 OPTIMIZERS = {
@@ -34,6 +35,7 @@ ATTENTION = {
     "flex_attention": "flex_attention",
 }
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOADER = Ours("rows are read from prepared files, without processes of a loader")
 _METRICS = Ours("metrics.jsonl has a line each logging_steps, with all tokens counted")
 _PUBLISH = Nothing("nothing is sent to a hub; RUN/model is a folder to upload")
@@ -79,6 +81,22 @@ def use_model(translation: Translation, key: str, value: Any) -> None:
         )
     else:
         translation.put(key, "model.path", value)
+
+
+def use_revision(model_key: str) -> Any:
+    """A rule for the model's commit: of a folder it says nothing, and a branch can change."""
+
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if value is None or not is_hub_name(translation.get(model_key)):
+            translation.tell(
+                key, "no setting needed: the model is a folder" if value else "not set"
+            )
+        elif _COMMIT.fullmatch(str(value)):
+            translation.put(key, "model.revision", value)
+        else:
+            translation.tell(key, "a branch, which can change: fetching prints its commit")
+
+    return handle
 
 
 def use_dataset_path(translation: Translation, key: str, value: str, dataset: dict) -> None:
@@ -262,7 +280,9 @@ BY_LENGTH = Nothing(
     "rows are not grouped by length, which would tie the order to the lengths; sft.packing or "
     "training.padding_free leave no padding at all"
 )
-REENTRANT = Ours("checkpoints of activations are not reentrant", (False, {"use_reentrant": False}))
+REENTRANT = Ours("activations are computed again without reentrance, with the same result")
+REMOTE_CODE = Ours("no code of a model is run: a folder that needs its own is refused")
+QUANTIZED = Nothing("models are trained in 16 or 32 bits")
 
 TRAINING_ARGUMENTS: Table = {
     "output_dir": Becomes("run_dir"),
@@ -291,9 +311,11 @@ TRAINING_ARGUMENTS: Table = {
     "gradient_checkpointing": Becomes("training.gradient_checkpointing"),
     "gradient_checkpointing_kwargs": REENTRANT,
     "gradient_checkpointing_kwargs.use_reentrant": REENTRANT,
+    "use_reentrant_gc": REENTRANT,
     "bf16": use_precision,
     "fp16": Nothing("bf16 needs no scaling of the loss: training.mixed_precision: bf16"),
-    "tf32": Nothing("float32 is computed as float32; bf16 is faster still"),
+    "tf32": Ours("float32 is computed as float32; bf16 is faster still"),
+    "bf16_full_eval": Ours("an evaluation computes as training does"),
     "torch_compile": Becomes("training.torch_compile"),
     "use_liger_kernel": Becomes("training.use_liger_kernel"),
     "liger_kernel_config": Ours("norms, rotary embeddings and MLPs; the loss has its own kernel"),
@@ -310,14 +332,17 @@ TRAINING_ARGUMENTS: Table = {
     ),
     "save_steps": Becomes("checkpointing.save_steps"),
     "save_total_limit": Becomes("checkpointing.save_total_limit"),
-    "save_only_model": Nothing(
+    "save_only_model": Ours(
         "a checkpoint is whole, so that a run can go on; "
         "checkpointing.inference_checkpoint_steps writes models without optimizer"
     ),
     "save_safetensors": Ours("models are safetensors", (True,)),
     "load_best_model_at_end": Nothing("RUN/model is the last; inference checkpoints keep others"),
-    "eval_strategy": use_strategy(
-        "evaluation.evals_per_epoch", "evaluation.eval_steps", "there is one at the end"
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy"),
+        use_strategy(
+            "evaluation.evals_per_epoch", "evaluation.eval_steps", "there is one at the end"
+        ),
     ),
     "eval_on_start": Nothing("there is no evaluation before the first step"),
     "per_device_eval_batch_size": Becomes("evaluation.per_device_eval_batch_size"),
@@ -332,8 +357,10 @@ TRAINING_ARGUMENTS: Table = {
     "ddp_timeout": Ours("Slurm's time limit and the job's own checks end a hung step"),
     "ddp_find_unused_parameters": UNUSED_PARAMETERS,
     "deepspeed": use_deepspeed,
-    "fsdp": Nothing("set distributed.strategy: fsdp2 by --set"),
-    "fsdp_config": Nothing("distributed.strategy: fsdp2 has its settings"),
+    **FSDP,
+    "ddp_backend": Ours("nccl on GPUs, gloo elsewhere"),
+    "local_rank": Ours("the launcher says it"),
+    "full_determinism": Ours("the same image and hardware give the same bits"),
     "neftune_noise_alpha": Nothing("no noise is added to embeddings"),
     "label_smoothing_factor": Nothing("there is no label smoothing"),
     "resume_from_checkpoint": use_resumed,

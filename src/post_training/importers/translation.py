@@ -8,6 +8,7 @@ A table says it by the key's dotted name. Its rules, in the order of what a user
     a function         for keys that are read together; it calls the Translation's methods
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from post_training.config.faults import nearest
 from post_training.core.errors import shown
 
 _OFF = (None, False, 0, "", "none", "no", "None")
+_LAST_PART = re.compile(r"(\[\d+\]|\.?[^.\[\]]+)$")
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,16 @@ class Translation:
         self.lines.append(line)
 
     def refuse(self, key: str, why: str) -> None:
-        where = self.where.get(key)
-        named = f"{key}: {shown(self.given.get(key))}"
+        """key: one of theirs, or a part of its value, as in `datasets[0].split`."""
+        where = self._place(key)
+        named = f"{key}: {shown(self.given[key])}" if key in self.given else key
         self.faults.append(f"{where}: {named}: {why}" if where else f"{named}: {why}")
+
+    def _place(self, key: str) -> str | None:
+        """File and line of the key, or else of the nearest that it is a part of."""
+        while key not in self.where and (above := _LAST_PART.sub("", key)) not in ("", key):
+            key = above
+        return self.where.get(key)
 
     def apply_defaults(self, table: Table, defaults: Mapping[str, Any]) -> None:
         """What they do where the file says nothing, and we would do otherwise."""
@@ -127,7 +136,9 @@ class Translation:
     def _apply(self, table: Table, keys: Mapping[str, Any]) -> None:
         for key, value in list(keys.items()):
             rule = table.get(key)
-            if rule is None:
+            if rule is None and value is None:
+                self.tell(key, "not set (and not known here)")
+            elif rule is None:
                 near = nearest(key, list(table))
                 self.refuse(key, f"is not known here{near}; --drop {key} leaves it out")
             elif callable(rule):

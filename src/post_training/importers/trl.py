@@ -6,11 +6,15 @@ from typing import Any
 from post_training.importers.training_arguments import (
     ATTENTION,
     PACKING,
+    QUANTIZED,
+    REMOTE_CODE,
     TRAINING_ARGUMENTS,
     use_dataset_path,
     use_dtype,
+    use_epochs,
     use_length,
     use_model,
+    use_revision,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation, choose
 
@@ -21,8 +25,10 @@ WHOLE = (
     "deepspeed",
     "liger_kernel_config",
     "dataset_mixer",
+    "fsdp_config",
+    "env",
 )
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-5,
     "num_train_epochs": 3,
     "per_device_train_batch_size": 8,
@@ -34,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 42,
 }
 _DEFAULTS_OF_DPO = {"learning_rate": 1e-6, "beta": 0.1, "loss_type": "sigmoid"}
-# Of open-instruct's finetune.py and dpo_tune_cache.py. Without max_seq_length they cut nothing.
+# Of open-instruct's finetune.py and dpo.py. Without max_seq_length they cut nothing.
 _OF_OPEN_INSTRUCT: dict[str, Any] = {
     "learning_rate": 2e-5,
     "lr_scheduler_type": "linear",
@@ -56,6 +62,12 @@ _KEYS_OF_OPEN_INSTRUCT = {
     "dataset_mixer",
     "dataset_mixer_list",
     "mixer_list",
+    "dataset_mix_dir",
+    "max_train_samples",
+    "num_epochs",
+    "hf_metadata_dataset",
+    "try_launch_beaker_eval_jobs",
+    "gamma_beta_ratio",
     "use_flash_attn",
     "use_slow_tokenizer",
     "preprocessing_num_workers",
@@ -74,6 +86,8 @@ LOSSES = choose(sigmoid="dpo", dpo="dpo", dpo_norm="dpo-norm", hinge="hinge", ip
 LOSSES_OF_SFT = ("nll", "chunked_nll")
 _OF_DPO = (
     "beta",
+    "gamma_beta_ratio",
+    "num_epochs",  # of open-instruct, whose sft has num_train_epochs
     "ref_model_name_or_path",
     "precompute_ref_log_probs",
     "dpo_beta",
@@ -81,24 +95,30 @@ _OF_DPO = (
 )
 
 
-def defaults_of(given: dict[str, Any], stage: str) -> dict[str, Any]:
+def defaults_of(translation: Translation) -> dict[str, Any]:
     """Those of the program that the keys are of."""
-    if not given.keys() & _KEYS_OF_OPEN_INSTRUCT:
-        return DEFAULTS | (_DEFAULTS_OF_DPO if stage == "dpo" else {})
+    given, is_dpo = translation.given, translation.stage == "dpo"
+    if not _is_open_instruct(translation):
+        return _DEFAULTS | (_DEFAULTS_OF_DPO if is_dpo else {})
     defaults = dict(_OF_OPEN_INSTRUCT)
-    if stage == "dpo":
+    if is_dpo and given.keys() & {"dpo_beta", "dpo_loss_type"}:  # as its older versions call them
         defaults |= {"dpo_beta": 0.1, "dpo_loss_type": "dpo"}
+    elif is_dpo:
+        defaults |= {"beta": 5.0, "loss_type": "dpo_norm"}
     if given.get("warmup_steps"):
         del defaults["warmup_ratio"]
     return defaults
 
 
+def _is_open_instruct(translation: Translation) -> bool:
+    return bool(translation.given.keys() & _KEYS_OF_OPEN_INSTRUCT)
+
+
 def choose_stage(given: dict[str, Any]) -> str:
     """dpo where a key of it is set."""
-    is_dpo = any(given.get(key) is not None for key in _OF_DPO) or given.get("loss_type") in (
-        "sigmoid",
-        "hinge",
-        "ipo",
+    loss = given.get("loss_type")
+    is_dpo = any(given.get(key) is not None for key in _OF_DPO) or (
+        loss is not None and loss not in LOSSES_OF_SFT
     )
     return "dpo" if is_dpo else "sft"
 
@@ -194,6 +214,49 @@ def _of_adapter(path: str) -> Any:
     return handle
 
 
+def _packing(translation: Translation, key: str, value: Any) -> None:
+    """open-instruct's is a micro-batch without padding, and not rows that several share."""
+    if _is_open_instruct(translation):
+        translation.put(key, "training.padding_free", bool(value))
+    elif translation.stage == "dpo":
+        translation.put(key, "dpo.packing", PACKING(value))
+    else:
+        translation.put(key, "sft.packing", PACKING(value))
+
+
+def _most_rows(translation: Translation, key: str, value: Any) -> None:
+    """The first rows of the whole mixture; max_rows is of one dataset."""
+    datasets = translation.settings.get("data", {}).get("datasets", [])
+    if value is None:
+        translation.tell(key, "not set")
+    elif len(datasets) == 1:
+        datasets[0]["max_rows"] = value
+        translation.tell(key, f"data.datasets[0].max_rows: {value}")
+    else:
+        translation.refuse(
+            key,
+            "of the whole mixture: --drop it, and say of each dataset how many rows by --set "
+            "'data.datasets[0].max_rows=…'",
+        )
+
+
+def _zero_stage(translation: Translation, key: str, value: Any) -> None:
+    if value in (1, 2, 3):
+        translation.put(key, "distributed.strategy", f"zero{value}")
+    else:
+        translation.tell(key, "none, same here")
+
+
+def _offload(ours: str) -> Any:
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if value:
+            translation.put(key, "distributed.offload", ours)
+        else:
+            translation.tell(key, "off, same here")
+
+    return handle
+
+
 def _packing_kind(translation: Translation, key: str, value: Any) -> None:
     if translation.get("packing"):
         translation.put(key, "sft.packing", PACKING(value))
@@ -219,14 +282,18 @@ def _checkpointing_steps(translation: Translation, key: str, value: Any) -> None
         translation.put(key, "checkpointing.save_steps", int(value))
 
 
+_ROUTER = Nothing(
+    "a router's loss is the model's own: output_router_logits and router_aux_loss_coef in "
+    "config.json"
+)
 _FROM_DATASET = Ours("it goes with dataset_name")
 TABLE: Table = {
     **TRAINING_ARGUMENTS,
     "model_name_or_path": use_model,
     "tokenizer_name_or_path": use_model,
     "tokenizer_name": use_model,
-    "model_revision": Becomes("model.revision"),
-    "trust_remote_code": Nothing("no code of a model is run: architectures of transformers are"),
+    "model_revision": use_revision("model_name_or_path"),
+    "trust_remote_code": REMOTE_CODE,
     "attn_implementation": _attention,
     "use_flash_attn": lambda t, key, value: _attention(t, key, "fa2" if value else "sdpa"),
     "torch_dtype": use_dtype,
@@ -240,8 +307,9 @@ TABLE: Table = {
     "lora_target_modules": Nothing(
         "all linear layers but the output; else set lora.target_modules"
     ),
-    "load_in_8bit": Nothing("models are trained in 16 or 32 bits"),
-    "load_in_4bit": Nothing("models are trained in 16 or 32 bits"),
+    "load_in_8bit": QUANTIZED,
+    "load_in_4bit": QUANTIZED,
+    "use_qlora": QUANTIZED,
     "dataset_name": _dataset,
     "dataset_config": _FROM_DATASET,
     "dataset_train_split": _FROM_DATASET,
@@ -255,7 +323,7 @@ TABLE: Table = {
     "max_seq_length": use_length,
     "max_prompt_length": Becomes("dpo.max_prompt_length"),
     "max_completion_length": Becomes("dpo.max_completion_length"),
-    "packing": Becomes("sft.packing", PACKING),
+    "packing": _packing,
     "packing_strategy": _packing_kind,
     "padding_free": Becomes("training.padding_free"),
     "pad_to_multiple_of": Becomes("training.pad_to_multiple_of"),
@@ -272,7 +340,33 @@ TABLE: Table = {
     "label_smoothing": Becomes("loss.label_smoothing"),
     "ref_model_name_or_path": Becomes("reference.ref_model_name_or_path"),
     "precompute_ref_log_probs": Ours("logprobs of the reference are computed before training"),
-    "use_slow_tokenizer": Nothing("tokenizers are fast ones, which know where a token stands"),
+    "use_slow_tokenizer": Ours("tokenizers are fast ones, as open-instruct's now are in any case"),
+    "num_epochs": use_epochs,
+    "max_train_steps": TRAINING_ARGUMENTS["max_steps"],
+    "dataset_mix_dir": Ours("data.cache_dir keeps prepared rows, where it is set"),
+    "overwrite_cache": Ours("prepared data is found again only where nothing changed"),
+    "max_train_samples": _most_rows,
+    "add_bos": Nothing(
+        "a text begins with BOS where the tokenizer or its template writes one: put {{ bos_token "
+        "}} first in a .jinja file, and name it by --set data.chat_template=…"
+    ),
+    "gamma_beta_ratio": Nothing("simpo is none of the losses of entrypoint dpo"),
+    "load_balancing_loss": _ROUTER,
+    "load_balancing_weight": _ROUTER,
+    "zero_stage": _zero_stage,
+    "offload_optimizer": _offload("optimizer"),
+    "offload_param": _offload("parameters"),
+    "concatenated_forward": Ours("both answers of a pair are in one micro-batch"),
+    "hf_metadata_dataset": Ours("figures of evaluations are sent nowhere"),
+    "try_launch_beaker_eval_jobs": Ours("no evaluation jobs are started"),
+    "try_auto_save_to_beaker": Ours("RUN/model is the model"),
+    "do_not_randomize_output_dir": Ours("run_dir is the folder, as it is named"),
+    "hf_entity": TRAINING_ARGUMENTS["hub_model_id"],
+    "hf_repo_id": TRAINING_ARGUMENTS["hub_model_id"],
+    "hf_repo_revision": TRAINING_ARGUMENTS["hub_model_id"],
+    "wandb_project_name": Becomes("logging.wandb_project"),
+    "wandb_entity": Becomes("logging.wandb_entity"),
+    "env": Ours("variables are set where the command is given, or in the EDF"),
     "with_tracking": lambda t, key, value: t.put(
         key, "logging.report_to", ["wandb"] if value else []
     ),

@@ -326,8 +326,12 @@ def conflicts_with_settings(
         "offload_optimizer": "none" if offload == "none" else "cpu",
         "offload_param": "cpu" if offload == "parameters" else "none",
     }
+    divided = distributed.strategy.startswith("zero")
     said = {
-        "zero_optimization.stage": (zero.get("stage"), int(distributed.strategy[-1])),
+        "zero_optimization.stage": (
+            zero.get("stage"),
+            int(distributed.strategy[-1]) if divided else 0,
+        ),
         **{
             f"zero_optimization.{name}.device": ((zero.get(name) or {}).get("device"), device)
             for name, device in devices.items()

@@ -253,7 +253,7 @@ def test_import_deepspeed_with_fp16_or_nvme_is_refused(folder: Path):
     for change, problem in (
         ({"fp16": {"enabled": True}}, "fp16 has no counterpart"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "nvme"),
-        ({"zero_optimization": {"stage": 0}}, "stage must be 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 4}}, "stage must be 0, 1, 2 or 3"),
     ):
         Path("deepspeed.json").write_text(json.dumps(given | change))
         with pytest.raises(ConfigError, match=problem):

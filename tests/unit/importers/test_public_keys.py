@@ -1,0 +1,327 @@
+"""Keys that stand in the public examples of the other systems, and what becomes of each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from post_training.core import yaml
+from post_training.core.errors import ConfigError, UsageError
+from post_training.importers.run import Imported, Request, import_settings
+
+AXOLOTL = {
+    "base_model": "model",
+    "datasets": [{"path": "chats.jsonl", "type": "chat_template"}],
+    "output_dir": "out",
+    "learning_rate": 2e-5,
+}
+AXOLOTL_DPO = {
+    **AXOLOTL,
+    "rl": "dpo",
+    "datasets": [{"path": "pairs.jsonl", "type": "chat_template.default"}],
+}
+TRL = {
+    "model_name_or_path": "model",
+    "dataset_name": "pairs.jsonl",
+    "output_dir": "out",
+    "learning_rate": 5e-7,
+}
+OPEN_INSTRUCT = {
+    "model_name_or_path": "model",
+    "dataset_mixer": {"rows.jsonl": 1.0},
+    "max_seq_length": 2048,
+}
+OPEN_INSTRUCT_DPO = {
+    "model_name_or_path": "model",
+    "dataset_mixer": {"pairs.jsonl": 1.0},
+    "num_epochs": 1,
+}
+LLAMAFACTORY = {
+    "model_name_or_path": "model",
+    "stage": "sft",
+    "finetuning_type": "full",
+    "dataset": "long_sft",
+    "dataset_dir": "data",
+    "template": "chatml",
+    "output_dir": "out",
+}
+NEOX = {
+    "data-path": "rows_text_document",
+    "load": "model",
+    "save": "out",
+    "seq-length": 2048,
+    "train-iters": 10,
+    "optimizer": {"type": "Adam", "params": {"lr": 1e-5}},
+}
+PAIR = {"chosen": "chosen", "rejected": "rejected"}
+
+Importing = Callable[..., Imported]
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Importing:
+    """Import a mapping as the file of a system: imported("axolotl", {…}, drop=[…])."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("data").mkdir()
+    Path("data/dataset_info.json").write_text('{"long_sft": {"file_name": "rows.json"}}')
+
+    def run(system: str, given: dict[str, Any], *words: str, **others: Any) -> Imported:
+        Path("theirs.yaml").write_text(yaml.dump(given))
+        return import_settings(Request(system, ["theirs.yaml", *words], num_processes=1, **others))
+
+    return run
+
+
+def setting(imported: Imported, path: str) -> Any:
+    value: Any = imported.settings
+    for part in path.split("."):
+        value = value[int(part)] if part.isdigit() else value[part]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("system", "base", "given", "path", "expected"),
+    [
+        ("axolotl", AXOLOTL, {}, "sft.overlong", "drop"),
+        ("axolotl", AXOLOTL, {"excess_length_strategy": "raise"}, "sft.overlong", "fail"),
+        ("axolotl", AXOLOTL, {}, "training.mixed_precision", "bf16"),
+        ("axolotl", AXOLOTL, {"liger_rope": True}, "training.use_liger_kernel", True),
+        ("axolotl", AXOLOTL, {"curriculum_sampling": True}, "training.shuffle", False),
+        ("axolotl", AXOLOTL, {"use_wandb": True}, "logging.report_to", ["wandb"]),
+        (
+            "axolotl",
+            AXOLOTL,
+            {"sample_packing": True, "sample_packing_sequentially": True},
+            "sft.packing",
+            "next_fit",
+        ),
+        (
+            "axolotl",
+            AXOLOTL,
+            {"attn_implementation": "kernels-community/vllm-flash-attn3"},
+            "model.attn_implementation",
+            "varlen",
+        ),
+        ("axolotl", AXOLOTL_DPO, {}, "loss", {"name": "dpo", "beta": 0.1}),
+        ("axolotl", AXOLOTL_DPO, {"rl": "ipo", "rl_beta": 0.3}, "loss.name", "ipo"),
+        ("trl", OPEN_INSTRUCT, {"packing": True}, "training.padding_free", True),
+        ("trl", OPEN_INSTRUCT, {"zero_stage": 3}, "distributed.strategy", "zero3"),
+        ("trl", OPEN_INSTRUCT, {"max_train_samples": 7}, "data.datasets.0.max_rows", 7),
+        ("trl", OPEN_INSTRUCT_DPO, {}, "loss", {"name": "dpo-norm", "beta": 5.0}),
+        ("trl", OPEN_INSTRUCT_DPO, {"dpo_beta": 0.2}, "loss", {"name": "dpo", "beta": 0.2}),
+        ("trl", OPEN_INSTRUCT_DPO, {}, "training.num_train_epochs", 1),
+        ("llamafactory", LLAMAFACTORY, {"template": None}, "data.chat_template", "model"),
+        (
+            "llamafactory",
+            LLAMAFACTORY,
+            {"template": "qwen3_nothink"},
+            "data.chat_template",
+            "chatml",
+        ),
+        ("llamafactory", LLAMAFACTORY, {"pure_bf16": True}, "training.mixed_precision", "bf16"),
+        (
+            "llamafactory",
+            LLAMAFACTORY,
+            {"eval_dataset": "long_sft"},
+            "evaluation.datasets.0.path",
+            "data/rows.json",
+        ),
+        ("neox", NEOX, {"warmup-iters": 50}, "training.warmup", 50),
+    ],
+)
+def test_a_public_key_becomes_a_setting(
+    system: str, base: dict, given: dict, path: str, expected: Any, imported: Importing
+):
+    assert setting(imported(system, base | given), path) == expected
+
+
+@pytest.mark.parametrize(
+    ("system", "base", "given"),
+    [
+        ("axolotl", AXOLOTL, {"tf32": True}),
+        ("axolotl", AXOLOTL, {"trust_remote_code": True}),
+        ("axolotl", AXOLOTL, {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
+        ("axolotl", AXOLOTL, {"lora_mlp_kernel": True}),
+        ("axolotl", AXOLOTL, {"loss_watchdog_threshold": 5.0}),
+        ("axolotl", AXOLOTL, {"revision_of_model": "6299b5a"}),
+        ("axolotl", AXOLOTL, {"trackio_run_name": None}),
+        ("trl", OPEN_INSTRUCT, {"use_slow_tokenizer": True}),
+        ("trl", OPEN_INSTRUCT, {"dataset_mix_dir": "output"}),
+        ("trl", OPEN_INSTRUCT, {"model_revision": "main"}),
+        ("trl", OPEN_INSTRUCT, {"save_only_model": True}),
+        ("llamafactory", LLAMAFACTORY, {"use_reentrant_gc": False}),
+        ("neox", NEOX, {"checkpoint_validation_with_forward_pass": False}),
+        ("neox", NEOX, {"rope_fusion": True}),
+        ("neox", NEOX, {"fp32_allreduce": True}),
+        ("neox", NEOX, {"maximum_tokens": 102}),
+    ],
+)
+def test_a_public_key_that_changes_nothing_here_is_told_and_not_refused(
+    system: str, base: dict, given: dict, imported: Importing
+):
+    without = imported(system, base)
+    found = imported(system, base | given)
+    assert found.settings == without.settings
+    [key] = given
+    assert any(line.startswith(key) for line in found.lines)
+
+
+@pytest.mark.parametrize(
+    ("system", "base", "given", "problem"),
+    [
+        ("axolotl", AXOLOTL, {"rl": "kto"}, "rl: 'kto': no counterpart: dpo, ipo have"),
+        ("axolotl", AXOLOTL, {"fp8": True}, "models are trained in 16 or 32 bits"),
+        ("axolotl", AXOLOTL, {"eta_min": 1e-7}, "lr_scheduler_kwargs"),
+        ("axolotl", AXOLOTL, {"chat_template_jinja": "{{ x }}"}, "write it into a file"),
+        ("axolotl", AXOLOTL, {"tensor_parallel_size": 2}, "distributed.strategy divides"),
+        ("axolotl", AXOLOTL, {"datasets": ["rows.jsonl"]}, "must be a mapping with a path"),
+        ("trl", OPEN_INSTRUCT, {"add_bos": True}, "{{ bos_token }}"),
+        ("trl", OPEN_INSTRUCT, {"load_balancing_loss": True}, "router_aux_loss_coef"),
+        ("llamafactory", LLAMAFACTORY, {"template": "default"}, "template: 'default': no counterp"),
+        ("llamafactory", LLAMAFACTORY, {"use_muon": True}, "training.optimizer names those"),
+        ("neox", NEOX, {"train_impl": "kto"}, "kto reads files that are none of ours"),
+        ("neox", NEOX, {"train_label_data_paths": ["x"]}, "PREFIX_kinds_document"),
+    ],
+)
+def test_a_public_key_without_a_counterpart_says_why(
+    system: str, base: dict, given: dict, problem: str, imported: Importing
+):
+    with pytest.raises(ConfigError) as error:
+        imported(system, base | given)
+    assert problem in error.value.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "others", "columns"),
+    [
+        (
+            "chat_template.default",
+            {"field_messages": "conversation"},
+            {"prompt": "conversation", **PAIR},
+        ),
+        ("chat_template.argilla_chat", {}, PAIR),
+        (
+            "chatml.intel",
+            {"field_chosen": "good"},
+            {"prompt": "question", **PAIR, "chosen": "good"},
+        ),
+        ("llama3.ultra", {}, PAIR),
+    ],
+)
+def test_axolotls_preferences_are_read_by_their_columns(
+    kind: str, others: dict, columns: dict, imported: Importing
+):
+    datasets = [{"path": "pairs.jsonl", "type": kind, **others}]
+    found = imported("axolotl", AXOLOTL_DPO | {"datasets": datasets})
+    assert found.stage == "dpo"
+    assert found.settings["data"]["datasets"] == [
+        {"path": "pairs.jsonl", "columns": columns, "format": "preference"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", {"split": "train"}),
+        ("train[:1000]", {"split": "train", "max_rows": 1000}),
+        ("train[:20%]", {"split": "train", "subsample_factor": 0.2}),
+    ],
+)
+def test_a_part_of_a_split_is_that_part(split: str, expected: dict, imported: Importing):
+    rows = [{"path": "rows", "type": "chat_template", "split": split}]
+    [dataset] = imported("axolotl", AXOLOTL | {"datasets": rows}).settings["data"]["datasets"]
+    assert dataset == {"path": "rows", **expected}
+
+
+def test_a_part_of_a_split_that_does_not_begin_it_is_refused(imported: Importing):
+    rows = [{"path": "rows", "type": "chat_template", "split": "train[10:]"}]
+    with pytest.raises(
+        ConfigError, match=r"yaml:\d+: datasets\[0\]\.split: train\[10:\]: rows are"
+    ):
+        imported("axolotl", AXOLOTL | {"datasets": rows})
+
+
+def test_a_field_of_a_dataset_is_refused_at_its_line_and_can_be_dropped(imported: Importing):
+    rows = [{"path": "chats.jsonl", "type": "chat_template", "drop_system_message": True}]
+    with pytest.raises(ConfigError) as error:
+        imported("axolotl", AXOLOTL | {"datasets": rows})
+    [fault] = error.value.faults
+    line = Path("theirs.yaml").read_text().splitlines().index("  drop_system_message: true") + 1
+    assert fault.startswith(f"theirs.yaml:{line}: datasets[0].drop_system_message: true: no count")
+    part = "datasets[0].drop_system_message"
+    found = imported("axolotl", AXOLOTL | {"datasets": rows}, drop=[part])
+    assert found.lines[0] == f"{part}: dropped"
+    for wrong in ("datasets[3].split", "datasets[0].split", "learning_rate.x"):
+        with pytest.raises(UsageError, match="there is no such key"):
+            imported("axolotl", AXOLOTL | {"datasets": rows}, drop=[wrong])
+
+
+def test_rows_that_axolotl_writes_as_instructions_come_with_a_note(imported: Importing):
+    found = imported("axolotl", AXOLOTL | {"datasets": [{"path": "a.jsonl", "type": "alpaca"}]})
+    assert any("'### Instruction: …'" in hint for hint in found.hints)
+
+
+FSDP_1 = {
+    "fsdp": ["full_shard", "auto_wrap"],
+    "fsdp_config": {
+        "fsdp_offload_params": True,
+        "fsdp_sharding_strategy": "FULL_SHARD",
+        "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+    },
+}
+FSDP_2 = {
+    "fsdp_version": 2,
+    "fsdp_config": {"offload_params": False, "activation_checkpointing": True},
+}
+
+
+def test_fsdp_of_either_version_becomes_the_strategy(imported: Importing):
+    first = imported("axolotl", AXOLOTL | FSDP_1)
+    assert first.settings["distributed"] == {"strategy": "fsdp2", "offload": "parameters"}
+    assert any(line.startswith("fsdp_config.fsdp_sharding_strategy -> ") for line in first.lines)
+    second = imported("axolotl", AXOLOTL | FSDP_2)
+    assert second.settings["distributed"] == {"strategy": "fsdp2"}
+    assert setting(second, "training.gradient_checkpointing") is True
+    # TrainingArguments read fsdp_config only beside fsdp.
+    alone = imported("trl", TRL | {"fsdp_config": {"version": 2}})
+    assert "distributed" not in alone.settings
+    words = imported("trl", TRL | {"fsdp": "full_shard auto_wrap offload"})
+    assert words.settings["distributed"] == {"strategy": "fsdp2", "offload": "parameters"}
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"fsdp": "shard_grad_op auto_wrap"}, "fsdp: 'shard_grad_op auto_wrap': no counterpart of"),
+        ({"fsdp_config": {"fsdp_sharding_strategy": "NO_SHARD"}}, "fsdp_sharding_strategy: NO_SH"),
+        ({"fsdp_config": {"fsdp_xla": True}}, "fsdp_config.fsdp_xla: True: is not known here"),
+        ({"fsdp_config": "fsdp.json"}, "must be a mapping"),
+    ],
+)
+def test_fsdp_that_divides_otherwise_is_refused(given: dict, problem: str, imported: Importing):
+    with pytest.raises(ConfigError) as error:
+        imported("axolotl", AXOLOTL | given)
+    assert problem in error.value.faults[0]
+
+
+def test_deepspeed_of_stage_0_is_ddp_and_is_compared_all_the_same(imported: Importing):
+    given = {"zero_optimization": {"stage": 0, "overlap_comm": False}, "aio": {"block_size": 1}}
+    found = imported("llamafactory", LLAMAFACTORY | {"deepspeed": given})
+    assert found.settings["distributed"] == {"strategy": "ddp"}
+    with pytest.raises(ConfigError, match=r"gradient_clipping is 0\.5, and by the other"):
+        imported("llamafactory", LLAMAFACTORY | {"deepspeed": given | {"gradient_clipping": 0.5}})
+
+
+def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
+    assert imported("trl", TRL).stage == "sft"
+    found = imported("trl", TRL, stage="dpo")
+    assert found.stage == "dpo"
+    assert found.settings["loss"] == {"beta": 0.1, "name": "dpo"}
+
+
+def test_rows_of_a_mixture_are_not_counted_for_one_dataset(imported: Importing):
+    given = OPEN_INSTRUCT | {"dataset_mixer": {"a.jsonl": 1.0, "b.jsonl": 1.0}}
+    with pytest.raises(ConfigError, match="of the whole mixture"):
+        imported("trl", given | {"max_train_samples": 7})
