@@ -87,7 +87,9 @@ def _minimum(translation: Translation, key: str, value: Any) -> None:
 
 
 def _padding(translation: Translation, key: str, value: Any) -> None:
-    if value:
+    if value and translation.stage == "dpo":
+        translation.tell(key, "of sft: the pairs of a micro-batch are padded to the longest")
+    elif value:
         length = translation.get("sequence_len", _DEFAULTS_OF_SFT["sequence_len"])
         translation.put(key, "training.pad_to_multiple_of", length, "of sequence_len")
     else:
@@ -208,8 +210,15 @@ def _curriculum(translation: Translation, key: str, value: Any) -> None:
         translation.tell(key, "off, same here")
 
 
+def _packing(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "dpo":
+        translation.tell(key, "of sft: Axolotl packs no pairs")
+    else:
+        translation.put(key, "sft.packing", PACKING(value))
+
+
 def _packed_in_order(translation: Translation, key: str, value: Any) -> None:
-    if value and translation.get("sample_packing"):
+    if value and translation.get("sample_packing") and translation.stage == "sft":
         translation.put(key, "sft.packing", "next_fit", "in the order of the rows")
     else:
         translation.tell(key, "off, same here")
@@ -231,7 +240,7 @@ def _fused_kernel(why: str) -> Ours:
 
 
 def choose_stage(given: dict[str, Any]) -> str:
-    return "dpo" if given.get("rl") in _LOSSES else "sft"
+    return "dpo" if given.get("rl") in list(_LOSSES) else "sft"
 
 
 def defaults_of(translation: Translation) -> dict[str, Any]:
@@ -290,7 +299,7 @@ TABLE: Table = {
     "flash_attn_cross_entropy": Ours("the loss is computed in chunks, and full logits never exist"),
     "flash_attn_fuse_qkv": Nothing("matrices stay as the model's files have them"),
     "flash_attn_fuse_mlp": Nothing("matrices stay as the model's files have them"),
-    "sample_packing": Becomes("sft.packing", PACKING),
+    "sample_packing": _packing,
     "eval_sample_packing": Ours("rows of the evaluation are never packed"),
     "pad_to_sequence_len": _padding,
     "sample_packing_sequentially": _packed_in_order,
@@ -405,7 +414,7 @@ def _default_warmup(translation: Translation) -> None:
     is_said = any(translation.get(key) is not None for key in ("warmup_steps", "warmup_ratio"))
     if is_said or training.get("lr_scheduler_type") == "constant":
         return
-    if steps := training.get("max_steps"):
+    if isinstance(steps := training.get("max_steps"), int):
         # A single step of warmup is two there.
         number = min(int(0.03 * steps), 100)
         translation.put("warmup_steps", "training.warmup", 2 if number == 1 else number)

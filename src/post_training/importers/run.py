@@ -11,7 +11,7 @@ from post_training.config.load import Layer, check_layer, parse_override, set_ov
 from post_training.core.errors import ConfigError, UsageError, dotted
 from post_training.importers.deepspeed import conflicts_with_deepspeed
 from post_training.importers.documents import compose, read_with_references
-from post_training.importers.translation import Translation, flatten
+from post_training.importers.translation import Line, Translation, flatten
 from post_training.stages.config import StageConfig
 from post_training.stages.registry import find_stage
 
@@ -74,7 +74,9 @@ def import_settings(request: Request) -> Imported:
     evaluation = translation.settings.get("evaluation")
     if evaluation is not None and not evaluation.keys() & {"datasets", "prepared"}:
         del translation.settings["evaluation"]
-        translation.tell(", ".join(evaluation), "left out: there are no rows to evaluate on")
+        named = ", ".join(f"evaluation.{name}" for name in evaluation)
+        told = "left out: there are no rows to evaluate on"
+        translation.lines.append(Line(named, None, told, has_value=False))
     settings = _in_order(translation.settings)
     config = _check(translation.stage, settings, translation.hints)
     if conflicts := list(conflicts_with_deepspeed(translation, config)):

@@ -123,6 +123,10 @@ def use_batch(translation: Translation, micro_key: str, accumulation_key: str) -
     """Rows a step = rows a micro-batch × accumulated steps × processes."""
     micro = translation.get(micro_key, 1)
     accumulated = translation.get(accumulation_key, 1)
+    for key, number in ((micro_key, micro), (accumulation_key, accumulated)):
+        if not isinstance(number, int):
+            translation.refuse(key, "must be an integer")
+            return
     translation.put(micro_key, "training.per_device_train_batch_size", micro)
     if translation.num_processes is None:
         translation.refuse(

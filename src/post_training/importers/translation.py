@@ -17,6 +17,8 @@ from post_training.config.faults import nearest
 from post_training.core.errors import shown
 
 _OFF = (None, False, 0, "", "none", "no", "None")
+# A file may have anything anywhere: a rule that reads a list meets a number.
+_WRONG_TYPE = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
 _LAST_PART = re.compile(r"(\[\d+\]|\.?[^.\[\]]+)$")
 
 
@@ -142,7 +144,7 @@ class Translation:
                 near = nearest(key, list(table))
                 self.refuse(key, f"is not known here{near}; --drop {key} leaves it out")
             elif callable(rule):
-                rule(self, key, value)
+                self._call(rule, key, value)
             elif value is None:
                 self.tell(key, "not set")
             elif isinstance(rule, Becomes):
@@ -157,11 +159,19 @@ class Translation:
             else:
                 self.refuse(key, f"no counterpart: {rule.why}; --drop {key} leaves it out")
 
+    def _call(self, rule: Handler, key: str, value: Any) -> None:
+        try:
+            rule(self, key, value)
+        except _WRONG_TYPE:
+            self.refuse(key, "is not a value that this key can have")
+
     def _become(self, key: str, value: Any, rule: Becomes) -> None:
         try:
             self.put(key, rule.path, rule.convert(value) if rule.convert else value)
         except ValueError as error:
             self.refuse(key, str(error))
+        except TypeError:
+            self.refuse(key, "is not a value that this key can have")
 
 
 def flatten(data: Mapping[str, Any], whole: Sequence[str], prefix: str = "") -> Iterator[tuple]:

@@ -20,6 +20,8 @@ AXOLOTL_DPO = {
     **AXOLOTL,
     "rl": "dpo",
     "datasets": [{"path": "pairs.jsonl", "type": "chat_template.default"}],
+    "sample_packing": False,
+    "pad_to_sequence_len": True,
 }
 TRL = {
     "model_name_or_path": "model",
@@ -216,6 +218,7 @@ def test_axolotls_preferences_are_read_by_their_columns(
     datasets = [{"path": "pairs.jsonl", "type": kind, **others}]
     found = imported("axolotl", AXOLOTL_DPO | {"datasets": datasets})
     assert found.stage == "dpo"
+    assert "sft" not in found.settings
     assert found.settings["data"]["datasets"] == [
         {"path": "pairs.jsonl", "columns": columns, "format": "preference"}
     ]
@@ -314,6 +317,13 @@ def test_deepspeed_of_stage_0_is_ddp_and_is_compared_all_the_same(imported: Impo
         imported("llamafactory", LLAMAFACTORY | {"deepspeed": given | {"gradient_clipping": 0.5}})
 
 
+def test_intervals_of_an_evaluation_without_rows_are_left_out_with_a_line(imported: Importing):
+    found = imported("axolotl", AXOLOTL | {"evals_per_epoch": 2})
+    assert "evaluation" not in found.settings
+    told = "evaluation.evals_per_epoch -> left out: there are no rows to evaluate on"
+    assert found.lines[-1] == told
+
+
 def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
     assert imported("trl", TRL).stage == "sft"
     found = imported("trl", TRL, stage="dpo")
@@ -325,3 +335,26 @@ def test_rows_of_a_mixture_are_not_counted_for_one_dataset(imported: Importing):
     given = OPEN_INSTRUCT | {"dataset_mixer": {"a.jsonl": 1.0, "b.jsonl": 1.0}}
     with pytest.raises(ConfigError, match="of the whole mixture"):
         imported("trl", given | {"max_train_samples": 7})
+
+
+@pytest.mark.parametrize(
+    ("system", "base", "given"),
+    [
+        ("axolotl", AXOLOTL, {"datasets": 3}),
+        ("axolotl", AXOLOTL, {"plugins": 1.5}),
+        ("axolotl", AXOLOTL, {"report_to": [1]}),
+        ("axolotl", AXOLOTL, {"rl": ["dpo"]}),
+        ("axolotl", AXOLOTL, {"learning_rate": [1]}),
+        ("trl", OPEN_INSTRUCT, {"checkpointing_steps": "often"}),
+        ("trl", OPEN_INSTRUCT, {"dataset_mixer_list": "rows.jsonl"}),
+        ("llamafactory", LLAMAFACTORY, {"gradient_accumulation_steps": [2]}),
+        ("neox", NEOX, {"optimizer": "Adam"}),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_key(
+    system: str, base: dict, given: dict, imported: Importing
+):
+    [key] = given
+    with pytest.raises(ConfigError) as error:
+        imported(system, base | given)
+    assert any(f" {key}: " in fault for fault in error.value.faults)
