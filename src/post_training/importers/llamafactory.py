@@ -17,8 +17,7 @@ from post_training.importers.training_arguments import (
     use_model,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
-from post_training.importers.trl import LOSSES
-from post_training.importers.trl import finish as finish_as_trl
+from post_training.importers.trl import LOSSES, finish_shared
 
 WHOLE = (
     "lr_scheduler_kwargs",
@@ -327,4 +326,4 @@ def finish(translation: Translation) -> None:
     """What follows from several keys: alpha, which is twice the rank where none is said."""
     if rank := (translation.settings.get("lora") or {}).get("rank"):
         translation.put("lora_alpha", "lora.alpha", 2 * rank, "twice the rank")
-    finish_as_trl(translation)
+    finish_shared(translation)

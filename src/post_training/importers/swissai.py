@@ -26,7 +26,7 @@ from post_training.importers.translation import (
     Translation,
     becomes_if_set,
 )
-from post_training.importers.trl import finish as finish_as_trl
+from post_training.importers.trl import finish_shared
 
 WHOLE = (
     "training_args.gradient_checkpointing_kwargs",
@@ -312,4 +312,4 @@ def finish(translation: Translation) -> None:
     if not translation.has("training.effective_batch_size"):
         names = ("per_device_train_batch_size", "gradient_accumulation_steps")
         use_batch(translation, *(f"training_args.{name}" for name in names))
-    finish_as_trl(translation)
+    finish_shared(translation)

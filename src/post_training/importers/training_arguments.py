@@ -371,6 +371,32 @@ TRAINING_ARGUMENTS: Table = {
     "push_to_hub": _PUBLISH,
     "hub_model_id": _PUBLISH,
     "hub_strategy": _PUBLISH,
+    "auto_find_batch_size": Nothing("a step has training.effective_batch_size rows, and no fewer"),
+    "ignore_data_skip": Nothing("a run that goes on has the rows that come next"),
+    "optim_target_modules": Nothing("every parameter has the same optimizer"),
+    "metric_for_best_model": Ours("it goes with load_best_model_at_end"),
+    "greater_is_better": Ours("it goes with load_best_model_at_end"),
+    "torch_compile_backend": Ours("inductor", ("inductor",)),
+    "torch_compile_mode": Ours("torch's default", ("default",)),
+    "torch_empty_cache_steps": Ours("what the GPU keeps changes no result"),
+    "eval_accumulation_steps": Ours("an evaluation keeps sums, and no logits"),
+    "prediction_loss_only": Ours("an evaluation keeps sums, and no logits"),
+    "eval_delay": Nothing("evaluations begin with the first interval"),
+    **dict.fromkeys(
+        ("hub_token", "hub_private_repo", "hub_always_push", "hub_revision"),
+        Ours("it goes with push_to_hub"),
+    ),
+    **dict.fromkeys(
+        (
+            *("log_level", "log_level_replica", "log_on_each_node", "logging_nan_inf_filter"),
+            *("skip_memory_metrics", "include_tokens_per_second", "debug"),
+        ),
+        _METRICS,
+    ),
+    **dict.fromkeys(
+        ("ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+        Ours("how gradients travel changes no result"),
+    ),
     "disable_tqdm": Ours("progress is shown only on a terminal"),
     "plot_loss": Ours("metrics.jsonl and TensorBoard have the curve"),
 }

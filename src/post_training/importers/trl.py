@@ -9,7 +9,6 @@ from post_training.importers.training_arguments import (
     QUANTIZED,
     REMOTE_CODE,
     TRAINING_ARGUMENTS,
-    use_dataset_path,
     use_dtype,
     use_epochs,
     use_length,
@@ -17,6 +16,7 @@ from post_training.importers.training_arguments import (
     use_revision,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation, choose
+from post_training.importers.trl_rows import ROWS
 
 WHOLE = (
     "gradient_checkpointing_kwargs",
@@ -84,6 +84,7 @@ _KEYS_OF_OPEN_INSTRUCT = {
 }
 LOSSES = choose(sigmoid="dpo", dpo="dpo", dpo_norm="dpo-norm", hinge="hinge", ipo="ipo")
 LOSSES_OF_SFT = ("nll", "chunked_nll")
+_REVERSE = ("reverse_kl",)
 _OF_DPO = (
     "beta",
     "gamma_beta_ratio",
@@ -117,49 +118,32 @@ def _is_open_instruct(translation: Translation) -> bool:
 def choose_stage(given: dict[str, Any]) -> str:
     """dpo where a key of it is set."""
     loss = given.get("loss_type")
+    loss = loss[0] if isinstance(loss, list) and loss else loss
     is_dpo = any(given.get(key) is not None for key in _OF_DPO) or (
         loss is not None and loss not in LOSSES_OF_SFT
     )
     return "dpo" if is_dpo else "sft"
 
 
-def _dataset(translation: Translation, key: str, value: Any) -> None:
-    if value is None:
-        translation.tell(key, "not set")
-        return
-    dataset: dict[str, Any] = {}
-    use_dataset_path(translation, key, value, dataset)
-    if "hub" in dataset or "." not in str(value).rsplit("/", 1)[-1]:
-        dataset["split"] = translation.get("dataset_train_split", "train")
-    if subset := translation.get("dataset_config"):
-        dataset["subset"] = subset
-    block = translation.settings.setdefault("data", {})
-    block["datasets"] = [dataset]
-    translation.tell(key, "data.datasets")
-    if "hub" in dataset and translation.get("eval_strategy", "no") not in ("no", False):
-        split = translation.get("dataset_test_split", "test")
-        translation.settings.setdefault("evaluation", {})["datasets"] = [dataset | {"split": split}]
+def _target_modules(translation: Translation, key: str, value: Any) -> None:
+    if not (translation.get("use_peft") or translation.get("use_lora")):
+        translation.tell(key, "only for LoRA, which is off")
+    elif value in (None, "all-linear", ["all-linear"]):
+        translation.tell(key, "all linear layers but the output")
+    else:
+        translation.put(key, "lora.target_modules", [value] if isinstance(value, str) else value)
 
 
-def _mixer(translation: Translation, key: str, value: Any) -> None:
-    """open-instruct: {path or name: share or number}, or a list of them in turn."""
-    if isinstance(value, list):
-        value = dict(zip(value[::2], value[1::2], strict=False))
-    datasets = []
-    for name, amount in (value or {}).items():
-        dataset: dict[str, Any] = {}
-        use_dataset_path(translation, key, name, dataset)
-        if "hub" in dataset:
-            dataset["split"] = "train"
-        number = float(amount)
-        if number != 1 or "." not in str(amount):
-            dataset["subsample_factor"] = number if "." in str(amount) else int(number)
-        datasets.append(dataset)
-    translation.settings.setdefault("data", {})["datasets"] = datasets
-    translation.tell(key, f"data.datasets: {len(datasets)}")
+def _assistant_only(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        translation.tell(key, "no setting needed: only answers are trained")
+    else:
+        translation.tell(key, "see the note on it")
 
 
 def _loss(translation: Translation, key: str, value: Any) -> None:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if translation.stage == "dpo":
         try:
             translation.put(key, "loss.name", LOSSES(value))
@@ -224,22 +208,6 @@ def _packing(translation: Translation, key: str, value: Any) -> None:
         translation.put(key, "sft.packing", PACKING(value))
 
 
-def _most_rows(translation: Translation, key: str, value: Any) -> None:
-    """The first rows of the whole mixture; max_rows is of one dataset."""
-    datasets = translation.settings.get("data", {}).get("datasets", [])
-    if value is None:
-        translation.tell(key, "not set")
-    elif len(datasets) == 1:
-        datasets[0]["max_rows"] = value
-        translation.tell(key, f"data.datasets[0].max_rows: {value}")
-    else:
-        translation.refuse(
-            key,
-            "of the whole mixture: --drop it, and say of each dataset how many rows by --set "
-            "'data.datasets[0].max_rows=…'",
-        )
-
-
 def _zero_stage(translation: Translation, key: str, value: Any) -> None:
     if value in (1, 2, 3):
         translation.put(key, "distributed.strategy", f"zero{value}")
@@ -286,7 +254,6 @@ _ROUTER = Nothing(
     "a router's loss is the model's own: output_router_logits and router_aux_loss_coef in "
     "config.json"
 )
-_FROM_DATASET = Ours("it goes with dataset_name")
 TABLE: Table = {
     **TRAINING_ARGUMENTS,
     "model_name_or_path": use_model,
@@ -304,19 +271,24 @@ TABLE: Table = {
     "lora_rank": _of_adapter("lora.rank"),
     "lora_alpha": _of_adapter("lora.alpha"),
     "lora_dropout": _of_adapter("lora.dropout"),
-    "lora_target_modules": Nothing(
-        "all linear layers but the output; else set lora.target_modules"
+    "lora_target_modules": _target_modules,
+    "lora_modules_to_save": Nothing("embeddings are not trained beside an adapter"),
+    "lora_target_parameters": Nothing("lora is of linear layers"),
+    "lora_task_type": Ours("the stage says the task", ("CAUSAL_LM",)),
+    "use_rslora": Nothing("the addition is multiplied by alpha / rank: set lora.alpha"),
+    "use_dora": Nothing("lora is the plain one"),
+    **dict.fromkeys(
+        ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"),
+        Ours("it goes with load_in_4bit"),
     ),
+    "model_init_kwargs": Nothing("config.json of the model's folder says it"),
+    "disable_dropout": Ours("config.json says the dropout, which is 0 in present models"),
+    "router_aux_loss_coef": _ROUTER,
+    "activation_offloading": Nothing("training.gradient_checkpointing needs less memory"),
     "load_in_8bit": QUANTIZED,
     "load_in_4bit": QUANTIZED,
     "use_qlora": QUANTIZED,
-    "dataset_name": _dataset,
-    "dataset_config": _FROM_DATASET,
-    "dataset_train_split": _FROM_DATASET,
-    "dataset_test_split": _FROM_DATASET,
-    "dataset_mixer": _mixer,
-    "dataset_mixer_list": _mixer,
-    "mixer_list": _mixer,
+    **ROWS,
     "dataset_num_proc": Becomes("data.num_workers"),
     "preprocessing_num_workers": Becomes("data.num_workers"),
     "max_length": use_length,
@@ -328,7 +300,7 @@ TABLE: Table = {
     "padding_free": Becomes("training.padding_free"),
     "pad_to_multiple_of": Becomes("training.pad_to_multiple_of"),
     "completion_only_loss": _completion_only,
-    "assistant_only_loss": Ours("only answers are trained"),
+    "assistant_only_loss": _assistant_only,
     "chat_template_path": _template,
     "chat_template_name": _template,
     "eos_token": Becomes("data.special_tokens.eos_token"),
@@ -339,13 +311,22 @@ TABLE: Table = {
     "dpo_beta": Becomes("loss.beta"),
     "label_smoothing": Becomes("loss.label_smoothing"),
     "ref_model_name_or_path": Becomes("reference.ref_model_name_or_path"),
+    "loss_weights": Nothing("a run has one loss"),
+    "f_divergence_type": Ours(
+        "the divergence is the reverse one of Kullback and Leibler", _REVERSE
+    ),
+    "sync_ref_model": Nothing("the reference stays as it is"),
+    "ref_model_mixup_alpha": Ours("it goes with sync_ref_model"),
+    "ref_model_sync_steps": Ours("it goes with sync_ref_model"),
+    "use_weighting": Nothing("each pair weighs the same"),
+    "ld_alpha": Nothing("each token of an answer weighs the same"),
+    "precompute_ref_batch_size": Ours("logprobs of the reference need no batch of their own"),
     "precompute_ref_log_probs": Ours("logprobs of the reference are computed before training"),
     "use_slow_tokenizer": Ours("tokenizers are fast ones, as open-instruct's now are in any case"),
     "num_epochs": use_epochs,
     "max_train_steps": TRAINING_ARGUMENTS["max_steps"],
     "dataset_mix_dir": Ours("data.cache_dir keeps prepared rows, where it is set"),
     "overwrite_cache": Ours("prepared data is found again only where nothing changed"),
-    "max_train_samples": _most_rows,
     "add_bos": Nothing(
         "a text begins with BOS where the tokenizer or its template writes one: put {{ bos_token "
         "}} first in a .jinja file, and name it by --set data.chat_template=…"
@@ -378,7 +359,19 @@ TABLE: Table = {
 }
 
 
-def finish(translation: Translation) -> None:
+def _note_what_is_trained(translation: Translation) -> None:
+    """TRL's default depends on the rows, which are not read here."""
+    is_said = any(translation.get(key) for key in ("assistant_only_loss", "completion_only_loss"))
+    if translation.stage == "sft" and not is_said and not translation.has("loss"):
+        translation.hints.append(
+            "assistant_only_loss is false: of conversations TRL then trains all tokens, and here "
+            "only answers are trained, as of a prompt with a completion; --set loss.name=sft "
+            "trains all tokens"
+        )
+
+
+def finish_shared(translation: Translation) -> None:
+    """What follows from several keys, of TRL and of systems whose keys are like its."""
     if translation.stage == "sft":
         translation.settings.setdefault("sft", {})
     else:
@@ -398,3 +391,9 @@ def finish(translation: Translation) -> None:
         translation.tell(
             "dtype", "float32 weights, computed in bf16: slow averages stand still else"
         )
+
+
+def finish(translation: Translation) -> None:
+    if not _is_open_instruct(translation):
+        _note_what_is_trained(translation)
+    finish_shared(translation)

@@ -111,6 +111,14 @@ def setting(imported: Imported, path: str) -> Any:
         ("trl", OPEN_INSTRUCT, {"packing": True}, "training.padding_free", True),
         ("trl", OPEN_INSTRUCT, {"zero_stage": 3}, "distributed.strategy", "zero3"),
         ("trl", OPEN_INSTRUCT, {"max_train_samples": 7}, "data.datasets.0.max_rows", 7),
+        (
+            "trl",
+            TRL,
+            {"lora_target_modules": ["q_proj"], "use_peft": True},
+            "lora.target_modules",
+            ["q_proj"],
+        ),
+        ("trl", TRL, {"loss_type": ["ipo"]}, "loss.name", "ipo"),
         ("trl", OPEN_INSTRUCT_DPO, {}, "loss", {"name": "dpo-norm", "beta": 5.0}),
         ("trl", OPEN_INSTRUCT_DPO, {"dpo_beta": 0.2}, "loss", {"name": "dpo", "beta": 0.2}),
         ("trl", OPEN_INSTRUCT_DPO, {}, "training.num_train_epochs", 1),
@@ -149,6 +157,8 @@ def test_a_public_key_becomes_a_setting(
         ("axolotl", AXOLOTL, {"loss_watchdog_threshold": 5.0}),
         ("axolotl", AXOLOTL, {"revision_of_model": "6299b5a"}),
         ("axolotl", AXOLOTL, {"trackio_run_name": None}),
+        ("trl", TRL, {"truncation_mode": "keep_start"}),
+        ("trl", TRL, {"eval_packing": True}),
         ("trl", OPEN_INSTRUCT, {"use_slow_tokenizer": True}),
         ("trl", OPEN_INSTRUCT, {"dataset_mix_dir": "output"}),
         ("trl", OPEN_INSTRUCT, {"model_revision": "main"}),
@@ -179,6 +189,8 @@ def test_a_public_key_that_changes_nothing_here_is_told_and_not_refused(
         ("axolotl", AXOLOTL, {"chat_template_jinja": "{{ x }}"}, "write it into a file"),
         ("axolotl", AXOLOTL, {"tensor_parallel_size": 2}, "distributed.strategy divides"),
         ("axolotl", AXOLOTL, {"datasets": ["rows.jsonl"]}, "must be a mapping with a path"),
+        ("trl", TRL, {"dataset_text_field": "body"}, "data.datasets[0].columns={text: body}"),
+        ("trl", TRL, {"sync_ref_model": True}, "the reference stays as it is"),
         ("trl", OPEN_INSTRUCT, {"add_bos": True}, "{{ bos_token }}"),
         ("trl", OPEN_INSTRUCT, {"load_balancing_loss": True}, "router_aux_loss_coef"),
         ("llamafactory", LLAMAFACTORY, {"template": "default"}, "template: 'default': no counterp"),
@@ -322,6 +334,31 @@ def test_intervals_of_an_evaluation_without_rows_are_left_out_with_a_line(import
     assert "evaluation" not in found.settings
     told = "evaluation.evals_per_epoch -> left out: there are no rows to evaluate on"
     assert found.lines[-1] == told
+
+
+def test_mixture_of_trl_becomes_the_datasets(imported: Importing):
+    rows = {"path": "rows", "split": "train_sft", "fraction": 0.5, "columns": ["messages"]}
+    given = {key: value for key, value in TRL.items() if key != "dataset_name"}
+    mixture = [rows, {"path": "more.jsonl"}]
+    found = imported("trl", given | {"datasets": mixture})
+    assert found.settings["data"]["datasets"] == [
+        {"path": "rows", "split": "train_sft", "subsample_factor": 0.5},
+        {"path": "more.jsonl"},
+    ]
+    with pytest.raises(ConfigError, match=r"datasets\[0\]\.data_dir: x: no counterpart"):
+        imported("trl", given | {"datasets": [{**rows, "data_dir": "x"}]})
+
+
+def test_note_says_that_trl_trains_all_tokens_of_conversations(imported: Importing):
+    def is_noted(system: str, given: dict) -> bool:
+        return any("trains all tokens" in hint for hint in imported(system, given).hints)
+
+    assert is_noted("trl", TRL)
+    assert is_noted("trl", TRL | {"assistant_only_loss": False})
+    assert not is_noted("trl", TRL | {"assistant_only_loss": True})
+    assert not is_noted("trl", TRL | {"completion_only_loss": False})  # then the loss is of all
+    assert not is_noted("trl", OPEN_INSTRUCT)
+    assert not is_noted("llamafactory", LLAMAFACTORY)
 
 
 def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
