@@ -2,14 +2,13 @@
 
 from typing import Any
 
+from post_training.importers.axolotl_no_setting import NO_SETTING
 from post_training.importers.axolotl_rows import use_datasets, use_template
 from post_training.importers.fsdp import use_fsdp_config
 from post_training.importers.training_arguments import (
     ATTENTION,
     BY_LENGTH,
     PACKING,
-    QUANTIZED,
-    REMOTE_CODE,
     TRAINING_ARGUMENTS,
     UNUSED_PARAMETERS,
     use_epochs,
@@ -21,8 +20,6 @@ from post_training.importers.training_arguments import (
 )
 from post_training.importers.translation import (
     Becomes,
-    Nothing,
-    Ours,
     Table,
     Translation,
     becomes_if_set,
@@ -35,6 +32,15 @@ WHOLE = (
     "deepspeed",
     "fsdp_config",
     "flex_attn_compile_kwargs",
+    "accelerator_config",
+    "loftq_config",
+    "qat",
+    "ebft",
+    "vllm",
+    "diffusion",
+    "llmcompressor",
+    "overrides_of_model_config",
+    "overrides_of_model_kwargs",
 )
 # What Axolotl does where its file says nothing, and we would do otherwise.
 _DEFAULTS: dict[str, Any] = {
@@ -50,11 +56,13 @@ _DEFAULTS: dict[str, Any] = {
 _DEFAULTS_OF_SFT = {"sequence_len": 512, "excess_length_strategy": "drop"}
 _DEFAULTS_OF_DPO = {"rl_beta": 0.1}
 _LOSSES = {"dpo": "dpo", "ipo": "ipo"}
+_BY_KEY = {
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+    "flex_attention": "flex_attention",
+}
 _OTHER_NAMES = {"flash_attn2": "fa2", "flash_attn3": "fa3", "vllm_flash_attn3": "fa3"}
 _OVERLONG = {"drop": "drop", "truncate": "truncate", "raise": "fail", None: "drop"}
-_WATCHDOG = Ours("a loss that is not finite ends the run, and a high one does not")
-_WITHOUT_USE = Ours("nothing reads it any more")
-_WANDB = Nothing("models and gradients are not sent to W&B; RUN/model has the one")
 _PLUGINS = {
     "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "full logits never exist here",
     "axolotl.integrations.liger.LigerPlugin": "training.use_liger_kernel says it",
@@ -100,7 +108,7 @@ def _attention(translation: Translation, key: str, value: Any) -> None:
     if not value:
         translation.tell(key, "off, same here")
     else:
-        name = ATTENTION[key.removesuffix("_attention")] if key in ("sdp_attention",) else "varlen"
+        name = _BY_KEY.get(key, "varlen")
         translation.put(key, "model.attn_implementation", name, "PyTorch's FlashAttention")
 
 
@@ -235,8 +243,36 @@ def _preference(translation: Translation, key: str, value: Any) -> None:
         )
 
 
-def _fused_kernel(why: str) -> Ours:
-    return Ours(f"{why}: a kernel changes no result")
+def _pure_bfloat16(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        note = "float32 weights: in bfloat16 slow averages stand still"
+        translation.put(key, "training.mixed_precision", "bf16", note)
+    else:
+        translation.tell(key, "off, same here")
+
+
+def _flattening(translation: Translation, key: str, value: Any) -> None:
+    """A micro-batch in one row, where rows are not packed."""
+    if value and not translation.get("sample_packing"):
+        translation.put(key, "training.padding_free", True)
+    else:
+        translation.tell(key, "off, same here")
+
+
+def _pair_losses(translation: Translation, key: str, value: Any) -> None:
+    names = {"sigmoid": "dpo", "ipo": "ipo", "hinge": "hinge"}
+    one = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if one in list(names):
+        translation.put(key, "loss.name", names[one])
+    else:
+        translation.refuse(key, f"must be one of {', '.join(names)}")
+
+
+def _prompt_length(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "dpo":
+        translation.put(key, "dpo.max_prompt_length", value)
+    else:
+        translation.tell(key, "of rl, which is off")
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -250,57 +286,44 @@ def defaults_of(translation: Translation) -> dict[str, Any]:
 
 TABLE: Table = {
     **TRAINING_ARGUMENTS,
+    **NO_SETTING,
     "base_model": use_model,
     "tokenizer_config": use_model,
     "base_model_config": use_model,
-    "model_type": Ours("config.json says the class"),
-    "type": Ours("config.json says the class"),
-    "tokenizer_type": Ours("the tokenizer's files say the class"),
-    "is_mistral_derived_model": Ours("config.json says the class"),
-    "is_llama_derived_model": Ours("config.json says the class"),
-    "trust_remote_code": REMOTE_CODE,
     "plugins": _plugins,
-    "strict": Ours("an unknown key is always refused"),
-    "load_in_8bit": QUANTIZED,
-    "load_in_4bit": QUANTIZED,
     "adapter": _adapter,
     "lora_r": _of_lora("lora.rank"),
     "lora_alpha": _of_lora("lora.alpha"),
     "lora_dropout": _of_lora("lora.dropout"),
     "lora_target_modules": _of_lora("lora.target_modules"),
-    "lora_target_linear": Ours("all linear layers but the output"),
-    "lora_model_dir": Nothing("a run begins with a new adapter"),
-    "lora_fan_in_fan_out": Nothing("weights are of linear layers"),
-    "lora_modules_to_save": Nothing("embeddings are not trained beside an adapter"),
     "datasets": use_datasets("data"),
     "test_datasets": use_datasets("evaluation"),
     "chat_template": use_template,
     "chat_template_jinja": use_template,
     "dataset_prepared_path": Becomes("data.cache_dir"),
     "shuffle_merged_datasets": _shuffled,
-    "shuffle_before_merging_datasets": Ours("the rows of all datasets are mixed"),
     "dataset_processes": Becomes("data.num_workers"),
     "dataset_num_proc": Becomes("data.num_workers"),
-    "dataset_keep_in_memory": Ours("rows are read from prepared files"),
     "dataset_exact_deduplication": Becomes("data.deduplicate"),
     "train_on_inputs": _inputs,
     "special_tokens.pad_token": Becomes("data.special_tokens.pad_token"),
     "special_tokens.eos_token": Becomes("data.special_tokens.eos_token"),
     "special_tokens.bos_token": Becomes("data.special_tokens.bos_token"),
-    "special_tokens": Ours("none are changed"),
-    "eot_tokens": Ours("a turn ends as the template writes it, and its end is trained"),
     "output_dir": Becomes("run_dir"),
     "flash_attention": _attention,
     "sdp_attention": _attention,
-    "xformers_attention": Nothing("flash_attention or sdp_attention are"),
-    "s2_attention": Nothing("attention is full"),
+    "flex_attention": _attention,
+    "eager_attention": _attention,
+    "bfloat16": _pure_bfloat16,
+    "pad_to_multiple_of": Becomes("training.pad_to_multiple_of"),
+    "batch_flattening": _flattening,
+    "dpo_padding_free": Becomes("training.padding_free"),
+    "dpo_beta": Becomes("loss.beta"),
+    "dpo_loss_type": _pair_losses,
+    "max_prompt_len": _prompt_length,
+    "sequence_parallel_degree": Becomes("distributed.context_parallel_size"),
     "attn_implementation": _attention_name,
-    "flash_attn_rms_norm": Ours("training.use_liger_kernel fuses norms, where an image has it"),
-    "flash_attn_cross_entropy": Ours("the loss is computed in chunks, and full logits never exist"),
-    "flash_attn_fuse_qkv": Nothing("matrices stay as the model's files have them"),
-    "flash_attn_fuse_mlp": Nothing("matrices stay as the model's files have them"),
     "sample_packing": _packing,
-    "eval_sample_packing": Ours("rows of the evaluation are never packed"),
     "pad_to_sequence_len": _padding,
     "sample_packing_sequentially": _packed_in_order,
     "curriculum_sampling": _curriculum,
@@ -318,33 +341,19 @@ TABLE: Table = {
     "evals_per_epoch": becomes_if_set(
         "evaluation.evals_per_epoch", "none, the same here (there is one at the end)"
     ),
-    "eval_table_size": Nothing("samples of an evaluation are made by `entrypoint generate`"),
-    "eval_max_new_tokens": Ours("an evaluation computes the loss; nothing is generated"),
     "saves_per_epoch": becomes_if_set(
         "checkpointing.saves_per_epoch", "none, the same here (there is one at the end)"
     ),
-    "auto_resume_from_checkpoints": Ours("a run goes on from its newest checkpoint"),
-    "early_stopping_patience": Nothing("a run is as long as it was asked to be"),
-    "local_rank": Ours("the launcher says it"),
-    "debug": Ours("`post-training data inspect` shows what is trained"),
     "wandb_project": _wandb_project,
     "wandb_entity": Becomes("logging.wandb_entity"),
     "wandb_name": Becomes("logging.wandb_run_name"),
-    "wandb_run_id": Ours("the run's own id"),
-    "wandb_mode": Ours("the variable WANDB_MODE says it"),
-    "wandb_log_model": _WANDB,
-    "wandb_watch": _WANDB,
     "use_tensorboard": _tensorboard,
     "ddp_find_unused_parameters": UNUSED_PARAMETERS,
     "rl": _preference,
     "rl_beta": Becomes("loss.beta"),
     "trl.beta": Becomes("loss.beta"),
     "dpo_label_smoothing": Becomes("loss.label_smoothing"),
-    "precompute_ref_log_probs": Ours("computed before training where none are stored"),
-    "reward_model": Nothing("`entrypoint reward-model` trains rewards, by a config of its own"),
-    "process_reward_model": Nothing("rewards are of whole answers"),
     "revision_of_model": use_revision("base_model"),
-    "fsdp_version": Ours("fsdp2 computes what version 1 does"),
     "fsdp_config": use_fsdp_config(needs_fsdp=False),
     **dict.fromkeys(
         (
@@ -353,57 +362,7 @@ TABLE: Table = {
         ),
         _liger,
     ),
-    **dict.fromkeys(
-        (
-            *("liger_fused_linear_cross_entropy", "liger_cross_entropy", "cut_cross_entropy"),
-            "chunked_cross_entropy",
-        ),
-        _fused_kernel("the loss is computed in chunks, and full logits never exist"),
-    ),
-    **dict.fromkeys(
-        (
-            *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"),
-            *("use_kernels", "use_scattermoe", "use_sonicmoe", "experts_implementation"),
-            *("fused_attn_kernel", "flex_attn_compile_kwargs", "flash_optimum", "tiled_mlp"),
-        ),
-        _fused_kernel("how layers are computed is model.attn_implementation's and torch's"),
-    ),
-    "loss_watchdog_threshold": _WATCHDOG,
-    "loss_watchdog_patience": _WATCHDOG,
-    "cosine_constant_lr_ratio": Nothing("the cosine goes over the whole run"),
-    "eta_min": Nothing("set training.lr_scheduler_kwargs: {min_lr: …} by --set"),
-    "activation_offloading": Nothing("training.gradient_checkpointing needs less memory"),
-    "unfrozen_parameters": Nothing("the whole model is trained, or lora's addition"),
-    "peft_use_rslora": Nothing("the addition is multiplied by alpha / rank: set lora.alpha"),
-    "peft_use_dora": Nothing("lora is the plain one"),
-    "model_config.output_router_logits": Nothing(
-        "a router's loss is the model's own: output_router_logits in its config.json"
-    ),
-    "lora_target_parameters": Nothing("lora is of linear layers"),
-    "special_tokens.unk_token": Ours("no text becomes an unknown token"),
-    "tokens": Nothing("`entrypoint init-model` makes room for tokens; no run adds any"),
-    "tokenizer_use_fast": Ours("tokenizers are fast ones", (True,)),
-    "tokenizer_legacy": Ours("tokenizers are fast ones, which have no older form"),
-    "tokenizer_use_mistral_common": Nothing("data.chat_template: mistral-v7-tekken writes it"),
-    "processor_type": Nothing("models of text are trained"),
-    "skip_prepare_dataset": Nothing("models of text are trained, from prepared rows"),
-    "pretraining_dataset": Nothing("`type: completion` in datasets trains texts"),
-    "streaming": Nothing("rows are prepared once, before training"),
-    "dp_shard_size": Nothing("distributed.strategy: fsdp2 shares among all processes"),
-    "dp_replicate_size": Nothing("distributed.strategy: fsdp2 shares among all processes"),
     "context_parallel_size": Becomes("distributed.context_parallel_size"),
-    "tensor_parallel_size": Ours("distributed.strategy divides the model", (1,)),
-    "expert_parallel_size": Ours("distributed.strategy divides the model", (1,)),
-    **dict.fromkeys(("quantize_moe_experts", "fp8", "qat", "gptq"), QUANTIZED),
-    **dict.fromkeys(("gptq_groupsize", "gptq_model_v1"), _WITHOUT_USE),
-    **dict.fromkeys(
-        ("torchdistx_path", "max_packed_sequence_len", "save_first_step", "low_cpu_mem_usage"),
-        _WITHOUT_USE,
-    ),
-    "push_dataset_to_hub": Nothing("nothing is sent to a hub"),
-    "hf_use_auth_token": Ours("a run downloads nothing; fetching reads HF_TOKEN"),
-    "use_ray": Nothing("Slurm or `entrypoint` itself starts the processes"),
-    "ray_num_workers": Ours("of the job: post-training submit --nodes"),
     "use_wandb": _use_wandb,
 }
 

@@ -15,6 +15,7 @@ from post_training.importers.training_arguments import (
     use_dataset_path,
     use_length,
     use_model,
+    use_revision,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
 from post_training.importers.trl import LOSSES, finish_shared
@@ -53,6 +54,7 @@ _TEMPLATES = {
     "gpt": "gpt-oss",
     "phi": "phi-3",
 }
+_TOKENS = Nothing("`entrypoint init-model` makes room for tokens; no run adds any")
 _OTHER_LOSS = Nothing("losses of entrypoint sft are sft, plw, ln-plw and irl")
 _OTHER_LORA = Nothing("lora is the plain one, of linear layers")
 _OTHER_OPTIMIZER = Nothing("training.optimizer names those that there are")
@@ -272,8 +274,44 @@ TABLE: Table = {
     "pref_loss": _preference_loss,
     "ref_model": Becomes("reference.ref_model_name_or_path"),
     "pure_bf16": _pure_bf16,
+    "model_revision": use_revision("model_name_or_path"),
+    "disable_gradient_checkpointing": lambda t, key, value: t.put(
+        key, "training.gradient_checkpointing", not value
+    ),
+    "disable_shuffling": lambda t, key, value: t.put(key, "training.shuffle", not value),
+    "dpo_label_smoothing": Becomes("loss.label_smoothing"),
+    "pref_ftx": Nothing("the loss of a pair has no part of sft"),
+    "simpo_gamma": Ours("of simpo, which pref_loss names"),
+    "mix_strategy": Ours("the rows of all datasets are mixed", ("concat",)),
+    "interleave_probs": Nothing("set the weight of each dataset by --set"),
+    "streaming": Nothing("rows are prepared once, before training"),
+    "default_system": Nothing("rows say the system message"),
+    "enable_thinking": Nothing("the template says what becomes of thoughts"),
+    "tool_format": Nothing("the template says how tools are written"),
+    "new_special_tokens_config": _TOKENS,
+    "add_special_tokens": _TOKENS,
+    "add_tokens": _TOKENS,
+    "moe_aux_loss_coef": Nothing("a router's loss is the model's own, as its config.json says"),
+    "early_stopping_steps": Nothing("a run is as long as it was asked to be"),
+    "use_fast_tokenizer": Ours("tokenizers are fast ones", (True,)),
+    "split_special_tokens": Nothing("special tokens are those of the tokenizer"),
+    "create_new_adapter": Ours("a run begins with a new adapter"),
+    "shift_attn": Nothing("attention is full"),
+    "train_from_scratch": Nothing("`entrypoint init-model` makes a model of random weights"),
+    "use_unsloth": Nothing("training.use_liger_kernel fuses layers"),
+    "use_swanlab": Nothing("logging.report_to has wandb and tensorboard"),
+    **dict.fromkeys(
+        (
+            *("use_unsloth_gc", "low_cpu_mem_usage", "upcast_layernorm", "device_map"),
+            *("preprocessing_batch_size", "data_shared_file_system", "print_param_status"),
+            *("ignore_pad_token_for_loss", "use_v1_kernels", "compute_accuracy"),
+            *("eval_on_each_dataset", "cache_dir", "media_dir", "hf_hub_token"),
+            *("include_effective_tokens_per_second", "use_kv_cache"),
+        ),
+        Ours("how it is computed, read or shown changes no result"),
+    ),
     "adapter_name_or_path": Nothing("a run begins with a new adapter"),
-    "resize_vocab": Nothing("`entrypoint init-model` makes room for tokens; no run adds any"),
+    "resize_vocab": _TOKENS,
     "tokenized_path": Nothing(
         "`entrypoint prepare` writes prepared rows; data.cache_dir keeps them"
     ),
