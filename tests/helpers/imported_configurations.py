@@ -8,6 +8,13 @@ FILES = Path(__file__).parents[1] / "unit/importers/files"
 # A configuration of each system: its files and command line, and what else is to be said.
 CASES: dict[str, Request] = {
     "axolotl": Request("axolotl", ["axolotl.yaml"], num_processes=4),
+    "axolotl-dpo": Request(
+        "axolotl",
+        ["axolotl-dpo.yaml"],
+        drop=["sequence_len"],
+        overrides=["dpo.max_prompt_length=1024", "dpo.max_completion_length=1024"],
+        num_processes=4,
+    ),
     "trl": Request("trl", ["trl-sft.yaml"], num_processes=2),
     "open-instruct": Request("trl", ["open-instruct.yaml"], num_processes=2),
     "openeurollm": Request("openeurollm", ["openeurollm-sft.yaml", "training.max_steps=20"]),

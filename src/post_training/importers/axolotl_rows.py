@@ -155,7 +155,7 @@ def _format(translation: Translation, key: str, kind: Any, dataset: dict[str, An
         )
         return None
     if first == "alpaca":
-        translation.hints.append(
+        translation.notes.append(
             f"{key}: Axolotl writes such rows as '### Instruction: …', '### Response: …'; here "
             "they are turns of data.chat_template, which may be a .jinja file of your own"
         )

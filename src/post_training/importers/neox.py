@@ -63,6 +63,10 @@ def choose_stage(given: dict[str, Any]) -> str:
 def _data(translation: Translation, key: str, value: Any) -> None:
     paths = [value] if isinstance(value, str) else value
     translation.put(key, "data.indexed", paths)
+    translation.notes.append(
+        "of files without PREFIX_kinds_document, as those of plain texts are, --set "
+        "data.without_kinds=train_all trains all tokens; else such files are refused"
+    )
 
 
 def _weights(translation: Translation, key: str, value: Any) -> None:

@@ -83,7 +83,8 @@ def import_settings(request: Request) -> Imported:
         hint = "our setting can be set by --set, or the value in DeepSpeed's file to auto"
         raise ConfigError(conflicts, hint=hint)
     lines = [f"{key}: dropped" for key in dropped] + [str(line) for line in translation.lines]
-    return Imported(translation.stage, settings, lines, translation.hints)
+    hints = translation.hints + translation.notes
+    return Imported(translation.stage, settings, lines, hints)
 
 
 def _module(system: str) -> Any:

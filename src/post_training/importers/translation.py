@@ -70,6 +70,7 @@ class Translation:
     """given: {dotted key: value} of theirs. where: {dotted key: file and line}.
 
     num_processes: that train together, which few of their files say; None: not told.
+    hints: what is to be done before a result loads. notes: what is to be known of one that does.
     of_deepspeed: {its file: what that says of training}, which our own settings have to say too.
     """
 
@@ -81,6 +82,7 @@ class Translation:
     lines: list[Line] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     of_deepspeed: dict[str, dict[str, Any]] = field(default_factory=dict)
     _are_defaults: bool = False
 

@@ -363,7 +363,7 @@ def _note_what_is_trained(translation: Translation) -> None:
     """TRL's default depends on the rows, which are not read here."""
     is_said = any(translation.get(key) for key in ("assistant_only_loss", "completion_only_loss"))
     if translation.stage == "sft" and not is_said and not translation.has("loss"):
-        translation.hints.append(
+        translation.notes.append(
             "assistant_only_loss is false: of conversations TRL then trains all tokens, and here "
             "only answers are trained, as of a prompt with a completion; --set loss.name=sft "
             "trains all tokens"

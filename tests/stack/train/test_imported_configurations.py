@@ -86,7 +86,7 @@ def test_imported_configuration_trains(
     shutil.copytree(rows, folder, symlinks=True)
     monkeypatch.chdir(folder)
     case = CASES[name]
-    is_dpo = name in ("openeurollm-dpo", "swissai-preference")
+    is_dpo = import_settings(case).stage == "dpo"
     overrides = [*case.overrides, *SMALL, *(SMALL_DPO if is_dpo else SMALL_SFT)]
     imported = import_settings(replace(case, overrides=[*overrides, *ALSO.get(name, [])]))
     (folder / "ours.yaml").write_text(yaml.dump(imported.settings))

@@ -93,6 +93,15 @@ def told(key: str, line: str) -> bool:
             },
         ),
         (
+            "axolotl-dpo",
+            {
+                "stage": "dpo",
+                "loss": {"name": "dpo", "beta": 0.1},
+                "lora": {"rank": 32, "alpha": 16, "dropout": 0.05},
+                "training.effective_batch_size": 32,
+            },
+        ),
+        (
             "openeurollm",
             {
                 "stage": "sft",

@@ -385,6 +385,15 @@ def test_note_says_that_trl_trains_all_tokens_of_conversations(imported: Importi
     assert not is_noted("llamafactory", LLAMAFACTORY)
 
 
+def test_note_says_how_plain_texts_of_neox_are_trained(imported: Importing):
+    assert "data.without_kinds=train_all" in imported("neox", NEOX).hints[0]
+    # Where something is missing, the hint is of that.
+    without = {key: value for key, value in NEOX.items() if key != "optimizer"}
+    with pytest.raises(ConfigError) as error:
+        imported("neox", without)
+    assert error.value.hint.startswith("training.learning_rate: ")
+
+
 def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
     assert imported("trl", TRL).stage == "sft"
     found = imported("trl", TRL, stage="dpo")
