@@ -151,7 +151,9 @@ def _adapter(translation: Translation, key: str, value: Any) -> None:
         translation.settings.setdefault("lora", {})
         translation.tell(key, "lora")
     elif value:
-        translation.refuse(key, f"no counterpart of {value}: lora is")
+        translation.refuse(
+            key, f"no counterpart of {value}; `{key}=lora` behind the file takes lora instead"
+        )
     else:
         translation.tell(key, "none, same here")
 

@@ -14,7 +14,13 @@ OPTIMIZERS = {
     "adamw_torch": "adamw_torch",
     "adamw_torch_fused": "adamw",
     "adamw": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_apex_fused": "adamw",
     "adam": "adamw",
+    # Paging moves the state between memories, and changes no figure.
+    "paged_adamw": "adamw",
+    "paged_adamw_32bit": "adamw",
+    "paged_lion_32bit": "lion",
     "adafactor": "adafactor",
     "sgd": "sgd",
     "rmsprop": "rmsprop",

@@ -91,6 +91,7 @@ def setting(imported: Imported, path: str) -> Any:
         ("axolotl", AXOLOTL, {}, "training.mixed_precision", "bf16"),
         ("axolotl", AXOLOTL, {"liger_rope": True}, "training.use_liger_kernel", True),
         ("axolotl", AXOLOTL, {"curriculum_sampling": True}, "training.shuffle", False),
+        ("axolotl", AXOLOTL, {"optimizer": "paged_adamw_32bit"}, "training.optimizer", "adamw"),
         ("axolotl", AXOLOTL, {"use_wandb": True}, "logging.report_to", ["wandb"]),
         (
             "axolotl",
@@ -209,6 +210,7 @@ def test_a_public_key_that_changes_nothing_here_is_told_and_not_refused(
             {"qat": {"weight_dtype": "int4"}},
             "qat: {weight_dtype: 'int4'}: no c",
         ),
+        ("axolotl", AXOLOTL, {"adapter": "qlora"}, "`adapter=lora` behind the file takes lora"),
         ("axolotl", AXOLOTL, {"eta_min": 1e-7}, "lr_scheduler_kwargs"),
         ("axolotl", AXOLOTL, {"chat_template_jinja": "{{ x }}"}, "write it into a file"),
         ("axolotl", AXOLOTL, {"tensor_parallel_size": 2}, "distributed.strategy divides"),
@@ -392,6 +394,11 @@ def test_note_says_how_plain_texts_of_neox_are_trained(imported: Importing):
     with pytest.raises(ConfigError) as error:
         imported("neox", without)
     assert error.value.hint.startswith("training.learning_rate: ")
+
+
+def test_a_word_behind_the_file_is_read_over_it(imported: Importing):
+    found = imported("axolotl", AXOLOTL | {"adapter": "qlora", "lora_r": 8}, "adapter=lora")
+    assert found.settings["lora"] == {"rank": 8}
 
 
 def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
