@@ -31,7 +31,7 @@ def import_configuration(
     ] = None,
     stage: Annotated[
         str | None,
-        typer.Option(help="sft or dpo, where the file does not show it (`trl dpo` and others)."),
+        typer.Option(help="sft, dpo or reward-model, where the file does not show it."),
     ] = None,
     num_processes: Annotated[
         int | None,
@@ -48,8 +48,8 @@ def import_configuration(
 
     if out is not None and out.exists():
         raise UsageError("is there already", where=str(out), hint="choose another name for --out")
-    if stage not in (None, "sft", "dpo"):
-        raise UsageError("must be sft or dpo", where=f"--stage {stage}")
+    if stage not in (None, "sft", "dpo", "reward-model"):
+        raise UsageError("must be sft, dpo or reward-model", where=f"--stage {stage}")
     request = Request(system, files, drop or [], settings or [], num_processes, stage)
     imported = import_settings(request)
     for line in imported.lines:

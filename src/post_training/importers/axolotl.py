@@ -20,6 +20,7 @@ from post_training.importers.training_arguments import (
 )
 from post_training.importers.translation import (
     Becomes,
+    Ours,
     Table,
     Translation,
     becomes_if_set,
@@ -95,7 +96,7 @@ def _minimum(translation: Translation, key: str, value: Any) -> None:
 
 
 def _padding(translation: Translation, key: str, value: Any) -> None:
-    if value and translation.stage == "dpo":
+    if value and translation.stage != "sft":
         translation.tell(key, "of sft: the pairs of a micro-batch are padded to the longest")
     elif value:
         length = translation.get("sequence_len", _DEFAULTS_OF_SFT["sequence_len"])
@@ -197,8 +198,8 @@ def _of_lora(path: str) -> Any:
 
 
 def _excess(translation: Translation, key: str, value: Any) -> None:
-    if translation.stage == "dpo":
-        translation.tell(key, "dpo.truncated_completions says it: drop")
+    if translation.stage != "sft":
+        translation.tell(key, "truncated_completions says it: a pair that would be cut is dropped")
     elif value in _OVERLONG:
         translation.put(key, "sft.overlong", _OVERLONG[value])
     else:
@@ -221,7 +222,7 @@ def _curriculum(translation: Translation, key: str, value: Any) -> None:
 
 
 def _packing(translation: Translation, key: str, value: Any) -> None:
-    if translation.stage == "dpo":
+    if translation.stage != "sft":
         translation.tell(key, "of sft: Axolotl packs no pairs")
     else:
         translation.put(key, "sft.packing", PACKING(value))
@@ -270,6 +271,13 @@ def _pair_losses(translation: Translation, key: str, value: Any) -> None:
         translation.refuse(key, f"must be one of {', '.join(names)}")
 
 
+def _centering(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage == "reward-model":
+        translation.put(key, "center_rewards_coefficient", value)
+    else:
+        translation.tell(key, "of reward_model, which is off")
+
+
 def _prompt_length(translation: Translation, key: str, value: Any) -> None:
     if translation.stage == "dpo":
         translation.put(key, "dpo.max_prompt_length", value)
@@ -278,12 +286,14 @@ def _prompt_length(translation: Translation, key: str, value: Any) -> None:
 
 
 def choose_stage(given: dict[str, Any]) -> str:
+    if given.get("reward_model"):
+        return "reward-model"
     return "dpo" if given.get("rl") in list(_LOSSES) else "sft"
 
 
 def defaults_of(translation: Translation) -> dict[str, Any]:
-    is_dpo = translation.stage == "dpo"
-    return _DEFAULTS | (_DEFAULTS_OF_DPO if is_dpo else _DEFAULTS_OF_SFT)
+    of_stage = {"sft": _DEFAULTS_OF_SFT, "dpo": _DEFAULTS_OF_DPO}
+    return _DEFAULTS | of_stage.get(translation.stage, {})
 
 
 TABLE: Table = {
@@ -352,6 +362,9 @@ TABLE: Table = {
     "use_tensorboard": _tensorboard,
     "ddp_find_unused_parameters": UNUSED_PARAMETERS,
     "rl": _preference,
+    "reward_model": Ours("the stage says it"),
+    "num_labels": Ours("a reward is one number", (1,)),
+    "center_rewards_coefficient": _centering,
     "rl_beta": Becomes("loss.beta"),
     "trl.beta": Becomes("loss.beta"),
     "dpo_label_smoothing": Becomes("loss.label_smoothing"),

@@ -54,7 +54,6 @@ NO_SETTING: Table = {
     "wandb_log_model": _WANDB,
     "wandb_watch": _WANDB,
     "precompute_ref_log_probs": Ours("computed before training where none are stored"),
-    "reward_model": Nothing("`entrypoint reward-model` trains rewards, by a config of its own"),
     "process_reward_model": Nothing("rewards are of whole answers"),
     "fsdp_version": Ours("fsdp2 computes what version 1 does"),
     **dict.fromkeys(

@@ -30,11 +30,17 @@ _PAIRS: dict[str, dict[str, str]] = {
     "argilla_chat": {"chosen": "chosen", "rejected": "rejected"},
     "ultra": {"chosen": "chosen", "rejected": "rejected"},
     "icr": {"prompt": "input", "chosen": "chosen", "rejected": "rejected"},
+    "chat_template": {"prompt": "input", "chosen": "chosen", "rejected": "rejected"},
     "intel": {"prompt": "question", "chosen": "chosen", "rejected": "rejected"},
     "prompt_pairs": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
 }
 # The template that the first word of such a type writes.
-_TEMPLATES_OF_PAIRS = {"chat_template": None, "chatml": "chatml", "llama3": "llama-3"}
+_TEMPLATES_OF_PAIRS = {
+    "chat_template": None,
+    "bradley_terry": None,
+    "chatml": "chatml",
+    "llama3": "llama-3",
+}
 
 
 def use_datasets(setting: str) -> Any:
@@ -139,7 +145,7 @@ def _split(translation: Translation, key: str, value: str, dataset: dict[str, An
 def _format(translation: Translation, key: str, kind: Any, dataset: dict[str, Any]) -> str | None:
     """Our format of their `type`; of preferences, the columns too. None: found by the columns."""
     first, _, rest = str(kind).partition(".")
-    if translation.stage == "dpo":
+    if translation.stage != "sft":
         if first not in _TEMPLATES_OF_PAIRS or (rest or "default") not in _PAIRS:
             known = f"{'|'.join(_TEMPLATES_OF_PAIRS)}.{'|'.join(_PAIRS)}"
             translation.refuse(f"{key}.type", f"{kind}: no counterpart: {known} have")

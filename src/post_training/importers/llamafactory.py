@@ -40,6 +40,7 @@ _DEFAULTS: dict[str, Any] = {
     "template": None,
     "seed": 42,
 }
+_STAGES = {"sft": "sft", "dpo": "dpo", "rm": "reward-model"}
 _DEFAULTS_OF_DPO = {"pref_beta": 0.1, "pref_loss": "sigmoid"}
 _TEMPLATES = {
     "llama3": "llama-3",
@@ -72,17 +73,17 @@ def defaults_of(translation: Translation) -> dict[str, Any]:
 
 
 def choose_stage(given: dict[str, Any]) -> str:
-    return "dpo" if given.get("stage") == "dpo" else "sft"
+    return _STAGES.get(str(given.get("stage")), "sft")
 
 
 def _stage(translation: Translation, key: str, value: Any) -> None:
-    if value in ("sft", "dpo"):
-        translation.tell(key, f"the stage: entrypoint {value}")
+    if value in list(_STAGES):
+        translation.tell(key, f"the stage: entrypoint {_STAGES[value]}")
     else:
         translation.refuse(
             key,
-            "must be sft or dpo; `entrypoint reward-model` trains rewards, and `entrypoint sft` "
-            "plain texts (format: text), each by a config of its own",
+            f"must be one of {', '.join(_STAGES)}; `entrypoint sft` trains plain texts too "
+            "(format: text)",
         )
 
 

@@ -28,8 +28,8 @@ SYSTEMS = {
 @dataclass(frozen=True)
 class Request:
     """files: of theirs, with `key=value` among them. drop: keys of theirs to leave out. overrides:
-    `key=value` of ours, over what was translated. stage: sft or dpo, where the files don't show it;
-    None: as they show."""
+    `key=value` of ours, over what was translated. stage: where the files don't show it; None: as
+    they show."""
 
     system: str
     files: Sequence[str]

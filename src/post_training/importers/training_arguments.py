@@ -55,16 +55,14 @@ def is_hub_name(value: Any) -> bool:
 
 def use_length(translation: Translation, key: str, value: Any) -> None:
     """Their limit of a whole sequence. A pair has two limits here, of prompt and of answers."""
+    block = "dpo" if translation.stage == "dpo" else "pairs"
+    two = f"{block}.max_prompt_length and {block}.max_completion_length"
     if translation.stage == "sft":
         translation.put(key, "sft.max_seq_length", value)
     elif key in translation.where:
-        translation.refuse(
-            key,
-            "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
-            f"--set, and --drop {key}",
-        )
+        translation.refuse(key, f"a pair is cut by {two}: set the two by --set, and --drop {key}")
     else:
-        translation.tell(key, "no limit here: set dpo.max_prompt_length, dpo.max_completion_length")
+        translation.tell(key, f"no limit here: {two} set one")
 
 
 def use_model(translation: Translation, key: str, value: Any) -> None:

@@ -374,7 +374,7 @@ def finish_shared(translation: Translation) -> None:
     """What follows from several keys, of TRL and of systems whose keys are like its."""
     if translation.stage == "sft":
         translation.settings.setdefault("sft", {})
-    else:
+    elif translation.stage == "dpo":
         translation.settings.setdefault("dpo", {})
     if translation.get("use_peft"):
         translation.put("lora_dropout", "lora.dropout", 0.05)

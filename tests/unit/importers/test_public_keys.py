@@ -401,6 +401,21 @@ def test_a_word_behind_the_file_is_read_over_it(imported: Importing):
     assert found.settings["lora"] == {"rank": 8}
 
 
+def test_rewards_are_trained_of_axolotls_and_llamafactorys_pairs(imported: Importing):
+    rows = [{"path": "pairs.jsonl", "type": "bradley_terry.chat_template"}]
+    of_axolotl = {"reward_model": True, "num_labels": 1, "center_rewards_coefficient": 0.01}
+    found = imported("axolotl", AXOLOTL | of_axolotl | {"datasets": rows})
+    assert found.stage == "reward-model"
+    assert found.settings["center_rewards_coefficient"] == 0.01
+    columns = {"prompt": "input", **PAIR}
+    assert found.settings["data"]["datasets"][0]["columns"] == columns
+    known = '{"long_sft": {"file_name": "pairs.json", "ranking": true}}'
+    Path("data/dataset_info.json").write_text(known)
+    assert imported("llamafactory", LLAMAFACTORY | {"stage": "rm"}).stage == "reward-model"
+    with pytest.raises(ConfigError, match=r"cut by pairs\.max_prompt_length and pairs\."):
+        imported("llamafactory", LLAMAFACTORY | {"stage": "rm", "cutoff_len": 9})
+
+
 def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
     assert imported("trl", TRL).stage == "sft"
     found = imported("trl", TRL, stage="dpo")
