@@ -14,7 +14,7 @@ from post_training.importers.training_arguments import (
     use_precision,
     use_revision,
 )
-from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
+from post_training.importers.translation import Becomes, Handler, Nothing, Ours, Table, Translation
 from post_training.importers.trl import LOSSES
 
 WHOLE = (
@@ -25,6 +25,26 @@ WHOLE = (
     "deepspeed",
     "llamafactory",
 )
+# Of their src/post_training/config.py, where we would do otherwise.
+_DEFAULTS: dict[str, Any] = {
+    "model.attn_implementation": "flash_attention_3",
+    "model.dtype": "bfloat16",
+    "training.learning_rate": 2e-5,
+    "training.effective_batch_size": 512,
+    "training.per_device_train_batch_size": 4,
+    "training.lr_scheduler_type": "cosine_with_min_lr",
+    "training.gradient_checkpointing": True,
+    "training.use_liger_kernel": True,
+    "training.seed": 42,
+    "checkpointing.inference_checkpoint_steps": 200,
+    "accelerate.mixed_precision": "bf16",
+    "accelerate.dynamo_backend": "inductor",
+    "logging.report_to": ["wandb", "tensorboard"],
+    "logging.logging_steps": 1,
+    "paths.output_base": "outputs",
+}
+_DEFAULTS_OF_SFT = {"sft.max_seq_length": 4096, "sft.packing": True}
+_DEFAULTS_OF_DPO = {"dpo.beta": 5.0, "dpo.loss_type": "sigmoid", "dpo.max_seq_length": 2048}
 # By their registry's names. Its olmo3 is that of Olmo 3 Think, which is none of ours.
 _TEMPLATES = {
     "chatml": "chatml",
@@ -48,7 +68,7 @@ _SITE = Ours("the site's file says it; your own settings are in ~/.config/post-t
 
 
 def defaults_of(translation: Translation) -> dict[str, Any]:
-    return {"training.seed": 42}
+    return _DEFAULTS | (_DEFAULTS_OF_DPO if translation.stage == "dpo" else _DEFAULTS_OF_SFT)
 
 
 def choose_stage(given: dict[str, Any]) -> str:
@@ -73,6 +93,8 @@ def _datasets(translation: Translation, key: str, value: Any) -> None:
                 dataset[name] = setting
             else:
                 translation.refuse(place, f"{name}: {setting}: not known here")
+        if "hub" in dataset:
+            dataset.setdefault("split", "train")
         is_file = "path" in dataset and "." in str(dataset["path"]).rsplit("/", 1)[-1]
         if is_file and dataset.pop("split", None):
             translation.tell(f"{place}.split", "a file has one split, and no name for it")
@@ -139,7 +161,33 @@ def _dtype(translation: Translation, key: str, value: Any) -> None:
         translation.tell(key, "float32 weights, computed in bf16: slow averages stand still else")
 
 
+def _of_sft(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage != "sft":
+        translation.tell(key, f"of sft, and the method is {translation.stage}")
+    else:
+        translation.put(key, key, PACKING(value) if key == "sft.packing" else value)
+
+
+def _of_dpo(path: str) -> Handler:
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if translation.stage != "dpo":
+            translation.tell(key, f"of dpo, and the method is {translation.stage}")
+        elif value is None:
+            translation.tell(key, "not set")
+        else:
+            translation.put(key, path, value)
+
+    return handle
+
+
 def _pair_length(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage != "dpo":
+        translation.tell(key, f"of dpo, and the method is {translation.stage}")
+        return
+    if key not in translation.where:
+        two = "dpo.max_prompt_length and dpo.max_completion_length"
+        translation.tell(key, f"no limit here: {two} set one")
+        return
     translation.refuse(
         key,
         "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
@@ -148,6 +196,9 @@ def _pair_length(translation: Translation, key: str, value: Any) -> None:
 
 
 def _pair_loss(translation: Translation, key: str, value: Any) -> None:
+    if translation.stage != "dpo":
+        translation.tell(key, f"of dpo, and the method is {translation.stage}")
+        return
     try:
         translation.put(key, "loss.name", LOSSES(value))
     except ValueError as error:
@@ -187,11 +238,17 @@ TABLE: Table = {
     "training.num_training_samples": Becomes("training.num_training_samples"),
     "training.num_training_tokens": Becomes("training.num_training_tokens"),
     "training.lr_scheduler_kwargs": Becomes("training.lr_scheduler_kwargs"),
-    "sft.max_seq_length": Becomes("sft.max_seq_length"),
-    "sft.packing": Becomes("sft.packing", PACKING),
-    "dpo.beta": Becomes("loss.beta"),
+    "sft.max_seq_length": _of_sft,
+    "sft.packing": _of_sft,
+    "sft.dataset_num_proc": Becomes("data.num_workers"),
+    "dpo.dataset_num_proc": Becomes("data.num_workers"),
+    "checkpointing.save_strategy": TRAINING_ARGUMENTS["save_strategy"],
+    "prefetch_assets": Ours("`post-training model fetch` and `data fetch` do it before a run"),
+    "container.path": _CONTAINER,
+    **dict.fromkeys(("slurm.qos", "slurm.mem", "slurm.modules", "slurm.module_purge"), _SITE),
+    "dpo.beta": _of_dpo("loss.beta"),
     "dpo.loss_type": _pair_loss,
-    "dpo.ref_model_name_or_path": Becomes("reference.ref_model_name_or_path"),
+    "dpo.ref_model_name_or_path": _of_dpo("reference.ref_model_name_or_path"),
     "dpo.max_seq_length": _pair_length,
     "checkpointing.save_steps": Becomes("checkpointing.save_steps"),
     "checkpointing.save_total_limit": Becomes("checkpointing.save_total_limit"),

@@ -31,6 +31,7 @@ SMALL_DPO = ["dpo.max_prompt_length=48", "dpo.max_completion_length=48"]
 ALSO = {
     "axolotl": ["training.pad_to_multiple_of=96"],
     "trl": ["data.special_tokens={}"],
+    "openeurollm-dpo": ["training.use_liger_kernel=false"],
     "swissai-preference": ["dpo.num_ref_rewards=2"],
 }
 

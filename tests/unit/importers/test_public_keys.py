@@ -56,6 +56,11 @@ NEOX = {
     "train-iters": 10,
     "optimizer": {"type": "Adam", "params": {"lr": 1e-5}},
 }
+OPENEUROLLM = {
+    "model": {"name_or_path": "model"},
+    "training": {"max_steps": 10, "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+    "data": {"chat_template": "olmo3-instruct-sft", "datasets": [{"path": "rows.jsonl"}]},
+}
 PAIR = {"chosen": "chosen", "rejected": "rejected"}
 
 Importing = Callable[..., Imported]
@@ -414,6 +419,33 @@ def test_rewards_are_trained_of_axolotls_and_llamafactorys_pairs(imported: Impor
     assert imported("llamafactory", LLAMAFACTORY | {"stage": "rm"}).stage == "reward-model"
     with pytest.raises(ConfigError, match=r"cut by pairs\.max_prompt_length and pairs\."):
         imported("llamafactory", LLAMAFACTORY | {"stage": "rm", "cutoff_len": 9})
+
+
+def test_what_a_file_of_openeurollm_leaves_out_is_what_they_do(imported: Importing):
+    found = imported("openeurollm", OPENEUROLLM)
+    expected = {
+        "data.chat_template": "olmo3",
+        "sft.packing": "bfd",
+        "sft.max_seq_length": 4096,
+        "training.effective_batch_size": 512,
+        "training.per_device_train_batch_size": 4,
+        "training.learning_rate": 2e-5,
+        "training.gradient_checkpointing": True,
+        "training.use_liger_kernel": True,
+        "training.torch_compile": True,
+        "training.mixed_precision": "bf16",
+        "logging.report_to": ["wandb", "tensorboard"],
+        "output_base": "outputs",
+    }
+    assert {path: setting(found, path) for path in expected} == expected
+    # A block of the other method changes nothing.
+    both = {"sft": {"packing": False}, "dpo": {"beta": 1.0}}
+    for method, blocks in (("sft", {"dpo": both["dpo"]}), ("dpo", {"sft": both["sft"]})):
+        alone = imported("openeurollm", OPENEUROLLM | {"method": method})
+        assert imported("openeurollm", OPENEUROLLM | {"method": method} | blocks).settings == (
+            alone.settings
+        )
+    assert setting(imported("openeurollm", OPENEUROLLM | {"method": "dpo"}), "loss.beta") == 5.0
 
 
 def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
