@@ -52,6 +52,7 @@ _DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw_torch_fused",
     "chat_template": "tokenizer_default",
     "bf16": "auto",
+    "save_total_limit": 4,
     "seed": 42,
 }
 _DEFAULTS_OF_SFT = {"sequence_len": 512, "excess_length_strategy": "drop"}
@@ -401,6 +402,8 @@ def finish(translation: Translation) -> None:
     """What follows from several keys: the warmup, where none is said; the precision under ZeRO."""
     if translation.stage == "dpo":
         translation.settings.setdefault("dpo", {})
+    if not any(translation.get(key) for key in ("save_steps", "saves_per_epoch", "save_strategy")):
+        translation.put("save_strategy", "checkpointing.saves_per_epoch", 1)
     _default_warmup(translation)
     use_bf16_under_zero(translation)
 

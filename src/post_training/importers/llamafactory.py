@@ -38,6 +38,7 @@ _DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": True,
     "cutoff_len": 2048,
     "template": None,
+    "save_total_limit": None,
     "seed": 42,
 }
 _STAGES = {"sft": "sft", "dpo": "dpo", "rm": "reward-model"}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from post_training.importers.deepspeed import use_deepspeed
-from post_training.importers.training_arguments import use_batch
+from post_training.importers.training_arguments import use_batch, use_kept_checkpoints
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
 
 WHOLE = (
@@ -23,7 +23,8 @@ _DEFAULTS: dict[str, Any] = {
     "lr_decay_style": "linear",
     "gradient_clipping": 1.0,
     "warmup": 0.01,
-    "weight_decay": 0.01,
+    "weight_decay": 0.1,
+    "keep_last_n_checkpoints": None,
     "seed": 1234,
 }
 _SHAPE = Ours("config.json of the model folder says the architecture")
@@ -249,7 +250,7 @@ TABLE: Table = {
     "checkpoint_factor": Becomes("checkpointing.save_steps"),
     "checkpoint_scale": Ours("by steps", ("linear",)),
     "save_interval": Becomes("checkpointing.save_steps"),
-    "keep_last_n_checkpoints": Becomes("checkpointing.save_total_limit"),
+    "keep_last_n_checkpoints": use_kept_checkpoints,
     "exit_interval": Becomes("training.exit_interval"),
     "log_interval": Becomes("logging.logging_steps"),
     "eval_interval": Ours("evaluation.eval_steps, where there are rows to evaluate on"),

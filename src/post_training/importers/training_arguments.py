@@ -239,6 +239,12 @@ def use_strategy(setting: str, steps: str, whole: str) -> Any:
     return handle
 
 
+def use_kept_checkpoints(translation: Translation, key: str, value: Any) -> None:
+    """null keeps all with them, as with us; our own default keeps two."""
+    kept = None if value in (None, -1) else value
+    translation.put(key, "checkpointing.save_total_limit", kept, "all" if kept is None else "")
+
+
 def use_resumed(translation: Translation, key: str, value: Any) -> None:
     if value in (None, True, False, "auto", ""):
         translation.tell(key, f"no setting needed: {_NO_STEPS_OF}")
@@ -339,7 +345,7 @@ TRAINING_ARGUMENTS: Table = {
         "checkpointing.saves_per_epoch", "checkpointing.save_steps", "there is one at the end"
     ),
     "save_steps": Becomes("checkpointing.save_steps"),
-    "save_total_limit": Becomes("checkpointing.save_total_limit"),
+    "save_total_limit": use_kept_checkpoints,
     "save_only_model": Ours(
         "a checkpoint is whole, so that a run can go on; "
         "checkpointing.inference_checkpoint_steps writes models without optimizer"

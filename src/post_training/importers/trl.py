@@ -11,6 +11,7 @@ from post_training.importers.training_arguments import (
     TRAINING_ARGUMENTS,
     use_dtype,
     use_epochs,
+    use_kept_checkpoints,
     use_length,
     use_model,
     use_revision,
@@ -37,6 +38,7 @@ _DEFAULTS: dict[str, Any] = {
     "bf16": True,
     "max_length": 1024,
     "chat_template_path": None,
+    "save_total_limit": None,
     "seed": 42,
 }
 _DEFAULTS_OF_DPO = {"learning_rate": 1e-6, "beta": 0.1, "loss_type": "sigmoid"}
@@ -52,6 +54,7 @@ _OF_OPEN_INSTRUCT: dict[str, Any] = {
     "gradient_checkpointing": False,
     "bf16": True,
     "chat_template_path": None,
+    "keep_last_n_checkpoints": 3,
     "seed": 42,
     "lora_rank": 64,
     "lora_alpha": 16,
@@ -105,7 +108,8 @@ def defaults_of(translation: Translation) -> dict[str, Any]:
     if is_dpo and given.keys() & {"dpo_beta", "dpo_loss_type"}:  # as its older versions call them
         defaults |= {"dpo_beta": 0.1, "dpo_loss_type": "dpo"}
     elif is_dpo:
-        defaults |= {"beta": 5.0, "loss_type": "dpo_norm"}
+        del defaults["num_train_epochs"]
+        defaults |= {"beta": 5.0, "loss_type": "dpo_norm", "num_epochs": 1, "warmup_ratio": 0.1}
     if given.get("warmup_steps"):
         del defaults["warmup_ratio"]
     return defaults
@@ -232,10 +236,6 @@ def _packing_kind(translation: Translation, key: str, value: Any) -> None:
         translation.tell(key, "nothing is packed")
 
 
-def _kept_checkpoints(translation: Translation, key: str, value: Any) -> None:
-    translation.put(key, "checkpointing.save_total_limit", None if value == -1 else value)
-
-
 def _clipping(translation: Translation, key: str, value: Any) -> None:
     if value is not None and value > 0:
         translation.put(key, "training.max_grad_norm", value)
@@ -353,7 +353,7 @@ TABLE: Table = {
     ),
     "exp_name": Becomes("logging.wandb_run_name"),
     "checkpointing_steps": _checkpointing_steps,
-    "keep_last_n_checkpoints": _kept_checkpoints,
+    "keep_last_n_checkpoints": use_kept_checkpoints,
     "clip_grad_norm": _clipping,
     "reduce_loss": Ours("a step's loss is over the tokens of all processes"),
 }

@@ -387,7 +387,7 @@ def test_import_of_llamafactorys_ranking_with_columns_that_nothing_reads_is_refu
         (
             "neox",
             ["warmup", "weight-decay"],
-            {"training.warmup": 0.01, "training.weight_decay": 0.01},
+            {"training.warmup": 0.01, "training.weight_decay": 0.1},
         ),
         (
             "llamafactory",
