@@ -98,6 +98,21 @@ def test_gc_removes_only_what_nothing_names_and_only_with_delete(store, gc, tmp_
     assert store.find_recorded("0105050505")["sqsh_sha256"].startswith("01")
 
 
+def test_gc_as_json_says_what_stays_for_what_and_what_can_go(store, gc, tmp_path):
+    write(store.folder / ".push-x/image.sqsh", "x")
+    done = gc(tmp_path / "runs", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(each["oci_digest"][7:9], each["kept_for"]) for each in found["images"]] == [
+        ("05", "the newest of other"), ("04", "the newest of cpu"),
+        ("03", None), ("02", None), ("01", None),
+    ]  # fmt: skip
+    assert found["files"] == [str(store.folder / ".push-x")]
+    assert (found["built"], found["dangling"], found["is_removed"]) == ([], [], False)
+    assert json.loads(gc("--json", "--delete").stdout)["is_removed"] is True
+    assert kept(store) == {"4", "5"}
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [

@@ -117,6 +117,10 @@ def test_image_verify_flipped_byte_is_corrupt(store, post_training):
     assert verify("b") == (0, "ok")
     image(store, "b").unlink()
     assert verify("b") == (1, "missing")
+    done = post_training("image", "verify", "a", "--store", store.folder, "--json")
+    [file] = json.loads(done.stdout)
+    assert (done.returncode, file["status"], file["path"]) == (1, "corrupt", str(image(store, "a")))
+    assert file["found"] != file["expected"]
 
 
 @pytest.mark.parametrize(

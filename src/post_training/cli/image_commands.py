@@ -178,6 +178,7 @@ def gc(
     repository: Path,
     *,
     delete: bool,
+    as_json: bool,
 ) -> None:
     """Print what may be removed; with `delete`, remove it.
 
@@ -209,7 +210,10 @@ def gc(
         )
         if delete:
             retention.remove(store, decided)
-    _print_plan(decided, store, delete=delete)
+    if as_json:
+        print(json.dumps({**decided.as_json(), "is_removed": delete}, indent=2))
+    else:
+        _print_plan(decided, store, delete=delete)
 
 
 def _system_locks(repository: Path) -> list[str]:
@@ -264,14 +268,18 @@ def release(reference: str, tests: list[str], store_folder: Path | None, reposit
     print(entry["oci_digest"])
 
 
-def verify(reference: str, store_folder: Path | None) -> int:
+def verify(reference: str, store_folder: Path | None, *, as_json: bool) -> int:
     """Hash the image's files again; exit code 1 when one is missing or corrupt."""
     store = open_store(store_folder)
     verified = store.verify(store.find(reference))
-    for status, path, expected, found in verified:
-        print(f"{status}: {path}")
-        if status == "corrupt":
-            _say(f"error: {path}: sha256 is {found}, expected {expected}")
+    if as_json:
+        files = [{**each._asdict(), "path": str(each.path)} for each in verified]
+        print(json.dumps(files, indent=2))
+    else:
+        for status, path, expected, found in verified:
+            print(f"{status}: {path}")
+            if status == "corrupt":
+                _say(f"error: {path}: sha256 is {found}, expected {expected}")
     return 0 if all(each.status == "ok" for each in verified) else 1
 
 
@@ -316,10 +324,10 @@ def context(name: str, folder: Path, store_folder: Path | None, repository: Path
     print(folder)
 
 
-def check(environment: str, dialect: str | None, repository: Path) -> None:
-    """Check an EDF. dialect: the engine's; None: as of `check_edf`.
+def check(environment: str, dialect: str | None, repository: Path, *, as_json: bool) -> int:
+    """Check an EDF; the exit code. dialect: the engine's; None: as of `check_edf`.
 
-    Errors: ConfigError with every fault.
+    Errors: ConfigError with every fault, unless they are printed as JSON.
     """
     known = next((name for name in DIALECTS if name == dialect), None)
     if dialect is not None and known is None:
@@ -328,9 +336,14 @@ def check(environment: str, dialect: str | None, repository: Path) -> None:
     env = {**os.environ, "PWD": str(cwd)}
     path = find_edf(environment, env, cwd)
     releases = read_releases(repository.resolve())
-    if faults := check_edf(path, env, cwd, releases, dialect=known):
+    faults = check_edf(path, env, cwd, releases, dialect=known)
+    if as_json:
+        print(json.dumps({"path": str(path), "faults": faults}, indent=2))
+        return ConfigError.exit_code if faults else 0
+    if faults:
         raise ConfigError(faults)
     print(f"ok: {path}")
+    return 0
 
 
 def _say(text: str) -> None:

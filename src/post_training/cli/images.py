@@ -182,11 +182,11 @@ def image_show(reference: Reference, store: Store = None) -> None:
 
 
 @image_app.command("verify")
-def image_verify(reference: Reference, store: Store = None) -> None:
+def image_verify(reference: Reference, store: Store = None, as_json: Json = False) -> None:
     """Hash an image again: ok, missing or corrupt."""
     from post_training.cli import image_commands
 
-    sys.exit(image_commands.verify(reference, store))
+    sys.exit(image_commands.verify(reference, store, as_json=as_json))
 
 
 @image_app.command("passport")
@@ -240,11 +240,12 @@ def image_gc(
     ] = None,
     store: Store = None,
     repository: Repository = Path("."),
+    as_json: Json = False,
 ) -> None:
     """Which images no run names, no EDF pins and no release has; --delete removes them."""
     from post_training.cli import image_commands
 
-    image_commands.gc(runs or [], forget, store, repository, delete=delete)
+    image_commands.gc(runs or [], forget, store, repository, delete=delete, as_json=as_json)
 
 
 @edf_app.command("render")
@@ -301,11 +302,12 @@ def edf_check(
         ),
     ] = None,
     repository: Repository = Path("."),
+    as_json: Json = False,
 ) -> None:
     """Tell every fault of an EDF at once, without running it; exit 2 where there is one."""
     from post_training.cli import image_commands
 
-    image_commands.check(environment, dialect, repository)
+    sys.exit(image_commands.check(environment, dialect, repository, as_json=as_json))
 
 
 # These two only describe what cli/edf.py reads: it starts without typer.

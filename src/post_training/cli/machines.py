@@ -168,13 +168,17 @@ def storage_clean(
         float, typer.Option(min=0, help="Leave what was written within these hours.")
     ] = 24,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List caches of runs and what killed processes left half-written; --yes removes them."""
     from post_training.slurm.upkeep import find_removable, remove
 
     found = find_removable(folder, hours)
-    for each in found:
-        print(f"{each.size_bytes / 1e9:8.2f} GB  {each.kind}: {each.path}")
+    if as_json:
+        print(json.dumps([{**asdict(each), "path": str(each.path)} for each in found], indent=2))
+    else:
+        for each in found:
+            print(f"{each.size_bytes / 1e9:8.2f} GB  {each.kind}: {each.path}")
     total = f"{sum(each.size_bytes for each in found) / 1e9:.2f} GB in {len(found)} places"
     if yes:
         remove(found)
@@ -216,6 +220,8 @@ def list_endangered(
 
     if after_days is None:
         print(f"{site_name}: nothing is known to be deleted there", file=sys.stderr)
+        if as_json:
+            print("[]")
         return 0
     found = find_endangered(folder, after_days, margin_days)
     code = 1 if found else 0

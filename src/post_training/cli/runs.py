@@ -55,12 +55,13 @@ def runs_diff(
     others: Annotated[
         list[Path], typer.Argument(metavar="OTHER…", help="Others, each beside the first.")
     ],
+    as_json: Json = False,
 ) -> None:
     """Every setting that differs, and where the outcomes part: exit 0 the same, 4 different."""
     from post_training.cli import show
     from post_training.slurm.run_index import find_run
 
-    sys.exit(show.show_diffs([find_run(each) for each in (run, *others)]))
+    sys.exit(show.show_diffs([find_run(each) for each in (run, *others)], as_json=as_json))
 
 
 @runs_app.command("list")

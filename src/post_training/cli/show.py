@@ -31,23 +31,29 @@ def show_run(run_dir: Path, state: str, *, as_json: bool, verify: bool = False) 
     return 1 if verify and found.faults else 0
 
 
-def show_diffs(run_dirs: Sequence[Path]) -> int:
+def show_diffs(run_dirs: Sequence[Path], *, as_json: bool = False) -> int:
     """Print how each of the other runs differs from the first; the exit code, 0 where what all of
     them made is the same, else 4.
 
     Errors: UsageError for a folder that is no run, or whose record is damaged.
     """
     first, *others = map(RecordedRun.read, run_dirs)
-    are_same = True
+    are_same, as_data = True, []
     for other in others:
+        found = diff_runs(first, other)
+        are_same = are_same and found.is_same
+        if as_json:
+            runs = {"run": str(first.folder), "other": str(other.folder)}
+            as_data.append({**runs, **found.as_json()})
+            continue
         if others[1:]:
             print(f"== {first.folder} and {other.folder}")
-        found = diff_runs(first, other)
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
         for label, text in found.lines:
             print(f"{label:12} {text}")
-        are_same = are_same and found.is_same
+    if as_json:
+        print(json.dumps(as_data, indent=2))
     return 0 if are_same else 4
 
 

@@ -61,6 +61,19 @@ class Plan:
     size_bytes: int
     dangling: list[Path]
 
+    def as_json(self) -> dict[str, Any]:
+        keys = ("name", "version", "oci_digest", "sqsh_sha256")
+        return {
+            "images": [
+                {**{key: verdict.record[key] for key in keys}, "kept_for": verdict.kept_for}
+                for verdict in self.images
+            ],
+            "files": [str(path) for path in self.files],
+            "built": self.built,
+            "size_bytes": self.size_bytes,
+            "dangling": [str(path) for path in self.dangling],
+        }
+
 
 class RunFolders:
     """The folders in which runs that use this store are kept; remembered in the store."""

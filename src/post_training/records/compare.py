@@ -277,6 +277,10 @@ class RunDiff:
     lines: list[tuple[str, str]]
     notes: list[str]
 
+    def as_json(self) -> dict[str, Any]:
+        differences = [{"of": label, "text": text} for label, text in self.lines]
+        return {"is_same": self.is_same, "differences": differences, "notes": self.notes}
+
 
 def diff_runs(first: RecordedRun, second: RecordedRun) -> RunDiff:
     """Every setting that differs, and where what the runs made parts. All their files are read."""

@@ -209,6 +209,17 @@ def test_check_command_tells_faults_and_exits_2(rendered, cli, tmp_path):
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "error"]
 
 
+def test_check_as_json_has_every_fault_and_the_same_exit_code(rendered, post_training):
+    done = post_training("edf", "check", rendered, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"path": str(rendered), "faults": []}
+    rendered.write_text(rendered.read_text() + 'HF_TOKEN = "x"\n')
+    done = post_training("edf", "check", rendered, "--json")
+    assert (done.returncode, done.stderr) == (2, "")
+    [fault] = json.loads(done.stdout)["faults"]
+    assert fault.startswith(f"{rendered}: env.HF_TOKEN: holds a secret")
+
+
 REFERENCE = "ghcr.io/me/post-training@sha256:" + "7" * 64
 SARUS = {**RECORD, "registries": {REFERENCE.partition("@")[0]: "sha256:" + "7" * 64}}
 

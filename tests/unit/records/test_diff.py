@@ -118,6 +118,18 @@ def test_diff_of_a_run_that_did_not_end_says_so(diff):
     assert not any("absent" in text for _, text in lines)
 
 
+def test_diff_as_json_is_a_list_with_an_entry_for_each_other_run(finished_run, capsys):
+    runs = [finished_run("one"), finished_run("two"), finished_run("three", seed=3, loss=1.0)]
+    assert show_diffs(runs, as_json=True) == 4
+    printed = capsys.readouterr()
+    same, other = json.loads(printed.out)
+    assert printed.err == ""
+    assert (same["run"], same["other"], same["is_same"]) == (str(runs[0]), str(runs[1]), True)
+    assert (other["other"], other["is_same"]) == (str(runs[2]), False)
+    assert {"of": "recipe", "text": "seed: 1 -> 3"} in other["differences"]
+    assert other["differences"][-1]["of"] == "outcome"
+
+
 def test_diff_of_several_runs_is_each_beside_the_first(finished_run, capsys):
     runs = [finished_run("one"), finished_run("two"), finished_run("three", seed=3, loss=1.0)]
     assert show_diffs(runs[:2]) == 0

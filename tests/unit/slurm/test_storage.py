@@ -227,6 +227,8 @@ def test_doctor_where_nothing_is_deleted_says_so(place, capsys):
     (place / "sites/here.yaml").write_text(f"extends: {SITES_DIR}/laptop.yaml\n")
     assert doctor(place, place, 7, as_json=False) == 0
     assert "nothing is known to be deleted there" in capsys.readouterr().err
+    assert doctor(place, place, 7, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_image_is_copied_to_another_store_and_checked(tmp_path):

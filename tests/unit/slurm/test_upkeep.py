@@ -1,5 +1,6 @@
 """storage repair, touch and clean: what is changed, what is left, and whose it is."""
 
+import json
 import os
 import stat
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from post_training.cli.machines import storage_clean
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import write_atomic
 from post_training.core.locks import locked
@@ -144,6 +146,18 @@ def test_clean_finds_caches_and_half_written_files_of_runs_that_are_not_live(run
     assert (runs / "ended/model/file").exists()
     assert (runs / "ended/.hidden.tmp").exists()
     assert (runs / "live/cache").exists()
+
+
+def test_clean_as_json_lists_the_same_and_removes_it_only_when_told(runs, capsys):
+    for yes, is_there in ((False, True), (True, False)):
+        storage_clean(runs / "ended", hours=0, yes=yes, as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert {each["path"]: (each["kind"], each["size_bytes"]) for each in found} == {
+            str(runs / "ended/cache"): ("cache of a run", 3),
+            str(runs / "ended/checkpoints/.saving"): ("half-written checkpoint", 3),
+            str(runs / "ended/.metrics.jsonl.0a1b2c3d.tmp"): ("half-written", 2),
+        }
+        assert (runs / "ended/cache").exists() is is_there
 
 
 def test_clean_leaves_what_was_written_lately(runs):
