@@ -58,6 +58,7 @@ test: test-tools lint ## The whole test suite; tests/stack runs inside the image
 	exit $$((host | inside))
 
 test-long: test-tools image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
+	installation/laptop/install-tools tests long
 	$(BIN)/pytest -m 'long and not stack'
 	tests/inside-image -m 'stack and long'
 

@@ -7,7 +7,9 @@ Written by records/run.py.
 """
 
 import json
+import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +93,38 @@ def read_whole_record(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-def read_verdicts(run_dir: Path, run_id: str) -> list[str]:
-    """Of this run as a reproduction of another, and of those beside it that repeated it; a line
-    each. A file that is no verdict says nothing."""
+@dataclass(frozen=True)
+class Verdict:
+    """What a reproduction gave. whose: `run again in FOLDER`. said: `differs: …`, in full."""
+
+    whose: str
+    said: str
+
+    @property
+    def grade(self) -> str:
+        """identical, equivalent or differs: the first word."""
+        return re.split(r"\W", self.said, maxsplit=1)[0]
+
+    @property
+    def detail(self) -> str:
+        """What is said after it: how much was compared, or the first difference."""
+        return self.said.removeprefix(self.grade).lstrip(":; ")
+
+    def __str__(self) -> str:
+        return f"{self.whose}: {self.said}"
+
+
+def read_verdicts(run_dir: Path, run_id: str) -> list[Verdict]:
+    """Of this run as a reproduction of another, and of those beside it that repeated it. A file
+    that is no verdict says nothing."""
     folder = run_dir.absolute()
     own = _read_verdict(folder / REPRODUCTION_NAME)
-    found = [f"as a reproduction of {own['reproduces']}: {own['verdict']}"] if own else []
+    found = [Verdict(f"as a reproduction of {own['reproduces']}", own["verdict"])] if own else []
     for path in sorted(folder.parent.glob(f"*/{REPRODUCTION_NAME}")):
         said = None if path.parent == folder else _read_verdict(path)
         if said and said["reproduces"] == run_id:
             machine = "; another machine" if said.get("machine_differences") else ""
-            found.append(f"run again in {path.parent.name}: {said['verdict']}{machine}")
+            found.append(Verdict(f"run again in {path.parent.name}", said["verdict"] + machine))
     return found
 
 
@@ -110,7 +133,11 @@ def _read_verdict(path: Path) -> dict[str, Any] | None:
         said = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    is_whole = isinstance(said, dict) and {"reproduces", "verdict"} <= said.keys()
+    is_whole = (
+        isinstance(said, dict)
+        and {"reproduces", "verdict"} <= said.keys()
+        and isinstance(said["verdict"], str)
+    )
     return said if is_whole else None
 
 

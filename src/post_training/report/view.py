@@ -17,6 +17,7 @@ from post_training.core.errors import UsageError
 from post_training.records.run_record import (
     METRICS_NAME,
     RECORD_NAME,
+    Verdict,
     read_verdicts,
     read_whole_record,
     record_faults,
@@ -107,7 +108,7 @@ class RunView:
     settings: dict[str, list[ChosenSetting]]
     attempts: list[Attempt]
     lineage: Node
-    verdicts: list[str]
+    verdicts: list[Verdict]
     label: str = ""
 
     @property

@@ -167,7 +167,7 @@ def _facts(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
         "inputs": {key: _origin(value) for key, value in record["inputs"].items()},
         "artifacts": {kind: made["fingerprint"] for kind, made in outputs["artifacts"].items()},
     }
-    return facts | {"verdicts": read_verdicts(run_dir, record["run_id"])}
+    return facts | {"verdicts": [str(each) for each in read_verdicts(run_dir, record["run_id"])]}
 
 
 def _origin(value: dict[str, Any]) -> dict[str, Any]:

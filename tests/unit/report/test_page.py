@@ -21,7 +21,7 @@ from post_training.stages.registry import find_config_class
 class Parsed(HTMLParser):
     """ids, links, and the text outside of scripts and styles; errors where tags don't match."""
 
-    VOID = frozenset({"meta", "br", "input"})
+    VOID = frozenset({"meta", "br", "input", "wbr"})
 
     def __init__(self, text):
         super().__init__()
@@ -157,11 +157,16 @@ def test_page_tells_the_verdict_of_a_reproduction(finished_run, tmp_path):
     run_id = json.loads((run_dir / "run.json").read_text())["run_id"]
     told = {"reproduces": run_id, "verdict": "identical: 4 files", "machine_differences": []}
     (again / "reproduction.json").write_text(json.dumps(told))
-    assert "run again in one-reproduced-1: identical: 4 files" in view_of(run_dir).verdicts
-    assert view_of(again).verdicts == [f"as a reproduction of {run_id}: identical: 4 files"]
-    other = {**told, "reproduces": "sft-of-somebody-else"}
-    (again / "reproduction.json").write_text(json.dumps(other))
-    assert view_of(run_dir).verdicts == []
+    [verdict] = view_of(run_dir).verdicts
+    assert (verdict.grade, str(verdict)) == (
+        "identical", "run again in one-reproduced-1: identical: 4 files",
+    )  # fmt: skip
+    assert verdict.detail == "4 files"
+    [own] = view_of(again).verdicts
+    assert str(own) == f"as a reproduction of {run_id}: identical: 4 files"
+    for other in ({"reproduces": "sft-of-somebody-else"}, {"verdict": 3}):
+        (again / "reproduction.json").write_text(json.dumps({**told, **other}))
+        assert view_of(run_dir).verdicts == []
 
 
 def test_page_replaces_a_page_and_no_other_file(finished_run, tmp_path):

@@ -62,7 +62,7 @@ def test_watch_shows_runs_and_their_pages_to_who_has_the_key(runs):
         assert "HttpOnly" in headers["Set-Cookie"]
         status, headers, listed = get(server, "/", cookie=cookie)
         assert (status, headers["Cache-Control"]) == (200, "no-store")
-        assert f"<h1>Runs below {runs}</h1>" in listed
+        assert f"<title>Runs below {runs}</title>" in listed
         assert 'href="/run/one"' in listed
         assert 'href="/run/deep/two"' in listed
         status, _, page = get(server, "/run/deep/two", cookie=cookie)
