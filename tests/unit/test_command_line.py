@@ -3,9 +3,12 @@
 import json
 import os
 import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
+
+from helpers.terminal import run_in_terminal
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,29 @@ def test_command_line_help_is_all_that_is_printed(cli, words, code):
     done = subprocess.run([cli, *words.split()], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, "")
     assert "Usage: post-training" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "wish"),
+    [
+        ("--help", {"NO_COLOR": "1"}),
+        ("--help", {"TERM": "dumb"}),
+        ("runs lst", {"NO_COLOR": "1"}),
+        ("-m post_training.stages sft --help", {"NO_COLOR": "1"}),
+    ],
+)
+def test_nothing_is_coloured_where_no_colours_are_wanted(cli, tmp_path, words, wish):
+    program = sys.executable if words.startswith("-m") else cli
+    code, shown = run_in_terminal([program, *words.split()], tmp_path, **wish)
+    assert (code, "\x1b" in shown) == (2 if words == "runs lst" else 0, False)
+    assert shown.strip()
+
+
+def test_help_is_coloured_in_a_terminal_and_not_in_a_pipe(cli, tmp_path):
+    _, shown = run_in_terminal([cli, "runs", "--help"], tmp_path)
+    assert "\x1b[1m" in shown
+    piped = subprocess.run([cli, "runs", "--help"], capture_output=True, text=True)
+    assert "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_settings_command_lists_all_and_explains_one(post_training):

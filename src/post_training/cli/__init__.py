@@ -5,6 +5,7 @@ function imports what it calls when it runs: `--help` must start fast, and impor
 anything of the training stack.
 """
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,11 @@ def build_app() -> "typer.Typer":
         templates,
     )
 
+    if os.environ.get("NO_COLOR"):
+        # Rich leaves out the colours by itself, but not bold and dim.
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None
     app = typer.Typer(
         help="Reproducible post-training of language models, one image digest a run.",
         pretty_exceptions_enable=False,

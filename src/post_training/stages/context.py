@@ -4,6 +4,7 @@ Every rank calls the stage's `run(config, context)`, which returns a Result. Ran
 writer; it does its share in `on_writer` while the others wait, and its error is everybody's error.
 """
 
+import os
 import shutil
 import sys
 import time
@@ -156,7 +157,7 @@ class Progress:
         self.total = total
         self._done_before = done
         self._started_at = time.monotonic()
-        self._lines = shown and not sys.stderr.isatty()
+        self._lines = shown and not _can_draw_again()
         self._next_line_at = time.monotonic() + _FIRST_LINE_S
         self._bar = _bar(what, total) if shown and not self._lines else None
 
@@ -191,6 +192,11 @@ class Progress:
             return ""
         seconds_each = (now - self._started_at) / (done - self._done_before)
         return f"{duration(seconds_each * (self.total - done))} left"
+
+
+def _can_draw_again() -> bool:
+    """Whether stderr is a terminal that can go back to the start of a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _bar(what: str, total: int | None):

@@ -1,9 +1,11 @@
 """How far a piece of work is, in a log: a line at times, with the time that is left."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
+from helpers.terminal import COLOURS, run_in_terminal
 from post_training.stages import context
 from post_training.stages.context import Progress
 
@@ -46,3 +48,26 @@ def test_count_without_a_total_has_no_time_left(clock, capsys):
 
 def test_progress_of_another_rank_is_silent(clock, capsys):
     assert lines_of(Progress("step", 9, shown=False), clock, capsys, [(5, 9, "")]) == []
+
+
+THREE_STEPS = """
+from post_training.stages.context import Progress
+
+with Progress("step", 3, shown=True) as progress:
+    for step in (1, 2, 3):
+        progress.update(step, "loss 2.0")
+"""
+
+
+def test_terminal_has_a_bar_without_colours_where_none_are_wanted(tmp_path):
+    program = [sys.executable, "-c", THREE_STEPS]
+    for wish, is_coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        code, shown = run_in_terminal(program, tmp_path, **wish)
+        assert (code, bool(COLOURS.search(shown))) == (0, is_coloured)
+        assert "3/3" in shown
+        assert "━" in shown
+
+
+def test_terminal_that_cannot_go_back_has_lines_as_a_log(tmp_path):
+    program = [sys.executable, "-c", THREE_STEPS]
+    assert run_in_terminal(program, tmp_path, TERM="dumb") == (0, "step 3/3 · loss 2.0\n")
