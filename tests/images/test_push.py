@@ -87,7 +87,7 @@ def test_push_unbuilt_sources_are_refused_with_the_command(checkout, post_traini
     (checkout / "src/post_training/added.py").write_text("")
     done = post_training("image", "push-sqsh", "--repository", checkout, EDF_PATH=str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "hint: run `make image` first"
+    assert done.stderr.splitlines()[-1] == "hint: run `post-training image build cpu` first"
 
 
 def test_edf_render_equals_the_installed_edf(image_edf, post_training):

@@ -13,9 +13,15 @@ from typing import Any
 from post_training.core.errors import ConfigError, PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file, sha256_value
 from post_training.core.secrets import find_credentials
-from post_training.images import builder, retention
+from post_training.images import builder, compiled, retention
 from post_training.images.base import ensure_base
-from post_training.images.build import build_image, find_built, image_identity, write_context
+from post_training.images.build import (
+    BuiltImage,
+    build_image,
+    find_built,
+    image_identity,
+    write_context,
+)
 from post_training.images.checkout import not_a_checkout
 from post_training.images.edf import edf_folders, find_edf
 from post_training.images.edf_check import DIALECTS, check_edf
@@ -28,6 +34,7 @@ from post_training.images.push import push_sqsh
 from post_training.images.rebuild import rebuild as rebuild_image
 from post_training.images.recipe import (
     BASE_LOCK,
+    COMPILED_LOCK,
     SYSTEM_LOCK,
     Recipe,
     load_recipe,
@@ -54,6 +61,23 @@ def build(name: str, store_folder: Path | None, repository: Path, *, force: bool
     image, is_new = build_image(recipe, store)
     _say(f"{name} {recipe.version}: {'built' if is_new else 'already built'} as {image.tag}")
     print(image.oci_digest)
+
+
+def compile_package(
+    package: str, name: str, num_jobs: int | None, store_folder: Path | None, repository: Path
+) -> None:
+    store, recipe = open_store(store_folder), load_recipe(name, repository.resolve())
+    compiled.check_compilable(package, recipe)
+    wheel = compiled.compile_package(
+        package,
+        recipe,
+        _built(recipe, image_identity(recipe, ensure_base(recipe, store))),
+        store,
+        num_jobs,
+    )
+    _say(f"named in {recipe.folder / COMPILED_LOCK}")
+    _say(f"`post-training image build {name}` makes the image with it")
+    print(wheel)
 
 
 def push(name: str, site: str, store_folder: Path | None, repository: Path) -> None:
@@ -114,15 +138,21 @@ def _ensure_pushed(name: str, store: ImageStore, repository: Path) -> dict[str, 
     if record := store.find_built(identity["input_hash"]):
         _say("already in the store")
         return record
+    record = push_sqsh(_built(recipe, identity), recipe, store)
+    _say(f"pushed {record['size_bytes'] / 1e6:.0f} MB to {store.folder}")
+    return record
+
+
+def _built(recipe: Recipe, identity: dict[str, Any]) -> BuiltImage:
+    """The image in the builder's storage. Errors: UsageError when it is not built."""
     image = find_built(identity)
     if image is None:
         raise UsageError(
-            f"{name} is not built for these sources (input hash {identity['input_hash'][:16]})",
-            hint="run `make image` first",
+            f"{recipe.name} is not built for these sources "
+            f"(input hash {identity['input_hash'][:16]})",
+            hint=f"run `post-training image build {recipe.name}` first",
         )
-    record = push_sqsh(image, recipe, store)
-    _say(f"pushed {record['size_bytes'] / 1e6:.0f} MB to {store.folder}")
-    return record
+    return image
 
 
 def push_to_registry(reference: str, name: str, store_folder: Path | None) -> None:

@@ -69,6 +69,31 @@ def image_push_sif(
         _install_edf(name, site, store, repository)
 
 
+@image_app.command("compile")
+def image_compile(
+    package: Annotated[
+        str, typer.Argument(help="A folder of containers/ with a program `compile`: flash-attn.")
+    ],
+    image: Annotated[str, typer.Option(help="The image that gets it: a folder of containers/.")] = (
+        "gh200"
+    ),
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Files that are compiled at once; else one for each processor and 8 GB of memory.",
+            show_default=False,
+        ),
+    ] = None,
+    store: Store = None,
+    repository: Repository = Path("."),
+) -> None:
+    """Compile a package in the built image, for the next `image build`: flash-attn, on a node."""
+    from post_training.cli import image_commands
+
+    image_commands.compile_package(package, image, jobs, store, repository)
+
+
 @image_app.command("push")
 def image_push(
     reference: Reference,

@@ -2,6 +2,7 @@
 
 recipe, lock, registry, base    what an image is made of, pinned by hashes
 build, builder, push, store     from these inputs to a squashfs or SIF with a record
+compiled                        a package that is compiled on a node, for the next build
 rebuild, release, retention     the same image again; a version that stays; what may be deleted
 render, edf, edf_check          the EDF that names an image, read and checked
 runner, namespaces start a command in an image

@@ -31,10 +31,13 @@ from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.files import atomic_directory, sync, write_json
 from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
+from post_training.images.compiled import link_compiled, read_compiled
 from post_training.images.identity import image_digest
 from post_training.images.recipe import (
     BASE_LOCK,
+    COMPILED_LOCK,
     SOURCE_DATE_EPOCH,
+    SOURCE_LOCK,
     BaseLock,
     Recipe,
     RecipeSettings,
@@ -75,8 +78,6 @@ _SNAPSHOT_OPTIONS = (
     '--aptopt=Acquire::Check-Valid-Until "false"',
     '--aptopt=Apt::Key::gpgvcommand "/usr/libexec/mmdebstrap/gpgvnoexpkeysig"',
 )
-# Packages that are published as source only; the Dockerfile builds them.
-_SOURCE_LOCK = "source.lock"
 _PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
                  "--require-hashes", "--disable-pip-version-check"]  # fmt: skip
 
@@ -191,20 +192,24 @@ def lock_base(recipe: Recipe, store: ImageStore) -> Path:
 def ensure_wheels(recipe: Recipe, store: ImageStore) -> Path:
     """A folder with exactly the wheels and source archives that the recipe's locks name, downloaded
     where it is missing and checked by their hashes."""
-    key = sha256_text("".join(path.read_text() for path in recipe.package_locks.values()))
+    named = [path.read_text() for path in recipe.package_locks.values()]
+    if read_compiled(recipe):
+        named.append(recipe.locks[COMPILED_LOCK].read_text())
+    key = sha256_text("".join(named))
     folder = store.folder / "wheels" / recipe.name / key
     if folder.exists():
         return folder
     before = sorted(folder.parent.glob("*/"))
     with atomic_directory(folder) as temporary:
+        link_compiled(recipe, temporary, store)
         locks = dict(recipe.package_locks)
         _keep_locked(before, temporary, locks.values())
-        source_lock = locks.pop(_SOURCE_LOCK, None)
+        source_lock = locks.pop(SOURCE_LOCK, None)
         for name, lock in locks.items():
             _say(f"downloading the wheels of {name} …")
             _download_wheels(lock, temporary, recipe.settings)
         if source_lock:
-            _say(f"downloading the sources of {_SOURCE_LOCK} …")
+            _say(f"downloading the sources of {SOURCE_LOCK} …")
             download_sources(source_lock, temporary)
     for old in before:
         shutil.rmtree(old)

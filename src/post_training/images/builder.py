@@ -7,7 +7,7 @@ which of the two it is.
 import json
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +111,39 @@ def run_in(image: str, platform: str, script: str) -> str:
     try:
         return run_tool(
             ["buildah", "run", _RUNTIME, "--network=host", container, "--", "sh", "-c", script]
+        )
+    finally:
+        run_tool(["buildah", "rm", container])
+
+
+def run_offline(
+    tag: str,
+    command: Sequence[str],
+    *,
+    volumes: Mapping[str, Path],
+    environment: Mapping[str, str],
+) -> None:
+    """Run a command in an image of the builder's storage, without a network, and show its output.
+
+    volumes: {folder in the container: folder of this machine}. What the command writes elsewhere is
+    gone with the container. environment: further variables.
+    Errors: PostTrainingError where it fails.
+    """
+    options = [
+        "--network=none",
+        *(f"--volume={source}:{target}" for target, source in volumes.items()),
+        *(f"--env={name}={value}" for name, value in environment.items()),
+    ]
+    if program() == "podman":
+        words = _podman("run", "--rm", "--pull=never", "--entrypoint=", *options, tag)
+        run_tool([*words, *command], show=True, ends_with_us=signal.SIGTERM)
+        return
+    container = run_tool(["buildah", "from", "--pull-never", tag])
+    try:
+        run_tool(
+            ["buildah", "run", _RUNTIME, *options, container, "--", *command],
+            show=True,
+            ends_with_us=signal.SIGTERM,
         )
     finally:
         run_tool(["buildah", "rm", container])

@@ -42,6 +42,9 @@ BASE_LOCK = "base.lock"
 # What the distribution of a registry's base lacks: what is asked for, and what that comes to.
 SYSTEM_PACKAGES, SYSTEM_LOCK = "system.in", "system.lock"
 _BASE_LOCK_SCHEMA = "post-training/base-lock/1"
+# Packages that are published as source only, which the Dockerfile builds; and those that were
+# compiled on a node (images/compiled.py).
+SOURCE_LOCK, COMPILED_LOCK = "source.lock", "compiled.lock"
 SETTINGS_NAME = "recipe.toml"
 _ARCHITECTURES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 # manylinux tags from before they were named for glibc's version.
@@ -105,8 +108,8 @@ class Recipe:
 
     @property
     def package_locks(self) -> dict[str, Path]:
-        """The locks of Python packages."""
-        others = (BASE_LOCK, SYSTEM_LOCK)
+        """The locks of Python packages that `image lock` writes."""
+        others = (BASE_LOCK, SYSTEM_LOCK, COMPILED_LOCK)
         return {name: path for name, path in self.locks.items() if name not in others}
 
     def input_hash(self, base_sha256: str) -> str:

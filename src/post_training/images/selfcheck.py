@@ -4,6 +4,7 @@ Versions must equal the locks, everything in imports.txt must import, and what r
 the base must not be installed over it.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import re
@@ -16,6 +17,7 @@ import post_training
 from post_training.core.errors import tell
 
 CONFIGURATION = Path("/etc/post-training")
+_COMPILED_LOCK = "compiled.lock"
 ENVIRONMENT = Path("/opt/post-training/venv")
 
 
@@ -86,13 +88,25 @@ def version_faults(configuration: Path) -> list[str]:
     return faults
 
 
+def compiled_modules(configuration: Path) -> list[str]:
+    """The modules of what compiled.lock names: compiled code that does not fit torch fails here."""
+    lock = configuration / _COMPILED_LOCK
+    names = locked_versions(lock.read_text()) if lock.exists() else {}
+    modules = []
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # `version_faults` names it.
+            modules += (metadata.distribution(name).read_text("top_level.txt") or "").split()
+    return modules
+
+
 def main() -> int:
     """Print every fault; the exit code."""
     wrong = version_faults(CONFIGURATION)
     settings = tomllib.loads((CONFIGURATION / "recipe.toml").read_text())
     for name in replaced_packages(settings.get("without", []), ENVIRONMENT):
         wrong.append(f"{name}: installed, which recipe.toml forbids")
-    for module in named_modules((CONFIGURATION / "imports.txt").read_text()):
+    named = named_modules((CONFIGURATION / "imports.txt").read_text())
+    for module in [*named, *compiled_modules(CONFIGURATION)]:
         try:
             load_named(module)
         except Exception as error:

@@ -7,6 +7,7 @@
     removed/               records of images that `image gc` removed, to build them again
     runs.json              the folders in which `image gc` looks for runs
     bases/, wheels/NAME/, system/   what builds are made of, by hash
+    compiled/              wheels that `image compile` made; nothing removes them
 
 The record counts, and its seal shows an edit; the index is made from it and may be deleted.
 """

@@ -53,6 +53,14 @@ def test_recipe_asks_for_exact_versions_and_its_locks_have_hashes(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_dockerfile_of_a_recipe_installs_from_each_of_its_locks(name):
+    recipe = load_recipe(name, REPOSITORY)
+    text = (recipe.folder / "Dockerfile").read_text()
+    for lock in recipe.locks.keys() - {"base.lock", "source.lock"}:
+        assert f"steps/install /etc/post-training/{lock} /mnt" in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipe_locks_hold_every_version_that_is_asked_for(name):
     recipe = load_recipe(name, REPOSITORY)
     for path in recipe.package_locks.values():
