@@ -9,6 +9,7 @@ import os
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,20 @@ def decayed_parameters(model: torch.nn.Module, chosen: list[str]) -> list[str]:
         # Under ZeRO-3 a parameter is empty between uses, and this is what it really is.
         if name in names and len(getattr(parameter, "ds_shape", parameter.shape)) > 1
     ]
+
+
+def share_defaults(optimizer: Any) -> None:
+    """Give `defaults` of torch's optimizer to those that wrap it.
+
+    DeepSpeed's have none, and schedules that end at a rate (polynomial, min_lr) read the first rate
+    there.
+    """
+    wrappers = [optimizer]
+    while (inner := getattr(wrappers[-1], "optimizer", None)) is not None:
+        wrappers.append(inner)
+    for wrapper, wrapped in reversed(list(pairwise(wrappers))):
+        if hasattr(wrapped, "defaults") and not hasattr(wrapper, "defaults"):
+            wrapper.defaults = wrapped.defaults
 
 
 def start_schedule_at(scheduler: LambdaLR, step: int) -> None:

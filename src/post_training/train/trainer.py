@@ -40,6 +40,7 @@ from post_training.train.arguments import (
     decayed_parameters,
     optimizer_class_and_arguments,
     row_groups,
+    share_defaults,
     start_schedule_at,
 )
 from post_training.train.checkpoint import (
@@ -296,6 +297,8 @@ class Trainer(SFTTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Called from Trainer._prepare_for_training; with ZeRO by DeepSpeed, on a copy of this."""
         is_new = self.lr_scheduler is None  # else DeepSpeed has made it by now
+        if is_new:
+            share_defaults(optimizer or self.optimizer)
         scheduler = super().create_scheduler(self._offset + num_training_steps, optimizer)
         if is_new and self._offset:
             start_schedule_at(scheduler, self._offset)

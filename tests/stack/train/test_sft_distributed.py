@@ -94,6 +94,36 @@ def test_zero_killed_while_saving_and_resumed_ends_in_the_same_bytes(
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("strategy", "schedule", "settings"),
+    [
+        ("zero1", "cosine_with_min_lr", {"min_lr": 0.002}),
+        ("zero2", "polynomial", {"lr_end": 0.002}),
+        ("zero3", "polynomial", {"lr_end": 0.002}),
+    ],
+)
+def test_zero_follows_a_schedule_that_ends_at_a_rate(
+    strategy: str, schedule: str, settings: dict[str, float], config: dict[str, Any], tmp_path: Path
+):
+    """Its optimizers wrap torch's, of which such a schedule reads the first rate."""
+    of_schedule = {
+        "training.max_steps": 4,
+        "training.lr_scheduler_type": schedule,
+        "training.lr_scheduler_kwargs": settings,
+        "training.mixed_precision": "bf16",
+    }
+    plain = changed(config, **of_schedule)
+    sft(plain, tmp_path / "plain")
+    divided = changed(plain, distributed={"strategy": strategy})
+    assert run_sft_on_ranks(divided, tmp_path / "run") == [0], error(tmp_path / "run")
+    rates = [
+        [line["learning_rate"] for line in metrics(tmp_path / name) if "learning_rate" in line]
+        for name in ("plain", "run")
+    ]
+    assert rates[0] == rates[1] != []
+
+
 def test_zero3_inference_checkpoint_is_a_whole_model(config: dict[str, Any], tmp_path: Path):
     """Written by the first rank alone, it would hold the first rank's share."""
     settings = {"checkpointing.inference_checkpoint_steps": 6, "distributed": {"strategy": "zero3"}}
