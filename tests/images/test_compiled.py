@@ -17,6 +17,7 @@ from post_training.images.compiled import compile_package, link_compiled, lock_t
 from post_training.images.recipe import Recipe, load_recipe
 from post_training.images.store import ImageStore, default_store
 
+pytestmark = pytest.mark.long
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = {
     "tiny-1/PKG-INFO": "Metadata-Version: 2.2\nName: tiny\nVersion: 1\n",
