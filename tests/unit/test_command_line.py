@@ -26,6 +26,36 @@ def test_command_line_that_is_wrong_is_told_in_one_line_and_where_to_read_more(c
     assert done.stderr == f"{told}\nhint: {command} --help\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "told", "hint"),
+    [
+        ("runs list --since now", "--since: must be a date such as 2026-01-31 (got 'now')", None),
+        *(
+            (
+                f"edf run {words}",
+                "post-training edf run: the command is missing, which comes after `--`",
+                "post-training edf run [OPTIONS] ENVIRONMENT -- COMMAND …",
+            )
+            for words in ("", "post-training", "post-training true", "post-training --")
+        ),
+        (
+            "edf run x y -- true",
+            "post-training edf: unrecognized arguments: y",
+            "post-training edf --help",
+        ),
+        (
+            "edf run --mount -- true",
+            "post-training edf run: argument --mount: expected one argument",
+            "post-training edf run --help",
+        ),
+    ],
+)
+def test_command_line_that_lacks_something_says_what(post_training, words, told, hint):
+    done = post_training(*words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {told}\n" + (f"hint: {hint}\n" if hint else "")
+
+
 @pytest.mark.parametrize(("words", "code"), [("", 2), ("runs", 2), ("runs --help", 0)])
 def test_command_line_help_is_all_that_is_printed(cli, words, code):
     done = subprocess.run([cli, *words.split()], capture_output=True, text=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from post_training.core.errors import UsageError, report, tell
 from post_training.images.checkout import describe_changes
@@ -19,9 +20,15 @@ from post_training.images.inside import FINDINGS
 from post_training.images.runner import run
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As every command says it, in place of argparse's own two lines."""
+        raise UsageError(f"{self.prog}: {message}", hint=f"{self.prog} --help")
+
+
 def make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """(of both commands, of `run`); cli/images.py describes the same for the reference."""
-    parser = argparse.ArgumentParser(prog="post-training edf", allow_abbrev=False)
+    parser = _Parser(prog="post-training edf", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     resolving = verbs.add_parser("resolve", help="check an EDF and print its path")
     resolving.add_argument("environment", help="NAME, NAME.toml or a path, as for srun")
@@ -50,14 +57,18 @@ def make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code. What `edf run` starts replaces this process."""
-    parser, running = make_parsers()
+    parser, _ = make_parsers()
     # Split by hand: argparse would remove a later `--` from the command.
     words = list(arguments)
     split = words.index("--") if "--" in words else len(words)
-    options, command = parser.parse_args(words[:split]), words[split + 1 :]
-    if options.verb == "run" and not command:
-        running.error("give the command after `--`")
+    command = words[split + 1 :]
     try:
+        if words[:1] == ["run"] and not command and not {"-h", "--help"} & set(words):
+            raise UsageError(
+                "post-training edf run: the command is missing, which comes after `--`",
+                hint="post-training edf run [OPTIONS] ENVIRONMENT -- COMMAND …",
+            )
+        options = parser.parse_args(words[:split])
         cwd = Path.cwd()
         # `${PWD}` in an EDF is where we are, whatever an inherited variable says.
         env = {**os.environ, "PWD": str(cwd)}

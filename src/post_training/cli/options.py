@@ -1,9 +1,12 @@
 """Options and arguments that several commands have."""
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from post_training.core.errors import UsageError
 
 GROUP: dict[str, Any] = {"no_args_is_help": True, "add_completion": False}
 
@@ -25,6 +28,14 @@ def program_options(
     ] = False,
 ) -> None:
     """Reproducible post-training of language models, one image digest a run."""
+
+
+def read_date(option: str, given: str | None) -> date | None:
+    """Errors: UsageError for what is no date."""
+    try:
+        return None if given is None else date.fromisoformat(given)
+    except ValueError:
+        raise UsageError(f"{option}: must be a date such as 2026-01-31 (got {given!r})") from None
 
 
 Store = Annotated[Path | None, typer.Option(help="The image store.", show_default=False)]

@@ -3,13 +3,21 @@
 import json
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Artifact, Environment, Json, Repository, Run, Store
+from post_training.cli.options import (
+    GROUP,
+    Artifact,
+    Environment,
+    Json,
+    Repository,
+    Run,
+    Store,
+    read_date,
+)
 
 if TYPE_CHECKING:
     from post_training.records.card import CardDetails
@@ -75,8 +83,8 @@ def runs_list(
         str | None, typer.Option(metavar="DIGEST", help="How it begins.", show_default=False)
     ] = None,
     since: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Started on this day or later, in UTC."),
+        str | None,
+        typer.Option(metavar="YYYY-MM-DD", help="Started on this day or later, in UTC."),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -95,7 +103,7 @@ def runs_list(
         find_stage(stage)
     overrides = map(parse_override, where or [])
     settings = {dotted(override.path): override.value for override in overrides}
-    filters = run_index.Filters(stage, state, image, since and since.date(), settings)
+    filters = run_index.Filters(stage, state, image, read_date("--since", since), settings)
     states = run_index.list_states(folder, filters)
     if as_json:
         print(json.dumps([state.as_json() for state in states], indent=2))

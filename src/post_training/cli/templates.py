@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from post_training.cli.options import GROUP, Environment, Json
+from post_training.cli.options import GROUP, Environment, Json, read_date
 
 if TYPE_CHECKING:
     from post_training.data.rows import Conversation
@@ -48,7 +48,6 @@ def template_check(
     environment: Environment = None,
 ) -> None:
     """Show what a template can express and what would be trained; exit 1 where it can't be used."""
-    import datetime
     import json
     from itertools import islice
 
@@ -56,10 +55,7 @@ def template_check(
     from post_training.core.errors import UsageError
     from post_training.core.files import write_atomic
 
-    try:
-        today = None if date is None else datetime.date.fromisoformat(date)
-    except ValueError:
-        raise UsageError(f"--date: must be a date such as 2026-01-31 (got {date!r})") from None
+    today = read_date("--date", date)
     is_folder = tokenizer is None
     if is_folder and not Path(template).is_dir():
         raise UsageError(

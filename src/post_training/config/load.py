@@ -335,7 +335,8 @@ def _check_step(here: Any, override: Override, depth: int) -> None:
         if not isinstance(here, list):
             raise UsageError(f"{parent} is {_kind(here)}, not a list", where=override.where)
         if part > len(here):
-            problem = f"{parent} has {len(here)} items: index {part} is beyond its end"
+            items = "1 item" if len(here) == 1 else f"{len(here)} items"
+            problem = f"{parent} has {items}: index {part} is beyond its end"
             raise UsageError(problem, where=override.where)
     elif not isinstance(here, dict):
         raise UsageError(f"{parent} is {_kind(here)}, not a mapping", where=override.where)

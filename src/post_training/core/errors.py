@@ -6,6 +6,7 @@ and the values in messages; `length_in_common` finds where two texts differ.
 """
 
 import errno
+import os
 import sys
 from itertools import takewhile
 from typing import Any, TextIO
@@ -106,7 +107,18 @@ def _from_os_error(error: OSError) -> PostTrainingError:
             "`post-training edf run --mount SRC:DST …` adds"
         )
     problem = (error.strerror or str(error)).lower()
+    if error.errno == errno.ENOENT and error.filename is None and _is_working_folder_gone():
+        problem = "the working folder was removed"
+        hint = "`cd` to a folder that exists; `cd .` where it was made anew"
     return PostTrainingError(problem, where=error.filename and str(error.filename), hint=hint)
+
+
+def _is_working_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 KeyPath = tuple[str | int, ...]

@@ -194,7 +194,8 @@ def parse_mount(text: str, cwd: Path) -> Mount:
     source = parts[0]
     target = parts[1] if len(parts) > 1 else source
     if len(parts) > 3 or not source or not target:
-        raise ValueError(f"must be SRC:DST[:FLAGS] (got {text!r})")
+        where = "; a folder with a colon in its name can't be mounted" if len(parts) > 3 else ""
+        raise ValueError(f"must be SRC:DST[:FLAGS] (got {text!r}){where}")
     flags = frozenset(word for part in parts[2:] for word in re.split("[+,]", part) if word)
     if unknown := sorted(flags - _FLAGS - {w for w in flags if w.startswith(IMAGE_SOURCE)}):
         raise ValueError(f"unknown flag {unknown[0]!r} (known: {', '.join(sorted(_FLAGS))})")

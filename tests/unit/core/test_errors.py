@@ -1,5 +1,6 @@
 import errno
 import io
+import os
 
 import pytest
 
@@ -41,6 +42,17 @@ def test_report_read_only_file_system_says_what_can_be_written():
     error, hint = stream.getvalue().splitlines()
     assert error == "error: /root/out: read-only file system"
     assert hint.startswith("hint: in an image only what is mounted can be written")
+
+
+def test_report_of_a_working_folder_that_is_gone_says_so(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    stream = io.StringIO()
+    with pytest.raises(FileNotFoundError) as raised:
+        os.getcwd()
+    assert report(raised.value, stream) == 1
+    assert stream.getvalue().startswith("error: the working folder was removed\nhint: `cd` to a ")
 
 
 def test_report_raises_our_own_bugs():

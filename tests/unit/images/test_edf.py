@@ -76,6 +76,7 @@ def test_parse_mount_known_forms(text, expected):
     ("text", "message"),
     [
         ("/a:/b:ro:x", "must be SRC:DST"),
+        ("/a:b:/a:b", "a folder with a colon in its name can't be mounted"),
         (":/b", "must be SRC:DST"),
         ("/a:b", "target must be an absolute path"),
         ("/a:/", "target must be an absolute path below /"),
