@@ -45,6 +45,11 @@ def test_run_signals_reach_the_command_itself(edf, cli, tmp_path):
     assert process.returncode == 3
 
 
+def test_run_command_is_ended_by_a_closed_pipe_as_without_a_container(edf, post_training):
+    done = post_training("edf", "run", edf(), "--", "sh", "-c", "grep SigIgn /proc/self/status")
+    assert done.stdout.split()[1] == "0" * 16
+
+
 def test_run_environment_precedence_is_edf_image_host(edf, post_training):
     path = edf(env={"LANG": "edf", "GREETING": "hello ${WHO}"})
     script = 'echo "$LANG|$VIRTUAL_ENV|$GREETING|$ONLY_HOST"'

@@ -4,13 +4,14 @@ libc is called directly: a mount(8) process for each mount would take longer tha
 start. bubblewrap is no help: before 0.11 it has no overlay, it mounts no squashfs, and it stays the
 parent of the command, so Slurm's signals would reach it instead.
 
-Sources: mount(2), pivot_root(2), unshare(2), loop(4), prctl(2).
+Sources: mount(2), pivot_root(2), unshare(2), loop(4), prctl(2), pid_namespaces(7).
 """
 
 import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import tempfile
@@ -105,6 +106,42 @@ def detach(target: str | Path) -> None:
 def pivot_root(new_root: str | Path, put_old: str | Path) -> None:
     """Make the mount `new_root` the root, and move the old root to `put_old` below it."""
     _call("pivot_root", _libc.pivot_root, os.fsencode(new_root), os.fsencode(put_old))
+
+
+def leave_pid_1() -> None:
+    """Where this process is the first of a container (`docker run`, a pod), go on in a child.
+
+    The kernel keeps from process 1 every signal that it doesn't handle itself, so a command in its
+    place, such as `sleep`, could not be ended by SIGTERM. Elsewhere nothing happens: the command
+    has to keep the pid that Slurm signals.
+    """
+    if os.getpid() != 1:
+        return
+    # Blocked before the fork: a signal then waits for the loop that hands it on.
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return
+    os._exit(_hand_signals_on(child))
+
+
+def _hand_signals_on(child: int) -> int:
+    """Until the child ends; its exit code, 128 + N where signal N ended it. Orphans that the kernel
+    gives to process 1 are waited for."""
+    handed_on = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    while True:
+        info = signal.sigwaitinfo(handed_on)
+        if info.si_signo != signal.SIGCHLD:
+            # What the terminal sends (Ctrl-C), its code above 0, has reached the child already.
+            if info.si_code <= 0:
+                os.kill(child, info.si_signo)
+            continue
+        while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            if ended[0] == child:
+                code = os.waitstatus_to_exitcode(ended[1])
+                return code if code >= 0 else 128 - code
 
 
 def enter_mount_namespace() -> None:

@@ -2,7 +2,8 @@
 
 The image is mounted under a temporary overlay, the EDF's mounts over it, and the command replaces
 this process. It keeps the pid, so signals, exit codes and Slurm's accounting work as without a
-container. Works as root and as an ordinary user, on any Linux with overlayfs and user namespaces.
+container. (Process 1 of a container stays, and hands signals on.) Works as root and as an ordinary
+user, on any Linux with overlayfs and user namespaces.
 
     /tmp (a tmpfs)   image/   the squashfs, read-only
                      upper/   what is written; gone with the container
@@ -18,6 +19,7 @@ import grp
 import json
 import os
 import pwd
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,6 +64,7 @@ def run(
     """
     image = image_file(edf)
     findings = dict(findings or {})
+    linux.leave_pid_1()
     # Opened and resolved now: the tmpfs will hide the host's /tmp, and the new root its paths.
     image_descriptor = open_image(image)
     state = image_state(image_descriptor)
@@ -327,6 +330,9 @@ def _enter_workdir(edf: Edf) -> None:
 def _execute(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     # execvpe searches this process's PATH, not that of the environment it is given.
     os.environ["PATH"] = environment.get("PATH", os.defpath)
+    # Python ignores these, and an exec keeps that: `zcat file | head` would end in an error.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execvpe(words[0], words, dict(environment))
     except OSError as error:
