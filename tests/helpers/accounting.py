@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from helpers.slurm_cluster import wait_until
+from helpers.slurm_cluster import TIMEOUT_S, wait_until
 
 PROGRAMS = ("mariadbd", "slurmdbd", "sacctmgr", "sacct")
 TABLES = [
@@ -60,8 +60,9 @@ def accounting(slurm_conf: Path) -> Iterator[None]:
         # Daemons keep what they are given open: no pipes.
         with open(folder / "log/accounting.log", "a") as log:
             done = subprocess.run(
-                words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60
-            )
+                words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                timeout=TIMEOUT_S,
+            )  # fmt: skip
         assert not check or done.returncode == 0, f"{words}: see {log.name}"
         return done.returncode
 
@@ -73,7 +74,7 @@ def accounting(slurm_conf: Path) -> Iterator[None]:
                 daemon = subprocess.Popen(
                     words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
-            daemons.callback(daemon.wait, 30)
+            daemons.callback(daemon.wait, TIMEOUT_S)
             daemons.callback(daemon.terminate)
 
         database = _create_database(folder, environment)
@@ -104,7 +105,8 @@ def _create_database(folder: Path, environment: dict[str, str]) -> list[str]:
     tables = "use mysql;\n" + "".join(path.read_text() for path in TABLES)
     subprocess.run(
         [*server, "--bootstrap", "--skip-grant-tables"],
-        env=environment, input=tables, text=True, check=True, capture_output=True, timeout=60,
+        env=environment, input=tables, text=True, check=True, capture_output=True,
+        timeout=TIMEOUT_S,
     )  # fmt: skip
     return server
 

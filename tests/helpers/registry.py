@@ -57,4 +57,4 @@ def serving(folder: Path, password_hash: str | None = None) -> Iterator[Registry
         yield Registry(found[1], folder / "data")
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(600)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "installation" / "slurm" / "cluster"
-TIMEOUT_S = 30
+# Against hanging alone: on a machine with other work all takes many times as long.
+TIMEOUT_S = 600
 
 STAND_IN = """\
 #!/bin/bash
@@ -90,7 +91,7 @@ def run_script(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         env={**os.environ, **variables},
-        timeout=60,
+        timeout=TIMEOUT_S,
     )
 
 

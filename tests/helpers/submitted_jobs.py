@@ -5,10 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from helpers.slurm_cluster import wait_until
+from helpers.slurm_cluster import TIMEOUT_S, wait_until
 from post_training.records.run_record import read_record
-
-TIMEOUT_S = 180
 
 
 class SubmittedJobs:
@@ -46,13 +44,13 @@ class SubmittedJobs:
     def wait(self, job_id: str | None = None) -> str | None:
         """Until nothing is in the queue; the job's last state."""
         queue = ("squeue", "--noheader", "--format=%A")
-        wait_until(lambda: self.run(*queue).split() == [], TIMEOUT_S)
+        wait_until(lambda: self.run(*queue).split() == [])
         return self.state(job_id) if job_id else None
 
     def wait_for_steps(self, run_dir: str) -> None:
         """Until the training's first line is there."""
         metrics = self.folder / run_dir / "metrics.jsonl"
-        wait_until(lambda: metrics.exists() and metrics.read_text() != "", TIMEOUT_S)
+        wait_until(lambda: metrics.exists() and metrics.read_text() != "")
 
     def log(self, run_dir: str, job_id: str) -> str:
         return (self.folder / run_dir / f"slurm/slurm-{job_id}.out").read_text()

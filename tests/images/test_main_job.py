@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.kept_bytes import kept_bytes
+from helpers.slurm_cluster import wait_until
 from post_training.core.hashing import fingerprint, sha256_file
 from post_training.records.run import is_live
 from post_training.records.run_record import read_record
@@ -27,8 +28,8 @@ def start(cli, image_edf, job):
             stderr=subprocess.PIPE,
             text=True,
         )
-        while not is_there():
-            assert process.poll() is None, process.stderr.read()
+        wait_until(lambda: is_there() or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
         return process
 
     return begin

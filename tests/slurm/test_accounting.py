@@ -11,7 +11,7 @@ import pytest
 from helpers.accounting import accounting, missing
 from helpers.kept_bytes import kept_bytes
 from helpers.slurm_cluster import Cluster, run_script, wait_until
-from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
+from helpers.submitted_jobs import SubmittedJobs
 from post_training.records.run_record import read_record
 from post_training.slurm.queue import read_ended_jobs
 
@@ -73,7 +73,7 @@ def test_ended_jobs_are_known_from_accounts_when_the_controller_has_forgotten(
         listed = forgetful.run("squeue", "--noheader", "--states=all", "--format=%F").stdout
         return set(listed.split())
 
-    wait_until(lambda: remembered() == {pending}, timeout_s=120)
+    wait_until(lambda: remembered() == {pending})
     assert read_ended_jobs(asked) == expected
 
 
@@ -96,7 +96,7 @@ def test_run_preempted_by_a_quality_of_service_ends_in_the_same_bytes(
         whole = slurm.submit(*words, "run_dir=qos/whole")
         assert slurm.wait(whole) == "COMPLETED", slurm.log("qos/whole", whole)
         job_id = slurm.submit(*words, "run_dir=qos/preempted", "--max-failures=0")
-        wait_until((job / "qos/preempted/checkpoints/latest").exists, TIMEOUT_S)
+        wait_until((job / "qos/preempted/checkpoints/latest").exists)
         slurm.run("sbatch", "--qos=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
         assert slurm.wait(job_id) == "COMPLETED", slurm.log("qos/preempted", job_id)
         assert slurm.shown(job_id)["Restarts"] == "1"

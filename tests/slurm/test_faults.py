@@ -13,7 +13,7 @@ import pytest
 
 from helpers.kept_bytes import kept_bytes
 from helpers.slurm_cluster import wait_until
-from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
+from helpers.submitted_jobs import SubmittedJobs
 from post_training.records.run import is_live
 from post_training.records.run_record import read_record
 
@@ -107,7 +107,7 @@ def slurmd_of(slurm: SubmittedJobs, node: str) -> int:
 
 def test_fault_killed_rank_is_named_left_out_and_ends_in_the_same_bytes(slurm, job, two_nodes):
     job_id = slurm.submit(*TWO_NODES, "run_dir=faults/rank")
-    wait_until(checkpointed(job / "faults/rank"), TIMEOUT_S)
+    wait_until(checkpointed(job / "faults/rank"))
     assert slurm.shown(job_id)["NodeList"] == "n[1-2]"
     os.kill(rank_processes(job / "faults/rank")["1"], signal.SIGKILL)
     assert slurm.wait(job_id) == "COMPLETED"
@@ -123,7 +123,7 @@ def test_fault_killed_rank_is_named_left_out_and_ends_in_the_same_bytes(slurm, j
 def test_fault_killed_slurmstepd_is_noticed_and_ends_in_the_same_bytes(slurm, job, two_nodes, rank):
     run_dir = f"faults/slurmstepd-{rank}"
     job_id = slurm.submit(*TWO_NODES, f"run_dir={run_dir}")
-    wait_until(checkpointed(job / run_dir), TIMEOUT_S)
+    wait_until(checkpointed(job / run_dir))
     os.kill(slurmstepd_of(rank_processes(job / run_dir)[rank]), signal.SIGKILL)
     assert slurm.wait(job_id) == "COMPLETED", slurm.log(run_dir, job_id)
     assert "the stage has ended, and srun has not noticed" in slurm.log(run_dir, job_id)
@@ -133,7 +133,7 @@ def test_fault_killed_slurmstepd_is_noticed_and_ends_in_the_same_bytes(slurm, jo
 
 def test_fault_lost_node_the_job_goes_on_with_another(slurm, job, two_nodes):
     job_id = slurm.submit(*TWO_NODES, "run_dir=faults/node")
-    wait_until(checkpointed(job / "faults/node"), TIMEOUT_S)
+    wait_until(checkpointed(job / "faults/node"))
     rank = rank_processes(job / "faults/node")["1"]
     os.kill(slurmd_of(slurm, "n2"), signal.SIGKILL)
     # As slurmctld does once SlurmdTimeout is over; the node's tasks are gone with it.
@@ -164,7 +164,7 @@ def test_fault_usr1_at_an_awkward_moment_ends_in_the_same_bytes(slurm, job, whol
         "checkpoint": lambda: any((run_dir / "checkpoints").glob("*")),
         "twice": checkpointed(run_dir),
     }
-    wait_until(moments[moment], TIMEOUT_S)
+    wait_until(moments[moment])
     slurm.run("scancel", "--signal=USR1", job_id)
     if moment == "twice":
         slurm.run("scancel", "--signal=USR1", job_id, check=False)
@@ -222,7 +222,7 @@ def test_fault_run_folder_gone_while_queued_ends_and_leaves_nothing(slurm, job):
 
 def test_fault_run_folder_gone_while_running_ends_and_is_not_begun_over(slurm, job):
     job_id = slurm.submit("training.max_steps=3000", *STEPS[1:], "run_dir=faults/removed")
-    wait_until(checkpointed(job / "faults/removed"), TIMEOUT_S)
+    wait_until(checkpointed(job / "faults/removed"))
     (job / "faults/removed").rename(job / "faults/elsewhere")
     assert slurm.wait(job_id) == "FAILED"
     assert slurm.shown(job_id)["Restarts"] == "0"

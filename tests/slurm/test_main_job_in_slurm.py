@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.kept_bytes import kept_bytes
+from helpers.slurm_cluster import TIMEOUT_S, wait_until
 from post_training.records.run import is_live
 from post_training.records.run_record import read_record
 
@@ -29,7 +30,7 @@ def srun(start_cluster, cli, image_edf, job):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=TIMEOUT_S,
         )
 
     run.environment = environment
@@ -65,7 +66,8 @@ def test_srun_pty_gives_a_shell_inside(srun, job):
     done = subprocess.run(
         ["script", "--quiet", "--return", "--command",
          "srun --environment=post-training.toml --pty bash", "/dev/null"],
-        input=typed, cwd=job, env=srun.environment, capture_output=True, text=True, timeout=60,
+        input=typed, cwd=job, env=srun.environment, capture_output=True, text=True,
+        timeout=TIMEOUT_S,
     )  # fmt: skip
     assert '"input_hash"' in done.stdout
     assert done.returncode == 5
@@ -98,11 +100,11 @@ def test_scancel_closes_the_record(srun, job):
         cwd=job, env=srun.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = job / "cancelled/metrics.jsonl"
-    while not metrics.exists():
-        assert process.poll() is None, process.stderr.read()
+    wait_until(lambda: metrics.exists() or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
     subprocess.run(["scancel", "--name=to-cancel"], env=srun.environment, check=True)
-    assert process.wait(60) != 0
-    while is_live(job / "cancelled"):
-        pass  # Slurm lets srun go before the task has ended.
+    assert process.wait(TIMEOUT_S) != 0
+    # Slurm lets srun go before the task has ended.
+    wait_until(lambda: not is_live(job / "cancelled"))
     record = read_record(job / "cancelled")
     assert (record["status"], record["reason"]) == ("interrupted", "stopped by SIGTERM")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.slurm_cluster import wait_until
-from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
+from helpers.submitted_jobs import SubmittedJobs
 from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image]
@@ -143,13 +143,14 @@ stages:
 """
 # Nobody gets on before the file is there.
 HELD = """
+import time
 from pathlib import Path
 from post_training.data.transforms import register_transform
 
 @register_transform("held")
 def held(row):
     while not Path("GO").exists():
-        pass
+        time.sleep(0.01)
     return row
 """
 
@@ -162,12 +163,9 @@ def test_pipeline_array_killed_worker_is_tried_again_alone(slurm, job):
     slurm.post_training(*verb)
     (told,) = json.loads(slurm.post_training("pipeline", "status", "shards.yaml", "--json"))
     run_dir, (merge, workers) = Path(told["run_dir"]), told["job_ids"]
-    wait_until(
-        lambda: all((run_dir / f"workers/{index}/run.json").exists() for index in range(2)),
-        TIMEOUT_S,
-    )
+    wait_until(lambda: all((run_dir / f"workers/{index}/run.json").exists() for index in range(2)))
     slurm.run("scancel", "--signal=KILL", f"{workers}_0.0")
-    wait_until(lambda: (run_dir / "slurm/failures-0.json").exists(), TIMEOUT_S)
+    wait_until(lambda: (run_dir / "slurm/failures-0.json").exists())
     (job / "go").touch()
     assert slurm.wait(merge) == "COMPLETED", slurm.log(told["run_dir"], merge)
     restarts = [slurm.shown(f"{workers}_{index}")["Restarts"] for index in range(2)]

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.kept_bytes import kept_bytes
 from helpers.slurm_cluster import wait_until
-from helpers.submitted_jobs import TIMEOUT_S, SubmittedJobs
+from helpers.submitted_jobs import SubmittedJobs
 from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.image, pytest.mark.long]
@@ -45,7 +45,7 @@ def whole(slurm, job) -> dict:
 def preempt(slurm: SubmittedJobs, run_dir: str, *, grace_s: int) -> None:
     """Take the node from the run once it has a checkpoint; the urgent job is over soon."""
     slurm.run("scontrol", "update", "PartitionName=main", f"GraceTime={grace_s}")
-    wait_until((slurm.folder / run_dir / "checkpoints/latest").exists, TIMEOUT_S)
+    wait_until((slurm.folder / run_dir / "checkpoints/latest").exists)
     slurm.run("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 

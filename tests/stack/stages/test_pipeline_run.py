@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.slurm_cluster import TIMEOUT_S, wait_until
 from post_training.records.run_record import read_record
 
 PIPELINE = """
@@ -42,7 +43,7 @@ class Pipeline:
 
     def run(self, *words: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
         process = self.start(*words, verb=verb)
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
         return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
     def run_dirs(self, name: str) -> list[Path]:
@@ -169,10 +170,10 @@ def test_pipeline_signalled_passes_it_to_the_stage_and_ends_as_it_does(tmp_path)
     (tmp_path / "waits.py").write_text(WAITS)
     data = "{transforms: [waits.py], datasets: [{path: rows.jsonl, transform: waits}]}"
     process = pipeline.start(f"stages.parts.config.data={data}")
-    while not (tmp_path / "waiting").exists():
-        assert process.poll() is None, process.stderr.read()
+    wait_until(lambda: (tmp_path / "waiting").exists() or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=TIMEOUT_S)[1]
     assert process.returncode == 143, stderr
     (run_dir,) = pipeline.run_dirs("parts")
     record = read_record(run_dir)

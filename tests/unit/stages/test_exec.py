@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from helpers.slurm_cluster import wait_until
 from post_training.config.model import Role, recipe_hash, settings_by_role
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.records.compare import compare_runs
@@ -296,8 +297,9 @@ def test_command_that_does_not_end_is_killed_with_all_it_started(tmp_path):
     assert process.stderr is not None
     while process.stderr.readline().strip() != "ready":
         assert process.poll() is None
-    while not (child := tmp_path / "run/work/child").exists() or not child.read_text().strip():
-        assert process.poll() is None
+    child = tmp_path / "run/work/child"
+    wait_until(lambda: process.poll() is not None or (child.exists() and child.read_text().strip()))
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     code, said = finish(process)
     assert code == 128 + signal.SIGTERM, said
