@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from post_training.config.faults import nearest
-from post_training.config.model import ADDED_LATER, INPUT_IF_PATH, Config, Role
+from post_training.config.model import ADDED_LATER, INPUT_IF_PATH, Config, Role, not_default
 
 # The formats, and the columns that each is made of; those in the second tuple may be missing.
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -51,6 +51,15 @@ PUBLISHED_TEMPLATES: dict[str, str | None] = {
 }
 # Settings that choose among a dataset's rows; a stage that keeps every row refuses them.
 _CHOOSE_ROWS = ("subsample_factor", "duplication_factor", "max_rows", "max_tokens", "weight")
+
+# How a row becomes tokens, and which are trained: .bin/.idx files have both.
+_FOR_TEXTS = (
+    "template_date",
+    "history_thoughts",
+    "train_on",
+    "train_on_thoughts",
+    "control_tokens",
+)
 
 OnError = Literal["fail", "skip", "quarantine"]
 Packing = Literal["none", "bfd", "k_bin_packed", "next_fit"]
@@ -414,6 +423,12 @@ class DataConfig(SourcesConfig):
             )
         if (given == ["datasets"]) != (self.chat_template is not None):
             raise ValueError("set chat_template with datasets, and only with them")
+        if given != ["datasets"] and self.transforms:
+            raise ValueError("set transforms with datasets, and only with them")
+        if given == ["indexed"] and (unused := not_default(self, _FOR_TEXTS)):
+            raise ValueError(
+                f"set {unused[0]} with datasets: indexed files say themselves what is trained"
+            )
         return self
 
 

@@ -10,7 +10,7 @@ of the code. Jobs that want the same folder wait for one another; a killed one l
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from post_training.data.chat.templates import (
 )
 from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.config import DataConfig, DatasetConfig, PairConfig, SequenceConfig
+from post_training.data.formats.columns import TOKEN_IDS
 from post_training.data.pairs.dataset import PAIRS_SCHEMA, PairDataset, describe_pairs
 from post_training.data.pairs.prepare import PAIRS_VERSION, PairEncoder, prepare_pairs
 from post_training.data.prepared.dataset import (
@@ -233,10 +234,24 @@ class DataPreparation:
                 "the data was prepared with another tokenizer than the model's", where=where
             )
         key, limits = self.limits_key, self.limits.model_dump(mode="json")
-        if changed := changed_settings(made_with[key], limits):
-            names = "; ".join(f"{key}.{each}" for each in changed)
-            problem = f"the data was prepared with other settings: {names}"
+        changed = [f"{key}.{each}" for each in changed_settings(made_with[key], limits)]
+        changed += [f"data.{each}" for each in self._changed_in_data(made_with["data"])]
+        if changed:
+            problem = f"the data was prepared with other settings: {'; '.join(changed)}"
             raise UsageError(problem, where=where)
+
+    def _changed_in_data(self, made_with: dict[str, Any]) -> list[str]:
+        """The settings of `data` that are set, and that the data was prepared without. One that is
+        left at its default asks for nothing."""
+        own = settings_by_role(self.data)[Role.RECIPE]
+        default = settings_by_role(DataConfig(prepared=self.data.prepared))[Role.RECIPE]
+        asked = {
+            key: value
+            for key, value in own.items()
+            # The tokenizer is compared as a whole; debug_oom is for the training too.
+            if value != default.get(key) and key != "debug_oom" and "special_tokens" not in key
+        }
+        return changed_settings({key: made_with.get(key, default.get(key)) for key in asked}, asked)
 
 
 @dataclass(frozen=True)
@@ -289,8 +304,11 @@ class TextPairPreparation(PairPreparation):
 
     def _sources(self) -> tuple[list[Source], Reader]:
         sources, reader = super()._sources()
-        own = TextReader(reader.config, reader.formats, reader.train_on, reader.train_on_thoughts)
-        return sources, own
+        # So that the report says of the token ids what is so: they are not read.
+        formats = tuple(replace(each, figures=each.figures - TOKEN_IDS) for each in reader.formats)
+        return sources, TextReader(
+            reader.config, formats, reader.train_on, reader.train_on_thoughts
+        )
 
 
 @dataclass(frozen=True)
@@ -299,7 +317,7 @@ class TextReader(Reader):
     judges, there is only the text."""
 
     def parse(self, value: dict[str, Any], dataset: int) -> list[Row]:
-        texts = {name: cell for name, cell in value.items() if not name.endswith("_token_ids")}
+        texts = {name: cell for name, cell in value.items() if name not in TOKEN_IDS}
         return super().parse(texts, dataset)
 
 

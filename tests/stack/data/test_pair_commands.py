@@ -160,17 +160,22 @@ def test_reward_model_reads_texts_where_dpo_reads_the_sampled_ids(dpo_config: di
     write_lines(Path("sums.jsonl"), {**row, **sampled})
     dpo = changed(dpo_config, **{"data.datasets": [{"path": "sums.jsonl"}]})
     rewards = {key: cell for key, cell in dpo.items() if key not in ("dpo", "loss")}
-    texts = {}
+    texts, read_as = {}, {}
     for name, own in (("dpo", dpo), ("pairs", {**rewards, "pairs": {}})):
         with open_prepared(load_settings(write(own), []), None) as (dataset, tokenizer):
             [pair] = dataset.read(0)
             assert dataset.record["identity"][name] is not None
             ids = [[*pair.prefix, *answer.ids] for answer in (pair.chosen, pair.rejected)]
             texts[name] = [tokenizer.decode(each) for each in ids]
+            columns = dataset.record["sources"][0]["columns"]
+            read_as[name] = {each["name"]: each["read_as"] for each in columns}
     assert texts["dpo"] == [tokenizer.decode(each) for each in ([9, 8, 7], [9, 8, 6, 5])]
     for said, text in zip((row["chosen"], row["rejected"]), texts["pairs"], strict=True):
         expected = tokenizer.apply_chat_template([*row["prompt"], *said], tokenize=False)
         assert text == expected
+    # And it is told so.
+    assert {read_as["dpo"][column] for column in sampled} == {"figure"}
+    assert {read_as["pairs"][column] for column in sampled} == {None}
 
 
 def test_configuration_of_a_reward_model_is_read_as_pairs(dpo_config: dict[str, Any], capfd: Any):

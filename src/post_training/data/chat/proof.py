@@ -275,6 +275,20 @@ def example_rows() -> list[tuple[str, Conversation]]:
     return [(name, _trained(row)) for name, row in rows]
 
 
+def example_texts(template: str, special_tokens: dict[str, str]) -> list[str]:
+    """The texts of the example rows, of those that the template can render, with thinking as it
+    likes, on and off."""
+    texts = []
+    for _, row in example_rows():
+        for thinking in (None, True, False):
+            dicts = replace(message_dicts(row), enable_thinking=thinking)
+            try:
+                texts.append(render(template, dicts, special_tokens)[0])
+            except RENDERING_FAILURES:
+                continue
+    return texts
+
+
 def without_thinking(dicts: MessageDicts, thinking_off: bool) -> MessageDicts:
     """The row, with thinking switched off where that is asked and it has no thoughts."""
     if thinking_off and dicts.enable_thinking is None:

@@ -73,9 +73,9 @@ def _of_trl() -> Any:
     return resources.files("trl") / "chat_templates"
 
 
-def asks_for_date(name: str | Path, tokenizer: Any) -> bool:
-    """Whether the template writes today's date, always or where it can. Errors: read_template's."""
-    return "strftime_now" in read_template(name, tokenizer)
+def asks_for_date(source: str) -> bool:
+    """Whether the template can ask for today's date."""
+    return "strftime_now" in source
 
 
 def fix_date(source: str, today: date | None) -> str:
@@ -83,12 +83,12 @@ def fix_date(source: str, today: date | None) -> str:
 
     Errors: PostTrainingError when its date can't be fixed so; without a place.
     """
-    if "strftime_now" not in source:
+    if not asks_for_date(source):
         return source
     if today is not None:
         source = _CALL.sub(lambda call: repr(today.strftime(call["format"])), source)
     defined = today is not None
     source = _IS_DEFINED.sub(lambda found: str(defined != bool(found["negated"])).lower(), source)
-    if today is not None and "strftime_now" in source:
+    if today is not None and asks_for_date(source):
         raise PostTrainingError("it asks for today's date in a way that can't be fixed")
     return source

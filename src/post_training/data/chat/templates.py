@@ -24,6 +24,7 @@ from post_training.data.chat.proof import (
     PROBE,
     RENDERING_FAILURES,
     Marks,
+    example_texts,
     has_marks,
     has_same_turns,
     needs_moved,
@@ -63,6 +64,8 @@ MARKERS: dict[str, tuple[str, ...]] = {
 }
 # The line of a template of ours that can write a date, and writes none.
 _NO_DATE = "{%- set date = none -%}"
+# Day, weekday, month and year differ.
+_TWO_DATES = (date(2001, 2, 3), date(1996, 11, 19))
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,8 @@ def choose_template(
     Errors: PostTrainingError when it can't be used with this tokenizer, or would train nothing,
     or something else than the assistant's turns up to and including their end.
     """
-    if today is not None and not _can_write_date(name, tokenizer):
-        problem = "data.template_date is set, and the template asks for no date"
+    if today is not None and (problem := _problem_with_date(name, tokenizer)):
+        problem = f"data.template_date is set, and the template {problem}"
         raise _fail(name, problem, hint="leave data.template_date out")
     if name not in TEMPLATES:
         return _choose_foreign(name, tokenizer, train_on_thoughts, today, history)
@@ -151,11 +154,23 @@ def choose_template(
     )
 
 
-def _can_write_date(name: str | Path, tokenizer: Any) -> bool:
-    """Errors: those of read_template."""
+def _problem_with_date(name: str | Path, tokenizer: Any) -> str | None:
+    """Why the template writes no date that is set, or None. Errors: those of read_template."""
     if name in TEMPLATES:
-        return _NO_DATE in template_text(str(name))
-    return asks_for_date(name, tokenizer)
+        asks = _NO_DATE in template_text(str(name))
+        return None if asks else "asks for no date"
+    original = read_template(name, tokenizer)
+    if not asks_for_date(original):
+        return "asks for no date"
+    try:
+        # A date of its own may be set before: then strftime_now stands where nothing leads.
+        one, other = (
+            example_texts(fix_date(original, each), tokenizer.special_tokens_map)
+            for each in _TWO_DATES
+        )
+    except PostTrainingError:
+        return None  # _choose_foreign says what is wrong
+    return "has a date of its own, which it writes" if one and one == other else None
 
 
 def _choose_foreign(

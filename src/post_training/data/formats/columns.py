@@ -54,9 +54,8 @@ _OF_BOTH = OF_THE_PROMPT | OF_THE_ANSWER
 FIGURES = ("prompt_", "chosen_", "rejected_", "ref_")
 # Of these, what is read (data/pairs/prepare.py).
 FIGURE_FLAGS = frozenset(("chosen_is_truncated", "rejected_is_truncated"))
-FIGURE_LISTS = frozenset(
-    ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "ref_rewards")
-)
+TOKEN_IDS = frozenset(("prompt_token_ids", "chosen_token_ids", "rejected_token_ids"))
+FIGURE_LISTS = TOKEN_IDS | {"ref_rewards"}
 FIGURE_NUMBERS = frozenset(
     column.format(side)
     for side in SIDES
@@ -88,7 +87,7 @@ class Format:
     name: a key of FORMATS. columns: {its column: the file's}. messages: what a message's fields are
     called. optional: for each column that `columns` doesn't name, the names that are looked for in
     each row. has_messages: the row that decided had a list of messages. ignored: columns and fields
-    that the settings say not to read.
+    that the settings say not to read. figures: what the stage reads of a pair's figures.
     """
 
     name: str
@@ -97,6 +96,7 @@ class Format:
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     has_messages: bool = False
     ignored: frozenset[str] = field(default=frozenset(), compare=False)
+    figures: frozenset[str] = field(default=_READ_FIGURES, compare=False)
 
     def describe(self) -> str:
         """`messages (conversations: from, value)`, `prompt_completion (question, answer)`."""
@@ -142,7 +142,7 @@ class Format:
                 return column
         if self.name == "swissai" and path in _SWISSAI:
             return path
-        if self.name == "preference" and path in _READ_FIGURES:
+        if self.name == "preference" and path in self.figures:
             return "figure"
         return None
 

@@ -91,5 +91,26 @@ def test_date_for_a_template_that_asks_for_none_is_refused(tokenizer: Any):
             choose_template(name, tokenizer, today=date(2026, 1, 2))
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        "{% set d = '26 Jul 2024' %}{% if not d is defined %}{% set d = strftime_now('%d') %}"
+        "{% endif %}<{{ d }}>",
+        "{# strftime_now('%Y') #}<2024>",
+    ],
+)
+def test_date_for_a_template_that_has_its_own_is_refused(own: str, tokenizer: Any):
+    tokenizer.chat_template = own + TURNS
+    with pytest.raises(PostTrainingError, match="has a date of its own, which it writes"):
+        choose_template("model", tokenizer, today=date(2026, 1, 2))
+    assert choose_template("model", tokenizer).end_of_turn == "</s>"
+
+
+def test_date_that_only_a_conversation_with_tools_has_is_taken(tokenizer: Any):
+    tokenizer.chat_template = "{% if tools %}{{ strftime_now('%A') }}{% endif %}" + TURNS
+    template = choose_template("model", tokenizer, today=date(2026, 1, 2))
+    assert "'Friday'" in template.text
+
+
 def test_named_template_of_ours_is_never_a_published_one(tokenizer: Any):
     assert choose_template("chatml", tokenizer).text == template_text("chatml")
