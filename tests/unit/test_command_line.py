@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from helpers.terminal import run_in_terminal
+from post_training.stages.__main__ import main as entrypoint
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,29 @@ def test_completion_finds_commands_and_options(cli):
         }
         done = subprocess.run([cli], env=os.environ | asked, capture_output=True, text=True)
         assert (done.returncode, done.stdout.split()) == (0, [wanted])
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "hint"),
+    [
+        ("", "entrypoint: the following arguments are required: STAGE, cfg.yaml", "entrypoint -"),
+        ("sfd", "no stage 'sfd'", "there are: init-model, mix, "),
+        ("sfd cfg.yaml", "no stage 'sfd'", "there are: "),
+        ("sft", "entrypoint sft: the configuration file is missing", "entrypoint sft cfg.yaml; "),
+        ("sft run_dir=x", "entrypoint sft: the configuration file is missing", "entrypoint sft "),
+        ("sft a.yaml --lr 3", "entrypoint: unrecognized arguments: --lr 3", "entrypoint --help"),
+        ("exec --input a", "--input and --output want a command after --", "entrypoint exec "),
+    ],
+)
+def test_entrypoint_that_is_wrong_is_told_in_one_line(capsys, words, told, hint):
+    assert entrypoint(words.split()) == 2
+    error, advice = capsys.readouterr().err.splitlines()
+    assert error == f"error: {told}"
+    assert advice.startswith(f"hint: {hint}")
+
+
+def test_entrypoint_help_of_a_stage_needs_no_file(capsys):
+    with pytest.raises(SystemExit) as ended:
+        entrypoint(["sft", "--help"])
+    assert ended.value.code == 0
+    assert "stages:\n  init-model" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from peft import PeftModel
 from post_training.annotate.config import GenerateConfig, SamplingConfig
 from post_training.annotate.samplers import Endings, draw, prompt_seed, random_numbers
 from post_training.config.load import load_config
-from post_training.core.errors import UsageError, shown, tell
+from post_training.core.errors import ArgumentParser, UsageError, shown, tell
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.data.chat.templates import choose_template
 from post_training.data.rows import BadRow, Conversation, Message
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="entrypoint", allow_abbrev=False)
+    parser = ArgumentParser(prog="entrypoint", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     chat = verbs.add_parser("chat", allow_abbrev=False, help="talk to a model")
     generate = verbs.add_parser("generate", allow_abbrev=False, help="answers to a few prompts")

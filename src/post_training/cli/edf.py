@@ -10,9 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
-from post_training.core.errors import UsageError, report, tell
+from post_training.core.errors import ArgumentParser, UsageError, report, tell
 from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf, Mount, find_edf, load_edf, parse_mount
 from post_training.images.identity import can_run_here
@@ -20,15 +19,9 @@ from post_training.images.inside import FINDINGS
 from post_training.images.runner import run
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """As every command says it, in place of argparse's own two lines."""
-        raise UsageError(f"{self.prog}: {message}", hint=f"{self.prog} --help")
-
-
 def make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """(of both commands, of `run`); cli/images.py describes the same for the reference."""
-    parser = _Parser(prog="post-training edf", allow_abbrev=False)
+    parser = ArgumentParser(prog="post-training edf", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     resolving = verbs.add_parser("resolve", help="check an EDF and print its path")
     resolving.add_argument("environment", help="NAME, NAME.toml or a path, as for srun")

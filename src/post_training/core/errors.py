@@ -5,11 +5,12 @@ Any other exception is a bug of ours and keeps its traceback. `dotted` and `show
 and the values in messages; `length_in_common` finds where two texts differ.
 """
 
+import argparse
 import errno
 import os
 import sys
 from itertools import takewhile
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 
 class PostTrainingError(Exception):
@@ -63,6 +64,13 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {signal_name}")
         self.signal_name = signal_name
         self.exit_code = 128 + signal_number
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Whose errors are told as all others, and not by a usage of several lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}", hint=f"{self.prog} --help")
 
 
 def tell(text: str) -> None:

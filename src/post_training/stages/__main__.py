@@ -8,17 +8,31 @@ from importlib import import_module
 from pathlib import Path
 
 from post_training.config.load import write_override
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError, report
+from post_training.core.errors import (
+    ArgumentParser,
+    Interrupted,
+    PostTrainingError,
+    UsageError,
+    report,
+)
 from post_training.core.files import user_cache
 from post_training.models.quiet import quiet_libraries
 from post_training.stages.context import PeerFailed
 from post_training.stages.execute import Request, execute
 from post_training.stages.processes import DONE_VARIABLE
-from post_training.stages.registry import STAGES, describe_settings
+from post_training.stages.registry import STAGES, describe_settings, find_stage
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run what `arguments` ask for; the exit code. An error is told in one line."""
+    try:
+        return _run(arguments)
+    except UsageError as error:
+        return report(error)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Errors: UsageError for a command line that is none."""
     if list(arguments) == ["doctor"]:
         from post_training.stages import doctor
 
@@ -29,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         return _look_at_a_model(arguments)
     if "--help-config" in arguments:
         return _explain_settings([word for word in arguments if word != "--help-config"])
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="entrypoint",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,8 +86,23 @@ def main(arguments: Sequence[str]) -> int:
         return _run_command(parser, arguments)
     if arguments[:1] == ["exec"] and any(w.startswith(("--input", "--output")) for w in arguments):
         hint = "entrypoint exec --input NAME=PATH --output PATH -- COMMAND …"
-        return report(UsageError("--input and --output want a command after --", hint=hint))
+        raise UsageError("--input and --output want a command after --", hint=hint)
+    if not {"-h", "--help"} & set(arguments):
+        _check_words([word for word in arguments if not word.startswith("-")])
     return _execute(parser.parse_intermixed_args(arguments), arguments)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Errors: UsageError where the first is no stage, or no file follows it."""
+    if not words:
+        return  # the parser says what is wanted
+    stage, *others = words
+    find_stage(stage)
+    if not others or ("=" in others[0] and not Path(others[0]).exists()):
+        raise UsageError(
+            f"entrypoint {stage}: the configuration file is missing",
+            hint=f"entrypoint {stage} cfg.yaml; `entrypoint {stage} --help-config` lists settings",
+        )
 
 
 def _run_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
@@ -137,10 +166,7 @@ def _look_at_a_model(arguments: Sequence[str]) -> int:
 
 
 def _explain_settings(words: Sequence[str]) -> int:
-    try:
-        print("\n".join(describe_settings(words)))
-    except PostTrainingError as error:
-        return report(error)
+    print("\n".join(describe_settings(words)))
     return 0
 
 
