@@ -24,7 +24,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
     "preference": (("chosen", "rejected"), ("prompt", "input", "system", "tools")),
     "swissai": (("initial_prompt", "conversation_branches"), ()),
-    # For annotation; only where the settings say so, since in training an answer is missing.
+    # For annotation: in training an answer is missing, so there the settings have to say so.
     "prompt": (("prompt",), ("input", "system", "tools")),
 }
 TEMPLATES = (

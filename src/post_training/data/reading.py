@@ -323,7 +323,7 @@ def _recognised(
         for record in chunk.records():
             try:
                 value = _values(record, config, dataset)[0]
-                found = recognise(value, dataset, str(record.place))
+                found = recognise(value, dataset, str(record.place), for_training=for_training)
                 found.check_columns(value, Counter(), for_training=for_training)
                 return found
             except BadRow as bad:

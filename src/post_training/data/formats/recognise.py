@@ -64,10 +64,13 @@ _LISTS = ("messages", "prompt", "completion", "chosen", "rejected")
 _MESSAGE_FIELDS = (("role", "content"), ("from", "value"))
 
 
-def recognise(value: dict[str, Any], dataset: DatasetConfig, where: str) -> Format:
+def recognise(
+    value: dict[str, Any], dataset: DatasetConfig, where: str, *, for_training: bool = True
+) -> Format:
     """The format of the file whose first row is `value`. where: the row's place.
 
-    Where the settings name columns, no others are read.
+    Where the settings name columns, no others are read. for_training: if not, a prompt needs no
+    answer beside it.
     Errors: UsageError where the settings have to say more, or say what is not so; BadRow where
     this row can't tell, so that the next has to.
     """
@@ -77,7 +80,7 @@ def recognise(value: dict[str, Any], dataset: DatasetConfig, where: str) -> Form
         name, columns = format_of_columns(dataset.columns, dataset.format), dict(dataset.columns)
         _check_there(columns, value, where)
     else:
-        name, columns = _by_columns(value, dataset, where)
+        name, columns = _by_columns(value, dataset, where, for_training=for_training)
     messages = _message_list(
         [value[columns[name]] for name in _LISTS if columns.get(name) in value]
     )
@@ -179,7 +182,7 @@ def _check_there(columns: dict[str, str], value: dict[str, Any], where: str) -> 
 
 
 def _by_columns(
-    value: dict[str, Any], dataset: DatasetConfig, where: str
+    value: dict[str, Any], dataset: DatasetConfig, where: str, *, for_training: bool
 ) -> tuple[str, dict[str, str]]:
     choices = [
         (name, columns)
@@ -214,13 +217,16 @@ def _by_columns(
                 hint=f"rename them, or map them in the dataset's settings: columns: "
                 f"{_mapping(misspelt)}",
             )
+    if "prompt" in value and not (dataset.format or for_training):
+        return "prompt", {"prompt": "prompt"}
     known = "; ".join(
         f"{name}: {', '.join(given.values())}" for name, given in _known(dataset.format)
     )
+    alone = "" if for_training else ", or those of prompts alone: columns: {prompt: …}"
     raise UsageError(
         f"{problem}; known: {known}",
         where=where,
-        hint=f"map them in the dataset's settings: columns: {_mapping(example)}; "
+        hint=f"map them in the dataset's settings: columns: {_mapping(example)}{alone}; "
         "`post-training data kinds` has the settings of public datasets",
     )
 

@@ -147,3 +147,17 @@ def test_recognise_optional_column_may_come_in_a_later_row():
     [conversation] = parse(later, found, train_on="all_turns", train_on_thoughts=True)
     assert isinstance(conversation, Conversation)
     assert conversation.messages[0].content == "Translate.\n\nHund"
+
+
+def test_prompts_alone_are_recognised_where_nothing_is_trained():
+    dataset = DatasetConfig(path="rows.jsonl")
+    for row in ({"prompt": "1 + 1?"}, {"prompt": [USER], "answer": "2"}):
+        found = recognise(row, dataset, "rows.jsonl:1", for_training=False)
+        assert (found.name, found.columns) == ("prompt", {"prompt": "prompt"})
+        with pytest.raises(UsageError, match="unknown columns: prompt"):
+            recognise(row, dataset, "rows.jsonl:1")
+    with pytest.raises(UsageError) as error:
+        recognise({"frage": "1 + 1?"}, dataset, "rows.jsonl:1", for_training=False)
+    assert "or those of prompts alone: columns: {prompt: …}" in str(error.value.hint)
+    answered = recognise({"prompt": "a", "completion": "b"}, dataset, "x:1", for_training=False)
+    assert answered.name == "prompt_completion"
