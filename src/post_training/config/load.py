@@ -30,6 +30,8 @@ from post_training.core.secrets import find_secret, redact
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 MAX_LEVELS = 10
+# Of 64 bits, in which numpy and torch count.
+_LARGEST_INTEGER = 2**63 - 1
 _NAME = re.compile(r"(?P<name>[^.\[\]\s]+)(?P<indices>(?:\[[0-9]+\])*)")
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -153,12 +155,27 @@ def check_layer(model: type[ConfigT], layer: Layer) -> ConfigT:
         )
     try:
         # From JSON, strict still takes text for paths, and lists for tuples.
-        return model.model_validate_json(json.dumps(layer.data), strict=True)
+        config = model.model_validate_json(json.dumps(layer.data), strict=True)
     except ValidationError as error:
         raise ConfigError(
             explain(model, error, layer.data, layer.origin),
             hint=describe_wrong_settings(model, error, layer.data),
         ) from None
+    if faults := list(_beyond_limits(layer, layer.data, ())):
+        raise ConfigError(faults)
+    return config
+
+
+def _beyond_limits(layer: Layer, value: Any, path: KeyPath) -> Iterator[str]:
+    """A line for each value that no library and no file system takes."""
+    if isinstance(value, dict | list):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _beyond_limits(layer, below, (*path, key))
+    elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        where = f"{layer.origin(path)}: {dotted(path)}"
+        yield f"{where}: must be <= {_LARGEST_INTEGER} (got {shown(value, limit=40)})"
+    elif isinstance(value, str) and "\0" in value:
+        yield f"{layer.origin(path)}: {dotted(path)}: has a NUL character (got {shown(value)})"
 
 
 def _secrets(layer: Layer, value: Any, path: KeyPath) -> Iterator[str]:

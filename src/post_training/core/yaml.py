@@ -156,7 +156,9 @@ class _Builder:
         if event.style is not None:
             return event.value
         try:
-            return _plain(event.value)
+            value = _plain(event.value)
+            str(value)  # of a hexadecimal one it fails only here
+            return value
         except ValueError:  # Python's limit on the digits of an integer
             raise self.fault(event, f"a number of {len(event.value)} digits") from None
 

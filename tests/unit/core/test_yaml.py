@@ -137,6 +137,7 @@ def test_windows_line_ends_count_as_one_line():
         ("a: !!str 1", "f.yaml:1: tags are not supported (found tag:yaml.org,2002:str)"),
         ("a: 1\n---\nb: 2", "f.yaml:2: a second document ('---'): only one is read"),
         ("a: " + "9" * 5000, "f.yaml:1: a number of 5000 digits"),
+        ("a: 0x" + "f" * 5000, "f.yaml:1: a number of 5002 digits"),
         (r'a: "\ud83d"', "f.yaml:1: half of a surrogate pair: write the character itself"),
         (r'a: "\UFFFFFFFF"', "f.yaml: an escape is beyond U+10FFFF"),
         ("a:\n\tb: 1", "f.yaml:2: not valid YAML: a tab where only spaces may stand"),
