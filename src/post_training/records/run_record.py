@@ -51,7 +51,10 @@ _KEYS = {
     "outputs",
     "metrics",
 }
-_MAPPINGS = ("recipe", "topology", "placement", "code", "environment", "machine", "metrics")
+_MAPPINGS = (
+    *("recipe", "topology", "placement", "code"),
+    *("environment", "machine", "packages", "metrics"),
+)
 _KEYS_OF_ATTEMPT = {"status", "reason", "started", "ended", "scheduler_job"}
 # Neither these nor a seal did the first version write.
 _SINCE_THE_FIRST = ("debug", "mounted_over")
@@ -77,6 +80,7 @@ def read_whole_record(run_dir: Path) -> dict[str, Any]:
     kinds = {
         **{key: isinstance(record[key], dict) for key in _MAPPINGS},
         **{key: isinstance(record[key], str) for key in ("run_id", "status", "stage")},
+        **{key: isinstance(record[key], list) for key in ("command", "mounts")},
         "inputs": isinstance(inputs, dict) and _are_all(inputs.values(), {"path", "fingerprint"}),
         "image": record["image"] is None or _are_all([record["image"]], {"oci_digest"}),
         "attempts": isinstance(attempts, list) and _are_all(attempts, _KEYS_OF_ATTEMPT, 1),

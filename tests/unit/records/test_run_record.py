@@ -343,6 +343,9 @@ def test_read_whole_record_without_a_key_is_one_clear_line(finished_run):
         ("image", "x"),
         ("machine", None),
         ("metrics", None),
+        ("packages", 7),
+        ("command", None),
+        ("mounts", {}),
     ],
 )
 def test_read_whole_record_with_a_damaged_part_is_one_clear_line(finished_run, key, value):
