@@ -175,7 +175,7 @@ def _beyond_limits(layer: Layer, value: Any, path: KeyPath) -> Iterator[str]:
         where = f"{layer.origin(path)}: {dotted(path)}"
         yield f"{where}: must be <= {_LARGEST_INTEGER} (got {shown(value, limit=40)})"
     elif isinstance(value, str) and "\0" in value:
-        yield f"{layer.origin(path)}: {dotted(path)}: has a NUL character (got {shown(value)})"
+        yield f"{layer.origin(path)}: {dotted(path)}: holds a NUL character (got {shown(value)})"
 
 
 def _secrets(layer: Layer, value: Any, path: KeyPath) -> Iterator[str]:

@@ -246,7 +246,7 @@ def test_load_value_that_no_library_and_no_file_system_takes_is_refused():
     write("run.yaml", f'seed: 7\ntraining: {{max_steps: {2**63}, note: "a\\0b"}}\n')
     assert faults_of("run.yaml") == [
         f"run.yaml:2: training.max_steps: must be <= {2**63 - 1} (got {2**63})",
-        r"run.yaml:2: training.note: has a NUL character (got 'a\x00b')",
+        r"run.yaml:2: training.note: holds a NUL character (got 'a\x00b')",
     ]
 
 
