@@ -126,7 +126,7 @@ def test_sft_refuses_data_prepared_otherwise(
     with pytest.raises(UsageError, match=r"other settings: sft\.max_seq_length: 96 -> 64"):
         sft(changed(prepared, **{"sft.max_seq_length": 64}), tmp_path / "a")
     # What is asked for beside the folder is what it was prepared with, or is told.
-    with pytest.raises(UsageError, match=r"data\.train_on: all_turns -> last_turn"):
+    with pytest.raises(UsageError, match=r"data\.train_on: 'all_turns' -> 'last_turn'"):
         sft(changed(prepared, **{"data.train_on": "last_turn"}), tmp_path / "c")
     other = init_model(tmp_path / "other", vocab_size=300)
     with pytest.raises(UsageError, match="another tokenizer than the model's"):
