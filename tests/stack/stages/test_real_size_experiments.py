@@ -41,9 +41,7 @@ SFT = {"num_threads": 1, "training.max_steps": 2,
        "training.num_train_epochs": None, "training.padding_free": False,
        "training.mixed_precision": "no", "sft.max_seq_length": 128, "distributed.strategy": "ddp",
        **{f"training.{key}": value for key, value in SMALL_TRAINING.items()}}  # fmt: skip
-# Eight tokens of a random model hardly ever end an answer.
 DPO = {"num_threads": 1, "model.dtype": "float32", "training.max_steps": 2,
-       "dpo.truncated_completions": "train",
        "training.num_train_epochs": None,
        "training.mixed_precision": "no", "distributed.strategy": "ddp",
        **{f"training.{key}": value for key, value in SMALL_TRAINING.items()}}  # fmt: skip
