@@ -62,8 +62,9 @@ def write_dist(
     states: dict[str, Any] = {}
     stored: dict[MetadataIndex, _StorageInfo] = {}
     out = _Chunks(folder)
+    fused = arguments["transformer_impl"] == "transformer_engine"
     for done, (name, tensor) in enumerate(tensors.items(), 1):
-        key, leading, sizes = _dist_name(name, shape)
+        key, leading, sizes = _dist_name(name, shape, fused)
         own = (1,) * len(leading) + tuple(tensor.shape)
         offsets = torch.Size(leading + (0,) * len(tensor.shape))
         value = tensor.read().reshape(own)
@@ -76,7 +77,7 @@ def write_dist(
             )
         states[key].chunks.append(ChunkStorageMetadata(offsets, torch.Size(own)))
         on_written(done)
-    for key in _extra_states(tensors, shape):
+    for key in _extra_states(tensors, shape, fused):
         states[key] = BytesStorageMetadata()
         stored[MetadataIndex(key)] = out.write([None])
     with open(folder / ".metadata", "wb") as file:
@@ -111,8 +112,14 @@ class _Chunks:
         return _StorageInfo(name, start, size)
 
 
-def _dist_name(name: str, shape: Shape) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """(key, indices of the layer and the expert, numbers of layers and experts)."""
+def _dist_name(
+    name: str, shape: Shape, fused: bool
+) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """(key, indices of the layer and the expert, numbers of layers and experts).
+
+    fused: for layers of Transformer Engine. Megatron's local layers save the norm of a mixture by
+    the fused name too (sharded_state_dict_keys_map of get_gpt_layer_local_spec); all else is alike.
+    """
     layer = _LAYER.fullmatch(name)
     if layer is None:
         return name, (), ()
@@ -121,12 +128,12 @@ def _dist_name(name: str, shape: Shape) -> tuple[str, tuple[int, ...], tuple[int
         rest = f"mlp.experts.experts.{expert[2]}"
         leading, sizes = (*leading, int(expert[1])), (*sizes, shape.experts)
     rest = rest.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
-    if not shape.experts:  # the norm before experts is a module of its own
+    if not (shape.experts and fused):  # where it is a module of its own, before the experts
         rest = rest.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
     return f"decoder.layers.{rest}", leading, sizes
 
 
-def _extra_states(tensors: dict[str, LazyTensor], shape: Shape) -> Iterator[str]:
+def _extra_states(tensors: dict[str, LazyTensor], shape: Shape, fused: bool) -> Iterator[str]:
     """Names as Megatron gives them: the place among all layers (and experts) and their number."""
     for name in tensors:
         layer = _LAYER.fullmatch(name)
@@ -134,7 +141,7 @@ def _extra_states(tensors: dict[str, LazyTensor], shape: Shape) -> Iterator[str]
             tuple(f"{each}.weight" for each in _WITH_EXTRA_STATE)
         ):
             continue
-        key, leading, sizes = _dist_name(name, shape)
+        key, leading, sizes = _dist_name(name, shape, fused)
         place = f"{'.'.join(map(str, leading))}_{'.'.join(map(str, sizes))}"
         yield f"{key.removesuffix('weight')}_extra_state/shard_{place}"
 

@@ -29,8 +29,8 @@ class MegatronConfig(Config):
     )
     transformer_impl: Literal["transformer_engine", "local"] = Field(
         "transformer_engine",
-        description="The implementation that will load the format torch: it decides the names of "
-        "the norms.",
+        description="The layers that will load the checkpoint: they decide the names of the norms. "
+        "In torch_dist it counts for mixtures alone.",
     )
     make_vocab_size_divisible_by: PositiveInt = Field(
         128,
@@ -40,11 +40,7 @@ class MegatronConfig(Config):
 
     @model_validator(mode="after")
     def _ranks_of_torch_alone(self) -> "MegatronConfig":
-        names = (
-            "pipeline_parallel_size",
-            "expert_parallel_size",
-            "transformer_impl",
-        )
+        names = ("pipeline_parallel_size", "expert_parallel_size")
         if self.format == "torch_dist" and (given := not_default(self, names)):
             raise ValueError(f"{given[0]}: only with format: torch; torch_dist is for any ranks")
         return self
