@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.sft_runs import TINY
-from helpers.tiny_models import MIXTURES, make_model
+from helpers.tiny_models import MIXTURES, make_model, spread_out
 
 _HEAD = {"head_dim": 8}
 _WINDOW = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
@@ -176,8 +176,7 @@ _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 def make_family(name: str, base: Path, folder: Path) -> None:
     """Write a tiny model of a family into a copy of the folder `base`, in float32. Its weights are
-    spread out, so that what one token sees of another shows."""
-    import torch
+    spread out (spread_out)."""
     from transformers import AutoTokenizer
 
     model_type, settings = FAMILIES[name]
@@ -187,13 +186,7 @@ def make_family(name: str, base: Path, folder: Path) -> None:
         made = make_whole(model_type, settings, base, folder)
     else:
         made = make_model(model_type, base, folder, **settings, vocab_size=_NUM_IDS)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weights in made.parameters():
-            if weights.dim() > 1:
-                weights.mul_(4)
-            else:
-                weights.add_(0.1 * torch.rand(weights.shape, generator=generator))
+    spread_out(made)
     made.save_pretrained(folder)
     if model_type == "apertus1p5":
         make_apertus_1p5(folder, num_outputs=_NUM_IDS)

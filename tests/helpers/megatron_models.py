@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from helpers.tiny_models import spread_out
 from post_training.stages.context import StageContext
 
 VOCABULARY, PADDED = 328, 384
@@ -47,6 +48,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "swiglu": True,
         "untie_embeddings_and_output_weights": True,
         "rotary_interleaved": True,
+    },
+    "ungrouped": {  # 1 is Megatron's default, and says nothing
+        "swiglu": True,
+        "untie_embeddings_and_output_weights": True,
+        "group_query_attention": False,
+        "num_query_groups": 1,
     },
     "apertus": {
         "xielu": True,
@@ -109,8 +116,9 @@ def build(family: str, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -
     routing: dict[str, Any] = {"num_moe_experts": experts, "moe_token_dispatcher_type": "allgather"}
     if experts:
         routing |= {"moe_router_topk": settings["moe_router_topk"], "moe_ffn_hidden_size": 48}
+    groups = _SHAPE["num_query_groups"] if settings.get("group_query_attention", True) else None
     config = TransformerConfig(
-        **_SHAPE,
+        **{**_SHAPE, "num_query_groups": groups},
         **routing,
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
@@ -152,14 +160,7 @@ def build(family: str, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -
     if settings.get("xielu"):
         for layer in model.decoder.layers:
             layer.mlp.activation_func = XIELU()
-    # Spread out, so that what one token sees of another shows, and no two norms are alike.
-    generator = torch.Generator().manual_seed(parallel_state.get_pipeline_model_parallel_rank())
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.dim() > 1:
-                weights.mul_(4)
-            else:
-                weights.add_(0.2 * torch.rand(weights.shape, generator=generator))
+    spread_out(model, seed=parallel_state.get_pipeline_model_parallel_rank())
     return model.eval()
 
 

@@ -15,12 +15,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from helpers.gloo_ranks import HANGS_S
 from post_training.stages.context import Ranks, StageContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["post_training.train.sft", "post_training.train.dpo"])
-# Far more than any run here takes, however much else the machine does: it only ends a deadlock.
-_HANGS_S = 3600
 
 # Where a run can be hit: (module, class, method, at which call, before or after it).
 KILL_POINTS = {
@@ -113,7 +112,7 @@ def run_stage_on_ranks(
     ]
     for process in processes:
         process.start()
-    ended = time.monotonic() + _HANGS_S
+    ended = time.monotonic() + HANGS_S
     for process in processes:
         process.join(timeout=max(0.0, ended - time.monotonic()))
     hanging = [process for process in processes if process.is_alive()]

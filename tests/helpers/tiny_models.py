@@ -45,3 +45,17 @@ def make_model(model_type: str, base: Path, folder: Path, **settings: Any) -> An
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     made.save_pretrained(folder)
     return made
+
+
+def spread_out(model: Any, seed: int = 0) -> None:
+    """Make its random matrices larger, so that what one token sees of another shows, and its norms
+    unlike one another, so that none can be taken for another."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:
+                weights.mul_(4)
+            else:
+                weights.add_(0.1 * torch.rand(weights.shape, generator=generator))

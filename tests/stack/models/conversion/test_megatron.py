@@ -46,7 +46,7 @@ def tokenizer(model: Path) -> Path:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("megatron")
-    [found] = on_ranks(megatron_models.save_families, 1, folder, timeout_s=300)
+    [found] = on_ranks(megatron_models.save_families, 1, folder)
     return folder, found
 
 
@@ -93,7 +93,7 @@ def test_convert_back_is_loaded_by_megatron_with_the_same_logits(
             )
             shutil.move(made, tmp_path / f"{family}-{kind}")
             expected[f"{family}-{kind}"] = saved[1][family]
-    [found] = on_ranks(megatron_models.load_families, 1, tmp_path, timeout_s=300)
+    [found] = on_ranks(megatron_models.load_families, 1, tmp_path)
     assert found.keys() == expected.keys()
     for name, each in found.items():
         torch.testing.assert_close(
@@ -116,7 +116,7 @@ def test_convert_leaves_a_complete_folder_without_places(
 def test_convert_of_shards_of_tensor_and_expert_parallel_ranks_gives_megatrons_logits(
     tokenizer: Path, tmp_path: Path
 ):
-    found = on_ranks(megatron_models.save_on_ranks, 4, tmp_path, timeout_s=300)
+    found = on_ranks(megatron_models.save_on_ranks, 4, tmp_path)
     for kind in ("torch_dist", "torch"):
         folder = convert(
             tmp_path / f"{kind}-run",
