@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,9 +129,25 @@ def hash_named(folder: Path, names: Sequence[str], sha256: Sha256 = sha256_file)
 
 
 def file_names(folder: Path) -> list[str]:
-    """Relative paths of every file below `folder` but its artifact record, sorted."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name != ARTIFACT_RECORD)
+    """Relative paths of every file below `folder` but its artifact record, sorted.
+
+    Links to files are followed, and those to folders outside `folder`: what is read through them is
+    a part of it. What a link within it leads to is there anyway.
+    """
+    return sorted(name for name in _names(folder, set()) if name != ARTIFACT_RECORD)
+
+
+def _names(folder: Path, entered: set[Path]) -> Iterator[str]:
+    """entered: the folders that links lead to, on the way here, resolved; none is entered twice."""
+    own = folder.resolve()
+    for path in folder.rglob("*"):  # which follows no links to folders
+        name = path.relative_to(folder).as_posix()
+        if path.is_file():
+            yield name
+        elif path.is_symlink() and path.is_dir():
+            target = path.resolve()
+            if target not in entered and not target.is_relative_to(own):
+                yield from (f"{name}/{below}" for below in _names(path, {*entered, own, target}))
 
 
 class WatchedInputs:

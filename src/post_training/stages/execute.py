@@ -273,6 +273,7 @@ class _Record:
             unpinned=request.unpinned,
         )
         run_dir = config.run_dir or default_run_dir(config, description)
+        _refuse_within_input(run_dir, description)
         folder = RunFolder(config.record_dir(run_dir))
         folder.claim()
         if config.debug.override_existing:
@@ -346,6 +347,18 @@ class _Record:
         except OSError as failed:
             # A full disk: the record still says running; the lock is released with this process.
             tell(f"warning: cannot close {folder.path}/run.json: {failed.strerror}")
+
+
+def _refuse_within_input(run_dir: Path, description: RunDescription) -> None:
+    """Errors: UsageError where what the run writes would change an input of it."""
+    for key, found in description.inputs.items():
+        folder = Path(found["path"])
+        if folder.is_dir() and run_dir.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"the run folder {run_dir} is in this input, {folder}, which must not change",
+                where=key,
+                hint="set run_dir to a folder elsewhere",
+            )
 
 
 def _headline(record: dict[str, Any], resuming: bool, run_dir: Path) -> str:

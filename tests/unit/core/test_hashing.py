@@ -54,3 +54,17 @@ def test_fingerprint_of_what_has_no_end_is_refused_at_once(kind: str, tmp_path):
         path.symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"must be a file or a folder \(is a (pipe|device)"):
         fingerprint(path)
+
+
+def test_fingerprint_of_a_folder_has_what_its_links_to_folders_elsewhere_lead_to(tmp_path):
+    (tmp_path / "given/own").mkdir(parents=True)
+    (tmp_path / "given/own/a").write_text("A")
+    before = fingerprint(tmp_path / "given")
+    (tmp_path / "given/own/within").symlink_to("../own")
+    assert fingerprint(tmp_path / "given") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/b").write_text("B")
+    (tmp_path / "other/back").symlink_to(tmp_path / "given")
+    (tmp_path / "given/other").symlink_to("../other")
+    assert list(hash_files(tmp_path / "given")) == ["other/b", "own/a"]
+    assert fingerprint(tmp_path / "given") != before
