@@ -28,8 +28,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from post_training.core.errors import Interrupted, PostTrainingError, UsageError
-from post_training.core.files import atomic_directory, sync_folder, write_atomic
+from post_training.core.errors import Interrupted, PostTrainingError, UsageError, tell
+from post_training.core.files import (
+    atomic_directory,
+    atomic_file,
+    copy_folder,
+    sync_folder,
+    write_atomic,
+)
 from post_training.core.process import dies_with
 from post_training.images.inside import read_mounts
 from post_training.stages.config import CommandOutput, ExecConfig
@@ -265,12 +271,19 @@ def _copied_output(process: subprocess.Popen[bytes], log: Path) -> Iterator[None
     source = process.stdout.fileno()
 
     def copy() -> None:
-        with open(log, "ab", buffering=0) as kept:
-            while chunk := os.read(source, _CHUNK_BYTES):
-                kept.write(chunk)
-                # A terminal that is gone is no reason to lose the log.
-                with suppress(OSError):
-                    os.write(2, chunk)
+        is_kept = True
+        while chunk := os.read(source, _CHUNK_BYTES):
+            # Read on in any case: a command whose output nobody reads waits for ever.
+            try:
+                if is_kept:
+                    _append(log, chunk)
+            except OSError as error:
+                is_kept = False
+                reason = (error.strerror or str(error)).lower()
+                tell(f"warning: {log}: {reason}; the rest of the output is not kept")
+            # A terminal that is gone is no reason to lose the log.
+            with suppress(OSError):
+                os.write(2, chunk)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
@@ -279,6 +292,12 @@ def _copied_output(process: subprocess.Popen[bytes], log: Path) -> Iterator[None
     finally:
         # Not for ever: what left our process group may still hold the pipe.
         thread.join(timeout=_LAST_OUTPUT_S)
+
+
+def _append(log: Path, data: bytes) -> None:
+    with open(log, "ab", buffering=0) as kept:
+        while data:
+            data = data[kept.write(data) :]
 
 
 def _pass_on(process: subprocess.Popen[bytes], stopped: Interrupted, grace_s: int) -> None:
@@ -298,8 +317,43 @@ def _sync_outputs(config: ExecConfig, work: Path) -> None:
                 where=str(work),
                 hint=f"outputs says where it makes {output.name}: {_there(work, config)}",
             )
+        for link in _links_out(made, config.unstable):
+            _put_copy(link)
         if made.is_dir():
             sync_folder(made)
+
+
+def _links_out(made: Path, unstable: Sequence[str]) -> list[Path]:
+    """Links of an output that would lead elsewhere, or nowhere, once it is moved: what they lead to
+    is no part of the artifact. A link from one place of the output to another is one."""
+    if made.is_symlink():
+        return [made]
+    own = made.resolve()
+    return [
+        path
+        for path in made.rglob("*")
+        if path.is_symlink()
+        and not _matches(path.relative_to(made).as_posix(), unstable)
+        and (path.readlink().is_absolute() or not path.resolve().is_relative_to(own))
+    ]
+
+
+def _put_copy(link: Path) -> None:
+    """In place of a link, a copy of what it leads to. Errors: PostTrainingError."""
+    target = link.resolve()
+    if not target.exists() or link.parent.resolve().is_relative_to(target):
+        what = "which is not there" if not target.exists() else "a folder that it is in"
+        raise PostTrainingError(f"a link of the output leads to {target}, {what}", where=str(link))
+    tell(f"{link} is a link to {target}: a copy is kept")
+    if not target.is_dir():
+        with atomic_file(link) as temporary:
+            shutil.copyfile(target, temporary)
+        return
+    copy = link.with_name(f"{link.name}.copy")
+    with atomic_directory(copy) as temporary:
+        copy_folder(target, temporary)
+    link.unlink()
+    copy.rename(link)
 
 
 def _there(work: Path, config: ExecConfig) -> str:
@@ -329,6 +383,10 @@ def _keep_outputs(config: ExecConfig, context: StageContext) -> list[str]:
     ]
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def _unstable_folder(work: Path, output: CommandOutput) -> Path:
     return work / ".unstable" / output.name
 
@@ -337,7 +395,7 @@ def _move_folder(made: Path, kept: Path, unstable: Sequence[str]) -> None:
     aside = kept.parent / _WORK / ".unstable" / kept.name
     for path in sorted(made.rglob("*")):
         name = path.relative_to(made).as_posix()
-        if path.is_file() and any(fnmatch(name, pattern) for pattern in unstable):
+        if (path.is_file() or path.is_symlink()) and _matches(name, unstable):
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside / name)
     made.rename(kept)

@@ -189,6 +189,50 @@ def test_command_that_had_succeeded_is_not_run_again(tmp_path):
     assert (tmp_path / "run/model/out").exists()
 
 
+def test_links_that_lead_out_of_an_output_become_copies(tmp_path):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/rows").write_text("a\n")
+    given = shell(
+        "mkdir out; echo 1 > out/one; ln -s one out/within; ln -s data/rows beside; "
+        "ln -s ../data out/folder; ln -s $PWD/out/one out/absolute; ln -s /nowhere out/x.tmp; "
+        "ln -s data linked",
+        inputs=[{"name": "data", "path": str(tmp_path / "given")}],
+        outputs=[{"name": "model", "path": "out"}, {"name": "rows", "path": "beside"},
+                 {"name": "all", "path": "linked"}],
+        unstable=["*.tmp"],
+    )  # fmt: skip
+    execute(given, tmp_path / "run")
+    kept = tmp_path / "run/model"
+    assert (kept / "within").readlink() == Path("one")
+    assert sorted(path.name for path in kept.rglob("*") if path.is_symlink()) == ["within"]
+    assert (kept / "absolute").read_text() == "1\n"
+    assert (kept / "folder/rows").read_text() == "a\n"
+    assert (tmp_path / "run/rows/beside").read_text() == "a\n"
+    assert not (tmp_path / "run/all").is_symlink()
+    assert (tmp_path / "run/all/rows").read_text() == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"), [("/nowhere", "which is not there"), ("..", "a folder that it is in")]
+)
+def test_link_of_an_output_that_cannot_be_kept_is_named(target, problem, tmp_path):
+    given = shell(f"mkdir out; ln -s {target} out/link")
+    with pytest.raises(PostTrainingError, match=f"out/link: .*{problem}"):
+        execute(given, tmp_path / "run")
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_command_whose_log_finds_no_room_goes_on_and_it_is_told(tmp_path, capfd):
+    logs = tmp_path / "run/logs"
+    logs.mkdir(parents=True)
+    (logs / "rank-0.attempt-2.log").symlink_to("/dev/full")
+    execute(shell("head -c 300000 /dev/zero | tr '\\0' x; echo 1 > out"), tmp_path / "run")
+    told = capfd.readouterr().err
+    assert "rank-0.attempt-2.log: no space left on device; the rest of the output is not" in told
+    assert told.count("x") >= 300000
+    assert (tmp_path / "run/model/out").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
@@ -204,6 +248,8 @@ def test_command_that_had_succeeded_is_not_run_again(tmp_path):
             {"inputs": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]},
             "inputs: two are called a",
         ),
+        ({"environment": {"A=B": "1"}}, "environment: 'A=B' can be no variable"),
+        ({"command": ["echo", "a\0b"]}, r"command\[1\]: no program can be given a NUL"),
         ({"environment": {"WANDB_API_KEY": "0123456789abcdef" * 3}}, "holds a secret"),
     ],
 )
@@ -315,6 +361,14 @@ def test_input_that_changes_meanwhile_leaves_no_output(rows, tmp_path):
     assert "had taken its fingerprint" in said
     assert read_record(tmp_path / "run")["status"] == "failed"
     assert not (tmp_path / "run/output").exists()
+
+
+def test_run_folder_in_an_input_is_refused_before_anything_is_done(tmp_path):
+    words = ["--input", "data=.", "--output", "out", "--", "sh", "-c", "echo 1 > out"]
+    code, said = finish(start(["run_dir=run", *words], tmp_path))
+    assert code == 2
+    assert "error: inputs[0].path: the run folder run is in this input" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_without_a_command_say_what_is_missing(tmp_path):
