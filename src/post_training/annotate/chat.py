@@ -15,23 +15,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 
 from post_training.annotate.config import GenerateConfig, SamplingConfig
 from post_training.annotate.samplers import Endings, draw, prompt_seed, random_numbers
 from post_training.config.load import load_config
 from post_training.core.errors import ArgumentParser, UsageError, shown, tell
+from post_training.core.files import read_json_object
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.data.chat.templates import choose_template
 from post_training.data.rows import BadRow, Conversation, Message
 from post_training.data.tokenize import Encoder
+from post_training.models.adapter import merge_adapter
+from post_training.models.adapter_weights import CONFIG as ADAPTER_CONFIG
 from post_training.models.attention import most_positions
 from post_training.models.device import move_to_device
 from post_training.models.load import check_vocabulary, load_model, load_tokenizer
 from post_training.records.artifact import read_artifact
 from post_training.records.run_record import RECORD_NAME, read_record
 
-_ADAPTER = "adapter_config.json"
 _OWN_TEMPLATE = "model"
 _HELP = "/new begins a new conversation, /tokens shows the tokens or hides them, /quit ends"
 
@@ -113,7 +114,7 @@ def find_model(path: Path, base: Path | None = None) -> Found:
             )
     template = record.get("recipe", {}).get("data.chat_template", _OWN_TEMPLATE)
     template = record.get("inputs", {}).get("data.chat_template", {}).get("path", template)
-    if not (folder / _ADAPTER).exists():
+    if not (folder / ADAPTER_CONFIG).exists():
         if base is not None:
             raise UsageError("--base: only for an adapter, and this is not one", where=str(path))
         own = (folder / "tokenizer_config.json").exists() or not record
@@ -134,10 +135,10 @@ def _record_above(path: Path) -> dict[str, Any]:
 
 
 def _base_of(folder: Path, record: dict[str, Any]) -> Path:
-    named = json.loads((folder / _ADAPTER).read_text()).get("base_model_name_or_path")
+    named = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if record.get("inputs", {}).get("model.path"):
         named = record["inputs"]["model.path"]["path"]
-    if not named or not Path(named).is_dir():
+    if not named or not Path(str(named)).is_dir():
         said = f"it names {named}, which is no folder here" if named else "nothing names it"
         raise UsageError(
             f"an adapter, and its model is not known: {said}",
@@ -164,7 +165,7 @@ class Speaker:
         self.tokenizer = load_tokenizer(found.tokenizer)
         check_vocabulary(model, self.tokenizer)
         if found.adapter is not None:
-            model = PeftModel.from_pretrained(model, found.adapter).merge_and_unload()
+            model = merge_adapter(model, found.adapter)
         self.model = move_to_device(model, 0)
         name = template or found.template
         self.template = choose_template(name, self.tokenizer)
@@ -252,7 +253,10 @@ def _chat(speaker: Speaker, options: argparse.Namespace) -> int:
         if is_terminal:
             sys.stderr.write("> ")
             sys.stderr.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"must be text in UTF-8: {error.reason}", where="stdin") from None
         if not line:
             return 0
         text = line.strip()

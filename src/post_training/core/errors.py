@@ -2,7 +2,8 @@
 
 Everything a user can cause is a PostTrainingError: it says what is wrong, where, and what to do.
 Any other exception is a bug of ours and keeps its traceback. `dotted` and `shown` spell the keys
-and the values in messages; `length_in_common` finds where two texts differ.
+and the values in messages; `first_line` is what a library's error says; `length_in_common` finds
+where two texts differ.
 """
 
 import argparse
@@ -142,6 +143,14 @@ def shown(value: Any, *, limit: int | None = 60) -> str:
     """A value on one line, cut after `limit` characters: 'text', 5e-07, null, [1, 'a'], {lr: 1}."""
     text = _one_line(value)
     return text if limit is None or len(text) <= limit else f"{text[:limit]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library's says, on one line; with its type where the text says little."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # The texts of the others alone say little: `integer modulo by zero`.
+    is_plain = isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError)
+    return line if is_plain or line == type(error).__name__ else f"{type(error).__name__}: {line}"
 
 
 def length_in_common(one: str, other: str) -> int:

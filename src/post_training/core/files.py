@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 
 _SPECIAL_FILES = {
     stat.S_IFIFO: "a pipe (FIFO)",
@@ -90,6 +90,19 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     if found != schema:
         raise UsageError(f"schema is {found!r}, not {schema!r}", where=str(path))
     return record
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object that others wrote. Errors: PostTrainingError for anything else;
+    FileNotFoundError."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise PostTrainingError(f"malformed JSON: {error}", where=str(path)) from None
+    if not isinstance(found, dict):
+        problem = f"must be a JSON object (got {type(found).__name__})"
+        raise PostTrainingError(problem, where=str(path))
+    return found
 
 
 def check_keys(record: Mapping[str, Any], keys: Iterable[str], path: Path) -> None:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from post_training.core.errors import UsageError
-from post_training.core.files import atomic_directory
+from post_training.core.files import atomic_directory, read_json_object
+from post_training.models.adapter_weights import CONFIG, WEIGHTS
+from post_training.models.load import explain_errors
 from post_training.models.save import explain_write_errors, remove_places
+from post_training.models.weight_files import open_weights
 
 _KEY = "lora.target_modules"
 
@@ -134,10 +137,20 @@ def save_adapter(
 def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     """The model that was adapted, W + (alpha / rank) B A in the dtype of W: rounded once.
 
-    model: as it was before the adapter was added, on the CPU. path: what `save_adapter` wrote.
+    model: as it was before the adapter was added, on the CPU. path: an adapter's folder.
+    Errors: PostTrainingError for a folder that is none, or the adapter of another model.
     """
-    adapted = PeftModel.from_pretrained(model, path)  # of the folder that was just written
-    return adapted.merge_and_unload(safe_merge=True)
+    read_json_object(path / CONFIG)
+    names = open_weights(path, WEIGHTS).keys()
+    with explain_errors(path, "the adapter can't be added to the model"):
+        adapted = PeftModel.from_pretrained(model, path)
+        # PEFT only warns of what it did not find, and is silent about what it did not use.
+        matrices = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        if missing := sorted(matrices - names):
+            raise ValueError(f"it lacks {len(missing)} matrices: {missing[0]}, …")
+        if unused := sorted(names - matrices - adapted.state_dict().keys()):
+            raise ValueError(f"the model has no place for {len(unused)}: {unused[0]}, …")
+        return adapted.merge_and_unload(safe_merge=True)
 
 
 def _check_targets(model: PreTrainedModel, names: list[str]) -> None:

@@ -5,7 +5,6 @@ once, to the dtype of W. Nothing but the matrices of LoRA is read: an adapter th
 refused, as a model without it would be another.
 """
 
-import json
 import re
 from math import sqrt
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from post_training.core.errors import PostTrainingError
+from post_training.core.files import read_json_object
 from post_training.models.lazy_tensors import LazyTensor
 from post_training.models.weight_files import open_weights
 
 CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # {setting: the values with which an adapter is the plain one}
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -46,31 +46,36 @@ def with_adapter(folder: Path, base: dict[str, LazyTensor]) -> dict[str, LazyTen
 
     Errors: PostTrainingError for an adapter that is more than LoRA, or of another model.
     """
-    settings = json.loads((folder / CONFIG).read_text())
+    settings = read_json_object(folder / CONFIG)
     for name, allowed in _ONLY.items():
         if (value := settings.get(name)) not in allowed:
             raise PostTrainingError(
                 f"{name} is {value!r}, must be {allowed[0]!r}: only plain LoRA is added",
                 where=str(folder / CONFIG),
             )
-    rank, alpha = settings["r"], settings["lora_alpha"]
+    rank, alpha = (settings.get(name) for name in ("r", "lora_alpha"))
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+        raise PostTrainingError(
+            f"r and lora_alpha must be a number > 0 and a number (got {rank!r} and {alpha!r})",
+            where=str(folder / CONFIG),
+        )
     scale = alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
     pairs: dict[str, dict[str, LazyTensor]] = {}
-    for name, tensor in open_weights(folder, _WEIGHTS).items():
+    for name, tensor in open_weights(folder, WEIGHTS).items():
         found = _NAME.fullmatch(name)
         if found is None:
-            raise PostTrainingError(f"{name} is no matrix of LoRA", where=str(folder / _WEIGHTS))
+            raise PostTrainingError(f"{name} is no matrix of LoRA", where=str(folder / WEIGHTS))
         pairs.setdefault(f"{found[1]}.weight", {})[found[2]] = tensor
     weights = dict(base)
     for name, pair in pairs.items():
         if name not in base or pair.keys() != {"A", "B"}:
             problem = "the model has no such weight" if name not in base else "A or B is missing"
-            raise PostTrainingError(f"{name}: {problem}", where=str(folder / _WEIGHTS))
+            raise PostTrainingError(f"{name}: {problem}", where=str(folder / WEIGHTS))
         expected = (pair["B"].shape[0], pair["A"].shape[1])
         if base[name].shape != expected or pair["A"].shape[0] != pair["B"].shape[1]:
             raise PostTrainingError(
                 f"{name} is {list(base[name].shape)} in the model, {list(expected)} in the adapter",
-                where=str(folder / _WEIGHTS),
+                where=str(folder / WEIGHTS),
             )
         weights[name] = _added(base[name], pair["A"], pair["B"], scale)
     return weights

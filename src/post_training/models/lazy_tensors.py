@@ -11,6 +11,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from post_training.core.errors import PostTrainingError
+
 
 @dataclass(frozen=True)
 class LazyTensor:
@@ -30,11 +32,13 @@ class LazyTensor:
             (stop - start, *self.shape[1:]), self.dtype, lambda: self.read()[start:stop]
         )
 
-    def cast(self, dtype: torch.dtype) -> "LazyTensor":
-        """Rounded to nearest; integers, which are no weights, stay as they are."""
+    def cast(self, dtype: torch.dtype, name: str) -> "LazyTensor":
+        """Rounded to nearest; integers, which are no weights, stay as they are.
+
+        Errors: PostTrainingError, when it is read, for values that the dtype can't hold."""
         if dtype == self.dtype or not self.dtype.is_floating_point:
             return self
-        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
+        return LazyTensor(self.shape, dtype, lambda: round_to(self.read(), dtype, name))
 
     def reorder_rows(self, indices: Tensor) -> "LazyTensor":
         """The rows at these indices, [len(indices), …]."""
@@ -53,6 +57,18 @@ class LazyTensor:
             if number == self.shape[0]
             else LazyTensor((number, *self.shape[1:]), self.dtype, read)
         )
+
+
+def round_to(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Errors: PostTrainingError for values of the tensor `name` that would become infinite."""
+    rounded = values.to(dtype)
+    # In float16 the largest is 65504. In the others it is beyond what a weight can be.
+    if dtype == torch.float16 and not rounded.isfinite().all() and values.isfinite().all():
+        raise PostTrainingError(
+            f"{name} has values up to {values.abs().max().item():.6g}, and float16 ends at 65504",
+            hint="set dtype to bfloat16 or float32",
+        )
+    return rounded
 
 
 def concatenate(parts: Sequence[LazyTensor], dim: int) -> LazyTensor:

@@ -26,7 +26,8 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, first_line
+from post_training.core.files import read_json_object
 from post_training.models.attention import check_left_out
 from post_training.models.left_out import note_left_out
 from post_training.models.text_part import (
@@ -35,7 +36,7 @@ from post_training.models.text_part import (
     forget_names_in_folder,
 )
 from post_training.models.varlen import register_varlen
-from post_training.models.weight_files import INDEX
+from post_training.models.weight_files import INDEX, read_index
 from post_training.records.run_record import RECORD_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,7 +82,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, or of one with a tokenizer alone; always a fast one, which
     knows offsets."""
     _check_folder(path)
-    with _explain_errors(path, "no tokenizer can be loaded from this folder"):
+    with explain_errors(path, "no tokenizer can be loaded from this folder"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
@@ -96,7 +97,7 @@ def read_config(path: Path) -> PreTrainedConfig:
     """config.json, with the defaults of its architecture; of a folder that holds more than text,
     that of its language model. Errors: PostTrainingError."""
     settings = read_model_settings(path)
-    with _explain_errors(path, "config.json can't be read"):
+    with explain_errors(path, "config.json can't be read"):
         if (part := find_text_part(path, settings)) is not None:
             return part.config
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -117,7 +118,7 @@ def load_model(
     whole = dict.fromkeys(("lm_head", "model.embed_tokens"), "replicated_with_grad_allreduce")
     spread = _spread(path, tensor_parallel_size, whole)
     settings = read_model_settings(path)
-    with _explain_errors(path, "the model can't be loaded"):
+    with explain_errors(path, "the model can't be loaded"):
         part = find_text_part(path, settings)
     if part is None:
         model = _load(AutoModelForCausalLM, path, dtype, attn_implementation, **spread)
@@ -188,7 +189,7 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     mixture are one tensor, in files each has its own name. For the moment there are two models.
     Errors: PostTrainingError where a name, a size or a dtype is not the model's.
     """
-    with _explain_errors(path, "the weights can't be loaded"):
+    with explain_errors(path, "the weights can't be loaded"):
         loaded, info = type(model).from_pretrained(
             path,
             config=copy.deepcopy(model.config),
@@ -240,9 +241,10 @@ def _load(
 ) -> PreTrainedModel:
     """may_lack: names of weights. settings: of config.json, in place of its own."""
     read_model_settings(path)
-    _check_index(path)
+    if (path / INDEX).exists():
+        read_index(path)  # Errors: where it is none.
     register_varlen()
-    with _explain_errors(path, "the model can't be loaded"):
+    with explain_errors(path, "the model can't be loaded"):
         model, info = auto_class.from_pretrained(
             path,
             dtype=DTYPES[dtype],
@@ -382,21 +384,6 @@ def _check_no_code(path: Path) -> None:
         )
 
 
-def _check_index(path: Path) -> None:
-    """Errors: PostTrainingError for an index that is none, or names files outside the folder."""
-    if not (path / INDEX).exists():
-        return
-    files = _json_object(path / INDEX).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        problem = "must have a weight_map from names of weights to files"
-        raise PostTrainingError(problem, where=str(path / INDEX))
-    outside = [name for name in files.values() if Path(name).name != name or name == ".."]
-    if outside:
-        raise PostTrainingError(
-            f"names a file that is not in the folder: {outside[0]}", where=str(path / INDEX)
-        )
-
-
 def _json_object(file: Path) -> dict[str, Any]:
     """Empty where there is no such file, or it is malformed: its reader says so."""
     try:
@@ -410,32 +397,21 @@ def read_model_settings(path: Path) -> dict[str, Any]:
     """config.json of a model folder. Errors: PostTrainingError when it is none."""
     _check_folder(path)
     try:
-        settings = json.loads((path / "config.json").read_text())
+        return read_json_object(path / "config.json")
     except FileNotFoundError:
         raise PostTrainingError("not a model: it has no config.json", where=str(path)) from None
-    except ValueError as error:
-        problem = f"malformed JSON: {error}"
-        raise PostTrainingError(problem, where=str(path / "config.json")) from None
-    if not isinstance(settings, dict):
-        problem = f"must be a JSON object (got {type(settings).__name__})"
-        raise PostTrainingError(problem, where=str(path / "config.json"))
-    return settings
 
 
 @contextmanager
-def _explain_errors(path: Path, problem: str) -> Iterator[None]:
-    """transformers fails at a folder with whatever exception its numbers lead to (heads of 0, a
-    size that no memory has); each is the folder's fault."""
+def explain_errors(path: Path, problem: str) -> Iterator[None]:
+    """Reading a folder fails with whatever exception its content leads a library to (heads of 0, a
+    size that no memory has); each is the folder's fault.
+
+    Errors: PostTrainingError: `problem` and what the library said.
+    """
     try:
         yield
     except PostTrainingError:
         raise
     except Exception as error:
-        raise PostTrainingError(f"{problem}: {_first_line(error)}", where=str(path)) from error
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    # The texts of these alone say little: `integer modulo by zero`.
-    is_plain = isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError)
-    return line if is_plain or line == type(error).__name__ else f"{type(error).__name__}: {line}"
+        raise PostTrainingError(f"{problem}: {first_line(error)}", where=str(path)) from error

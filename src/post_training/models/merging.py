@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from post_training.models.lazy_tensors import LazyTensor
+from post_training.models.lazy_tensors import LazyTensor, round_to
 
 Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 _STRAIGHT_ABOVE = 0.9995
@@ -61,13 +61,14 @@ def merge_tensor(
     def read() -> Tensor:
         values = [model.read().double() for model in models]
         if merge.method == "linear":
-            return _weighted_mean(values, merge.weights).to(dtype)
+            return round_to(_weighted_mean(values, merge.weights), dtype, name)
         if merge.method == "slerp":
-            return slerp(values[0], values[1], merge.t).to(dtype)
+            return round_to(slerp(values[0], values[1], merge.t), dtype, name)
         assert base is not None
         start = base.read().double()
         differences = [value.sub_(start) for value in values]
-        return (start + merge.scale * _change(merge, name, differences)).to(dtype)
+        change = _change(merge, name, differences)
+        return round_to(start + merge.scale * change, dtype, name)
 
     return LazyTensor(models[0].shape, dtype, read)
 

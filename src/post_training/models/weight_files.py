@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.files import write_json
+from post_training.core.files import read_json_object, write_json
 from post_training.models.lazy_tensors import LazyTensor
 
 INDEX = "model.safetensors.index.json"
@@ -42,12 +42,11 @@ def open_weights(folder: Path, whole: str = WHOLE) -> dict[str, LazyTensor]:
     whole: the file where there is no index. Errors: PostTrainingError that names the file which is
     missing, cut off or of another content than the index says.
     """
-    index = folder / INDEX
     if (folder / whole).exists():
         files: dict[str, set[str] | None] = {whole: None}
-    elif index.exists():
+    elif (folder / INDEX).exists():
         files = {}
-        for name, file in json.loads(index.read_text())["weight_map"].items():
+        for name, file in read_index(folder).items():
             files.setdefault(file, set()).add(name)
     else:
         hint = None
@@ -82,6 +81,22 @@ def open_weights(folder: Path, whole: str = WHOLE) -> dict[str, LazyTensor]:
             raise PostTrainingError(f"{other}: {where}", where=str(path))
         tensors |= found
     return dict(sorted(tensors.items()))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """{name of a weight: file of the folder}. Errors: PostTrainingError for an index that is none,
+    or names files outside the folder."""
+    path = folder / INDEX
+    files = read_json_object(path).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        problem = "must have a weight_map from names of weights to files"
+        raise PostTrainingError(problem, where=str(path))
+    for name in files.values():
+        if Path(name).name != name or name in ("", ".."):
+            raise PostTrainingError(
+                f"names a file that is not in the folder: {name}", where=str(path)
+            )
+    return files
 
 
 def _dtype(code: str, path: Path, name: str) -> torch.dtype:

@@ -2,17 +2,19 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.sft_runs import changed
 from post_training.annotate.chat import Speaker, find_model, main
 from post_training.annotate.config import SamplingConfig
-from post_training.core.errors import UsageError
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.data.rows import Message
 from post_training.models.load import load_model, load_tokenizer
 
@@ -184,3 +186,37 @@ def test_settings_that_cannot_be_are_refused(words: list[str], told: str, model:
     with pytest.raises(UsageError) as raised:
         main(["generate", str(model), "--prompt", "a", *words])
     assert told in str(raised.value)
+
+
+def test_adapter_that_does_not_fit_is_refused_in_one_line(
+    trained: Path, model: Path, tmp_path: Path
+):
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    found = find_model(adapter, model)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (name, first), *others = weights.items()
+
+    def refusal(changed: dict[str, torch.Tensor]) -> str:
+        save_file(changed, adapter / "adapter_model.safetensors")
+        with pytest.raises(PostTrainingError) as raised:
+            Speaker(found, None, GREEDY, None)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    assert f"it lacks 1 matrices: {name}" in refusal(dict(others))
+    other = name.replace("layers.0", "layers.7")
+    assert f"the model has no place for 1: {other}" in refusal({**weights, other: first})
+    assert "the adapter can't be added" in refusal({**weights, name: torch.ones(3, 5)})
+    (adapter / "adapter_model.safetensors").write_bytes(b"none")
+    with pytest.raises(PostTrainingError, match="cut off, or no safetensors file"):
+        Speaker(found, None, GREEDY, None)
+    (adapter / "adapter_config.json").write_text("[]")
+    with pytest.raises(PostTrainingError, match="must be a JSON object"):
+        find_model(adapter)
+
+
+def test_chat_refuses_bytes_that_are_no_text(model: Path, monkeypatch: pytest.MonkeyPatch):
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    with pytest.raises(UsageError, match="stdin: must be text in UTF-8"):
+        main(["chat", str(model)])

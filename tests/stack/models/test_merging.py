@@ -229,3 +229,40 @@ def test_merge_refuses_settings_that_do_nothing(tmp_path: Path):
     ):
         with pytest.raises((ConfigError, ValueError), match=words):
             MergeConfig.model_validate(settings)
+
+
+def test_merge_refuses_what_is_no_model_or_adapter(three: list[Path], tmp_path: Path):
+    other = shutil.copytree(three[1], tmp_path / "other")
+    own = weights(other)
+    settings = {"method": "linear", "models": [{"path": three[1]}, {"path": other}]}
+
+    def refusal(name: str) -> str:
+        with pytest.raises(PostTrainingError) as raised:
+            merge(tmp_path / name, **settings)
+        assert not list((tmp_path / name).iterdir())
+        return str(raised.value)
+
+    norm = "model.norm.weight"
+    spoilt = {**own, norm: own[norm].clone().fill_(math.nan)}
+    save_file(spoilt, other / "model.safetensors", metadata={"format": "pt"})
+    assert refusal("nan") == f"{other}: {norm} holds NaN or infinity"
+    (other / "model.safetensors").unlink()
+    (other / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    assert "must have a weight_map" in refusal("index")
+    (other / "adapter_config.json").write_text("{")
+    settings["base"] = three[0]
+    assert "adapter_config.json: malformed JSON" in refusal("json")
+    plain = {"peft_type": "LORA", "r": 0, "lora_alpha": 6, "bias": "none"}
+    (other / "adapter_config.json").write_text(json.dumps(plain))
+    assert "r and lora_alpha must be a number > 0 and a number (got 0 and 6)" in refusal("rank")
+
+
+def test_merge_to_float16_refuses_values_that_would_become_infinite(
+    three: list[Path], tmp_path: Path
+):
+    other = shutil.copytree(three[1], tmp_path / "other")
+    large = {name: value * 1e7 for name, value in weights(other).items()}
+    save_file(large, other / "model.safetensors", metadata={"format": "pt"})
+    models = [{"path": three[1]}, {"path": other}]
+    with pytest.raises(PostTrainingError, match=r"has values up to .*, and float16 ends at 65504"):
+        merge(tmp_path / "run", method="linear", models=models, dtype="float16")

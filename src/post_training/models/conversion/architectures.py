@@ -19,6 +19,8 @@ import torch
 from post_training.core.errors import PostTrainingError
 from post_training.models.lazy_tensors import LazyTensor, concatenate
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 Family = Literal["llama", "apertus", "mixtral", "gpt_neox"]
 
 
@@ -152,7 +154,49 @@ def to_huggingface(row: Row, tensor: LazyTensor, shape: Shape) -> list[tuple[str
     return list(zip(row.names, parts, strict=True))
 
 
-def to_megatron(row: Row, parts: list[LazyTensor], shape: Shape) -> LazyTensor:
+def megatron_tensors(
+    shape: Shape, weights: dict[str, LazyTensor], where: str
+) -> tuple[int, list[tuple[str, LazyTensor]]]:
+    """(rows of the embeddings, every tensor of Megatron) of the weights of a Hugging Face folder.
+
+    Errors: PostTrainingError for a weight that is missing, of another size, in a dtype that needs
+    scales, or without a place in Megatron.
+    """
+    embedding = next(rows(shape, 0)).names[0]
+    if embedding not in weights:
+        raise PostTrainingError(f"{embedding} is missing", where=where)
+    vocabulary = weights[embedding].shape[0]
+    found, read = [], set()
+    for row in rows(shape, vocabulary):
+        found.append((row.megatron, _to_megatron(row, _parts(row, weights, shape, where), shape)))
+        read |= {*row.names}
+    # xIELU's two are constants; a tied output layer is a copy of the embeddings.
+    constants = {name for name in weights if name.endswith(("act_fn.beta", "act_fn.eps"))}
+    tied = {"lm_head.weight"} if shape.tied else set()
+    if unread := sorted(weights.keys() - read - constants - tied):
+        raise PostTrainingError(
+            f"{len(unread)} weights have no place in Megatron's {shape.family}: {unread[0]}, …",
+            where=where,
+        )
+    return vocabulary, found
+
+
+def _parts(row: Row, weights: dict[str, LazyTensor], shape: Shape, where: str) -> list[LazyTensor]:
+    whole = LazyTensor(row.shape, torch.float32, lambda: torch.empty(row.shape))
+    for name, expected in to_huggingface(row, whole, shape):
+        if name not in weights:
+            raise PostTrainingError(f"{name} is missing", where=where)
+        if weights[name].shape != expected.shape:
+            raise PostTrainingError(
+                f"{name} is {list(weights[name].shape)}, must be {list(expected.shape)} by "
+                "config.json",
+                where=where,
+            )
+        check_dtype(name, weights[name], where)
+    return [weights[name] for name in row.names]
+
+
+def _to_megatron(row: Row, parts: list[LazyTensor], shape: Shape) -> LazyTensor:
     """The tensor of a row; parts: in the order of row.names."""
     if row.kind != "qkv":
         return concatenate(parts, 0)
@@ -177,8 +221,19 @@ def _halves(head_dim: int) -> torch.Tensor:
     return torch.cat([torch.arange(0, head_dim, 2), torch.arange(1, head_dim, 2)])
 
 
+def check_dtype(name: str, tensor: LazyTensor, where: str) -> None:
+    """Errors: PostTrainingError for a weight in 8 bits, or in integers: what it means is said
+    elsewhere, by scales that are not read."""
+    if tensor.dtype not in _DTYPES:
+        found, known = (str(each).removeprefix("torch.") for each in (tensor.dtype, _DTYPES[0]))
+        raise PostTrainingError(
+            f"{name} is in {found}, must be in {known} or another of at least 16 bits", where=where
+        )
+
+
 def check_tensors(shape: Shape, tensors: dict[str, LazyTensor], where: str) -> None:
-    """Errors: PostTrainingError for a tensor that is missing, of another size, or foreign."""
+    """Errors: PostTrainingError for a tensor that is missing, of another size, foreign, or in a
+    dtype that needs scales."""
     vocabulary = tensors.get("embedding.word_embeddings.weight")
     if vocabulary is None:
         raise PostTrainingError("embedding.word_embeddings.weight is missing", where=where)
@@ -192,6 +247,7 @@ def check_tensors(shape: Shape, tensors: dict[str, LazyTensor], where: str) -> N
                 f"{name} is {list(tensors[name].shape)}, must be {list(row.shape)} by the settings",
                 where=where,
             )
+        check_dtype(name, tensors[name], where)
     # Pipeline stages of a tied model each have a copy of the embeddings.
     known = {*expected, "output_layer.weight"} if shape.tied else {*expected}
     if foreign := sorted(tensors.keys() - known):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, first_line
 from post_training.models.conversion.torch_files import read_dist_metadata, read_torch_stream
 from post_training.models.lazy_tensors import LazyTensor
 
@@ -114,14 +114,22 @@ class DistFolder:
         with open(path, "rb") as file:
             file.seek(stored.offset)
             data = io.BytesIO(file.read(stored.length))
+        dtype = self.names[name][1]
         try:
             chunk = read_torch_stream(data)
-        except (RuntimeError, EOFError, ValueError, OSError) as error:
+            if chunk.dtype != dtype:
+                raise ValueError(f"the chunk is {chunk.dtype}, must be {dtype}")
+            # Megatron stores a layer's tensor without the dimension of the layers, or with it.
+            chunk = chunk.reshape(sizes)
+        except MemoryError:
+            raise
+        except Exception as error:  # Of bytes that are none of its, torch makes errors of any type.
             raise PostTrainingError(
-                f"{name}: {str(error).splitlines()[0]}", where=str(path)
+                f"{name}: no chunk of a tensor of {list(sizes)} at byte {stored.offset:,}: "
+                f"{first_line(error)}",
+                where=str(path),
+                hint="copy it again, and compare the sizes",
             ) from None
-        # Megatron stores a layer's tensor without the dimension of the layers, or with it.
-        chunk = chunk.reshape(sizes)
         for index, start in zip(leading, offsets, strict=False):
             chunk = chunk[index - start]
         return chunk

@@ -16,7 +16,6 @@ of the layer counted over all pipeline stages, experts over all ranks, and these
 R: query heads of a group; D: size of a head.
 """
 
-import json
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -28,7 +27,9 @@ import torch
 from torch import Tensor
 
 from post_training.core.errors import PostTrainingError
+from post_training.core.files import read_json_object
 from post_training.models.conversion.dist_folder import DistFolder
+from post_training.models.conversion.settings import check_sizes
 from post_training.models.conversion.torch_files import StandIn, read_torch
 from post_training.models.lazy_tensors import LazyTensor, concatenate, sum_of
 
@@ -43,6 +44,11 @@ _NO_WEIGHTS = re.compile(
 )
 _COLUMNS = ("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias")
 _FC1 = ("linear_fc1.weight", "linear_fc1.bias")
+# Arguments that are numbers of something, where they are given.
+_SIZES = ("hidden_size", "ffn_hidden_size", "moe_ffn_hidden_size", "num_attention_heads",
+          "num_query_groups", "kv_channels", "moe_router_topk", "tensor_model_parallel_size",
+          "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+          "expert_model_parallel_size", "expert_tensor_parallel_size")  # fmt: skip
 _ROWS = ("linear_proj.weight", "linear_fc2.weight")
 
 
@@ -94,16 +100,18 @@ def _settings(found: Any, where: Path) -> dict[str, Any]:
             hint="Megatron-LM's training saves them; other code on megatron-core may not",
         )
     # An enum is a stand-in made of its value.
-    return {
+    settings = {
         key: value.arguments[0] if isinstance(value, StandIn) and value.arguments else value
         for key, value in found.items()
     }
+    check_sizes(settings, ("num_layers",), _SIZES, str(where))
+    return settings
 
 
 def _read_dist(folder: Path) -> Checkpoint:
     described = folder / "metadata.json"
     if described.exists():
-        backend = json.loads(described.read_text()).get("sharded_backend")
+        backend = read_json_object(described).get("sharded_backend")
         if backend != "torch_dist":
             raise PostTrainingError(
                 f"the format is {backend!r}, must be 'torch_dist' or 'torch'",
@@ -260,7 +268,7 @@ def _weights(
     name = rank_folder(grid.pipeline, grid.expert, tensor, pipeline, expert)
     path = _rank_file(folder / name)
     content = read_torch(path)
-    if key not in content:
+    if not isinstance(content.get(key), dict):
         raise PostTrainingError(f"there is no {key!r} in it", where=str(path))
     found = {
         name: value
@@ -315,6 +323,8 @@ def _merge(
                 hint="save it once more by Megatron with --ckpt-format torch_dist",
             )
         parts = [_in_file(file, model_key, name) for file, _ in ranks]
+        for (other_path, _), part in zip(ranks[1:], parts[1:], strict=True):
+            check_alike(name, part, parts[0], other_path)
         how = join_way(own, bool(settings.get("swiglu")))
         if how == "gated":
             halves = [part.shape[0] // 2 for part in parts]
@@ -331,6 +341,19 @@ def _merge(
             where=str(path),
         )
     return merged, len(layers)
+
+
+def check_alike(name: str, part: LazyTensor, first: LazyTensor, path: Path) -> None:
+    """Tensor-parallel ranks have parts of one size and dtype. first: that of rank 0.
+
+    Errors: PostTrainingError for a part, in the file `path`, that is another.
+    """
+    if (part.shape, part.dtype) != (first.shape, first.dtype):
+        raise PostTrainingError(
+            f"{name} is {list(part.shape)} in {part.dtype}, must be {list(first.shape)} in "
+            f"{first.dtype} as that of the first tensor-parallel rank",
+            where=str(path),
+        )
 
 
 def join_way(name: str, is_gated: bool) -> Literal["columns", "rows", "gated", "copies"]:

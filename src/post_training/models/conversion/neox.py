@@ -25,8 +25,8 @@ from transformers import PreTrainedConfig
 from post_training.core import yaml
 from post_training.core.errors import PostTrainingError
 from post_training.models.conversion.architectures import Shape
-from post_training.models.conversion.megatron import Checkpoint
-from post_training.models.conversion.settings import finished
+from post_training.models.conversion.megatron import Checkpoint, check_alike
+from post_training.models.conversion.settings import check_divides, check_sizes, finished
 from post_training.models.conversion.torch_files import read_torch
 from post_training.models.lazy_tensors import LazyTensor, concatenate, sum_of
 
@@ -46,6 +46,7 @@ _NAMES = {
     "input_layernorm": ("input_layernorm", "copies"),
     "post_attention_layernorm": ("pre_mlp_layernorm", "copies"),
 }
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
 _ONLY: dict[str, tuple[Any, ...]] = {
     "pos_emb": ("rotary",),
     "gpt_j_tied": (None, False),
@@ -68,7 +69,7 @@ def is_neox(folder: Path) -> bool:
 def read_settings(folder: Path, files: list[Path]) -> dict[str, Any]:
     """Of the YAML files, or of those in the checkpoint; keys with `_` for `-`. Later files win.
 
-    Errors: PostTrainingError where there are none.
+    Errors: PostTrainingError where there are none, or sizes that no model has.
     """
     files = files or sorted((folder / "configs").glob("*.yml")) + sorted(
         (folder / "configs").glob("*.yaml")
@@ -85,6 +86,13 @@ def read_settings(folder: Path, files: list[Path]) -> dict[str, Any]:
         if not isinstance(document.data, dict):
             raise PostTrainingError("must be a mapping of settings", where=str(file))
         settings |= {str(key).replace("-", "_"): value for key, value in document.data.items()}
+    where = str(folder)
+    check_sizes(settings, _SIZES, ("num_kv_heads", "model_parallel_size"), where)
+    heads, ranks = settings["num_attention_heads"], settings.get("model_parallel_size") or 1
+    groups = settings.get("num_kv_heads") or heads
+    check_divides("num_attention_heads", heads, "hidden_size", settings["hidden_size"], where)
+    check_divides("num_kv_heads", groups, "num_attention_heads", heads, where)
+    check_divides("model_parallel_size", ranks, "num_kv_heads", groups, where)
     return settings
 
 
@@ -93,6 +101,9 @@ def shape_of_tensors(tensors: dict[str, LazyTensor], settings: dict[str, Any], w
 
     Errors: PostTrainingError that names a setting which transformers' models can't have.
     """
+    for number in (1, 2):
+        if (name := f"decoder.layers.0.mlp.linear_fc{number}.weight") not in tensors:
+            raise PostTrainingError(f"{name} is missing", where=where)
     first = tensors["decoder.layers.0.mlp.linear_fc1.weight"].shape[0]
     width = tensors["decoder.layers.0.mlp.linear_fc2.weight"].shape[1]
     gated = first == 2 * width
@@ -141,14 +152,17 @@ def config_of_settings(
         "rope_type": "default",
         "rope_theta": float(settings.get("rotary_emb_base", 10000)),
     }
+    length = settings.get("max_position_embeddings") or settings.get("seq_length")
+    if type(length) is not int or length < 1:
+        problem = f"max_position_embeddings is {length!r}, must be an integer > 0"
+        raise PostTrainingError(problem, where=where)
     common = {
         "vocab_size": vocabulary,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "max_position_embeddings": settings.get("max_position_embeddings")
-        or settings["seq_length"],
+        "max_position_embeddings": length,
         "tie_word_embeddings": shape.tied,
         "rope_parameters": rope,
     }
@@ -187,34 +201,37 @@ def read_neox(folder: Path, settings: dict[str, Any], merge_copies: Any) -> Chec
     parts: dict[str, list[LazyTensor]] = {}
     for rank, by_layer in enumerate(files):
         for number, (path, prefix) in by_layer.items():
-            content = read_torch(path)
-            content = content.get("module", content)
-            for key, value in content.items():
+            for key, value in _content(path).items():
                 if not key.startswith(prefix) or not isinstance(value, Tensor):
                     continue
-                name = _name(key.removeprefix(prefix), number, layers)
+                name = _name(key.removeprefix(prefix), number, layers, path)
                 if name is None:
                     continue
                 lazy = LazyTensor(
                     tuple(value.shape),
                     value.dtype,
-                    lambda path=path, key=key: _tensor(path, key),
+                    lambda path=path, key=key: _content(path)[key],
                 )
                 own = parts.setdefault(name, [])
                 if len(own) != rank:
                     raise PostTrainingError(f"{key} is not in every rank", where=str(path))
                 own.append(lazy)
+                check_alike(key, lazy, own[0], path)
     for name, own in parts.items():
         if len(own) != len(files):
             raise PostTrainingError(
                 f"{name} is in {len(own)} of {len(files)} model-parallel ranks", where=str(folder)
             )
-    return Checkpoint(folder, "GPT-NeoX", settings, _join(parts, settings, merge_copies))
+    return Checkpoint(folder, "GPT-NeoX", settings, _join(parts, settings, merge_copies, folder))
 
 
-def _tensor(path: Path, key: str) -> Tensor:
+def _content(path: Path) -> dict[str, Any]:
     content = read_torch(path)
-    return content.get("module", content)[key]
+    within = content.get("module", content)
+    if not isinstance(within, dict):
+        problem = f"module is a {type(within).__name__}, must be a dict of weights"
+        raise PostTrainingError(problem, where=str(path))
+    return within
 
 
 def _files(folder: Path, settings: dict[str, Any]) -> list[dict[int, tuple[Path, str]]]:
@@ -253,24 +270,26 @@ def _files(folder: Path, settings: dict[str, Any]) -> list[dict[int, tuple[Path,
     return [{number: found[rank][number] for number in wanted} for rank in range(ranks)]
 
 
-def _name(key: str, number: int, layers: int) -> str | None:
-    """Megatron's name and, after a space, how the parts are joined; None for what is no weight."""
+def _name(key: str, number: int, layers: int, path: Path) -> str | None:
+    """Megatron's name and, after a space, how the parts are joined; None for what is no weight.
+
+    Errors: PostTrainingError, of the file, for what is not understood."""
     if number == 0:
         return (
             "embedding.word_embeddings.weight columns"
             if key == "word_embeddings.weight"
-            else _odd(key)
+            else _odd(key, path)
         )
     if number == layers + 3:
         head, _, what = key.rpartition(".")
         if head == "norm":
             return f"decoder.final_layernorm.{_norm(what)} copies"
-        return _odd(key)
+        return _odd(key, path)
     if number == layers + 4:
-        return "output_layer.weight columns" if key == "final_linear.weight" else _odd(key)
+        return "output_layer.weight columns" if key == "final_linear.weight" else _odd(key, path)
     module, _, what = key.rpartition(".")
     if module not in _NAMES:
-        return _odd(key)
+        return _odd(key, path)
     name, how = _NAMES[module]
     if how == "rows" and what == "bias":
         how = "row bias"
@@ -281,15 +300,15 @@ def _norm(what: str) -> str:
     return {"scale": "weight", "offset": "bias"}.get(what, what)
 
 
-def _odd(key: str) -> str | None:
+def _odd(key: str, path: Path) -> str | None:
     """Buffers that NeoX computes anew; anything else is not understood, and told by its name."""
     if re.search(r"inv_freq|_extra_state|masked_bias|\.rotary_emb\.|attention\.bias$", key):
         return None
-    raise PostTrainingError(f"{key} is no weight of a Llama or GPT-NeoX")
+    raise PostTrainingError(f"{key} is no weight of a Llama or GPT-NeoX", where=str(path))
 
 
 def _join(
-    parts: dict[str, list[LazyTensor]], settings: dict[str, Any], merge_copies: Any
+    parts: dict[str, list[LazyTensor]], settings: dict[str, Any], merge_copies: Any, folder: Path
 ) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     gates: dict[str, list[LazyTensor]] = {}
@@ -299,6 +318,12 @@ def _join(
     gated = _is_gated(settings)
     for named, own in parts.items():
         name, _, how = named.partition(" ")
+        if how == "qkv" and sum(part.shape[0] for part in own) != (heads + 2 * groups) * head_dim:
+            raise PostTrainingError(
+                f"{name} has {sum(part.shape[0] for part in own):,} rows, must be "
+                f"{(heads + 2 * groups) * head_dim:,} by the settings",
+                where=str(folder),
+            )
         if how == "qkv" and groups != heads:
             tensors[name] = concatenate(
                 [_grouped(part, heads // len(own), groups // len(own), head_dim) for part in own], 0
@@ -320,7 +345,9 @@ def _join(
             tensors[name] = merge_copies(name, own)
         else:
             tensors[name] = concatenate(own, 0)
-    for name in {key.partition(" ")[0] for key in gates}:
+    for name in sorted({key.partition(" ")[0] for key in gates}):
+        if missing := {f"{name} gate", f"{name} up"} - gates.keys():
+            raise PostTrainingError(f"{missing.pop()} is missing", where=str(folder))
         tensors[name] = concatenate([gates[f"{name} gate"][0], gates[f"{name} up"][0]], 0)
     return tensors
 

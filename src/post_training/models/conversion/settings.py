@@ -5,6 +5,7 @@ by its name; one that only says how it was trained is not looked at.
 """
 
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -56,6 +57,27 @@ _DEFAULT_HEAD_DIM = ("llama", "mixtral")  # whose config.json can name it
 _BIAS = "attention_bias"
 
 
+def check_sizes(
+    settings: dict[str, Any], required: Iterable[str], others: Iterable[str], where: str
+) -> None:
+    """Errors: PostTrainingError for one of `required` that is not there, and for any of both that
+    is given and no integer > 0."""
+    for name in required:
+        _required(settings, name, where)
+    for name in (*required, *others):
+        value = settings.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise PostTrainingError(f"{name} is {value!r}, must be an integer > 0", where=where)
+
+
+def check_divides(name: str, number: int, of_name: str, whole: int, where: str) -> None:
+    """Errors: PostTrainingError where `number` of one setting does not divide that of another."""
+    if whole % number:
+        raise PostTrainingError(
+            f"{name} is {number}, must divide {of_name}, which is {whole}", where=where
+        )
+
+
 def shape_of_arguments(args: dict[str, Any], where: str) -> Shape:
     """Errors: PostTrainingError that names the first argument that has no counterpart."""
     for name, allowed in _ONLY.items():
@@ -70,7 +92,11 @@ def shape_of_arguments(args: dict[str, Any], where: str) -> Shape:
     family = _family(args, experts, where)
     heads = _required(args, "num_attention_heads", where)
     hidden = _required(args, "hidden_size", where)
-    grouped = args.get("group_query_attention") or args.get("num_query_groups")
+    groups = args.get("num_query_groups") or heads
+    # Megatron's default of num_query_groups is 1, also where queries are in no groups.
+    if not args.get("group_query_attention", True):
+        groups = heads
+    check_divides("num_query_groups", groups, "num_attention_heads", heads, where)
     head_dim = args.get("kv_channels") or hidden // heads
     if family == "apertus" and head_dim * heads != hidden:
         raise PostTrainingError(
@@ -90,7 +116,7 @@ def shape_of_arguments(args: dict[str, Any], where: str) -> Shape:
         else _required(args, "ffn_hidden_size", where),
         layers=_required(args, "num_layers", where),
         heads=heads,
-        groups=args.get("num_query_groups") or heads if grouped else heads,
+        groups=groups,
         head_dim=head_dim,
         tied=not args.get("untie_embeddings_and_output_weights", False),
         experts=experts,
@@ -128,7 +154,7 @@ def _has_biases(args: dict[str, Any], family: Family, where: str) -> bool:
 
 def _required(args: dict[str, Any], name: str, where: str) -> Any:
     if args.get(name) is None:
-        raise PostTrainingError(f"its arguments lack {name}", where=where)
+        raise PostTrainingError(f"its settings lack {name}", where=where)
     return args[name]
 
 

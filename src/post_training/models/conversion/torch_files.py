@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint import metadata as dist_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, first_line
 
 # Modules whose objects are in checkpoints: enums among the arguments, states of random generators,
 # settings of a mixed precision. None of them is needed.
@@ -71,31 +71,38 @@ class StandIn:
 
 
 @lru_cache(maxsize=_MOST_OPEN_FILES)
-def read_torch(path: Path) -> Any:
-    """What torch.save wrote there; tensors are maps of the file, read where they are used.
+def read_torch(path: Path) -> dict[str, Any]:
+    """The dict that torch.save wrote there; tensors are maps of the file, read where they are used.
 
-    Errors: PostTrainingError where the file is missing, cut off, or names what is not read.
+    Errors: PostTrainingError where the file is missing, cut off, names what is not read, or holds
+    anything else than a dict.
     """
     if not path.exists():
         raise PostTrainingError("the file is missing", where=str(path))
     try:
-        return _load(path, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        if isinstance(error, PostTrainingError):
+        found = _load(path)
+    except (PostTrainingError, MemoryError):
+        raise
+    except Exception as error:  # Of bytes that are none of its, torch makes errors of any type.
+        if isinstance(error, OSError) and error.filename:
             raise
         raise PostTrainingError(
-            f"cut off, or not a file of PyTorch: {str(error).splitlines()[0]}",
+            f"cut off, or not a file of PyTorch: {first_line(error)}",
             where=str(path),
             hint="copy it again, and compare the sizes",
         ) from None
+    if not isinstance(found, dict):
+        problem = f"holds a {type(found).__name__}, must be a dict, as of a checkpoint"
+        raise PostTrainingError(problem, where=str(path))
+    return found
 
 
 def read_torch_stream(stream: BinaryIO) -> Any:
-    """As read_torch, of what lies within another file. Errors: torch's own."""
+    """As read_torch, of what lies within another file. Errors: torch's own, of any type."""
     return torch.load(stream, map_location="cpu", weights_only=True)
 
 
-def _load(path: Path, *, mmap: bool) -> Any:
+def _load(path: Path) -> Any:
     named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     allowed: list[Any] = [argparse.Namespace]
     for name in named:
@@ -108,7 +115,7 @@ def _load(path: Path, *, mmap: bool) -> Any:
         if name != "argparse.Namespace":
             allowed.append((StandIn, name))
     with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def read_dist_metadata(path: Path) -> dist_metadata.Metadata:
@@ -121,8 +128,10 @@ def read_dist_metadata(path: Path) -> dist_metadata.Metadata:
     try:
         with open(path, "rb") as file:
             found = _MetadataReader(file, path).load()
-    except (EOFError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        problem = f"cut off, or not a checkpoint of torch.distributed: {error}"
+    except (PostTrainingError, OSError, MemoryError):
+        raise
+    except Exception as error:  # As above: bytes that are no pickle may be any of its commands.
+        problem = f"cut off, or not a checkpoint of torch.distributed: {first_line(error)}"
         raise PostTrainingError(problem, where=str(path)) from None
     if not isinstance(found, dist_metadata.Metadata):
         raise PostTrainingError("not a checkpoint of torch.distributed", where=str(path))

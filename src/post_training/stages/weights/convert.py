@@ -4,7 +4,6 @@ read the settings -> check every tensor's name and size -> write tensor by tenso
                   -> settings and tokenizer
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -16,15 +15,14 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import atomic_directory
+from post_training.core.files import atomic_directory, read_json_object
 from post_training.models.conversion import megatron, megatron_folder, neox
 from post_training.models.conversion.architectures import (
-    Row,
     Shape,
     check_tensors,
+    megatron_tensors,
     rows,
     to_huggingface,
-    to_megatron,
 )
 from post_training.models.conversion.megatron import Checkpoint
 from post_training.models.conversion.settings import (
@@ -34,7 +32,12 @@ from post_training.models.conversion.settings import (
     shape_of_config,
 )
 from post_training.models.lazy_tensors import LazyTensor, sum_of
-from post_training.models.load import DTYPES_OF_WEIGHTS, load_tokenizer, read_config
+from post_training.models.load import (
+    DTYPES_OF_WEIGHTS,
+    explain_errors,
+    load_tokenizer,
+    read_config,
+)
 from post_training.models.save import explain_write_errors, remove_places
 from post_training.models.weight_files import open_weights, write_weights
 from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
@@ -77,13 +80,16 @@ def _to_huggingface(config: ConvertConfig, context: StageContext, folder: Path) 
         context.log(
             f"vocabulary: {vocabulary:,} of {embeddings.shape[0]:,} rows; the rest is padding"
         )
-    settings = describe(vocabulary, dtype)
+    with explain_errors(config.checkpoint, "no config.json can be made of its settings"):
+        settings = describe(vocabulary, dtype)
     if config.config is not None:
         settings = _replaced(settings, config.config, context)
     special = _special_tokens(config, tokenizer, vocabulary, context)
     for key, ids in special.items():
         setattr(settings, key, ids)
-    written = [(name, tensor.cast(dtype)) for name, tensor in _named(read, shape, vocabulary)]
+    named = _named(read, shape, vocabulary)
+    _say_what_is_cast(named, dtype, config, context)
+    written = [(name, tensor.cast(dtype, name)) for name, tensor in named]
     with Progress("tensor", len(written), shown=True) as progress:
         size = write_weights(folder, written, int(config.max_file_size_gb * 1e9), progress.update)
     settings.save_pretrained(folder)
@@ -96,6 +102,22 @@ def _to_huggingface(config: ConvertConfig, context: StageContext, folder: Path) 
         f"{len(written):,} tensors, {size / 1e9:.2f} GB"
     )
     return {"num_parameters": num_parameters, "num_tensors": len(written), "size_bytes": size}
+
+
+def _say_what_is_cast(
+    named: list[tuple[str, LazyTensor]],
+    dtype: torch.dtype,
+    config: ConvertConfig,
+    context: StageContext,
+) -> None:
+    """`keep` keeps the dtype of the embeddings, which may not be that of all."""
+    others = [(name, tensor.dtype) for name, tensor in named if tensor.dtype != dtype]
+    if others and config.dtype == "keep":
+        (name, found), *_ = others
+        context.log(
+            f"{len(others):,} of {len(named):,} tensors become {dtype}, as the embeddings are: "
+            f"{name} was {found}"
+        )
 
 
 Describe = Callable[[int, torch.dtype], PreTrainedConfig]
@@ -115,12 +137,31 @@ def _read_all(config: ConvertConfig, context: StageContext) -> tuple[Checkpoint,
                 f"{config.checkpoint}: a mean needs one model",
                 where=str(folder),
             )
-    every = [read, *(other for other, _, _ in others)]
-    read.tensors = {
-        name: sum_of([each.tensors[name] for each in every], len(every)) for name in read.tensors
-    }
+    every = [read.tensors, *(other.tensors for other, _, _ in others)]
+    # Of a tied model, one may also have a copy of the embeddings, which is not used.
+    names = [name for name in read.tensors if all(name in tensors for tensors in every)]
+    for folder, tensors in zip(config.average_with, every[1:], strict=True):
+        _check_alike(folder, {name: tensors[name] for name in names}, read.tensors, config)
+    read.tensors = {name: sum_of([each[name] for each in every], len(every)) for name in names}
     context.log(f"the mean of {len(every)} checkpoints")
     return read, shape, describe
+
+
+def _check_alike(
+    folder: Path,
+    tensors: dict[str, LazyTensor],
+    first: dict[str, LazyTensor],
+    config: ConvertConfig,
+) -> None:
+    """Errors: PostTrainingError for a checkpoint whose tensors are not those of the first."""
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (first[name].shape, first[name].dtype):
+            raise PostTrainingError(
+                f"{name} is {list(tensor.shape)} in {tensor.dtype}, must be "
+                f"{list(first[name].shape)} in {first[name].dtype} as in {config.checkpoint}: a "
+                "mean needs one model",
+                where=str(folder),
+            )
 
 
 def _read(
@@ -132,30 +173,41 @@ def _read(
     def merge(name: str, copies: list[LazyTensor]) -> LazyTensor:
         return megatron.one_of_copies(name, copies, average=average, notes=notes)
 
-    where = str(folder)
-    if megatron.is_megatron(folder):
-        read = megatron.read_megatron(folder, merge)
-        shape = shape_of_arguments(read.settings, where)
-        describe: Describe = partial(config_of_arguments, shape, read.settings)
-    elif neox.is_neox(folder):
-        settings = neox.read_settings(folder, config.neox_configs)
-        read = neox.read_neox(folder, settings, merge)
-        shape = neox.shape_of_tensors(read.tensors, settings, where)
-        describe = partial(neox.config_of_settings, shape, settings, where)
-    else:
-        raise PostTrainingError(
-            "neither a checkpoint of Megatron-LM (mp_rank_00/, common.pt) nor of GPT-NeoX "
-            "(layer_00-model_00-model_states.pt)",
-            where=where,
-            hint="name the folder of one checkpoint, or the one above with its `latest`",
-        )
-    check_tensors(shape, read.tensors, where)
+    # Settings come from other people's files, and may be of any type.
+    with explain_errors(folder, "can't be read as a checkpoint"):
+        read, shape, describe = _open(folder, config.neox_configs, merge)
+        check_tensors(shape, read.tensors, str(folder))
     for note in notes:
         context.log(note)
     for what, number in read.left_out.items():
         context.log(f"{folder}: {number} entries are no weights, and left out: {what}")
     context.log(f"{folder}: {read.layout}, {shape.family}, {shape.layers} layers")
     return read, shape, describe
+
+
+def _open(
+    folder: Path, neox_configs: list[Path], merge: Callable[[str, list[LazyTensor]], LazyTensor]
+) -> tuple[Checkpoint, Shape, Describe]:
+    """Errors: PostTrainingError for a folder of another kind, and those of its reader."""
+    where = str(folder)
+    if megatron.is_megatron(folder):
+        read = megatron.read_megatron(folder, merge)
+        shape = shape_of_arguments(read.settings, where)
+        return read, shape, partial(config_of_arguments, shape, read.settings)
+    if neox.is_neox(folder):
+        settings = neox.read_settings(folder, neox_configs)
+        read = neox.read_neox(folder, settings, merge)
+        shape = neox.shape_of_tensors(read.tensors, settings, where)
+        return read, shape, partial(neox.config_of_settings, shape, settings, where)
+    of_huggingface = (folder / "config.json").exists()
+    raise PostTrainingError(
+        "neither a checkpoint of Megatron-LM (mp_rank_00/, common.pt) nor of GPT-NeoX "
+        "(layer_00-model_00-model_states.pt)",
+        where=where,
+        hint="it is a model of Hugging Face already; to: megatron converts it"
+        if of_huggingface
+        else "name the folder of one checkpoint, or the one above with its `latest`",
+    )
 
 
 def _dtype(asked: str, found: torch.dtype) -> torch.dtype:
@@ -193,7 +245,7 @@ def _special_tokens(
     """Those that `config` names, for the end of a text perhaps several; else the tokenizer's.
 
     Errors: PostTrainingError for one that the model has no row for."""
-    given = {} if config.config is None else json.loads(config.config.read_text())
+    given = {} if config.config is None else read_json_object(config.config)
     found: dict[str, int | list[int] | None] = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         own, named = getattr(tokenizer, key), given.get(key)
@@ -201,6 +253,11 @@ def _special_tokens(
         if named is None:
             continue
         ids = named if isinstance(named, list) else [named]
+        if not ids or any(type(each) is not int or each < 0 for each in ids):
+            raise PostTrainingError(
+                f"{key}: must be the id of a token, or a list of ids (got {named!r})",
+                where=str(config.config),
+            )
         if own is not None and own not in ids:
             context.log(f"{config.config}: {key}: {named} is taken; of the tokenizer it is {own}")
         if max(ids) >= vocabulary:
@@ -216,7 +273,7 @@ def _special_tokens(
 
 def _replaced(found: PreTrainedConfig, path: Path, context: StageContext) -> PreTrainedConfig:
     """The settings of the file over those of the checkpoint; sizes have to agree."""
-    given = json.loads(path.read_text())
+    given = read_json_object(path)
     if given.get("model_type") != found.model_type:
         raise UsageError(
             f"model_type is {given.get('model_type')!r}, the checkpoint is a {found.model_type}",
@@ -238,7 +295,8 @@ def _replaced(found: PreTrainedConfig, path: Path, context: StageContext) -> Pre
     for key in sorted(given.keys() & own.keys() - kept.keys() - {"transformers_version"}):
         if given[key] != own[key]:
             context.log(f"{path}: {key}: {own[key]} -> {given[key]}")
-    return AutoConfig.for_model(**{**own, **given, **kept})
+    with explain_errors(path, "no settings of this model"):
+        return AutoConfig.for_model(**{**own, **given, **kept})
 
 
 def _named(read: Checkpoint, shape: Shape, vocabulary: int) -> list[tuple[str, LazyTensor]]:
@@ -264,18 +322,29 @@ def _constant(value: float, dtype: torch.dtype) -> LazyTensor:
 
 def _to_megatron(config: ConvertConfig, context: StageContext, folder: Path) -> dict[str, Any]:
     source = config.checkpoint
+    if megatron.is_megatron(source) or neox.is_neox(source):
+        raise UsageError(
+            "a checkpoint of Megatron-LM or GPT-NeoX, must be a model of Hugging Face",
+            where=str(source),
+            hint="convert it to: huggingface first, and what that makes to: megatron",
+        )
     settings = read_config(source)
-    shape = shape_of_config(settings, str(source))
+    with explain_errors(source, "no arguments of Megatron can be made of its config.json"):
+        shape = shape_of_config(settings, str(source))
+        arguments = arguments_of_config(settings, shape, str(source))
     models = [open_weights(each) for each in (source, *config.average_with)]
     for each, weights in zip(config.average_with, models[1:], strict=True):
-        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in models[0].items()}:
-            raise PostTrainingError(f"its weights are not those of {source}", where=str(each))
+        if other := sorted(weights.keys() ^ models[0].keys()):
+            has, lacks = (each, source) if other[0] in weights else (source, each)
+            problem = f"has no weight {other[0]}, which is in {has}"
+            raise PostTrainingError(problem, where=str(lacks))
+        _check_alike(each, weights, models[0], config)
     weights = {name: sum_of([each[name] for each in models], len(models)) for name in models[0]}
-    vocabulary = _rows_of(weights, shape, source)
+    vocabulary, joined = megatron_tensors(shape, weights, str(source))
     ours = config.megatron
     divisor = ours.make_vocab_size_divisible_by * ours.tensor_parallel_size
     padded = -(-vocabulary // divisor) * divisor
-    dtype = _dtype(config.dtype, weights[next(rows(shape, vocabulary)).names[0]].dtype)
+    dtype = _dtype(config.dtype, joined[0][1].dtype)
     megatron_folder.check_ranks(
         shape,
         ours.tensor_parallel_size if ours.format == "torch" else 1,
@@ -283,15 +352,12 @@ def _to_megatron(config: ConvertConfig, context: StageContext, folder: Path) -> 
         ours.expert_parallel_size,
         padded,
     )
+    _say_what_is_cast(joined, dtype, config, context)
     tensors = {}
-    for row in rows(shape, vocabulary):
-        tensor = to_megatron(row, _parts(row, weights, source), shape).cast(dtype)
-        tensors[row.megatron] = (
-            tensor.padded_rows(padded) if row.megatron in _EMBEDDINGS else tensor
-        )
-    _refuse_unread(weights, shape, vocabulary, source)
-    arguments = {
-        **arguments_of_config(settings, shape, str(source)),
+    for name, each in joined:
+        tensor = each.cast(dtype, name)
+        tensors[name] = tensor.padded_rows(padded) if name in _EMBEDDINGS else tensor
+    arguments |= {
         **_arguments_of_ranks(ours),
         "padded_vocab_size": padded,
         "vocab_size": vocabulary,
@@ -311,39 +377,6 @@ def _to_megatron(config: ConvertConfig, context: StageContext, folder: Path) -> 
         "padding"
     )
     return {"num_parameters": num_parameters, "num_tensors": len(tensors)}
-
-
-def _rows_of(weights: dict[str, LazyTensor], shape: Shape, source: Path) -> int:
-    name = next(rows(shape, 0)).names[0]
-    if name not in weights:
-        raise PostTrainingError(f"{name} is missing", where=str(source))
-    return weights[name].shape[0]
-
-
-def _parts(row: Row, weights: dict[str, LazyTensor], source: Path) -> list[LazyTensor]:
-    for name in row.names:
-        if name not in weights:
-            raise PostTrainingError(f"{name} is missing", where=str(source))
-    parts = [weights[name] for name in row.names]
-    if sum(part.shape[0] for part in parts) != row.shape[0]:
-        raise PostTrainingError(
-            f"{row.names[0]} is {list(parts[0].shape)}, which is not what config.json says",
-            where=str(source),
-        )
-    return parts
-
-
-def _refuse_unread(
-    weights: dict[str, LazyTensor], shape: Shape, vocabulary: int, source: Path
-) -> None:
-    read = {name for row in rows(shape, vocabulary) for name in row.names}
-    constants = {name for name in weights if name.endswith(("act_fn.beta", "act_fn.eps"))}
-    tied = {"lm_head.weight"} if shape.tied else set()
-    if unread := sorted(weights.keys() - read - constants - tied):
-        raise PostTrainingError(
-            f"{len(unread)} weights have no place in Megatron's {shape.family}: {unread[0]}, …",
-            where=str(source),
-        )
 
 
 def _arguments_of_ranks(ours: MegatronConfig) -> dict[str, Any]:

@@ -5,10 +5,12 @@ every model: its weights' names and sizes, its settings, its tokenizer
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import atomic_directory, write_json
@@ -33,8 +35,8 @@ def run(config: MergeConfig, context: StageContext) -> Result:
 
 def _merge(config: MergeConfig, context: StageContext) -> dict[str, Any]:
     folders = [model.path for model in config.models]
-    base = None if config.base is None else open_weights(config.base)
-    models = [_weights(folder, config.base, base) for folder in folders]
+    base = None if config.base is None else _finite(config.base, open_weights(config.base))
+    models = [_finite(folder, _weights(folder, base)) for folder in folders]
     whole = [folder for folder in folders if not (folder / CONFIG).exists()]
     compared = ([] if config.base is None else [config.base]) + whole
     first = compared[0]
@@ -73,9 +75,7 @@ def _merge(config: MergeConfig, context: StageContext) -> dict[str, Any]:
     return {"num_tensors": len(written), "size_bytes": size}
 
 
-def _weights(
-    folder: Path, base_folder: Path | None, base: dict[str, LazyTensor] | None
-) -> dict[str, LazyTensor]:
+def _weights(folder: Path, base: dict[str, LazyTensor] | None) -> dict[str, LazyTensor]:
     if not (folder / CONFIG).exists():
         return open_weights(folder)
     if base is None:
@@ -85,6 +85,22 @@ def _weights(
             hint="set base to the model that it was trained on",
         )
     return with_adapter(folder, base)
+
+
+def _finite(folder: Path, weights: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The same weights; each is an error, when it is read, where it holds NaN or infinity: the
+    methods that keep the largest changes would leave such values out, and nobody would know."""
+
+    def checked(name: str, tensor: LazyTensor) -> Tensor:
+        values = tensor.read()
+        if not values.isfinite().all():
+            raise PostTrainingError(f"{name} holds NaN or infinity", where=str(folder))
+        return values
+
+    return {
+        name: LazyTensor(tensor.shape, tensor.dtype, partial(checked, name, tensor))
+        for name, tensor in weights.items()
+    }
 
 
 def _check_alike(
@@ -153,6 +169,8 @@ def _dtype(asked: str, folders: list[Path], models: list[dict[str, LazyTensor]])
                 found.setdefault(tensor.dtype, folder)
     if asked != "keep":
         return DTYPES_OF_WEIGHTS[asked]
+    if not found:
+        raise PostTrainingError("none of its weights is in floating point", where=str(folders[0]))
     if len(found) > 1:
         kinds = ", ".join(f"{dtype} in {folder}" for dtype, folder in found.items())
         raise UsageError(

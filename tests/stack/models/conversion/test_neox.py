@@ -2,6 +2,7 @@
 whose weights they hold."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,58 @@ def test_convert_of_a_pickle_that_names_a_function_is_refused_and_runs_nothing(
     with pytest.raises(PostTrainingError, match=str(path)):
         convert(tmp_path / "run", checkpoint=folder, tokenizer=model)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num-layers": None}, "its settings lack num_layers"),
+        ({"num-layers": "two"}, "num_layers is 'two', must be an integer > 0"),
+        ({"hidden-size": 30}, "num_attention_heads is 4, must divide hidden_size, which is 30"),
+        ({"num-kv-heads": 3}, "num_kv_heads is 3, must divide num_attention_heads, which is 4"),
+        ({"num-kv-heads": 4}, "linear_qkv.weight has 64 rows, must be 96 by the settings"),
+        ({"model-parallel-size": 4}, "model_parallel_size is 4, must divide num_kv_heads"),
+        ({"max-position-embeddings": None}, "max_position_embeddings is None, must be an integer"),
+        ({"rms-norm-epsilon": "small"}, "no config.json can be made of its settings"),
+    ],
+)
+def test_convert_of_neox_settings_that_no_model_has_is_refused(
+    change: dict[str, Any], words: str, grouped: Any, model: Path, tmp_path: Path
+):
+    folder = tmp_path / "global_step10"
+    write_llama(folder, grouped, 1, change, old=False)
+    text = folder / "configs/llama.yml"
+    text.write_text(yaml.safe_dump({**yaml.safe_load(text.read_text()), **change}))
+    with pytest.raises(PostTrainingError, match=re.escape(words)):
+        convert(tmp_path / "run", checkpoint=folder, tokenizer=model, vocab_size="padded")
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mlp.w3.weight": None}, "linear_fc1.weight up is missing"),
+        ({"mlp.w9.weight": torch.ones(2)}, "mlp.w9.weight is no weight of a Llama or GPT-NeoX"),
+        ({"module": [1]}, "module is a list, must be a dict of weights"),
+    ],
+)
+def test_convert_of_neox_layer_that_is_none_is_refused(
+    change: dict[str, Any], words: str, grouped: Any, model: Path, tmp_path: Path
+):
+    folder = tmp_path / "global_step10"
+    write_llama(folder, grouped, 1, {}, old=True)
+    for path in folder.glob("layer_0[23]-*"):
+        content = {**torch.load(path), **change}
+        torch.save({key: value for key, value in content.items() if value is not None}, path)
+    with pytest.raises(PostTrainingError, match=re.escape(words)):
+        convert(tmp_path / "run", checkpoint=folder, tokenizer=model, vocab_size="padded")
+
+
+def test_convert_of_neox_rank_of_another_size_is_refused(grouped: Any, model: Path, tmp_path: Path):
+    folder = tmp_path / "global_step10"
+    write_llama(folder, grouped, 2, {}, old=False)
+    path = folder / "layer_02-model_01-model_states.pt"
+    content = torch.load(path)
+    torch.save({**content, "attention.dense.weight": torch.ones(16, 16)}, path)
+    with pytest.raises(PostTrainingError, match=r"attention.dense.weight is \[16, 16\] in .* must"):
+        convert(tmp_path / "run", checkpoint=folder, tokenizer=model, vocab_size="padded")
