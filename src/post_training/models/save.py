@@ -68,9 +68,13 @@ def save_model_folder(
 
 
 @contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
+def explain_write_errors(
+    folder: Path, then: str = "goes on from the last checkpoint"
+) -> Iterator[None]:
     """What torch and safetensors say when a disk is full names neither the file nor the reason.
     Writing also gathers what is sharded: a lost rank or no GPU memory is left to speak for itself.
+
+    then: what the same command does, once there is room.
     """
     try:
         yield
@@ -84,8 +88,7 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         raise PostTrainingError(
             f"cannot write: {reason} ({free_mb:.1f} MB are free there)",
             where=str(folder),
-            hint="make room, or choose another run_dir; the same command goes on from the last "
-            "checkpoint",
+            hint=f"make room, or choose another run_dir; the same command {then}",
         ) from error
 
 

@@ -64,7 +64,8 @@ def _write(
     remove_leftovers(context.run_dir, kind)
     target = context.run_dir / kind
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
-    with explain_write_errors(context.run_dir), atomic_directory(target) as folder:
+    writing = explain_write_errors(context.run_dir, "begins anew")
+    with writing, atomic_directory(target) as folder:
         return convert(config, context, folder)
 
 

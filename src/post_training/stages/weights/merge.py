@@ -61,7 +61,8 @@ def _merge(config: MergeConfig, context: StageContext) -> dict[str, Any]:
     remove_leftovers(context.run_dir, "model")
     target = context.run_dir / "model"
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed after writing it
-    with explain_write_errors(context.run_dir), atomic_directory(target) as folder:
+    writing = explain_write_errors(context.run_dir, "begins anew")
+    with writing, atomic_directory(target) as folder:
         with Progress("tensor", len(written), shown=True) as progress:
             limit = int(config.max_file_size_gb * 1e9)
             size = write_weights(folder, written, limit, progress.update)
