@@ -124,7 +124,6 @@ def build(family: str, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -
         pipeline_model_parallel_size=pipeline,
         expert_model_parallel_size=expert,
         expert_tensor_parallel_size=tensor,
-        sequence_parallel=bool(experts) and tensor > 1,
         gated_linear_unit=settings.get("swiglu", False),
         activation_func=functional.silu,
         normalization="RMSNorm",

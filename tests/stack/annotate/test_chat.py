@@ -205,7 +205,7 @@ def test_adapter_that_does_not_fit_is_refused_in_one_line(
 
     assert f"it lacks 1 matrices: {name}" in refusal(dict(others))
     other = name.replace("layers.0", "layers.7")
-    assert f"the model has no place for 1: {other}" in refusal({**weights, other: first})
+    assert f"the model has no place for 1: {other}" in refusal({**weights, other: first.clone()})
     assert "the adapter can't be added" in refusal({**weights, name: torch.ones(3, 5)})
     (adapter / "adapter_model.safetensors").write_bytes(b"none")
     with pytest.raises(PostTrainingError, match="cut off, or no safetensors file"):

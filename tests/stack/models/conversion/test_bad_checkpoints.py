@@ -213,7 +213,7 @@ def test_convert_of_a_config_that_is_none_is_refused(
     for number, (text, words) in enumerate(
         {
             "{": "malformed JSON",
-            '{"model_type": "llama", "eos_token_id": "x"}': "eos_token_id: must be the id of",
+            '{"model_type": "llama", "eos_token_id": "x"}': "no settings of this model",
             '{"model_type": "llama", "eos_token_id": []}': "eos_token_id: must be the id of",
             '{"model_type": "llama", "rope_parameters": 3}': "no settings of this model",
         }.items()
