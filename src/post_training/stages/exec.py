@@ -68,6 +68,7 @@ def run(config: ExecConfig, context: StageContext) -> Result:
     began = time.monotonic()
     if not start.is_done:
         log = context.run_dir / _LOGS / _log_name(context.ranks, start.attempt)
+        log.touch()  # attempts are counted by it, also those that print nothing
         context.log(f"running {shlex.join(config.command)}\nits output is kept in {log}")
         _run_command(config, context, start, log)
     unstable = context.on_writer(lambda: _keep_outputs(config, context))
