@@ -37,8 +37,8 @@ ninja=/opt/post-training/venv/bin/ninja
 [ "$1" != --version ] || exec $ninja --version
 object=$(grep -o '[^ ]*/{KERNEL}[.]o' build.ninja | head -n 1)
 $ninja "$@" "$object" || exit 1
-echo "processor time of ninja and what it called, user and system:"
-times | tail -n 1
+echo "processor time, user and system, of this script and of ninja with all that it called:"
+times
 cp "$object" "$MADE"
 echo "stopped after one file" >&2
 exit 1
