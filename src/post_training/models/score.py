@@ -30,7 +30,7 @@ from post_training.core.errors import UsageError
 from post_training.models.head import IGNORED, ChunkedHead
 from post_training.models.logit_scaling import backbone_of, find_state_scale
 
-# 32 MiB of logits: 1024 positions by a tile of the vocabulary. A GPU has room.
+# 32 MiB of logits: 4096 positions by a tile of the vocabulary. A GPU has room.
 _CHUNK_NUMBERS = {"cpu": 2**23}
 
 
