@@ -47,15 +47,19 @@ reproduce: image push-sqsh ## Run an experiment again and compare with what it g
 		--environment $(firstword $(wildcard reproducibility/$(EXPERIMENT)/environment.toml) edf/post-training.toml)
 
 # At once, since each leaves a core idle half of the time: the image is built, and tests/stack run in
-# it; the tests that need no image run, then those that start it. `make`, not $(MAKE): a line with
-# that is run even by `make -n`.
+# it; the tests that need no image run, then those that start it, beside those with a Slurm of their
+# own. `make`, not $(MAKE): a line with that is run even by `make -n`.
 test: test-tools lint ## The whole test suite; tests/stack runs inside the image
 	@mkdir -p build
 	{ make image push-sqsh && tests/inside-image -m 'stack and not long'; } >build/stack.log 2>&1 & stack=$$!; \
-	host=0; $(BIN)/pytest -m 'not (stack or long or image or slurm)' || host=$$?; \
-	{ make image push-sqsh && $(BIN)/pytest -m '(image or slurm) and not long'; } || host=$$?; \
-	inside=0; wait $$stack || inside=$$?; cat build/stack.log; \
-	exit $$((host | inside))
+	failed=0; $(BIN)/pytest -m 'not (stack or long or image or slurm)' || failed=1; \
+	if make image push-sqsh; then \
+	  $(BIN)/pytest -m 'slurm and not long' >build/slurm.log 2>&1 & slurm=$$!; \
+	  $(BIN)/pytest -m 'image and not (slurm or long)' || failed=1; \
+	  wait $$slurm || failed=1; cat build/slurm.log; \
+	else failed=1; fi; \
+	wait $$stack || failed=1; cat build/stack.log; \
+	exit $$failed
 
 test-long: test-tools image push-sqsh ## Random kills, emulation, experiments: run it when you touch what they cover
 	installation/laptop/install-tools tests long

@@ -84,30 +84,6 @@ def test_image_record_names_what_is_inside(inside, post_training):
     assert record["packages"]["debian"]["python3"].startswith("3.11")
 
 
-def test_vllm_generates_inside(inside, tmp_path):
-    """The real engine, on a model made here, as an ordinary run would start it."""
-    script = """
-import json, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.manual_seed(0)
-sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
-LlamaForCausalLM(LlamaConfig(vocab_size=128, num_key_value_heads=2, **sizes)).save_pretrained("m")
-from vllm import LLM, SamplingParams
-if __name__ == "__main__":
-    engine = LLM("m", skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
-                 max_model_len=64, enable_chunked_prefill=False)
-    sampling = SamplingParams(temperature=1.0, seed=3, max_tokens=8, detokenize=False)
-    rounds = [engine.generate({"prompt_token_ids": [1, 2, 3]}, sampling) for _ in range(2)]
-    with open("out.json", "w") as file:
-        json.dump([list(r[0].outputs[0].token_ids) for r in rounds], file)
-"""
-    done = run_python(inside, script, VLLM_CPU_KVCACHE_SPACE="1")
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = json.loads((tmp_path / "out.json").read_text())
-    assert len(first) == 8
-    assert first == second
-
-
 def test_deepspeed_operators_load_without_a_compiler(inside):
     """Those of every start on CPU and of optimizer offload; and for CPUs without AVX-512 too."""
     script = """

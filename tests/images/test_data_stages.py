@@ -75,7 +75,15 @@ def runs(folder: Path, image_edf: Path, cli: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("run", ["prepare", "tokenize", "prepared", "indexed", "cached"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "prepare",
+        "indexed",
+        pytest.param("tokenize", marks=pytest.mark.long),
+        pytest.param("prepared", marks=pytest.mark.long),
+    ],
+)
 def test_data_however_it_comes_is_reproduced_identically(run: str, runs: Path, post_training):
     done = post_training("reproduce", runs / run)
     assert done.returncode == 0, done.stderr

@@ -76,6 +76,7 @@ def policy(job, run):
     return job / "dpo"
 
 
+@pytest.mark.long
 def test_policy_and_its_whole_lineage_are_reproduced_identical(policy, post_training):
     done = post_training("reproduce", policy / "model", "--upstream")
     assert done.returncode == 0, done.stderr

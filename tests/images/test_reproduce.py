@@ -77,7 +77,6 @@ def test_reproduce_on_another_machine_is_equivalent_within_the_tolerance(
     assert done.stdout.startswith("differs: metrics.jsonl: step 4: loss is ")
 
 
-@pytest.mark.long  # test_lineage.py does it for a whole pipeline.
 def test_reproduce_upstream_runs_each_ancestor_again_and_trains_on_what_it_made(job, post_training):
     done = post_training("reproduce", job / "run/model", "--upstream", "--dry-run")
     assert (done.returncode, done.stdout) == (0, "2 runs would be run again\n"), done.stderr
