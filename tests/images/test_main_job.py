@@ -218,7 +218,7 @@ def test_folder_with_other_files_is_refused_and_kept(entrypoint, job):
 
 
 def test_sigterm_closes_the_record_and_the_same_command_continues(start, entrypoint, job):
-    arguments = ["sft", "sft.yaml", "run_dir=stopped", "training.max_steps=60",
+    arguments = ["sft", "sft.yaml", "run_dir=stopped", "training.max_steps=100",
                  "checkpointing.save_steps=10"]  # fmt: skip
     reference = entrypoint(*arguments[:2], "run_dir=whole", *arguments[3:])
     assert reference.returncode == 0, reference.stderr
