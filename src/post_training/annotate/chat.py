@@ -23,6 +23,7 @@ from post_training.core.errors import ArgumentParser, UsageError, shown, tell
 from post_training.core.files import read_json_object
 from post_training.core.hashing import ARTIFACT_RECORD
 from post_training.data.chat.templates import choose_template
+from post_training.data.config import PUBLISHED_TEMPLATES, TEMPLATES
 from post_training.data.rows import BadRow, Conversation, Message
 from post_training.data.tokenize import Encoder
 from post_training.models.adapter import merge_adapter
@@ -176,7 +177,7 @@ class Speaker:
         """The ids that the answer goes on from. Errors: UsageError, as for a control token."""
         [ids] = self.encoder.encode_prompts([Conversation(tuple(messages))])
         if isinstance(ids, BadRow):
-            raise UsageError(str(ids))
+            raise UsageError(ids.problem)
         return ids.tolist()
 
     @torch.inference_mode()
@@ -236,6 +237,13 @@ def _open(options: argparse.Namespace) -> Speaker:
                          else fault["msg"]) from None  # fmt: skip
     if template is not None and Path(template).suffix == ".jinja":
         template = Path(template)
+    named = (*TEMPLATES, *PUBLISHED_TEMPLATES, _OWN_TEMPLATE)
+    if template is not None and not isinstance(template, Path) and template not in named:
+        raise UsageError(
+            f"no such template: {template} (there are {', '.join(named)})",
+            where="--template",
+            hint="or a file, NAME.jinja",
+        )
     speaker = Speaker(found, template, settings, dtype)
     adapter = f" with the adapter {found.adapter}" if found.adapter else ""
     tell(f"{found.base}{adapter}, chat template {str(template or found.template)!r}")

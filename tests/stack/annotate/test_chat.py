@@ -179,6 +179,8 @@ def test_raw_prompt_stands_in_no_template(model: Path, capsys: Any):
     ("words", "told"),
     [
         (["--max-tokens", "0"], "--max-tokens: Input should be greater than 0 (got 0)"),
+        (["--template", "nosuch"], "--template: no such template: nosuch (there are "),
+        (["--prompt", "\udcff"], "the text holds half a character (lone surrogate)"),
         (["-n", "2"], "n: temperature 0 gives one sample 2 times; set n: 1"),
     ],
 )
