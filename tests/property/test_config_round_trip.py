@@ -36,21 +36,24 @@ class Settings(Config):
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-filters = st.builds(Filter, kind=st.just("filter"), column=st.text())
+# Integers beyond 64 bits and NUL characters are refused.
+integers = st.integers(-(2**63) + 1, 2**63 - 1)
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+filters = st.builds(Filter, kind=st.just("filter"), column=text)
 samples = st.builds(
     Sample,
     kind=st.just("sample"),
     share=st.floats(0, 1, exclude_min=True),
-    seed=st.none() | st.integers(),
+    seed=st.none() | integers,
 )
 settings = st.builds(
     Settings,
     rate=finite,
-    steps=st.integers(min_value=1) | st.just("auto"),
-    pair=st.tuples(st.integers(), st.text()),
-    table=st.dictionaries(st.text(), finite | st.lists(st.text(), max_size=3), max_size=3),
+    steps=integers.map(lambda number: abs(number) or 1) | st.just("auto"),
+    pair=st.tuples(integers, text),
+    table=st.dictionaries(text, finite | st.lists(text, max_size=3), max_size=3),
     steps_of=st.lists(filters | samples, max_size=3),
-    inner=filters | samples | st.none() | st.text(),
+    inner=filters | samples | st.none() | text,
     path=st.text(alphabet="abc./ ", min_size=1).map(Path),
 )
 
