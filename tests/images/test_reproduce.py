@@ -34,6 +34,22 @@ def test_reproduce_is_identical_from_any_folder(job, post_training):
     assert again["identity"] == read_record(job / "run")["identity"]
 
 
+def test_reproduce_of_a_command_compares_what_it_made(entrypoint, job, post_training):
+    words = ("--input", "data=sums.jsonl", "--output", "kept=out", "--", "sh", "-c")
+    verdicts = {}
+    for name, command in (("copied", "cp data out"), ("timed", "cp data out; date +%N >> out")):
+        done = entrypoint("exec", f"run_dir={name}", *words, command)
+        assert done.returncode == 0, done.stderr
+        assert read_record(job / name)["image"]["verified_by"] == "runner"
+        done = post_training("reproduce", job / name)
+        verdicts[name] = (done.returncode, done.stdout.split("\n")[0])
+    assert verdicts["copied"] == (0, "identical: 1 files")
+    assert verdicts["timed"][0] == 4
+    assert verdicts["timed"][1].startswith("differs: kept/out")
+    again = read_record(job / "copied-reproduced-1")
+    assert again["identity"] == read_record(job / "copied")["identity"]
+
+
 def test_reproduce_names_the_first_difference(job, post_training, tmp_path, forge):
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", job / "run", run], check=True)

@@ -139,6 +139,25 @@ def test_submitted_chain_cancelled_in_its_first_job_does_not_go_on(slurm):
     assert "stopped: the attempt before was cancelled" in slurm.log("jobs/ended", second)
 
 
+@pytest.mark.long
+def test_submitted_command_stopped_by_a_signal_goes_on_in_its_next_attempt(slurm, job):
+    script = "test -e began && { cp began out; exit; }; echo 1 > began; while :; do sleep 0.1; done"
+    settings = {
+        "command": ["sh", "-c", script],
+        "outputs": [{"name": "made", "path": "out"}],
+        "on_restart": "continue",
+    }
+    (job / "command.yaml").write_text(json.dumps(settings))
+    job_id = slurm.submit("run_dir=jobs/command", stage="exec", config="command.yaml")
+    wait_until((job / "jobs/command/work/began").exists)
+    slurm.run("scancel", "--signal=USR1", job_id)
+    assert slurm.wait(job_id) == "COMPLETED"
+    record = read_record(job / "jobs/command")
+    assert [attempt["reason"] for attempt in record["attempts"]] == ["stopped by SIGUSR1", None]
+    assert record["image"]["verified_by"] == "runner"
+    assert (job / "jobs/command/made/out").read_text() == "1\n"
+
+
 def test_submitted_run_is_reproduced_by_a_job_of_the_same_site(slurm, whole):
     assert slurm.post_training("reproduce", whole, "--site", "laptop").startswith("identical: ")
     again = read_record(whole.with_name("whole-reproduced-1"))
