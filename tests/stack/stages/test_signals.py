@@ -79,7 +79,7 @@ def test_signal_while_vllm_starts_is_told_as_the_signal(generate, tmp_path):
     check_that_it_is_tried_again(*generate(SIGNAL_ITSELF), tmp_path / "run")
 
 
-@pytest.mark.parametrize("function", ["transform", "reward"])
+@pytest.mark.parametrize("function", ["transform", pytest.param("reward", marks=pytest.mark.long)])
 def test_signal_while_a_file_of_the_user_is_loaded_is_told_as_the_signal(function, tmp_path):
     # It runs in a process of its own, and the signal comes to the stage's meanwhile.
     signal_stage = "import os, signal; os.kill(os.getppid(), signal.SIGUSR1); signal.pause()"

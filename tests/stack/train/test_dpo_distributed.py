@@ -49,7 +49,10 @@ def assert_same_training(one: Path, other: Path) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, id="whole", marks=pytest.mark.long), pytest.param({"rank": 4}, id="lora")],
+)
 def test_dpo_with_zero3_on_two_ranks_trains_what_one_rank_trains(
     lora: dict[str, Any] | None, config: dict[str, Any], tmp_path: Path
 ):

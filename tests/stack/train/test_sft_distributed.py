@@ -179,6 +179,7 @@ print(run_sft_on_ranks(json.loads(sys.argv[1]), Path(sys.argv[2]), world_size=2)
 """
 
 
+@pytest.mark.long
 def test_zero_of_one_group_has_the_bytes_of_two(config: dict[str, Any], tmp_path: Path):
     settings = json.dumps(changed(config, distributed={"strategy": "zero2"}))
     hashes = []
