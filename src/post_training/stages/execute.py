@@ -158,8 +158,10 @@ def _next_steps(
     if steps:
         yield f"next: {', and '.join(steps)}"
     if result.artifacts:
-        made = " and ".join(f"{run_dir}/{name}" for name in result.artifacts.values())
-        yield f"made: {made}" + (f", for {stage.used_as}" if stage.used_as else "")
+        # What the next stage takes comes first: of dpo the model, not the reference's scores.
+        first, *others = (f"{run_dir}/{name}" for name in result.artifacts.values())
+        use = f", for {stage.used_as}" if stage.used_as else ""
+        yield "; ".join([f"made: {first}{use}", *others])
 
 
 def _read_config(stage: Stage, request: Request) -> StageConfig:

@@ -11,8 +11,8 @@ from post_training.records.check import check_run
 
 def test_finished_run_leaves_a_page_that_is_in_no_record_and_says_what_is_next(tmp_path: Path):
     config = {
-        "command": ["sh", "-c", "mkdir out && echo hi > out/file"],
-        "outputs": [{"name": "result", "path": "out"}],
+        "command": ["sh", "-c", "mkdir out && echo hi > out/file && echo ho > log"],
+        "outputs": [{"name": "result", "path": "out"}, {"name": "notes", "path": "log"}],
         "run_dir": "run",
         "num_processes": 1,
     }
@@ -23,7 +23,9 @@ def test_finished_run_leaves_a_page_that_is_in_no_record_and_says_what_is_next(t
         cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True,
     )  # fmt: skip
     # Unpinned, it could not be run again: `reproduce` is not named.
-    assert done.stderr.endswith("finished: run\nnext: look at run/report.html\nmade: run/result\n")
+    assert done.stderr.endswith(
+        "finished: run\nnext: look at run/report.html\nmade: run/result; run/notes\n"
+    )
     assert 'content="post-training report"' in (tmp_path / "run/report.html").read_text()
     assert "report.html" not in (tmp_path / "run/run.json").read_text()
     assert check_run(tmp_path / "run").faults == []
