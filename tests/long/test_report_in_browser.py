@@ -214,6 +214,13 @@ def test_page_is_used_by_keyboard(pages, browser):
     assert focused("ariaPressed") == "true"
     label = "document.querySelector('.plot .u-legend .u-label').textContent"
     assert browser.evaluate(label) == "tokens"
+    while focused("role") != "switch":
+        browser.press("Tab")
+    for is_shown in ("false", "true"):
+        browser.press("Enter")
+        assert focused("ariaChecked") == is_shown
+        row = "document.activeElement.closest('.u-series').classList.contains('u-off')"
+        assert browser.evaluate(row) is (is_shown == "false")
     while focused("tagName") != "SUMMARY":
         browser.press("Tab")
     browser.press("Enter")

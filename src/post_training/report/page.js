@@ -65,13 +65,37 @@ function drawChart(element, page, chart) {
       value: (plot, value) => shown(value),
     };
   });
-  plots.push(new uPlot({
+  const plot = new uPlot({
     width: element.clientWidth, height: 240, series: [
       { label: over, value: (plot, value) => shown(value) }, ...series,
     ],
     scales: { x: { time: false } }, axes: [axis(34), axis(58)],
     cursor: { sync: { key: over }, drag: { x: true, y: false } },
-  }, data, element));
+    hooks: { setSeries: [sayWhatIsShown] },
+  }, data, element);
+  switchByKeyboard(plot);
+  plots.push(plot);
+}
+
+// uPlot's legend shows and hides a series by the mouse alone.
+function switchByKeyboard(plot) {
+  plot.root.querySelectorAll(".u-legend .u-series th").forEach((label, index) => {
+    if (index === 0) return;  // the axis
+    label.tabIndex = 0;
+    label.setAttribute("role", "switch");
+    label.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      plot.setSeries(index, { show: !plot.series[index].show });
+    });
+  });
+  sayWhatIsShown(plot);
+}
+
+function sayWhatIsShown(plot) {
+  plot.root.querySelectorAll("[role=switch]").forEach((label, index) => {
+    label.setAttribute("aria-checked", String(plot.series[index + 1].show));
+  });
 }
 
 function drawHistogram(element) {
