@@ -16,6 +16,7 @@ from post_training.importers.training_arguments import (
     use_micro_batch,
     use_model,
     use_optimizer,
+    use_pure_bf16,
     use_revision,
 )
 from post_training.importers.translation import (
@@ -247,14 +248,6 @@ def _preference(translation: Translation, key: str, value: Any) -> None:
         )
 
 
-def _pure_bfloat16(translation: Translation, key: str, value: Any) -> None:
-    if value:
-        note = "float32 weights: in bfloat16 slow averages stand still"
-        translation.put(key, "training.mixed_precision", "bf16", note)
-    else:
-        translation.tell(key, "off, same here")
-
-
 def _flattening(translation: Translation, key: str, value: Any) -> None:
     """A micro-batch in one row, where rows are not packed."""
     if value and not translation.get("sample_packing"):
@@ -327,7 +320,7 @@ TABLE: Table = {
     "sdp_attention": _attention,
     "flex_attention": _attention,
     "eager_attention": _attention,
-    "bfloat16": _pure_bfloat16,
+    "bfloat16": use_pure_bf16,
     "pad_to_multiple_of": Becomes("training.pad_to_multiple_of"),
     "batch_flattening": _flattening,
     "dpo_padding_free": Becomes("training.padding_free"),

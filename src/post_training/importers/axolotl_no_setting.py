@@ -1,15 +1,18 @@
 """Keys of Axolotl's YAML that become no setting: how it is done here, or why nothing is like it."""
 
-from post_training.importers.training_arguments import QUANTIZED, REMOTE_CODE
+from post_training.importers.training_arguments import (
+    NEW_TOKENS,
+    PLAIN_LORA,
+    QUANTIZED,
+    REMOTE_CODE,
+)
 from post_training.importers.translation import Nothing, Ours, Table
 
 _WATCHDOG = Ours("a loss that is not finite ends the run, and a high one does not")
 _WITHOUT_USE = Ours("nothing reads it any more")
 _WANDB = Nothing("models and gradients are not sent to W&B; RUN/model has the one")
-_TOKENS = Nothing("`entrypoint init-model` makes room for tokens; no run adds any")
 _CONFIG = Nothing("config.json says it: change that of a copy of the model")
 _ONE_RATE = Nothing("every parameter has the same learning rate")
-_PLAIN_LORA = Nothing("lora is the plain one, of linear layers")
 _LOADED = Ours("how a model is loaded changes no result")
 _OTHER_TRAINING = Nothing("no training of this kind is here")
 
@@ -84,7 +87,7 @@ NO_SETTING: Table = {
     ),
     "lora_target_parameters": Nothing("lora is of linear layers"),
     "special_tokens.unk_token": Ours("no text becomes an unknown token"),
-    "tokens": Nothing("`entrypoint init-model` makes room for tokens; no run adds any"),
+    "tokens": NEW_TOKENS,
     "tokenizer_use_fast": Ours("tokenizers are fast ones", (True,)),
     "tokenizer_legacy": Ours("tokenizers are fast ones, which have no older form"),
     "tokenizer_use_mistral_common": Nothing("data.chat_template: mistral-v7-tekken writes it"),
@@ -97,19 +100,18 @@ NO_SETTING: Table = {
     "tensor_parallel_size": Ours("distributed.strategy divides the model", (1,)),
     "expert_parallel_size": Ours("distributed.strategy divides the model", (1,)),
     **dict.fromkeys(("quantize_moe_experts", "fp8", "qat", "gptq"), QUANTIZED),
-    **dict.fromkeys(("gptq_groupsize", "gptq_model_v1"), _WITHOUT_USE),
     **dict.fromkeys(
-        ("torchdistx_path", "max_packed_sequence_len"),
+        ("gptq_groupsize", "gptq_model_v1", "torchdistx_path", "max_packed_sequence_len"),
         _WITHOUT_USE,
     ),
     "push_dataset_to_hub": Nothing("nothing is sent to a hub"),
     "hf_use_auth_token": Ours("a run downloads nothing; fetching reads HF_TOKEN"),
     "use_ray": Nothing("Slurm or `entrypoint` itself starts the processes"),
     "ray_num_workers": Ours("of the job: post-training submit --nodes"),
-    "added_tokens_overrides": _TOKENS,
-    "additional_special_tokens": _TOKENS,
-    "resize_token_embeddings_to_32x": _TOKENS,
-    "shrink_embeddings": _TOKENS,
+    "added_tokens_overrides": NEW_TOKENS,
+    "additional_special_tokens": NEW_TOKENS,
+    "resize_token_embeddings_to_32x": NEW_TOKENS,
+    "shrink_embeddings": NEW_TOKENS,
     "type_of_model": Ours("config.json says the class"),
     "is_qwen_derived_model": Ours("config.json says the class"),
     "is_falcon_derived_model": Ours("config.json says the class"),
@@ -129,11 +131,11 @@ NO_SETTING: Table = {
     "fix_untrained_tokens": Nothing("weights are changed by training alone"),
     "loraplus_lr_ratio": _ONE_RATE,
     "loraplus_lr_embedding": _ONE_RATE,
-    "relora": _PLAIN_LORA,
-    "lisa_n_layers": _PLAIN_LORA,
-    "loftq_config": _PLAIN_LORA,
-    "peft_init_lora_weights": _PLAIN_LORA,
-    "peft_layers_to_transform": _PLAIN_LORA,
+    "relora": PLAIN_LORA,
+    "lisa_n_layers": PLAIN_LORA,
+    "loftq_config": PLAIN_LORA,
+    "peft_init_lora_weights": PLAIN_LORA,
+    "peft_layers_to_transform": PLAIN_LORA,
     "layer_offloading": Nothing("distributed.offload moves the optimizer, or the weights too"),
     "dpo_use_weighting": Nothing("each pair weighs the same"),
     "dpo_use_logits_to_keep": Ours("full logits never exist"),

@@ -8,6 +8,8 @@ from post_training.core.errors import UsageError
 from post_training.importers.documents import read_document
 from post_training.importers.training_arguments import (
     ATTENTION,
+    NEW_TOKENS,
+    PLAIN_LORA,
     QUANTIZED,
     REMOTE_CODE,
     TRAINING_ARGUMENTS,
@@ -15,6 +17,7 @@ from post_training.importers.training_arguments import (
     use_dataset_path,
     use_length,
     use_model,
+    use_pure_bf16,
     use_revision,
 )
 from post_training.importers.translation import Becomes, Nothing, Ours, Table, Translation
@@ -56,9 +59,7 @@ _TEMPLATES = {
     "gpt": "gpt-oss",
     "phi": "phi-3",
 }
-_TOKENS = Nothing("`entrypoint init-model` makes room for tokens; no run adds any")
 _OTHER_LOSS = Nothing("losses of entrypoint sft are sft, plw, ln-plw and irl")
-_OTHER_LORA = Nothing("lora is the plain one, of linear layers")
 _OTHER_OPTIMIZER = Nothing("training.optimizer names those that there are")
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
 _RANKED = {"prompt": "prompt", "query": "input", "system": "system"}
@@ -226,14 +227,6 @@ def _preference_loss(translation: Translation, key: str, value: Any) -> None:
         translation.refuse(key, str(error))
 
 
-def _pure_bf16(translation: Translation, key: str, value: Any) -> None:
-    if value:
-        note = "float32 weights: in bfloat16 slow averages stand still"
-        translation.put(key, "training.mixed_precision", "bf16", note)
-    else:
-        translation.tell(key, "off, same here")
-
-
 def _packing(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.put(key, "sft.packing", "bfd", "sequences do not see each other")
@@ -275,7 +268,7 @@ TABLE: Table = {
     "pref_beta": Becomes("loss.beta"),
     "pref_loss": _preference_loss,
     "ref_model": Becomes("reference.ref_model_name_or_path"),
-    "pure_bf16": _pure_bf16,
+    "pure_bf16": use_pure_bf16,
     "model_revision": use_revision("model_name_or_path"),
     "disable_gradient_checkpointing": lambda t, key, value: t.put(
         key, "training.gradient_checkpointing", not value
@@ -290,9 +283,9 @@ TABLE: Table = {
     "default_system": Nothing("rows say the system message"),
     "enable_thinking": Nothing("the template says what becomes of thoughts"),
     "tool_format": Nothing("the template says how tools are written"),
-    "new_special_tokens_config": _TOKENS,
-    "add_special_tokens": _TOKENS,
-    "add_tokens": _TOKENS,
+    "new_special_tokens_config": NEW_TOKENS,
+    "add_special_tokens": NEW_TOKENS,
+    "add_tokens": NEW_TOKENS,
     "moe_aux_loss_coef": Nothing("a router's loss is the model's own, as its config.json says"),
     "early_stopping_steps": Nothing("a run is as long as it was asked to be"),
     "use_fast_tokenizer": Ours("tokenizers are fast ones", (True,)),
@@ -313,7 +306,7 @@ TABLE: Table = {
         Ours("how it is computed, read or shown changes no result"),
     ),
     "adapter_name_or_path": Nothing("a run begins with a new adapter"),
-    "resize_vocab": _TOKENS,
+    "resize_vocab": NEW_TOKENS,
     "tokenized_path": Nothing(
         "`entrypoint prepare` writes prepared rows; data.cache_dir keeps them"
     ),
@@ -322,13 +315,13 @@ TABLE: Table = {
     "use_asft_loss": _OTHER_LOSS,
     "use_eaft_loss": _OTHER_LOSS,
     "asft_alpha": _OTHER_LOSS,
-    "pissa_init": _OTHER_LORA,
-    "pissa_iter": _OTHER_LORA,
-    "pissa_convert": _OTHER_LORA,
-    "loraplus_lr_ratio": _OTHER_LORA,
-    "use_rslora": _OTHER_LORA,
-    "use_dora": _OTHER_LORA,
-    "additional_target": _OTHER_LORA,
+    "pissa_init": PLAIN_LORA,
+    "pissa_iter": PLAIN_LORA,
+    "pissa_convert": PLAIN_LORA,
+    "loraplus_lr_ratio": PLAIN_LORA,
+    "use_rslora": PLAIN_LORA,
+    "use_dora": PLAIN_LORA,
+    "additional_target": PLAIN_LORA,
     "use_galore": _OTHER_OPTIMIZER,
     "use_apollo": _OTHER_OPTIMIZER,
     "use_badam": _OTHER_OPTIMIZER,

@@ -168,11 +168,19 @@ def _of_sft(translation: Translation, key: str, value: Any) -> None:
         translation.put(key, key, PACKING(value) if key == "sft.packing" else value)
 
 
-def _of_dpo(path: str) -> Handler:
+def _of_dpo(rule: Handler) -> Handler:
     def handle(translation: Translation, key: str, value: Any) -> None:
         if translation.stage != "dpo":
             translation.tell(key, f"of dpo, and the method is {translation.stage}")
-        elif value is None:
+        else:
+            rule(translation, key, value)
+
+    return handle
+
+
+def _becomes(path: str) -> Handler:
+    def handle(translation: Translation, key: str, value: Any) -> None:
+        if value is None:
             translation.tell(key, "not set")
         else:
             translation.put(key, path, value)
@@ -181,24 +189,17 @@ def _of_dpo(path: str) -> Handler:
 
 
 def _pair_length(translation: Translation, key: str, value: Any) -> None:
-    if translation.stage != "dpo":
-        translation.tell(key, f"of dpo, and the method is {translation.stage}")
-        return
+    two = "dpo.max_prompt_length and dpo.max_completion_length"
     if key not in translation.where:
-        two = "dpo.max_prompt_length and dpo.max_completion_length"
         translation.tell(key, f"no limit here: {two} set one")
-        return
-    translation.refuse(
-        key,
-        "a pair is cut by dpo.max_prompt_length and dpo.max_completion_length: set the two by "
-        f"--set (together {value}), and --drop {key}",
-    )
+    else:
+        translation.refuse(
+            key,
+            f"a pair is cut by {two}: set the two by --set (together {value}), and --drop {key}",
+        )
 
 
 def _pair_loss(translation: Translation, key: str, value: Any) -> None:
-    if translation.stage != "dpo":
-        translation.tell(key, f"of dpo, and the method is {translation.stage}")
-        return
     try:
         translation.put(key, "loss.name", LOSSES(value))
     except ValueError as error:
@@ -246,10 +247,10 @@ TABLE: Table = {
     "prefetch_assets": Ours("`post-training model fetch` and `data fetch` do it before a run"),
     "container.path": _CONTAINER,
     **dict.fromkeys(("slurm.qos", "slurm.mem", "slurm.modules", "slurm.module_purge"), _SITE),
-    "dpo.beta": _of_dpo("loss.beta"),
-    "dpo.loss_type": _pair_loss,
-    "dpo.ref_model_name_or_path": _of_dpo("reference.ref_model_name_or_path"),
-    "dpo.max_seq_length": _pair_length,
+    "dpo.beta": _of_dpo(_becomes("loss.beta")),
+    "dpo.loss_type": _of_dpo(_pair_loss),
+    "dpo.ref_model_name_or_path": _of_dpo(_becomes("reference.ref_model_name_or_path")),
+    "dpo.max_seq_length": _of_dpo(_pair_length),
     "checkpointing.save_steps": Becomes("checkpointing.save_steps"),
     "checkpointing.save_total_limit": Becomes("checkpointing.save_total_limit"),
     "checkpointing.inference_checkpoint_steps": Becomes("checkpointing.inference_checkpoint_steps"),

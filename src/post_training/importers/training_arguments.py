@@ -163,6 +163,14 @@ def use_precision(translation: Translation, key: str, value: Any) -> None:
         translation.refuse(key, "only bf16 or no")
 
 
+def use_pure_bf16(translation: Translation, key: str, value: Any) -> None:
+    if value:
+        note = "float32 weights: in bfloat16 slow averages stand still"
+        translation.put(key, "training.mixed_precision", "bf16", note)
+    else:
+        translation.tell(key, "off, same here")
+
+
 def use_dtype(translation: Translation, key: str, value: Any) -> None:
     """bfloat16 where DeepSpeed keeps float32 copies; else float32, computed in bf16."""
     if str(value) not in ("bfloat16", "bf16", "float32", "auto", "None"):
@@ -297,6 +305,8 @@ BY_LENGTH = Nothing(
 REENTRANT = Ours("activations are computed again without reentrance, with the same result")
 REMOTE_CODE = Ours("no code of a model is run: a folder that needs its own is refused")
 QUANTIZED = Nothing("models are trained in 16 or 32 bits")
+NEW_TOKENS = Nothing("`entrypoint init-model` makes room for tokens; no run adds any")
+PLAIN_LORA = Nothing("lora is the plain one, of linear layers")
 
 TRAINING_ARGUMENTS: Table = {
     "output_dir": Becomes("run_dir"),
