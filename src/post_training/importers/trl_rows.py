@@ -28,10 +28,15 @@ def use_dataset(translation: Translation, key: str, value: Any) -> None:
 
 def use_mixer(translation: Translation, key: str, value: Any) -> None:
     """open-instruct: {path or name: share or number}, or a list of them in turn."""
+    if isinstance(value, list) and len(value) % 2:
+        translation.refuse(key, f"must be names and amounts in turn: {value[-1]} has no amount")
+        return
     if isinstance(value, list):
-        value = dict(zip(value[::2], value[1::2], strict=False))
+        pairs = list(zip(value[::2], value[1::2], strict=True))
+    else:
+        pairs = list((value or {}).items())
     datasets = []
-    for name, amount in (value or {}).items():
+    for name, amount in pairs:
         dataset: dict[str, Any] = {}
         use_dataset_path(translation, key, name, dataset)
         if "hub" in dataset:
@@ -55,6 +60,9 @@ def use_mixture(translation: Translation, key: str, value: Any) -> None:
         is_file = "path" in dataset and "." in given["path"].rsplit("/", 1)[-1]
         if not is_file:
             dataset["split"] = given.get("split") or "train"
+        elif given.get("split"):
+            told = f"{given['split']}: a file has one split, and no name for it"
+            translation.tell(f"{place}.split", told)
         if given.get("name"):
             dataset["subset"] = given["name"]
         if given.get("fraction"):

@@ -463,6 +463,23 @@ def test_stage_is_asked_for_where_no_key_shows_it(imported: Importing):
     assert found.settings["loss"] == {"beta": 0.1, "name": "dpo"}
 
 
+def test_mixture_in_turns_keeps_a_dataset_that_is_there_twice_and_refuses_one_without_an_amount(
+    imported: Importing,
+):
+    given = OPEN_INSTRUCT | {"dataset_mixer": None}
+    twice = {"dataset_mixer_list": ["a.jsonl", 0.5, "a.jsonl", 0.25]}
+    datasets = imported("trl", given | twice).settings["data"]["datasets"]
+    assert [each["subsample_factor"] for each in datasets] == [0.5, 0.25]
+    with pytest.raises(ConfigError, match=r"b\.jsonl has no amount"):
+        imported("trl", given | {"dataset_mixer_list": ["a.jsonl", 1.0, "b.jsonl"]})
+
+
+def test_split_of_a_file_is_told(imported: Importing):
+    given = {key: value for key, value in TRL.items() if key != "dataset_name"}
+    found = imported("trl", given | {"datasets": [{"path": "rows.jsonl", "split": "test"}]})
+    assert any("a file has one split" in line for line in found.lines)
+
+
 def test_rows_of_a_mixture_are_not_counted_for_one_dataset(imported: Importing):
     given = OPEN_INSTRUCT | {"dataset_mixer": {"a.jsonl": 1.0, "b.jsonl": 1.0}}
     with pytest.raises(ConfigError, match="of the whole mixture"):
