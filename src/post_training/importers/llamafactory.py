@@ -227,6 +227,16 @@ def _preference_loss(translation: Translation, key: str, value: Any) -> None:
         translation.refuse(key, str(error))
 
 
+def _length(translation: Translation, key: str, value: Any) -> None:
+    """Their cut: infer_seqlen in src/llamafactory/data/processor/processor_utils.py."""
+    use_length(translation, key, value)
+    if translation.stage == "sft":
+        translation.notes.append(
+            "a chat over cutoff_len loses its end here; LLaMA-Factory shortens a turn's prompt and "
+            "answer in proportion, so that some of both is left. sft.overlong has other ways"
+        )
+
+
 def _packing(translation: Translation, key: str, value: Any) -> None:
     if value:
         translation.put(key, "sft.packing", "bfd", "sequences do not see each other")
@@ -252,7 +262,7 @@ TABLE: Table = {
     "dataset_dir": Ours("it goes with dataset"),
     "eval_dataset": _datasets,
     "template": _template,
-    "cutoff_len": use_length,
+    "cutoff_len": _length,
     "max_samples": Ours("the first rows of each dataset: max_rows"),
     "overwrite_cache": Ours("prepared data is found again only where nothing changed"),
     "preprocessing_num_workers": Becomes("data.num_workers"),

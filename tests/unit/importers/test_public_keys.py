@@ -400,6 +400,10 @@ def test_note_says_that_trl_trains_all_tokens_of_conversations(imported: Importi
     assert not is_noted("llamafactory", LLAMAFACTORY)
 
 
+def test_note_says_how_a_long_chat_of_llamafactory_is_cut(imported: Importing):
+    assert "in proportion" in imported("llamafactory", LLAMAFACTORY).hints[0]
+
+
 def test_note_says_how_plain_texts_of_neox_are_trained(imported: Importing):
     assert "data.without_kinds=train_all" in imported("neox", NEOX).hints[0]
     # Where something is missing, the hint is of that.
