@@ -205,6 +205,12 @@ def explain_missing(path: Path, mounted: list[str] | None) -> str | None:
     )
 
 
+def is_code_of_image(path: Path) -> bool:
+    """Whether the file is one of the image's programs, libraries or settings, links resolved."""
+    place = Path(os.path.realpath(path))
+    return IMAGE_FILE.exists() and any(place.is_relative_to(code) for code in _CODE)
+
+
 def is_over_code(place: Path) -> bool:
     """Whether a mount at `place` hides, or adds to, the image's programs, libraries or settings."""
     if str(place) in _HARMLESS:

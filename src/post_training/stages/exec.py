@@ -37,7 +37,7 @@ from post_training.core.files import (
     write_atomic,
 )
 from post_training.core.process import dies_with
-from post_training.images.inside import read_mounts
+from post_training.images.inside import is_code_of_image, read_mounts
 from post_training.stages.config import CommandOutput, ExecConfig
 from post_training.stages.context import Ranks, Result, StageContext
 
@@ -87,6 +87,7 @@ def _prepare(config: ExecConfig, context: StageContext) -> _Start:
     if (work / _DONE).exists():
         return _Start(True, attempt, 0)
     _refuse_undeclared(config)
+    _refuse_links_into_image(config)
     if config.on_restart == "begin" and work.exists():
         shutil.rmtree(work)
     for output in config.outputs:
@@ -127,6 +128,20 @@ def _refuse_undeclared(config: ExecConfig) -> None:
                 hint=f"name it in inputs, as {{name: {path.name}, path: {path}}} (or "
                 f"--input {path.name}={path}), and write {path.name} in the command",
             )
+
+
+def _refuse_links_into_image(config: ExecConfig) -> None:
+    """Errors: UsageError for an input that has a link into the image. Elsewhere the link leads to
+    another file, so `reproduce` would find that the input changed."""
+    for item in config.inputs:
+        for path in item.path.rglob("*"):
+            if path.is_symlink() and not is_code_of_image(item.path) and is_code_of_image(path):
+                raise UsageError(
+                    f"inputs: {path} is a link to {path.resolve()} of the image, and leads to "
+                    "another file, or none, elsewhere",
+                    hint="put a copy in its place; a Python environment has copies, and no links, "
+                    "with `python -m venv --copies`",
+                )
 
 
 def _log_name(ranks: Ranks, attempt: int) -> str:

@@ -125,6 +125,20 @@ def test_program_that_is_not_there_is_named(tmp_path):
         execute(config("no-such-program"), tmp_path / "run")
 
 
+def test_input_with_a_link_into_the_image_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("post_training.images.inside.IMAGE_FILE", tmp_path)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "own").touch()
+    (tools / "link").symlink_to("own")
+    inputs = [{"name": "tools", "path": str(tools)}]
+    execute(shell("touch out", inputs=inputs), tmp_path / "run")
+    (tools / "env").symlink_to("/usr/bin/env")
+    with pytest.raises(UsageError, match="tools/env is a link to /usr/bin/.* of the image") as told:
+        execute(shell("touch out", inputs=inputs), tmp_path / "again")
+    assert "python -m venv --copies" in told.value.hint
+
+
 def test_file_that_is_no_input_is_named_when_the_command_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.yaml").write_text("")
