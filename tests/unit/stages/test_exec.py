@@ -134,7 +134,9 @@ def test_input_with_a_link_into_the_image_is_refused(tmp_path, monkeypatch):
     inputs = [{"name": "tools", "path": str(tools)}]
     execute(shell("touch out", inputs=inputs), tmp_path / "run")
     (tools / "env").symlink_to("/usr/bin/env")
-    with pytest.raises(UsageError, match=r"tools/env is a link to /usr/bin/\w+ of the image") as told:
+    with pytest.raises(
+        UsageError, match=r"tools/env is a link to /usr/bin/\w+ of the image"
+    ) as told:
         execute(shell("touch out", inputs=inputs), tmp_path / "again")
     assert "python -m venv --copies" in told.value.hint
 
