@@ -16,6 +16,7 @@ CASES: dict[str, Request] = {
         num_processes=4,
     ),
     "trl": Request("trl", ["trl-sft.yaml"], num_processes=2),
+    "trl-mixture": Request("trl", ["trl-mixture.yaml"], num_processes=2),
     "open-instruct": Request("trl", ["open-instruct.yaml"], num_processes=2),
     "openeurollm": Request("openeurollm", ["openeurollm-sft.yaml", "training.max_steps=20"]),
     "openeurollm-dpo": Request(
@@ -34,4 +35,18 @@ CASES: dict[str, Request] = {
     ),
     "neox": Request("neox", ["neox.yml"], num_processes=8),
     "llamafactory": Request("llamafactory", ["llamafactory/sft.yaml"], num_processes=1),
+    "llamafactory-dpo": Request(
+        "llamafactory",
+        ["llamafactory/dpo.yaml"],
+        drop=["cutoff_len"],
+        overrides=["dpo.max_prompt_length=1024", "dpo.max_completion_length=1024"],
+        num_processes=1,
+    ),
+    "llamafactory-reward": Request(
+        "llamafactory",
+        ["llamafactory/reward.yaml"],
+        drop=["cutoff_len"],
+        overrides=["pairs.max_prompt_length=1024", "pairs.max_completion_length=1024"],
+        num_processes=1,
+    ),
 }

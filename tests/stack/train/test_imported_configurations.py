@@ -25,8 +25,11 @@ SMALL = [
     "training.per_device_train_batch_size=2",
     "logging.report_to=[]",
 ]
-SMALL_SFT = ["sft.max_seq_length=96"]
-SMALL_DPO = ["dpo.max_prompt_length=48", "dpo.max_completion_length=48"]
+SHORT = {
+    "sft": ["sft.max_seq_length=96"],
+    "dpo": ["dpo.max_prompt_length=48", "dpo.max_completion_length=48"],
+    "reward-model": ["pairs.max_prompt_length=48", "pairs.max_completion_length=48"],
+}
 # Where a file names the length in two places, or a token that the tiny model has not.
 ALSO = {
     "axolotl": ["training.pad_to_multiple_of=96"],
@@ -59,6 +62,8 @@ def rows(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_lines(data / "long.jsonl", *({"conversations": each} for each in as_shares))
     alpaca = [{"instruction": said[0][1], "input": "", "output": said[1][1]} for said in turns]
     (data / "alpaca.json").write_text(json.dumps(alpaca))
+    ranked = [{**row, "chosen": row["output"], "rejected": "No."} for row in alpaca]
+    (data / "preferences.json").write_text(json.dumps(ranked))
     tokenize(
         folder / "tokenize",
         inputs=[
@@ -87,8 +92,7 @@ def test_imported_configuration_trains(
     shutil.copytree(rows, folder, symlinks=True)
     monkeypatch.chdir(folder)
     case = CASES[name]
-    is_dpo = import_settings(case).stage == "dpo"
-    overrides = [*case.overrides, *SMALL, *(SMALL_DPO if is_dpo else SMALL_SFT)]
+    overrides = [*case.overrides, *SMALL, *SHORT[import_settings(case).stage]]
     imported = import_settings(replace(case, overrides=[*overrides, *ALSO.get(name, [])]))
     (folder / "ours.yaml").write_text(yaml.dump(imported.settings))
     process = start_entrypoint(
