@@ -160,7 +160,9 @@ def _next_steps(
     if result.artifacts:
         # What the next stage takes comes first: of dpo the model, not the reference's scores.
         first, *others = (f"{run_dir}/{name}" for name in result.artifacts.values())
-        use = f", for {stage.used_as}" if stage.used_as else ""
+        # A checkpoint for Megatron-LM (`convert`) is for no stage of ours.
+        is_ours = stage.used_as and "checkpoint" not in result.artifacts
+        use = f", for {stage.used_as}" if is_ours else ""
         yield "; ".join([f"made: {first}{use}", *others])
 
 
