@@ -55,7 +55,7 @@ environment: {AXOLOTL_DO_NOT_TRACK: "1"}
 """
 MAKE_ENVIRONMENT = """
 python -m venv --copies axolotl
-python -c "import site; print(*site.getsitepackages())" >image.pth
+python -c "import site; print(site.getsitepackages()[0])" >image.pth
 mv image.pth axolotl/lib/python3*/site-packages
 axolotl/bin/python -m pip install --quiet --no-index --no-deps /wheels/*.whl
 """
