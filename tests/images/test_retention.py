@@ -122,6 +122,7 @@ def test_gc_as_json_says_what_stays_for_what_and_what_can_go(store, gc, tmp_path
         ("runs/queued/slurm/environment.toml", "sqsh_sha256"),
         ("runs/queued/slurm/job.sh", "oci_digest"),
         ("edf/mine.toml", "sqsh_sha256"),
+        ("checkout/edf/post-training.toml", "sqsh_sha256"),
     ],
 )
 def test_gc_keeps_what_a_run_or_an_edf_names(store, gc, tmp_path, name, key):

@@ -234,7 +234,8 @@ def gc(
             store,
             folders.folders,
             read_releases(repository),
-            edf_folders(os.environ),
+            # The checkout's own is what `make push-sqsh` wrote there.
+            [*edf_folders(os.environ), repository / "edf"],
             [*locked_bases(repository), *_system_locks(repository)],
             _built_images(),
         )
