@@ -22,12 +22,12 @@ from post_training.annotate.work import (
     rows_path,
 )
 from post_training.core.errors import PostTrainingError
-from post_training.core.files import atomic_directory, write_atomic, write_json
+from post_training.core.files import atomic_directory, remove_leftovers, write_atomic, write_json
 from post_training.data.branches import ID, row_id
 from post_training.data.reading import Verdicts
 from post_training.data.rows import BadRow, Place
 from post_training.models.reference import Reference, common_reference
-from post_training.stages.context import PeerFailed, Ranks, Result, StageContext, remove_leftovers
+from post_training.stages.context import PeerFailed, Ranks, Result, StageContext
 
 ROWS, COUNTS = "rows.jsonl", "counts.json"
 MakeAnnotator = Callable[[], Annotator]

@@ -18,7 +18,7 @@ from post_training.annotate.config import SelectConfig
 from post_training.annotate.pairs import Selected, select_pairs
 from post_training.annotate.report import Report, table_lines
 from post_training.core.errors import PostTrainingError
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory, remove_leftovers, write_json
 from post_training.data.branches import BRANCHES, ID, branch_row
 from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.formats.columns import ColumnReport, describe_columns
@@ -34,7 +34,7 @@ from post_training.data.rows import BadRow
 from post_training.data.sources import Chunk
 from post_training.data.sources.json_rows import json_line
 from post_training.models.reference import common_reference
-from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
+from post_training.stages.context import Progress, Result, StageContext
 
 PAIRS = "pairs.jsonl"
 # What select itself reads of a row and its branches (pairs.py).

@@ -197,6 +197,16 @@ def user_config(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(environment.get("XDG_CONFIG_HOME") or f"{home}/.config", "post-training")
 
 
+def remove_leftovers(run_dir: Path, *names: str) -> None:
+    """Remove what a killed attempt was writing beside `names`, and had not yet renamed to them."""
+    for name in names:
+        for leftover in run_dir.glob(f".{name}.*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+
 def _beside(path: Path) -> Path:
     """A hidden name in the same folder that nobody else uses."""
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")

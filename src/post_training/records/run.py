@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from post_training.config.model import changed_settings
 from post_training.core.errors import PostTrainingError, UsageError, tell
-from post_training.core.files import check_keys, write_json
+from post_training.core.files import check_keys, remove_leftovers, write_json
 from post_training.core.hashing import sha256_file
 from post_training.core.locks import hold, is_held
 from post_training.core.secrets import find_secret, is_redacted, redact, redact_all
@@ -171,6 +171,7 @@ class RunFolder:
                 **({"changed_topology": changed} if changed else {}),
             }
         )
+        remove_leftovers(self.path, RECORD_NAME, CONFIG_NAME)
         self._write()
         return earlier is not None
 

@@ -5,7 +5,6 @@ writer; it does its share in `on_writer` while the others wait, and its error is
 """
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -128,17 +127,6 @@ class Result:
     metrics: dict[str, Any] = field(default_factory=dict)
     state_files: list[str] = field(default_factory=list)
     unstable_files: list[str] = field(default_factory=list)
-
-
-def remove_leftovers(run_dir: Path, *names: str) -> None:
-    """Remove what a killed attempt was writing beside `names`, and had not yet renamed to them
-    (core/files.py)."""
-    for name in names:
-        for leftover in run_dir.glob(f".{name}.*.tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
 
 
 _FIRST_LINE_S = 2.0

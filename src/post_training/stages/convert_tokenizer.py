@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from post_training.core.files import atomic_directory
+from post_training.core.files import atomic_directory, remove_leftovers
 from post_training.data.control.conversion import (
     require_same_ids,
     special_pieces,
@@ -23,7 +23,7 @@ from post_training.data.control.documents import (
 )
 from post_training.data.sources.open import open_path
 from post_training.stages.config import ConvertTokenizerConfig
-from post_training.stages.context import Result, StageContext, remove_leftovers
+from post_training.stages.context import Result, StageContext
 
 
 def run(config: ConvertTokenizerConfig, context: StageContext) -> Result:

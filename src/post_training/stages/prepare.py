@@ -1,10 +1,11 @@
 """Write `RUN/dataset`, which training reads as `data.prepared`: sequences, or pairs."""
 
+from post_training.core.files import remove_leftovers
 from post_training.data.chat.templates import with_special_tokens
 from post_training.data.prepared.dataset import metrics_of
 from post_training.models.load import load_tokenizer
 from post_training.stages.config import PrepareConfig
-from post_training.stages.context import Result, StageContext, remove_leftovers
+from post_training.stages.context import Result, StageContext
 from post_training.stages.prepared_data import (
     DataPreparation,
     PairPreparation,

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UsageError
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory, remove_leftovers, write_json
 from post_training.data.cleaning.cleaning import with_cleaning
 from post_training.data.config import SourcesConfig
 from post_training.data.formats.columns import ColumnReport, describe_columns
 from post_training.data.reading import Reader, Verdicts, name_of, open_sources
 from post_training.data.row_file import LineReader, RowFile, gather
 from post_training.models.reference import common_reference
-from post_training.stages.context import Progress, StageContext, remove_leftovers
+from post_training.stages.context import Progress, StageContext
 
 _GATHERED = "gathered.jsonl"
 

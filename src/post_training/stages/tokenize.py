@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from post_training.core.errors import PostTrainingError
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory, remove_leftovers, write_json
 from post_training.data.control.documents import (
     DocumentEncoder,
     EncodedDocuments,
@@ -32,7 +32,7 @@ from post_training.data.sources import Chunk
 from post_training.data.sources.open import open_path
 from post_training.data.workers import ordered_map
 from post_training.stages.config import TokenizeConfig
-from post_training.stages.context import Result, StageContext, remove_leftovers
+from post_training.stages.context import Result, StageContext
 
 COUNTS = "counts.json"
 

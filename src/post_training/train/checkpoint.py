@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import Interrupted, PostTrainingError, UsageError
-from post_training.core.files import sync, sync_folder, write_atomic
-from post_training.stages.context import remove_leftovers
+from post_training.core.files import remove_leftovers, sync, sync_folder, write_atomic
 
 MARKER = "trainer_state.json"
 LATEST = "latest"

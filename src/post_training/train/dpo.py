@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError
+from post_training.core.files import remove_leftovers
 from post_training.data.chat.templates import with_special_tokens
 from post_training.data.config import DataConfig, PairConfig
 from post_training.data.pairs.dataset import NUM_REF_REWARDS, QUANTILE, PairDataset
@@ -27,7 +28,7 @@ from post_training.models.device import be_deterministic
 from post_training.models.head import IGNORED, ChunkedHead
 from post_training.models.load import load_tokenizer
 from post_training.models.router_loss import RouterLoss
-from post_training.stages.context import Ranks, Result, StageContext, remove_leftovers
+from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.prepared_data import PairPreparation, num_embedded_ids
 from post_training.train.config import DpoConfig, PreferenceLossConfig
 from post_training.train.dpo_loss import Answers, PairBatch, PairCollator, PairMetrics, pair_losses

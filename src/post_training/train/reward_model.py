@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import UsageError
+from post_training.core.files import remove_leftovers
 from post_training.data.chat.templates import with_special_tokens
 from post_training.data.pairs.dataset import PairDataset
 from post_training.data.prepared.dataset import metrics_of
@@ -33,7 +34,7 @@ from post_training.models.load import (
     load_tokenizer,
     load_untrained_reward_model,
 )
-from post_training.stages.context import Result, StageContext, remove_leftovers
+from post_training.stages.context import Result, StageContext
 from post_training.stages.prepared_data import TextPairPreparation
 from post_training.train.config import RewardModelConfig
 from post_training.train.dpo_loss import PairBatch, PairCollator

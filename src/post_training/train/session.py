@@ -16,11 +16,11 @@ from trl import SFTConfig
 
 from post_training.config.model import Role, settings_by_role
 from post_training.core.errors import UsageError
-from post_training.core.files import write_json
+from post_training.core.files import remove_leftovers, write_json
 from post_training.models.device import explain_model_errors
 from post_training.models.router_loss import coefficient_of
 from post_training.records.run_record import METRICS_NAME, STEPS_NAME
-from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
+from post_training.stages.context import Progress, Result, StageContext
 from post_training.train.arguments import (
     join_ranks,
     row_groups,

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from post_training.core.files import remove_leftovers
 from post_training.data.chat.templates import with_special_tokens
 from post_training.data.prepared.dataset import PreparedDataset, metrics_of
 from post_training.models.context_parallel import RowPart, share_rows
@@ -25,7 +26,7 @@ from post_training.models.device import be_deterministic
 from post_training.models.head import ChunkedHead
 from post_training.models.load import load_tokenizer, num_output_ids
 from post_training.models.router_loss import RouterLoss
-from post_training.stages.context import Ranks, Result, StageContext, remove_leftovers
+from post_training.stages.context import Ranks, Result, StageContext
 from post_training.stages.prepared_data import DataPreparation
 from post_training.train.arguments import join_row_group, row_groups
 from post_training.train.config import SftConfig, SftLossConfig

@@ -47,6 +47,13 @@ def test_start_writes_a_running_record_at_once(tmp_path):
     release(folder)
 
 
+def test_start_removes_what_a_killed_attempt_left_half_written(tmp_path):
+    for name in (".run.json.17be4adb.tmp", ".config.yaml.0123abcd.tmp"):
+        (tmp_path / name).write_text("{")
+    release(start(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
+
+
 def test_record_changed_by_hand_is_noticed(tmp_path):
     release(start(tmp_path))
     record = read_record(tmp_path)

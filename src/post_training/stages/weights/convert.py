@@ -15,7 +15,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import atomic_directory, read_json_object
+from post_training.core.files import atomic_directory, read_json_object, remove_leftovers
 from post_training.models.conversion import megatron, megatron_folder, neox
 from post_training.models.conversion.architectures import (
     Shape,
@@ -40,7 +40,7 @@ from post_training.models.load import (
 )
 from post_training.models.save import explain_write_errors, remove_places
 from post_training.models.weight_files import open_weights, write_weights
-from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
+from post_training.stages.context import Progress, Result, StageContext
 from post_training.stages.weights.config import ConvertConfig, MegatronConfig
 
 _EMBEDDINGS = ("embedding.word_embeddings.weight", "output_layer.weight")

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from post_training.core.errors import PostTrainingError, UsageError
-from post_training.core.files import atomic_directory, write_json
+from post_training.core.files import atomic_directory, remove_leftovers, write_json
 from post_training.models.adapter_weights import CONFIG, with_adapter
 from post_training.models.lazy_tensors import LazyTensor
 from post_training.models.load import DTYPES_OF_WEIGHTS, load_tokenizer, read_model_settings
 from post_training.models.merging import Merge, merge_tensor
 from post_training.models.save import explain_write_errors, remove_places
 from post_training.models.weight_files import open_weights, write_weights
-from post_training.stages.context import Progress, Result, StageContext, remove_leftovers
+from post_training.stages.context import Progress, Result, StageContext
 from post_training.stages.weights.config import MergeConfig
 
 # Of config.json: what says nothing of what the weights mean.
