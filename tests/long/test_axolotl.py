@@ -84,8 +84,8 @@ def test_axolotl_trains_the_tutorial_under_a_record(
     inside("entrypoint", "exec", "run.yaml")
     record = read_record(tmp_path / "run")
     assert record["status"] == "finished"
-    state = json.loads((tmp_path / "run/model/checkpoint-2/trainer_state.json").read_text())
-    assert state["global_step"] == 2
+    [state] = (tmp_path / "run/work").rglob("checkpoint-2/trainer_state.json")
+    assert json.loads(state.read_text())["global_step"] == 2
     assert (tmp_path / "run/model/model.safetensors").exists()
     done = post_training("reproduce", tmp_path / "run")
     assert (done.returncode, done.stdout.split(":")[0]) == (0, "identical"), done.stdout
