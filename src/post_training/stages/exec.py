@@ -134,8 +134,10 @@ def _refuse_links_into_image(config: ExecConfig) -> None:
     """Errors: UsageError for an input that has a link into the image. Elsewhere the link leads to
     another file, so `reproduce` would find that the input changed."""
     for item in config.inputs:
+        if is_code_of_image(item.path):
+            continue
         for path in item.path.rglob("*"):
-            if path.is_symlink() and not is_code_of_image(item.path) and is_code_of_image(path):
+            if path.is_symlink() and is_code_of_image(path):
                 raise UsageError(
                     f"inputs: {path} is a link to {path.resolve()} of the image, and leads to "
                     "another file, or none, elsewhere",
