@@ -192,6 +192,9 @@ def test_abandoned_work_is_that_of_dead_processes_also_beside_the_bases(store):
         found = {path.relative_to(store.folder).as_posix() for path in store.abandoned_work()}
         assert found == {".work-dead", "bases/.work-dead"}
         assert live.parent == store.folder / "bases"
+        store.remove_abandoned_work()
+        assert live.exists()
+        assert not (store.folder / ".work-dead").exists()
 
 
 def test_image_list_damaged_record_is_one_clear_line(store, post_training):

@@ -309,8 +309,7 @@ def _bootstrap(
 ) -> tuple[str, dict[str, str]]:
     """Make a base and keep it in the store; (its sha256, {package: version})."""
     _say(f"bootstrapping the base from Debian {SUITE} …")
-    for leftover in store.abandoned_work():
-        shutil.rmtree(leftover)
+    store.remove_abandoned_work()
     with store.work_folder("bases") as temporary:
         tar = temporary / "base.tar"
         bootstrap(include, tar, image_platform, snapshot=snapshot)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from post_training.core.errors import PostTrainingError
 from post_training.core.process import run_tool
 
 # The default, crun, refuses to start where control groups are of version 1, or missing.
@@ -70,11 +71,16 @@ def stored_image(tag: str) -> StoredImage | None:
 
 
 def remove(tag: str) -> None:
-    """Remove an image from the builder's storage.
+    """Remove an image from the builder's storage; nothing where it has none of this tag.
 
     Layers that no other image has go too, and containers that a killed push left of it.
     """
-    run_tool([program(), "rmi", "--force", tag])
+    try:
+        run_tool([program(), "rmi", "--force", tag])
+    except PostTrainingError:
+        # Another process may have been faster: pulls at once find the same leftovers.
+        if tag in stored_tags():
+            raise
 
 
 @contextmanager

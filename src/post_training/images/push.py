@@ -101,8 +101,9 @@ def pack_sqsh(
     """As `push_sqsh`. checkout: as of `describe_checkout`. more: further keys of the record."""
     with store.lock():
         # Left by a push that was killed: the store is locked, so nobody else pushes now.
-        for leftover in [*store.folder.glob(f"{_TEMPORARY}*"), *store.abandoned_work()]:
+        for leftover in store.folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(leftover)
+        store.remove_abandoned_work()
         with mounted_image(image.tag, store) as root:
             # Inside the store, so that the rename into place is one step on one file system.
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store.folder) as temporary:

@@ -22,6 +22,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,10 +158,12 @@ def remove(store: ImageStore, decided: Plan) -> None:
         if verdict.kept_for is None:
             store.remove(verdict.record)
     for path in decided.files:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        # A work folder goes with its process too.
+        with suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _kept_for(

@@ -130,8 +130,7 @@ def pull_image(
             )  # fmt: skip
             return _pack(tag, config, told, reference, store)
         finally:
-            if tag in builder.stored_tags():
-                builder.remove(tag)
+            builder.remove(tag)
 
 
 def pull_tag(store: ImageStore, work: Path) -> str:

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +98,12 @@ class ImageStore:
         """The work folders of killed processes."""
         folders = [*self.folder.glob(f"{_WORK}*"), *self.folder.glob(f"bases/{_WORK}*")]
         return [path for path in folders if not _is_live(path)]
+
+    def remove_abandoned_work(self) -> None:
+        for path in self.abandoned_work():
+            # A process that ends at this moment removes its own.
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)
 
     def records(self) -> list[dict[str, Any]]:
         """Every image's record, the last pushed first."""
@@ -295,7 +301,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _is_live(work_folder: Path) -> bool:
     # No lock yet: made this moment, or its process was killed in that moment.
     if not (work_folder / ".live").exists():
-        return time.time() - work_folder.stat().st_mtime < _WORK_STARTS_S
+        with suppress(FileNotFoundError):
+            return time.time() - work_folder.stat().st_mtime < _WORK_STARTS_S
+        return True  # its process removed it since it was listed
     return is_held(work_folder / ".live")
 
 
