@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from post_training.images.render import RENDERED_NAME, render_edf
+from post_training.images.render import render_edf, site_files
 from post_training.images.store import ImageStore
 from post_training.slurm.environment import image_of
 from post_training.slurm.singularity import render_script
@@ -21,7 +21,7 @@ RECORD = {
     "registries": {"ghcr.io/me/post-training": "sha256:" + "7" * 64},
 }
 STORE = ImageStore(Path("/store"))
-SITES = sorted(p.stem for p in (REPOSITORY / "edf").glob("*.toml") if p.name != RENDERED_NAME)
+SITES = [path.stem for path in site_files(REPOSITORY)]
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from post_training.core.hashing import sha256_text
 from post_training.images import builder
-from post_training.images.build import BuiltImage, image_tag
+from post_training.images.build import BuiltImage
+from post_training.images.identity import image_tag
 from post_training.images.recipe import SOURCE_DATE_EPOCH
 
 # As of `describe_checkout`.

@@ -1,25 +1,27 @@
-"""Axolotl itself under `entrypoint exec`: the configuration of the CSCS tutorial trains two steps,
-and again with the same bytes.
+"""containers/axolotl: Axolotl in an image of its own over the cpu image. Under `entrypoint exec` it
+trains two steps of the CSCS tutorial's configuration, and again with the same bytes.
 
-Axolotl is in an environment of its own, on the image's Python and torch, as docs/from/axolotl.md
-says. 235 packages are downloaded (0.7 GB); about ten minutes.
+The recipe's packages are downloaded (0.9 GB); five minutes.
 """
 
 import json
-import subprocess
-import sys
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from helpers.sums import write_sums
+from post_training.images.edf import load_edf
+from post_training.images.own_base import lock_own_base
+from post_training.images.recipe import load_recipe
+from post_training.images.store import ImageStore, default_store
 from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.long, pytest.mark.image]
-# Axolotl 0.19.0 and what it asks for, but for torch, which is the image's, and what needs a GPU.
-PACKAGES = Path(__file__).with_name("axolotl-0.19.0.txt")
-TUTORIAL = Path(__file__).parents[1] / "unit/importers/files/axolotl.yaml"
+REPOSITORY = Path(__file__).parents[2]
+TUTORIAL = REPOSITORY / "tests/unit/importers/files/axolotl.yaml"
 # Plugins, kernels and DeepSpeed of the tutorial are for GPUs; the rest makes it short.
 ON_A_CPU = {
     "plugins": None,
@@ -42,48 +44,44 @@ ON_A_CPU = {
 }
 RUN = """
 run_dir: run
-command: [axolotl/bin/python, -m, axolotl.cli.train, train.yaml]
+command: [/opt/axolotl/bin/python, -m, axolotl.cli.train, train.yaml]
 inputs:
-  - {name: axolotl, path: axolotl}
   - {name: train.yaml, path: train.yaml}
   - {name: base, path: init/model}
   - {name: conversations.jsonl, path: conversations.jsonl}
   - {name: pretrain.jsonl, path: pretrain.jsonl}
 outputs: [{name: model, path: out}]
 unstable: ["*/trainer_state.json", "*.log"]  # tokens a second, and times
-environment: {AXOLOTL_DO_NOT_TRACK: "1"}
-"""
-MAKE_ENVIRONMENT = """
-python -m venv --copies axolotl
-python -c "import site; print(site.getsitepackages()[0])" >image.pth
-mv image.pth axolotl/lib/python3*/site-packages
-axolotl/bin/python -m pip install --quiet --no-index --no-deps /wheels/*.whl
 """
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheels")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--use-pep517"]
-    subprocess.run([*command, "-r", PACKAGES, "-w", folder], check=True)
-    return folder
+@pytest.fixture
+def axolotl_edf(image_edf: Path, post_training, tmp_path: Path, monkeypatch) -> Path:
+    """The EDF of the image that the recipe gives over the cpu image of these sources."""
+    checkout = tmp_path / "checkout"
+    for name in ("containers/axolotl", "containers/steps", "edf"):
+        shutil.copytree(REPOSITORY / name, checkout / name)
+    base = load_edf(image_edf, os.environ, REPOSITORY).env["POST_TRAINING_IMAGE_OCI_DIGEST"]
+    lock_own_base(load_recipe("axolotl", checkout), base, ImageStore(default_store()))
+    monkeypatch.setenv("EDF_PATH", str(tmp_path / "edf"))
+    for words in (["build"], ["push-sqsh", "--site", "laptop"]):
+        verb, *options = words
+        done = post_training("image", verb, "axolotl", *options, "--repository", checkout)
+        assert done.returncode == 0, done.stderr
+    return checkout / "edf/post-training-axolotl.toml"
 
 
-def test_axolotl_trains_the_tutorial_under_a_record(
-    wheels: Path, image_edf: Path, post_training, tmp_path: Path
-):
+def test_axolotl_trains_the_tutorial_under_a_record(axolotl_edf, post_training, tmp_path):
     def inside(*words: str) -> None:
-        mount = f"{wheels}:/wheels:ro"
-        done = post_training("edf", "run", "--mount", mount, image_edf, "--", *words)
+        done = post_training("edf", "run", axolotl_edf, "--", *words)
         assert done.returncode == 0, done.stdout + done.stderr
 
     write_sums(tmp_path)
     write_tutorial(tmp_path)
     inside("entrypoint", "init-model", "init.yaml")
-    inside("sh", "-ec", MAKE_ENVIRONMENT)
     inside("entrypoint", "exec", "run.yaml")
     record = read_record(tmp_path / "run")
-    assert record["status"] == "finished"
+    assert (record["status"], record["image"]["name"]) == ("finished", "axolotl")
     [state] = (tmp_path / "run/work").rglob("checkpoint-2/trainer_state.json")
     assert json.loads(state.read_text())["global_step"] == 2
     assert (tmp_path / "run/model/model.safetensors").exists()

@@ -43,7 +43,7 @@ from post_training.images.recipe import (
 from post_training.images.reference import parse_name, parse_reference
 from post_training.images.release import TESTS, images_lock, read_releases
 from post_training.images.release import release as release_image
-from post_training.images.render import install_edf, render_edf, site_file
+from post_training.images.render import install_edf, render_edf, rendered_name, site_file
 from post_training.images.share import pull_image, push_image
 from post_training.images.site_sif import locked_site_sif
 from post_training.images.store import ImageStore, open_store
@@ -86,6 +86,7 @@ def push(name: str, site: str, store_folder: Path | None, repository: Path) -> N
     record = _ensure_pushed(name, store, repository)
     rendered = install_edf(
         render_edf(site_path, record, store, credentials=find_credentials(os.environ)),
+        rendered_name(record),
         repository,
         edf_folders(os.environ)[0],
     )
@@ -175,7 +176,7 @@ def pull_from_registry(reference: str, store_folder: Path | None) -> dict[str, A
 def lock(name: str, base: str | None, store_folder: Path | None, repository: Path) -> int:
     """Write the recipe's locks; exit code 1 when something stays unresolved.
 
-    base: where to read a registry's base instead; see `lock_registry_base`.
+    base: as base_source of `lock_recipe`.
     """
     recipe = load_recipe(name, repository.resolve())
     unresolved = lock_recipe(recipe, open_store(store_folder), base)

@@ -156,7 +156,8 @@ def image_lock(
         str | None,
         typer.Option(
             help="Where to read a registry's base instead: docker://MIRROR/NAME:TAG or "
-            "oci:FOLDER:TAG; or FILE.sif, a site's own SIF, to be the base.",
+            "oci:FOLDER:TAG; or FILE.sif, a site's own SIF, to be the base; or, over one of our "
+            "images, which: its digest, instead of the one pushed last.",
             show_default=False,
         ),
     ] = None,

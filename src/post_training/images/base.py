@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.files import atomic_directory, sync, write_json
@@ -33,6 +34,7 @@ from post_training.core.hashing import sha256_file, sha256_text
 from post_training.core.process import run_tool
 from post_training.images.compiled import link_compiled, read_compiled
 from post_training.images.identity import image_digest
+from post_training.images.own_base import read_own_base
 from post_training.images.recipe import (
     BASE_LOCK,
     COMPILED_LOCK,
@@ -84,12 +86,13 @@ _PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"
 
 @dataclass(frozen=True)
 class Base:
-    """A bootstrapped base in the store, or an image in a registry.
+    """A bootstrapped base in the store, an image in a registry, or one of ours.
 
     file: the tar of a bootstrapped one; None for a registry's.
     packages: {name: version} of a bootstrapped one.
     moved: a line for each package of a bootstrapped one that is not as locked.
     reference: `NAME@sha256:…` of a registry's.
+    ours: what base.lock says, where it is one of our images.
     """
 
     sha256: str
@@ -97,6 +100,7 @@ class Base:
     packages: dict[str, str]
     moved: list[str]
     reference: str | None = None
+    ours: dict[str, Any] | None = None
 
     @property
     def is_locked(self) -> bool:
@@ -110,6 +114,10 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
     Debian has moved on and no snapshot can be reached, the newer base is used, and the image's
     record says `unlocked`. Its other bytes give another input hash, so no image changes silently.
     """
+    if recipe.settings.is_over_ours:
+        lock = read_own_base(recipe)
+        moved = [] if lock["base"] == "locked" else [f"the base of {lock['name']}"]
+        return Base(lock["oci_digest"].removeprefix("sha256:"), None, {}, moved, ours=lock)
     if image := recipe.settings.base:
         reference = read_registry_base(recipe.folder / BASE_LOCK, image, recipe.settings.platform)
         return Base(reference.rpartition(":")[2], None, {}, [], reference)

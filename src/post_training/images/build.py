@@ -22,9 +22,17 @@ from post_training.images.base import (
     ensure_native_root,
     ensure_wheels,
 )
+from post_training.images.identity import image_tag
 from post_training.images.lock import loose_requirements, unlocked_requirements
 from post_training.images.namespaces import HOST_CPUS, can_emulate
-from post_training.images.recipe import SOURCE_DATE_EPOCH, SYSTEM_LOCK, SYSTEM_PACKAGES, Recipe
+from post_training.images.own_base import ensure_in_builder
+from post_training.images.recipe import (
+    BASE_LOCK,
+    SOURCE_DATE_EPOCH,
+    SYSTEM_LOCK,
+    SYSTEM_PACKAGES,
+    Recipe,
+)
 from post_training.images.registry import ensure_system_packages, read_system_lock
 from post_training.images.store import ImageStore
 
@@ -49,7 +57,9 @@ class BuiltImage:
 def image_identity(recipe: Recipe, base: Base) -> dict[str, Any]:
     """The content of /etc/post-training/image.json. No time, path or commit: equal inputs must give
     an equal image."""
+    over = {"over": base.ours["name"]} if base.ours else {}
     return {
+        **over,
         "name": recipe.name,
         "version": recipe.version,
         "input_hash": recipe.input_hash(base.sha256),
@@ -58,11 +68,6 @@ def image_identity(recipe: Recipe, base: Base) -> dict[str, Any]:
         "lock_sha256": {name: sha256_file(path) for name, path in recipe.locks.items()},
         "platform": recipe.settings.platform,
     }
-
-
-def image_tag(identity: dict[str, Any]) -> str:
-    version = f"{identity['version']}-{identity['input_hash'][:16]}"
-    return f"localhost/post-training/{identity['name']}:{version}"
 
 
 def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
@@ -83,7 +88,10 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
             if recipe.settings.is_emulated:
                 (nothing := Path(temporary) / "nothing").mkdir()
                 options = [f"--volume={nothing}:{HOST_CPUS}:ro"]
-            _build(context, folders, identity, base.reference, options)
+            start = base.reference
+            if base.ours:
+                start = ensure_in_builder(base.ours, recipe.folder / BASE_LOCK)
+            _build(context, folders, identity, start, options)
     built = find_built(identity)
     if built is None:
         raise PostTrainingError("the builder finished, but the image is not in its storage")
@@ -169,7 +177,7 @@ def _build(
     base: str | None,
     options: list[str],
 ) -> None:
-    """Call the builder. folders: as of `_download`. base: `NAME@sha256:…` of a registry's base.
+    """Call the builder. folders: as of `_download`. base: the image that it starts from, if any.
 
     options: further ones, which leave no trace in the image.
     """

@@ -146,6 +146,12 @@ def _check_record(
         )
 
 
+def image_tag(identity: Mapping[str, Any]) -> str:
+    """The tag in the builder's storage of the image that is built with this identity."""
+    version = f"{identity['version']}-{identity['input_hash'][:16]}"
+    return f"localhost/post-training/{identity['name']}:{version}"
+
+
 def pair_digest(sif_sha256: str, layer_sha256: str) -> str:
     """What stands for the OCI digest of an image over a site's SIF: a sha256 over both digests."""
     return f"sha256:{sha256_value({'sif': sif_sha256, 'layer': layer_sha256})}"

@@ -19,10 +19,11 @@ import re
 import tempfile
 from pathlib import Path
 
-from post_training.core.errors import ConfigError, PostTrainingError, tell
+from post_training.core.errors import ConfigError, PostTrainingError, UsageError, tell
 from post_training.core.files import atomic_file
 from post_training.images.base import lock_base
 from post_training.images.checkout import not_a_checkout
+from post_training.images.own_base import lock_own_base
 from post_training.images.recipe import BASE_LOCK, SYSTEM_PACKAGES, Recipe, RecipeSettings
 from post_training.images.registry import (
     TORCH_INDEX,
@@ -49,7 +50,8 @@ _EXACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[\w,-]+\])?==[^\s*,;]+(\s*;.*
 def lock_recipe(recipe: Recipe, store: ImageStore, base_source: str | None) -> list[str]:
     """Write every lock of the recipe; a line for all that stays unresolved, with the reason.
 
-    base_source: where to read the base instead of its registry; see `lock_registry_base`.
+    base_source: where to read the base instead of its registry, see `lock_registry_base`; of a
+    recipe over one of our images, that image, see `lock_own_base`.
     Errors: ConfigError for requirements without an exact version, before anything is written.
     """
     asked = [recipe.folder / f"{name}.in" for name in _ORDER]
@@ -118,6 +120,14 @@ def _lock_base(recipe: Recipe, store: ImageStore, source: str | None) -> list[st
     if settings.base is None:
         with store.lock():
             lock_base(recipe, store)
+        return []
+    if settings.is_over_ours:
+        if (recipe.folder / SYSTEM_PACKAGES).exists():
+            raise UsageError(
+                "packages of the distribution can't be added to an image of ours",
+                where=str(recipe.folder / SYSTEM_PACKAGES),
+            )
+        lock_own_base(recipe, source or settings.base, store)
         return []
     unresolved = []
     path = recipe.folder / BASE_LOCK

@@ -10,7 +10,8 @@ containers/NAME/recipe.toml says what the image is for:
     platform = "linux/arm64"            of the image
     python = "3.12"                     the interpreter of its environment
     glibc = "2.39"                      the newest manylinux tag that it takes
-    base = "REGISTRY/NAME:TAG"          left out: bootstrapped from base.packages
+    base = "REGISTRY/NAME:TAG"          or the name of another recipe, whose image is meant; left
+                                        out: bootstrapped from base.packages
     versions_from = "cpu"               prefer the versions in that recipe's locks
     without = ["torchvision"]           never installed: useless, or the base's own
 
@@ -41,6 +42,7 @@ SOURCE_DATE_EPOCH = 1767225600
 BASE_LOCK = "base.lock"
 # What the distribution of a registry's base lacks: what is asked for, and what that comes to.
 SYSTEM_PACKAGES, SYSTEM_LOCK = "system.in", "system.lock"
+OWN_BASE_SCHEMA = "post-training/own-base-lock/1"
 _BASE_LOCK_SCHEMA = "post-training/base-lock/1"
 # Packages that are published as source only, which the Dockerfile builds; and those that were
 # compiled on a node (images/compiled.py).
@@ -62,6 +64,11 @@ class RecipeSettings:
     base: str | None = None
     versions_from: str | None = None
     without: tuple[str, ...] = ()
+
+    @property
+    def is_over_ours(self) -> bool:
+        """Whether the base is another recipe's image; our sources and programs are in it then."""
+        return self.base is not None and "/" not in self.base
 
     @property
     def architecture(self) -> str:
@@ -145,9 +152,13 @@ def load_recipe(name: str, repository: Path) -> Recipe:
         )
     files = {path.name: path for path in _visible_files(folder) if path.suffix != ".md"}
     files |= _tree(repository / "containers/steps", "steps")
-    files |= _tree(repository / "entrypoints", "entrypoints")
-    files |= _tree(repository / "src", "project/src")
-    files["project/pyproject.toml"] = repository / "pyproject.toml"
+    if load_settings(folder).is_over_ours:
+        # It also says where the base can be had, which is no part of the image.
+        files.pop(BASE_LOCK, None)
+    else:
+        files |= _tree(repository / "entrypoints", "entrypoints")
+        files |= _tree(repository / "src", "project/src")
+        files["project/pyproject.toml"] = repository / "pyproject.toml"
     return Recipe(name=name, repository=repository, files=dict(sorted(files.items())))
 
 
@@ -209,11 +220,17 @@ def write_base_lock(path: Path, lock: BaseLock) -> None:
 
 
 def locked_bases(repository: Path) -> list[str]:
-    """The sha256 of every bootstrapped base that a recipe's base.lock names."""
+    """The sha256 of every base in the store that a recipe's base.lock names: of a bootstrapped one,
+    or the OCI digest of one of our images, without its prefix."""
     paths = sorted(repository.glob(f"containers/*/{BASE_LOCK}"))
     locks = [json.loads(path.read_text()) for path in paths]
-    # The lock of a registry's base has another schema; such a base is not in the store.
-    return [lock["sha256"] for lock in locks if lock["schema"] == _BASE_LOCK_SCHEMA]
+    # The locks of other bases have other schemas.
+    keys = {_BASE_LOCK_SCHEMA: "sha256", OWN_BASE_SCHEMA: "oci_digest"}
+    return [
+        lock[keys[lock["schema"]]].removeprefix("sha256:")
+        for lock in locks
+        if lock["schema"] in keys
+    ]
 
 
 def moved_packages(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

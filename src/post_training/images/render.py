@@ -8,6 +8,7 @@ store read-only, so that the digest can be checked from inside.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from post_training.images.reference import is_reference
 from post_training.images.store import ImageStore
 
 NO_CREDENTIALS = FoundCredentials()
-RENDERED_NAME = "post-training.toml"
+_RENDERED = "post-training"
 # Below the user's folder of settings: a folder a site, with both files of it.
 OWN_SITES = "sites"
 OWN_EDF = "edf.toml"
@@ -110,14 +111,27 @@ def edf_text(keys: Mapping[str, Any], tables: Mapping[str, Mapping[str, str]]) -
     return "\n".join(lines) + "\n"
 
 
-def install_edf(text: str, repository: Path, edf_folder: Path) -> Path:
-    """Write edf/post-training.toml and link to it from the user's EDF folder; its path.
+def rendered_name(record: Mapping[str, Any]) -> str:
+    """The file name of an image's EDF: post-training.toml, or post-training-NAME.toml for an image
+    over another one of ours, since its base stays in use."""
+    return f"{_RENDERED}-{record['name']}.toml" if record.get("over") else f"{_RENDERED}.toml"
 
+
+def site_files(repository: Path) -> list[Path]:
+    """The EDFs of the project's sites, without those that were rendered beside them."""
+    files = sorted((repository / "edf").glob("*.toml"))
+    return [path for path in files if not re.fullmatch(rf"{_RENDERED}(-.*)?", path.stem)]
+
+
+def install_edf(text: str, name: str, repository: Path, edf_folder: Path) -> Path:
+    """Write edf/NAME and link to it from the user's EDF folder; its path.
+
+    name: as of `rendered_name`.
     Errors: PostTrainingError when a file of that name, and no link, is in the user's folder.
     """
-    rendered = repository / "edf" / RENDERED_NAME
+    rendered = repository / "edf" / name
     write_atomic(rendered, text)
-    link = edf_folder / RENDERED_NAME
+    link = edf_folder / name
     if link.exists() and not link.is_symlink():
         raise PostTrainingError(
             "a file of this name is in the way of the link to the rendered EDF",
@@ -126,7 +140,7 @@ def install_edf(text: str, repository: Path, edf_folder: Path) -> Path:
         )
     if not link.is_symlink() or os.readlink(link) != str(rendered):
         edf_folder.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{RENDERED_NAME}.{os.getpid()}")
+        temporary = link.with_name(f".{name}.{os.getpid()}")
         temporary.symlink_to(rendered)
         temporary.replace(link)
     return rendered
@@ -147,7 +161,7 @@ def site_file(site: str, repository: Path) -> Path:
     if own.is_file() and not path.is_file():
         return own
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.toml") if p.name != RENDERED_NAME)
+        known = [file.stem for file in site_files(repository)]
         if not known:
             raise not_a_checkout(repository)
         known += sorted(file.parent.name for file in own.parent.parent.glob(f"*/{OWN_EDF}"))

@@ -111,8 +111,8 @@ def plan(
     """Decide what may be removed. Hold the store's lock while calling it.
 
     run_folders, edf_folders: searched for digests. releases: the entries of images.lock.
-    locked: the sha256 of bases, and of locks of a distribution's packages, that the next build
-    would use. built: {tag: OCI digest} in the builder's storage.
+    locked: the sha256 of bases (also images of ours), and of locks of a distribution's packages,
+    that the next build would use. built: {tag: OCI digest} in the builder's storage.
     Errors: PostTrainingError when a run folder, an EDF folder or a file in them cannot be read.
     """
     dangling: list[Path] = []
@@ -121,14 +121,15 @@ def plan(
     edfs = (path for folder in edf_folders for path in _edf_files(folder))
     pinned_by = _digests_in(edfs, _EDF_HINT, dangling)
     released = set().union(*(digests(entry) for entry in releases))
+    bases = set(locked)
     records, removed = store.records(), store.removed_records()
     # The last pushed comes first.
     newest = {record["name"]: record for record in reversed(records)}
     verdicts = [
-        Verdict(record, _kept_for(record, newest, released, named_by, pinned_by))
+        Verdict(record, _kept_for(record, newest, released, named_by, pinned_by, bases))
         for record in records
     ]
-    needed = set(locked)
+    needed = bases.copy()
     for record in [*records, *removed]:
         needed |= {record["base_sha256"], *record["lock_sha256"].values()}
     files = sorted(_leftovers(store, records, needed))
@@ -138,6 +139,7 @@ def plan(
             going += store.files(record)
     pushed = {record["oci_digest"] for record in [*records, *removed]}
     pushed -= {record["oci_digest"] for record in newest.values()}
+    pushed -= {f"sha256:{digest}" for digest in bases}
     return Plan(
         verdicts,
         files,
@@ -172,12 +174,15 @@ def _kept_for(
     released: set[str],
     named_by: Mapping[str, Path],
     pinned_by: Mapping[str, Path],
+    bases: set[str],
 ) -> str | None:
     """Why the image stays, or None. newest: {name: record}. named_by, pinned_by: {digest: file}."""
     if newest[record["name"]] is record:
         return f"the newest of {record['name']}"
     if digests(record) & released:
         return "released"
+    if digests(record) & bases:
+        return "the base of a recipe"
     if named := digests(record) & named_by.keys():
         return f"named by {named_by[named.pop()]}"
     if pinned := digests(record) & pinned_by.keys():

@@ -1,7 +1,8 @@
-"""`python -m post_training.images.selfcheck`: the last step of a build, run inside the image.
+"""`python -m post_training.images.selfcheck [FOLDER]`: the last step of a build, inside the image.
 
 Versions must equal the locks, everything in imports.txt must import, and what recipe.toml leaves to
-the base must not be installed over it.
+the base must not be installed over it. FOLDER has these files; /etc/post-training unless given. The
+Python that runs it is that of the environment which is checked.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from post_training.core.errors import tell
 
 CONFIGURATION = Path("/etc/post-training")
 _COMPILED_LOCK = "compiled.lock"
-ENVIRONMENT = Path("/opt/post-training/venv")
 
 
 def locked_versions(lock: str) -> dict[str, str]:
@@ -101,12 +101,13 @@ def compiled_modules(configuration: Path) -> list[str]:
 
 def main() -> int:
     """Print every fault; the exit code."""
-    wrong = version_faults(CONFIGURATION)
-    settings = tomllib.loads((CONFIGURATION / "recipe.toml").read_text())
-    for name in replaced_packages(settings.get("without", []), ENVIRONMENT):
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else CONFIGURATION
+    wrong = version_faults(folder)
+    settings = tomllib.loads((folder / "recipe.toml").read_text())
+    for name in replaced_packages(settings.get("without", []), Path(sys.prefix)):
         wrong.append(f"{name}: installed, which recipe.toml forbids")
-    named = named_modules((CONFIGURATION / "imports.txt").read_text())
-    for module in [*named, *compiled_modules(CONFIGURATION)]:
+    named = named_modules((folder / "imports.txt").read_text())
+    for module in [*named, *compiled_modules(folder)]:
         try:
             load_named(module)
         except Exception as error:

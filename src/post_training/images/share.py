@@ -9,26 +9,23 @@ by hashing it, and a tag that was moved changes nothing. Compressed layers decid
 digest; the config's, by which an image is known here, is of the uncompressed ones. The record says
 where its image is (`registries`), and a record in a registry is an OCI artifact. It proves nothing:
 what it says of the image is compared, and its commit is a claim, as in a store.
-
-Passwords are skopeo's: `skopeo login REGISTRY`, or $REGISTRY_AUTH_FILE.
 """
 
 import hashlib
 import json
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import PostTrainingError, UsageError, tell
 from post_training.core.hashing import sha256_text
-from post_training.core.process import run_tool_bytes
 from post_training.images import builder
 from post_training.images.build import BuiltImage
 from post_training.images.identity import read_image, seal
 from post_training.images.push import mounted_image, pack_sqsh
-from post_training.images.reference import DIGEST, Reference, is_loopback, known_references
+from post_training.images.reference import DIGEST, Reference, known_references
+from post_training.images.skopeo import run_skopeo, tls_options
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -36,33 +33,8 @@ _RECORD = "application/vnd.post-training.image-record.v1+json"
 # Tags of what is in the builder's storage during a pull alone.
 _PULLED = "localhost/post-training/pulled:"
 _EMPTY = "application/vnd.oci.empty.v1+json"
-_SAID = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
 # Of a record that comes with an image: what the image says too.
 _COMPARED = ("name", "version", "input_hash", "base", "base_sha256", "lock_sha256", "platform")
-# What skopeo says: (what we say, what to do about it).
-_PROBLEMS = (
-    (
-        r"unauthorized|authentication required|401",
-        "the registry asks for a password, or refuses the one it got",
-        "skopeo login {host}",
-    ),
-    (
-        r"server gave HTTP response to HTTPS client",
-        "the registry has no TLS",
-        "only one of this machine itself (localhost) may be without",
-    ),
-    (
-        r"did not match|does not match|digest mismatch|Digest did not|unexpected EOF|gzip: invalid",
-        "its content is not what its digest says",
-        "the registry's copy is damaged or was changed: pull it from another, or push it again",
-    ),
-    (r"manifest unknown|name unknown|not found", "no such image in the registry", None),
-    (
-        r"connection refused|no such host|i/o timeout|deadline exceeded|unreachable",
-        "the registry does not answer",
-        None,
-    ),
-)
 
 
 def push_image(record: Mapping[str, Any], name: str, store: ImageStore) -> Reference:
@@ -77,8 +49,8 @@ def push_image(record: Mapping[str, Any], name: str, store: ImageStore) -> Refer
     tell(f"copying {record['name']} {record['version']} to {name}:{tag} …")
     with tempfile.TemporaryDirectory(prefix="post-training-") as temporary:
         written = Path(temporary) / "digest"
-        _skopeo(
-            ["copy", "--quiet", *options, *_tls("dest-", name), f"--digestfile={written}",
+        run_skopeo(
+            ["copy", "--quiet", *options, *tls_options("dest-", name), f"--digestfile={written}",
              source, target],
             name,
         )  # fmt: skip
@@ -123,8 +95,8 @@ def pull_image(
         tag = pull_tag(store, work)
         tell(f"pulling {reference} …")
         try:
-            _skopeo(
-                ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{reference}",
+            run_skopeo(
+                ["copy", "--quiet", *tls_options("src-", reference.name), f"docker://{reference}",
                  f"containers-storage:{tag}"],
                 reference.name,
             )  # fmt: skip
@@ -211,7 +183,7 @@ def _source(record: Mapping[str, Any]) -> tuple[str, list[str]]:
             return f"containers-storage:{tag}", []
     # From one registry to another its layers stay as they are, and so does its manifest.
     for reference in known_references(record):
-        return f"docker://{reference}", ["--preserve-digests", *_tls("src-", reference.name)]
+        return f"docker://{reference}", ["--preserve-digests", *tls_options("src-", reference.name)]
     commit = (record.get("checkout") or {}).get("commit")
     raise UsageError(
         f"{record['name']} {record['version']} is in the store as a squashfs only, and its digest "
@@ -240,8 +212,8 @@ def _push_record(record: Mapping[str, Any], reference: Reference, manifest_bytes
         (Path(folder) / "manifest.json").write_text(json.dumps(manifest))
         (Path(folder) / "version").write_text("Directory Transport Version: 1.1\n")
         place = f"docker://{_record_tag(reference)}"
-        _skopeo(
-            ["copy", "--quiet", *_tls("dest-", reference.name), f"dir:{folder}", place],
+        run_skopeo(
+            ["copy", "--quiet", *tls_options("dest-", reference.name), f"dir:{folder}", place],
             reference.name,
         )
 
@@ -251,8 +223,8 @@ def _pull_record(reference: Reference) -> dict[str, Any] | None:
     place = _record_tag(reference)
     with tempfile.TemporaryDirectory(prefix="post-training-") as folder:
         try:
-            _skopeo(
-                ["copy", "--quiet", *_tls("src-", reference.name), f"docker://{place}",
+            run_skopeo(
+                ["copy", "--quiet", *tls_options("src-", reference.name), f"docker://{place}",
                  f"dir:{folder}"],
                 reference.name,
             )  # fmt: skip
@@ -284,9 +256,9 @@ def read_manifest(reference: Reference) -> tuple[str, int]:
 
     Errors: PostTrainingError for other bytes than the digest's, and for an index of several images.
     """
-    data = _skopeo(
+    data = run_skopeo(
         # Without a limit skopeo waits for ever for a registry that does not answer.
-        ["--command-timeout=2m", "inspect", "--raw", *_tls("", reference.name),
+        ["--command-timeout=2m", "inspect", "--raw", *tls_options("", reference.name),
          f"docker://{reference}"],
         reference.name,
     )  # fmt: skip
@@ -308,26 +280,6 @@ def read_manifest(reference: Reference) -> tuple[str, int]:
     if not DIGEST.fullmatch(config):
         raise PostTrainingError("no image: its manifest names no config", where=str(reference))
     return config, len(data)
-
-
-def _skopeo(words: Sequence[str | Path], name: str) -> bytes:
-    """Run skopeo; its stdout. Errors: PostTrainingError in one line where the cause is known."""
-    try:
-        return run_tool_bytes(["skopeo", *words])
-    except PostTrainingError as error:
-        said = " ".join(_SAID.findall(error.problem)) or error.problem
-        for pattern, problem, hint in _PROBLEMS:
-            if re.search(pattern, said):
-                host = name.partition("/")[0]
-                raise PostTrainingError(
-                    problem, where=name, hint=hint and hint.format(host=host)
-                ) from None
-        raise
-
-
-def _tls(prefix: str, name: str) -> list[str]:
-    """skopeo's option to do without TLS: for a registry on this very machine alone."""
-    return [f"--{prefix}tls-verify=false"] if is_loopback(name) else []
 
 
 def _sha256(data: bytes) -> str:

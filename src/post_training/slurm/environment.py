@@ -17,7 +17,7 @@ from post_training.images.checkout import describe_changes
 from post_training.images.edf import Edf, edf_folders, find_edf, load_edf, merge_edf
 from post_training.images.inside import FINDINGS
 from post_training.images.reference import is_reference, registry_reference
-from post_training.images.render import edf_text, install_edf, render_edf, site_file
+from post_training.images.render import edf_text, install_edf, render_edf, rendered_name, site_file
 from post_training.images.runner import PINNED_DIGEST, image_file
 from post_training.images.store import ImageStore, open_store
 from post_training.slurm.singularity import render_script, sif_of
@@ -212,10 +212,11 @@ def singularity_program(site: str) -> list[str]:
 
 
 def install(reference: str, site: str, store_folder: Path | None, repository: Path) -> Path:
-    """Write edf/post-training.toml for the site, linked into the user's EDF folder; its path."""
+    """Write the image's EDF for the site, linked into the user's EDF folder; its path."""
     repository = repository.resolve()
     text = render(reference, site, "edf", store_folder, repository)
-    return install_edf(text, repository, edf_folders(os.environ)[0])
+    name = rendered_name(open_store(store_folder).find(reference))
+    return install_edf(text, name, repository, edf_folders(os.environ)[0])
 
 
 def _launcher(site: str) -> Launcher:

@@ -11,11 +11,11 @@ from post_training.core.hashing import sha256_text
 from post_training.images.edf import merge_edf
 from post_training.images.edf_check import check_edf, network_faults, secret_faults
 from post_training.images.identity import seal
-from post_training.images.render import RENDERED_NAME, render_edf
+from post_training.images.render import render_edf, site_files
 from post_training.images.store import ImageStore
 
 REPOSITORY = Path(__file__).parents[3]
-SITES = sorted(p for p in (REPOSITORY / "edf").glob("*.toml") if p.name != RENDERED_NAME)
+SITES = site_files(REPOSITORY)
 IMAGE = "the bytes of an image"
 DIGEST = sha256_text(IMAGE)
 RECORD = {

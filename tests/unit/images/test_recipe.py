@@ -10,6 +10,7 @@ from post_training.images.recipe import load_recipe
 REPOSITORY = Path(__file__).parents[3]
 
 BASE = "0" * 64
+SETTINGS = 'platform = "linux/amd64"\npython = "3.11"\nglibc = "2.36"\n'
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def checkout(tmp_path) -> Path:
     files = {
         "containers/cpu/Dockerfile": "FROM scratch",
         "containers/cpu/requirements.lock": "six==1",
+        "containers/cpu/recipe.toml": SETTINGS,
         "containers/cpu/README.md": "words",
         "containers/steps/install": "#!/bin/sh",
         "entrypoints/entrypoint": "#!/bin/sh",
@@ -81,6 +83,20 @@ def test_input_hash_changes_with_the_base_and_with_a_name(checkout):
     assert input_hash(checkout, base="1" * 64) != before
     (checkout / "src/post_training/cli.py").rename(checkout / "src/post_training/cli2.py")
     assert input_hash(checkout) != before
+
+
+def test_input_hash_over_an_image_of_ours_is_of_the_recipe_alone(checkout):
+    """Our sources and programs are in the base, which base.lock names by its digest."""
+    (checkout / "containers/cpu/recipe.toml").write_text(SETTINGS + 'base = "gh200"\n')
+    before = input_hash(checkout)
+    for name in ("src/post_training/cli.py", "entrypoints/entrypoint", "containers/cpu/base.lock"):
+        (checkout / name).write_text("changed")
+    assert input_hash(checkout) == before
+    for name in ("containers/cpu/requirements.lock", "containers/steps/install"):
+        now = input_hash(checkout)
+        (checkout / name).write_text("changed")
+        assert input_hash(checkout) != now
+    assert input_hash(checkout, base="1" * 64) != input_hash(checkout)
 
 
 def test_stage_copies_with_fixed_modes_and_returns_the_hash(checkout, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from post_training.core.errors import ConfigError, UsageError
-from post_training.images.render import RENDERED_NAME
+from post_training.images.render import site_files
 from post_training.slurm.site import SITES_DIR, load_site, seconds_of
 
 SITE = """
@@ -139,17 +139,12 @@ def test_for_ranks_that_do_not_fill_the_nodes_are_refused(num_ranks, nodes, told
 
 
 def test_site_files_name_nobodys_account_user_or_nodes():
-    edfs = Path(__file__).parents[3] / "edf"
-    for path in (*SITES_DIR.glob("*.yaml"), *edfs.glob("*.toml")):
-        if path.name == RENDERED_NAME:
-            continue
+    for path in (*SITES_DIR.glob("*.yaml"), *site_files(Path(__file__).parents[3])):
         words = path.read_text()
         for word in ("account:", "reservation:", "nodelist", "/users/", "/home/"):
             assert word not in words, path
 
 
 def test_every_site_has_both_its_files():
-    edfs = Path(__file__).parents[3] / "edf"
-    assert {path.stem for path in SITES_DIR.glob("*.yaml")} == {
-        path.stem for path in edfs.glob("*.toml") if path.name != RENDERED_NAME
-    }
+    sites = {path.stem for path in site_files(Path(__file__).parents[3])}
+    assert {path.stem for path in SITES_DIR.glob("*.yaml")} == sites
