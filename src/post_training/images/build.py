@@ -184,6 +184,7 @@ def _build(
     # The Dockerfile makes labels of these, and declares them after all that can be cached.
     arguments = {
         "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
+        "NAME": identity["name"],
         "VERSION": identity["version"],
         "INPUT_HASH": identity["input_hash"],
         "BASE_SHA256": identity["base_sha256"],

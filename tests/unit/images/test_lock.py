@@ -57,8 +57,8 @@ def test_recipe_asks_for_exact_versions_and_its_locks_have_hashes(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_dockerfile_of_a_recipe_installs_from_each_of_its_locks(name):
     recipe = load_recipe(name, REPOSITORY)
-    text = (recipe.folder / "Dockerfile").read_text()
-    folder = "/etc/post-training" if name in OWN else f"/etc/post-training/{name}"
+    text = (recipe.folder / "Dockerfile").read_text().replace('"', "")
+    folder = "/etc/post-training" if name in OWN else "/etc/post-training/$NAME"
     for lock in recipe.locks.keys() - {"base.lock", "source.lock"}:
         assert f"steps/install {folder}/{lock} /mnt" in text
 
