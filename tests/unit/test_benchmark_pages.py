@@ -11,6 +11,11 @@ import pytest
 MEASURE_ALL = Path(__file__).parents[2] / "reproducibility/benchmarks/measure_all"
 MEASUREMENTS = runpy.run_path(str(MEASURE_ALL))["MEASUREMENTS"]
 PAGES = sorted({measurement.page for measurement in MEASUREMENTS.values()})
+# {(program, names of its options): a measurement that starts it so}
+PROGRAMS = {
+    (each.program, *(word for word in each.arguments if word.startswith("-"))): name
+    for name, each in MEASUREMENTS.items()
+}
 PAGE = "# A page\n\nWhat it says.\n"
 FIRST = """# A page
 
@@ -49,6 +54,15 @@ def test_measurement_that_is_none_is_told_with_those_that_are():
     done = subprocess.run([sys.executable, MEASURE_ALL, "strat"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "there is no measurement strat (there are start, images," in done.stderr
+
+
+@pytest.mark.image
+@pytest.mark.parametrize("name", PROGRAMS.values())
+def test_program_starts_with_the_arguments_that_make_benchmarks_gives_it(name: str, image_edf):
+    """Where it runs: what it imports is there, and its options are known."""
+    done = subprocess.run([*MEASUREMENTS[name].command(), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
 
 
 @pytest.mark.parametrize("name", PAGES)
