@@ -1,5 +1,6 @@
 """containers/axolotl: Axolotl in an image of its own over the cpu image. Under `entrypoint exec` it
-trains two steps of the CSCS tutorial's configuration, and again with the same bytes.
+trains two steps of the CSCS tutorial's configuration, and again with the same bytes. All forms of
+the image are one.
 
 The recipe's packages are downloaded (0.9 GB); five minutes.
 """
@@ -87,6 +88,8 @@ def test_axolotl_trains_the_tutorial_under_a_record(axolotl_edf, post_training, 
     assert (tmp_path / "run/model/model.safetensors").exists()
     done = post_training("reproduce", tmp_path / "run")
     assert (done.returncode, done.stdout.split(":")[0]) == (0, "identical"), done.stdout
+    done = post_training("image", "passport", record["image"]["oci_digest"])
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def write_tutorial(folder: Path) -> None:
