@@ -213,7 +213,7 @@ def test_run_hooks_and_devices_are_said_to_be_ignored(edf, post_training):
 def test_run_missing_command_and_workdir_are_named(edf, post_training):
     done = post_training("edf", "run", edf(), "--", "no-such-command")
     assert (done.returncode, done.stderr) == (
-        1, "error: no-such-command: cannot run it: no such file or directory\n",
+        127, "error: no-such-command: cannot run it: no such file or directory\n",
     )  # fmt: skip
     done = post_training("edf", "run", edf(workdir="/no/where"), "--", "true")
     assert "workdir: no such file or directory inside the image (got '/no/where')" in done.stderr

@@ -336,6 +336,9 @@ def _execute(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     try:
         os.execvpe(words[0], words, dict(environment))
     except OSError as error:
-        raise PostTrainingError(
+        failed = PostTrainingError(
             f"cannot run it: {(error.strerror or '').lower()}", where=words[0]
-        ) from None
+        )
+        # As a shell reports it.
+        failed.exit_code = 127 if isinstance(error, FileNotFoundError) else 126
+        raise failed from None
