@@ -1,16 +1,40 @@
 """Runs beside each other: each in a process of its own, in turn, and a table of their medians."""
 
+import argparse
 import multiprocessing
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parents[3]
+GSM8K = REPOSITORY.parent / "shared/data/gsm8k/train.jsonl"
+SUMS = REPOSITORY / "reproducibility/demo/arithmetic.jsonl"
 Runs = list[dict[str, Any]]
+
+
+def parse_options(description: str, known: Iterable[str]) -> argparse.Namespace:
+    """The command line of a program with the measurements `known`; all of them where none is named.
+
+    Sets the number of threads, which is read when torch is imported, in every process alike.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    # Not `choices`: argparse would refuse that no name is given.
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=", ".join(known))
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="timed in each run")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--corpus", type=Path, default=GSM8K if GSM8K.exists() else SUMS)
+    options = parser.parse_args()
+    if unknown := [name for name in options.what if name not in known]:
+        parser.error(f"there is no measurement {unknown[0]}")
+    options.what = options.what or list(known)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    return options
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,6 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+# A Llama of 14 million parameters between the embeddings: a step is matrix products, not Python.
+SMALL = {
+    "hidden_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "intermediate_size": 1024,
+    "max_position_embeddings": 4096,
+}
+
 
 def make_model(folder: Path, corpus: Path, shape: dict[str, int]) -> Path:
     """By `init-model`: a Llama in float32, and a tokenizer of the corpus. Its folder."""
