@@ -13,6 +13,8 @@ REPOSITORY = Path(__file__).parents[2]
 GPU = REPOSITORY / "reproducibility/benchmarks/gpu"
 # What a GPU was lent with, and what its image has of what our training needs.
 TORCH, TRANSFORMERS = "2.11.0", "5.17.0"
+# Triton's interpreter of that time does not take numpy 2.4.
+NUMPY = "2.3.5"
 TRITON = "3.6.0"  # comes with torch's build for CUDA; its interpreter runs without a GPU
 PRESENT = ["accelerate==1.15.0", "peft", "pyarrow", "pandas", "pyyaml", "rich", "requests"]
 PRESENT += ["tensorboard", "einops", "msgpack", "ninja", "psutil", "py-cpuinfo", "sentencepiece"]
@@ -35,7 +37,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert pip(environment, f"triton=={TRITON}")
     else:
         assert pip(environment, f"torch=={TORCH}")
-    assert pip(environment, f"transformers=={TRANSFORMERS}", *PRESENT)
+    assert pip(environment, f"transformers=={TRANSFORMERS}", f"numpy=={NUMPY}", *PRESENT)
     return environment
 
 

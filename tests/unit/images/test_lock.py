@@ -58,7 +58,7 @@ def test_recipe_asks_for_exact_versions_and_its_locks_have_hashes(name):
 def test_dockerfile_of_a_recipe_installs_from_each_of_its_locks(name):
     recipe = load_recipe(name, REPOSITORY)
     text = (recipe.folder / "Dockerfile").read_text().replace('"', "")
-    folder = "/etc/post-training" if name in OWN else "/etc/post-training/$NAME"
+    folder = "/etc/post-training" if name in OWN else "/etc/post-training/$ENVIRONMENT"
     for lock in recipe.locks.keys() - {"base.lock", "source.lock"}:
         assert f"steps/install {folder}/{lock} /mnt" in text
 
