@@ -193,11 +193,12 @@ def show_list(store_folder: Path | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(index, indent=2))
         return
-    print(f"{'NAME':8} {'VERSION':9} {'OCI DIGEST':20} {'SQSH SHA256':13} {'MB':>7}  PUSHED")
+    width = max([8, *(len(entry["name"]) for entry in index)])
+    print(f"{'NAME':{width}} {'VERSION':9} {'OCI DIGEST':20} {'SQSH SHA256':13} {'MB':>7}  PUSHED")
     for entry in index:
         size = f"{entry['size_bytes'] / 1e6:.0f}" if entry["file"] == "present" else entry["file"]
         print(
-            f"{entry['name']:8} {entry['version']:9} {entry['oci_digest'][:19]:20} "
+            f"{entry['name']:{width}} {entry['version']:9} {entry['oci_digest'][:19]:20} "
             f"{entry['sqsh_sha256'][:12]:13} {size:>7}  {entry['pushed']}"
         )
 
