@@ -2,26 +2,24 @@
 trains two steps of the CSCS tutorial's configuration, and again with the same bytes. All forms of
 the image are one.
 
-The recipe's packages are downloaded (0.9 GB); five minutes.
+The recipe's packages are downloaded (0.9 GB); five minutes. containers/axolotl-gh200 likewise,
+where arm64 runs or is emulated: half an hour, with gh200 itself.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from helpers.real_images import NEEDS_ARM64, REPOSITORY, pushed_image
 from helpers.sums import write_sums
-from post_training.images.edf import load_edf
 from post_training.images.own_base import lock_own_base
 from post_training.images.recipe import load_recipe
-from post_training.images.store import ImageStore, default_store
 from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.long, pytest.mark.image]
-REPOSITORY = Path(__file__).parents[2]
 TUTORIAL = REPOSITORY / "tests/unit/importers/files/axolotl.yaml"
 # Plugins, kernels and DeepSpeed of the tutorial are for GPUs; the rest makes it short.
 ON_A_CPU = {
@@ -56,23 +54,29 @@ unstable: ["*/trainer_state.json", "*.log"]  # tokens a second, and times
 """
 
 
+@pytest.fixture(params=["axolotl", pytest.param("axolotl-gh200", marks=NEEDS_ARM64)])
+def recipe(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
-def axolotl_edf(image_edf: Path, post_training, tmp_path: Path, monkeypatch) -> Path:
-    """The EDF of the image that the recipe gives over the cpu image of these sources."""
+def axolotl_edf(recipe: str, post_training, tmp_path: Path, monkeypatch) -> Path:
+    """The EDF of the image that the recipe gives over the image of these sources."""
     checkout = tmp_path / "checkout"
-    for name in ("containers/axolotl", "containers/steps", "edf"):
+    for name in (f"containers/{recipe}", "containers/steps", "edf"):
         shutil.copytree(REPOSITORY / name, checkout / name)
-    base = load_edf(image_edf, os.environ, REPOSITORY).env["POST_TRAINING_IMAGE_OCI_DIGEST"]
-    lock_own_base(load_recipe("axolotl", checkout), base, ImageStore(default_store()))
+    loaded = load_recipe(recipe, checkout)
+    store, base = pushed_image(loaded.settings.base)
+    lock_own_base(loaded, base["oci_digest"], store)
     monkeypatch.setenv("EDF_PATH", str(tmp_path / "edf"))
     for words in (["build"], ["push-sqsh", "--site", "laptop"]):
         verb, *options = words
-        done = post_training("image", verb, "axolotl", *options, "--repository", checkout)
+        done = post_training("image", verb, recipe, *options, "--repository", checkout)
         assert done.returncode == 0, done.stderr
-    return checkout / "edf/post-training-axolotl.toml"
+    return checkout / f"edf/post-training-{recipe}.toml"
 
 
-def test_axolotl_trains_the_tutorial_under_a_record(axolotl_edf, post_training, tmp_path):
+def test_axolotl_trains_the_tutorial_under_a_record(recipe, axolotl_edf, post_training, tmp_path):
     def inside(*words: str) -> None:
         done = post_training("edf", "run", axolotl_edf, "--", *words)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -82,7 +86,7 @@ def test_axolotl_trains_the_tutorial_under_a_record(axolotl_edf, post_training, 
     inside("entrypoint", "init-model", "init.yaml")
     inside("entrypoint", "exec", "run.yaml")
     record = read_record(tmp_path / "run")
-    assert (record["status"], record["image"]["name"]) == ("finished", "axolotl")
+    assert (record["status"], record["image"]["name"]) == ("finished", recipe)
     [state] = (tmp_path / "run/work").rglob("checkpoint-2/trainer_state.json")
     assert json.loads(state.read_text())["global_step"] == 2
     assert (tmp_path / "run/model/model.safetensors").exists()

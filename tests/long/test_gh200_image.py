@@ -4,30 +4,17 @@ About an hour on two cores that emulate arm64; a second one for the build from n
 """
 
 import json
-import platform
-from pathlib import Path
 
 import pytest
 
+from helpers.real_images import NEEDS_ARM64, REPOSITORY, pushed_image
 from helpers.sums import write_sums
 from post_training.core.files import write_atomic
-from post_training.images.build import build_image
-from post_training.images.push import push_sqsh
-from post_training.images.recipe import load_recipe
 from post_training.images.release import read_releases
 from post_training.images.render import render_edf
-from post_training.images.store import ImageStore, default_store
+from post_training.images.store import ImageStore
 
-REPOSITORY = Path(__file__).parents[2]
-QEMU = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.image,
-    pytest.mark.skipif(
-        platform.machine() != "aarch64" and not QEMU.exists(),
-        reason="this machine runs no arm64 program: installation/laptop/emulate-arm64",
-    ),
-]
+pytestmark = [pytest.mark.long, pytest.mark.image, NEEDS_ARM64]
 MODULES = ("torch", "transformers", "trl", "deepspeed", "vllm")
 VERSIONS = f"""
 import importlib, json
@@ -47,9 +34,7 @@ print(float((a @ b.T - (a.double() @ b.double().T)).abs().max()))
 @pytest.fixture(scope="module")
 def image() -> tuple[ImageStore, dict]:
     """(the store, the record of the image of these sources in it)."""
-    store, recipe = ImageStore(default_store()), load_recipe("gh200", REPOSITORY)
-    built, _ = build_image(recipe, store)
-    return store, store.find_built(built.identity["input_hash"]) or push_sqsh(built, recipe, store)
+    return pushed_image("gh200")
 
 
 @pytest.fixture
