@@ -2,6 +2,8 @@
 a real registry."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from post_training.images.share import push_image
 from post_training.images.store import ImageStore
 
 pytestmark = [pytest.mark.image, pytest.mark.usefixtures("storage")]
+REPOSITORY = Path(__file__).parents[2]
 COMMIT = {"commit": "c" * 40, "dirty": False}
 SETTINGS = 'base = "cpu"\nplatform = "linux/amd64"\npython = "3.11"\nglibc = "2.36"\n'
 DOCKERFILE = """ARG BASE
@@ -108,6 +111,27 @@ def test_base_that_the_builder_lacks_comes_from_its_registry(base, checkout, sto
         lock_own_base(load_recipe("over", checkout), "cpu", store)
         pulled, _ = build_image(load_recipe("over", checkout), store)
     assert pulled.oci_digest == first.oci_digest
+
+
+def test_image_over_ours_is_rebuilt_from_nothing_but_its_base(
+    base, checkout, store, image_command, tmp_path, monkeypatch
+):
+    """By its commit, in a storage of its own."""
+    for name in ("src", "entrypoints", "edf"):
+        shutil.copytree(REPOSITORY / name, checkout / name)
+    shutil.copy(REPOSITORY / "pyproject.toml", checkout)
+    lock_own_base(load_recipe("over", checkout), "cpu", store)
+    git = ["git", "-C", checkout, "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setenv("EDF_PATH", str(tmp_path / "edf"))
+    for words in (["build", "over"], ["push-sqsh", "over"], ["rebuild", "over"]):
+        done = image_command(*words)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"identical: {store.find('over')['oci_digest']}")
+    # The EDF `post-training` stays that of the base.
+    assert (tmp_path / "edf/post-training-over.toml").is_symlink()
+    assert not (tmp_path / "edf/post-training.toml").exists()
 
 
 def test_gc_keeps_the_base_of_a_recipe(base, checkout, store, image_command, tmp_path):

@@ -7,6 +7,7 @@ The recorded commit is checked out into a temporary folder and builds itself, wi
 """
 
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -22,7 +23,8 @@ from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.hashing import sha256_file
 from post_training.core.process import run_tool
 from post_training.images.checkout import worktree
-from post_training.images.recipe import load_recipe
+from post_training.images.own_base import ensure_in_builder, read_own_base
+from post_training.images.recipe import BASE_LOCK, load_recipe
 from post_training.images.store import ImageStore
 
 # That are named where two images differ.
@@ -161,6 +163,8 @@ def _built_again(
             again = ImageStore(folder / "store")
             _share_inputs(store, again, record["name"])
             with _buildah_storage(folder / "buildah", cached=cached) as variables:
+                if variables:
+                    _lend_base(record["name"], sources, variables)
                 verbs = ["build", "push-sqsh", *(["push-sif"] if record.get("sif_sha256") else [])]
                 for verb in verbs:
                     _run_own(verb, record["name"], sources, again, variables)
@@ -189,6 +193,21 @@ def _share_inputs(store: ImageStore, again: ImageStore, name: str) -> None:
         if (store.folder / part).exists():
             # Links: what the build throws away stays in the real store.
             shutil.copytree(store.folder / part, again.folder / part, copy_function=os.link)
+
+
+def _lend_base(name: str, sources: Path, variables: Mapping[str, str]) -> None:
+    """Copy the base into the empty storage, if it is one of our images: it is given, not built."""
+    recipe = load_recipe(name, sources)
+    if not recipe.settings.is_over_ours:
+        return
+    tag = ensure_in_builder(read_own_base(recipe), recipe.folder / BASE_LOCK)
+    ours = json.loads(run_tool(["buildah", "info"]))["store"]
+    place = f"{ours['GraphDriverName']}@{ours['GraphRoot']}+{ours['RunRoot']}"
+    run_tool(
+        ["skopeo", "copy", "--quiet", f"containers-storage:[{place}]{tag}",
+         f"containers-storage:{tag}"],
+        env={**os.environ, **variables},
+    )  # fmt: skip
 
 
 @contextmanager
