@@ -16,8 +16,9 @@ from helpers.sft_runs import metrics
 FINAL_NUMBER = Path(__file__).parents[3] / "reproducibility/gsm8k-alignment/final_number.py"
 NAMES = ("Aisha", "Bruno", "Chen", "Dara", "Elif", "Fritz")
 LOSSES = {"dpo": {"name": "dpo", "beta": 0.1}, "qrpo": {"name": "qrpo", "beta": 0.1}}
-# As found; on another processor the samples of a model may differ.
-EXPECTED, TOLERANCE = {"sft": 0.325, "dpo": 0.700, "qrpo": 0.679}, 0.1
+# The samples differ from processor to processor: 0.325 right before and 0.700 (dpo), 0.679 (qrpo)
+# after on one, 0.429 and 0.658, 0.704 on another. A share of 240 samples is known to 0.03.
+BEFORE, AFTER, GAINED = (0.2, 0.55), 0.55, 0.15
 
 
 def problems() -> list[dict[str, str]]:
@@ -132,7 +133,7 @@ def pairs(runs: Runs, start: Path) -> Path:
 @pytest.fixture(scope="module")
 def share_before(runs: Runs, start: Path, held_out: Path) -> float:
     share = runs.share_right(start, held_out)
-    assert share == pytest.approx(EXPECTED["sft"], abs=TOLERANCE)
+    assert BEFORE[0] < share < BEFORE[1]  # it learned from careless answers as well
     return share
 
 
@@ -160,5 +161,4 @@ def test_policy_answers_more_held_out_problems_right_than_before(
     assert accuracies[0] < 0.85
     assert accuracies[-1] > 0.9
     found = runs.share_right(policy, held_out)
-    assert found > share_before + 0.2
-    assert found == pytest.approx(EXPECTED[name], abs=TOLERANCE)
+    assert found > max(AFTER, share_before + GAINED)
