@@ -33,7 +33,7 @@ dev: test-tools image push-sqsh ## All that work on the code needs: tools, tests
 image: setup ## Build containers/$(IMAGE) into an OCI image (IMAGE=cpu)
 	$(BIN)/post-training image build $(IMAGE)
 
-push-sqsh: setup ## Put the built image into the image store and render edf/post-training.toml (SITE=laptop)
+push-sqsh: setup ## Put the built image into the image store and render its EDF into edf/ (SITE=laptop)
 	$(BIN)/post-training image push-sqsh $(IMAGE) --site $(SITE)
 
 push-sif: setup ## Put the built image into the image store as a SIF, for Singularity (SITE=lumi, or one of your own, renders its EDF)
@@ -113,4 +113,4 @@ lock-tools: setup ## Resolve what pyproject.toml asks for into requirements-dev.
 	$(BIN)/post-training image lock-tools
 
 clean: ## Remove what this checkout made; the image store stays
-	rm -rf .venv build edf/post-training.toml
+	rm -rf .venv build edf/post-training*.toml

@@ -128,20 +128,37 @@ def test_image_over_ours_is_rebuilt_from_nothing_but_its_base(
     for words in (["build", "over"], ["push-sqsh", "over"], ["rebuild", "over"]):
         done = image_command(*words)
         assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"identical: {store.find('over')['oci_digest']}")
+    record = store.find("over")
+    assert done.stdout.startswith(f"identical: {record['oci_digest']}")
+    # Over a base that no commit names: what was locked since, and not committed.
+    pack_sqsh(make_image(tmp_path / "two", "two"), store, COMMIT)
+    lock_own_base(load_recipe("over", checkout), "cpu", store)
+    for words in (["build", "over"], ["push-sqsh", "over"]):
+        assert image_command(*words).returncode == 0
+    done = image_command("rebuild", "over")
+    assert (done.returncode, store.find("over")["checkout"]["dirty"]) == (2, True)
+    assert "which nobody kept" in done.stderr
     # The EDF `post-training` stays that of the base.
     assert (tmp_path / "edf/post-training-over.toml").is_symlink()
     assert not (tmp_path / "edf/post-training.toml").exists()
 
 
-def test_gc_keeps_the_base_of_a_recipe(base, checkout, store, image_command, tmp_path):
-    lock_own_base(load_recipe("over", checkout), "cpu", store)
+@pytest.mark.parametrize("since", ["locked", "built and locked again"])
+def test_gc_keeps_the_base_of_a_recipe_and_of_an_image(
+    base, checkout, store, image_command, tmp_path, since
+):
+    recipe = load_recipe("over", checkout)
+    lock_own_base(recipe, "cpu", store)
+    if since != "locked":
+        pack_sqsh(build_image(recipe, store)[0], store, COMMIT)
     pack_sqsh(make_image(tmp_path / "two", "two"), store, COMMIT)
+    if since != "locked":
+        lock_own_base(recipe, "cpu", store)
     (tmp_path / "runs").mkdir()
     done = image_command("gc", tmp_path / "runs", "--json", "--delete")
     assert done.returncode == 0, done.stderr
     found = {image["oci_digest"]: image["kept_for"] for image in json.loads(done.stdout)["images"]}
-    assert found[base["oci_digest"]] == "the base of a recipe"
+    assert found[base["oci_digest"]] == "the base of a recipe or of another image"
     assert base["oci_digest"] in builder.stored_tags().values()
 
 
@@ -153,6 +170,13 @@ def test_base_of_another_name_or_platform_is_refused(base, checkout, store, chan
     with pytest.raises(UsageError, match=f"its {key} is {value}, recipe.toml asks for"):
         lock_own_base(load_recipe("over", checkout), base["oci_digest"], store)
     assert not (checkout / "containers/over/base.lock").exists()
+
+
+def test_context_of_a_recipe_over_ours_is_refused(base, checkout, store, image_command, tmp_path):
+    lock_own_base(load_recipe("over", checkout), "cpu", store)
+    done = image_command("context", "over", tmp_path / "context")
+    assert (done.returncode, (tmp_path / "context").exists()) == (2, False)
+    assert "its base is one of our images, which the context can't hold" in done.stderr
 
 
 def test_packages_of_the_distribution_over_ours_are_refused(base, checkout, image_command):

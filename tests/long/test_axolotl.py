@@ -17,6 +17,7 @@ from helpers.real_images import NEEDS_ARM64, REPOSITORY, pushed_image
 from helpers.sums import write_sums
 from post_training.images.own_base import lock_own_base
 from post_training.images.recipe import load_recipe
+from post_training.images.store import ImageStore, default_store
 from post_training.records.run_record import read_record
 
 pytestmark = [pytest.mark.long, pytest.mark.image]
@@ -87,6 +88,8 @@ def test_axolotl_trains_the_tutorial_under_a_record(recipe, axolotl_edf, post_tr
     inside("entrypoint", "exec", "run.yaml")
     record = read_record(tmp_path / "run")
     assert (record["status"], record["image"]["name"]) == ("finished", recipe)
+    pushed = ImageStore(default_store()).record(record["image"]["sqsh_sha256"])
+    assert pushed["packages"]["/opt/axolotl"]["axolotl"] == "0.19.0"
     [state] = (tmp_path / "run/work").rglob("checkpoint-2/trainer_state.json")
     assert json.loads(state.read_text())["global_step"] == 2
     assert (tmp_path / "run/model/model.safetensors").exists()

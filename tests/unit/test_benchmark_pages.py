@@ -11,10 +11,9 @@ import pytest
 MEASURE_ALL = Path(__file__).parents[2] / "reproducibility/benchmarks/measure_all"
 MEASUREMENTS = runpy.run_path(str(MEASURE_ALL))["MEASUREMENTS"]
 PAGES = sorted({measurement.page for measurement in MEASUREMENTS.values()})
-# {(program, names of its options): a measurement that starts it so}
+# {(program, where, arguments): a measurement that starts it so}
 PROGRAMS = {
-    (each.program, *(word for word in each.arguments if word.startswith("-"))): name
-    for name, each in MEASUREMENTS.items()
+    (each.program, each.in_image, *each.arguments): name for name, each in MEASUREMENTS.items()
 }
 PAGE = "# A page\n\nWhat it says.\n"
 FIRST = """# A page
@@ -63,6 +62,9 @@ def test_program_starts_with_the_arguments_that_make_benchmarks_gives_it(name: s
     done = subprocess.run([*MEASUREMENTS[name].command(), "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+    # argparse says nothing of unknown options where `--help` follows.
+    words = [word for word in MEASUREMENTS[name].arguments if not word.isdigit()]
+    assert [word for word in words if word not in done.stdout] == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -38,7 +38,7 @@ def image_push_sqsh(
     store: Store = None,
     repository: Repository = Path("."),
 ) -> None:
-    """Put the built image into the store as a squashfs, and render edf/post-training.toml."""
+    """Put the built image into the store as a squashfs, and render its EDF into edf/."""
     from post_training.cli import image_commands
 
     image_commands.push(name, site, store, repository)
@@ -56,7 +56,7 @@ def image_push_sif(
     name: Annotated[str, typer.Argument(help="A folder of containers/.")] = "cpu",
     site: Annotated[
         str | None,
-        typer.Option(help="Render edf/post-training.toml for this site.", show_default=False),
+        typer.Option(help="Render its EDF into edf/, for this site.", show_default=False),
     ] = None,
     store: Store = None,
     repository: Repository = Path("."),
@@ -118,7 +118,7 @@ def image_pull(
     ],
     site: Annotated[
         str | None,
-        typer.Option(help="Render edf/post-training.toml for this site.", show_default=False),
+        typer.Option(help="Render its EDF into edf/, for this site.", show_default=False),
     ] = None,
     store: Store = None,
     repository: Repository = Path("."),

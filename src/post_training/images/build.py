@@ -99,10 +99,18 @@ def build_image(recipe: Recipe, store: ImageStore) -> tuple[BuiltImage, bool]:
 
 
 def write_context(recipe: Recipe, store: ImageStore, folder: Path) -> None:
-    """Write everything that a build reads into one new folder, for another builder to use."""
+    """Write everything that a build reads into one new folder, for another builder to use.
+
+    Errors: UsageError for a recipe over one of our images.
+    """
     with store.lock(), atomic_directory(folder) as temporary:
         refuse_unlocked(recipe)
         base = ensure_base(recipe, store)
+        if base.ours:
+            raise UsageError(
+                "its base is one of our images, which the context can't hold",
+                where=str(recipe.folder),
+            )
         native = ensure_native_root(recipe, base, store)
         stage_context(recipe, base, image_identity(recipe, base), temporary, native)
         for name, source in _download(recipe, base, store).items():

@@ -91,11 +91,12 @@ def ensure_in_builder(lock: Mapping[str, Any], where: Path) -> str:
             continue
         if builder.stored_tags().get(tag) == wanted:
             return tag
+        builder.remove(tag)
         problems.append(f"{reference}: it is another image")
     raise UsageError(
         "\n  ".join([f"the builder does not have {lock['name']} {lock['version']} ({wanted})",
                      *(problems or ["and base.lock names no registry that does"])]),
         where=str(where),
-        hint=f"`post-training image rebuild` makes it again; `image lock {where.parent.name}` pins "
-        f"the {lock['name']} image that was pushed last",
+        hint=f"`post-training image rebuild {wanted[7:19]} --cached` makes it again there; "
+        f"`image lock {where.parent.name}` pins the {lock['name']} image that was pushed last",
     )  # fmt: skip

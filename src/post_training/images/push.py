@@ -51,7 +51,9 @@ _ENVIRONMENT_FILES = (
 )
 # `singularity inspect` shows it.
 _OCI_DIGEST_LABEL = "org.post-training.oci-digest"
-SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
+_ENVIRONMENT = "/opt/post-training/venv"
+SITE_PACKAGES = f"{_ENVIRONMENT[1:]}/lib/python3.*/site-packages"
+_ANY_SITE_PACKAGES = ("opt/*/lib/python3.*/site-packages", SITE_PACKAGES)
 _LAUNCH = b"#!/usr/bin/env run-singularity\n"
 # Launch line, magic, version, architecture, UUID, created, modified; of the descriptors: free, all,
 # offset, bytes; of the data: offset, bytes.
@@ -261,8 +263,13 @@ def image_record(
     root: the image's root file system, from which the lists of packages are read.
     checkout: as of `describe_checkout`. builder: {program: version}.
     """
-    folders = [str(folder) for folder in root.glob(SITE_PACKAGES)]
-    distributions = metadata.distributions(path=folders)
+    # Our own environment, and those that an image over ours adds: /opt/axolotl.
+    packages = {
+        f"/{folder.relative_to(root).parents[2]}": _versions(folder)
+        for pattern in _ANY_SITE_PACKAGES
+        for folder in sorted(root.glob(pattern))
+    }
+    ours = packages.pop(_ENVIRONMENT, {})
     return {
         "schema": RECORD_SCHEMA,
         **image.identity,
@@ -277,9 +284,15 @@ def image_record(
         "environment": image.environment,
         "packages": {
             "debian": parse_dpkg_status((root / "var/lib/dpkg/status").read_text()),
-            "python": dict(sorted((d.name, d.version) for d in distributions)),
+            "python": ours,
+            **packages,
         },
     }
+
+
+def _versions(site_packages: Path) -> dict[str, str]:
+    found = metadata.distributions(path=[str(site_packages)])
+    return dict(sorted((each.name, each.version) for each in found))
 
 
 def _builder() -> dict[str, str]:

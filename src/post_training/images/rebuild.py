@@ -175,7 +175,13 @@ def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> No
     """Errors: UsageError when the checkout's changes were in files that go into the image."""
     # A run's record does not name the base, so its input hash can't be computed.
     base = record.get("base_sha256")
-    if not base or load_recipe(record["name"], sources).input_hash(base) != record["input_hash"]:
+    recipe = load_recipe(record["name"], sources)
+    is_same = base and recipe.input_hash(base) == record["input_hash"]
+    # Which of our images is the base, is in no hash of files.
+    if is_same and recipe.settings.is_over_ours:
+        locked = (recipe.folder / BASE_LOCK).exists() and read_own_base(recipe)["oci_digest"]
+        is_same = locked == f"sha256:{base}"
+    if not is_same:
         raise UsageError(
             f"the image was built from changes that commit {record['checkout']['commit'][:12]} "
             "does not have, and which nobody kept",

@@ -5,6 +5,8 @@ run), `entrypoints/`, `pyproject.toml` and `src/` of one checkout, and the base.
 over their contents: never a time, a commit or a path, so the same inputs give the same bits. The
 build sees these files and nothing else.
 
+A recipe over one of our images has none of our sources: they are in its base.
+
 containers/NAME/recipe.toml says what the image is for:
 
     platform = "linux/arm64"            of the image
@@ -15,9 +17,10 @@ containers/NAME/recipe.toml says what the image is for:
     versions_from = "cpu"               prefer the versions in that recipe's locks
     without = ["torchvision"]           never installed: useless, or the base's own
 
-containers/NAME/base.lock says which bootstrapped base is meant. Debian's mirrors keep only the
-newest versions, so a base can't always be made again. The lock holds the sha256 of its bytes, the
-package versions in them, and the time from which a snapshot service has these versions.
+containers/NAME/base.lock says which base is meant: by its digest where it is an image. A
+bootstrapped one can't always be made again: Debian's mirrors keep only the newest versions. Its
+lock holds the sha256 of its bytes, the package versions in them, and the time from which a snapshot
+service has these versions.
 """
 
 import json

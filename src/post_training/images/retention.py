@@ -1,8 +1,9 @@
 """`post-training image gc`: which images may be removed.
 
 Kept are the newest image of each name; released ones (containers/images.lock); those that the
-user's EDFs pin; and those that a file in the run folders names: a run's record, an artifact's, the
-EDF of a submitted job. The files are searched for digests as text, so their format does not matter.
+user's EDFs pin; the bases of recipes and of other images; and those that a file in the run folders
+names: a run's record, an artifact's, the EDF of a submitted job. The files are searched for digests
+as text, so their format does not matter.
 
 The run folders are remembered in the store (runs.json); links in them are followed. A file there,
 or an EDF, that can't be read is an error: it may name an image. A link to nothing gives a warning.
@@ -12,7 +13,7 @@ again. For that, what it was made of (bases, a distribution's packages) is kept 
 not have it any more.
 
 The builder's own storage holds each image once more. Kept there are the newest of each name, whose
-layers the next build uses, and images that were never pushed.
+layers the next build uses, bases, and images that were never pushed.
 """
 
 import errno
@@ -121,8 +122,9 @@ def plan(
     edfs = (path for folder in edf_folders for path in _edf_files(folder))
     pinned_by = _digests_in(edfs, _EDF_HINT, dangling)
     released = set().union(*(digests(entry) for entry in releases))
-    bases = set(locked)
     records, removed = store.records(), store.removed_records()
+    bases = set(locked)
+    bases |= {each["base_sha256"] for each in [*records, *removed] if each.get("over")}
     # The last pushed comes first.
     newest = {record["name"]: record for record in reversed(records)}
     verdicts = [
@@ -176,13 +178,17 @@ def _kept_for(
     pinned_by: Mapping[str, Path],
     bases: set[str],
 ) -> str | None:
-    """Why the image stays, or None. newest: {name: record}. named_by, pinned_by: {digest: file}."""
+    """Why the image stays, or None.
+
+    newest: {name: record}. named_by, pinned_by: {digest: file}. bases: their digests. All digests
+    are hexadecimal.
+    """
     if newest[record["name"]] is record:
         return f"the newest of {record['name']}"
     if digests(record) & released:
         return "released"
     if digests(record) & bases:
-        return "the base of a recipe"
+        return "the base of a recipe or of another image"
     if named := digests(record) & named_by.keys():
         return f"named by {named_by[named.pop()]}"
     if pinned := digests(record) & pinned_by.keys():
@@ -209,9 +215,13 @@ def _leftovers(
 
 
 def _size_bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.lstat().st_size for file in path.rglob("*"))
-    return path.lstat().st_size if path.exists() else 0
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = 0
+    # A work folder goes with its process, at any moment.
+    with suppress(FileNotFoundError):
+        for file in files:
+            size += file.lstat().st_size
+    return size
 
 
 def _run_files(top: Path) -> Iterator[Path]:
