@@ -13,6 +13,12 @@ from post_training.images.recipe import SOURCE_DATE_EPOCH
 COMMIT = {"commit": "c" * 40, "dirty": False}
 
 
+def forget_images() -> None:
+    """Empty the builder's storage, as it is on another machine."""
+    for tag in list(builder.stored_tags()):
+        builder.remove(tag)
+
+
 def make_image(folder: Path, word: str, *, is_ours: bool = True) -> BuiltImage:
     """Build an image whose files hold `word`."""
     identity = {

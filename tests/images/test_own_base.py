@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.registry import serving
-from helpers.small_images import make_image
+from helpers.small_images import COMMIT, forget_images, make_image
 from post_training.core.errors import UsageError
 from post_training.images import builder
 from post_training.images.build import build_image
@@ -22,7 +22,6 @@ from post_training.images.store import ImageStore
 
 pytestmark = [pytest.mark.image, pytest.mark.usefixtures("storage")]
 REPOSITORY = Path(__file__).parents[2]
-COMMIT = {"commit": "c" * 40, "dirty": False}
 SETTINGS = 'base = "cpu"\nplatform = "linux/amd64"\npython = "3.11"\nglibc = "2.36"\n'
 DOCKERFILE = """ARG BASE
 FROM ${BASE}
@@ -184,8 +183,3 @@ def test_packages_of_the_distribution_over_ours_are_refused(base, checkout, imag
     done = image_command("lock", "over")
     assert done.returncode == 2
     assert "can't be added to an image of ours" in done.stderr
-
-
-def forget_images() -> None:
-    for tag in list(builder.stored_tags()):
-        builder.remove(tag)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers.registry import serving
-from helpers.small_images import COMMIT, make_image
+from helpers.small_images import COMMIT, forget_images, make_image
 from post_training.core.errors import PostTrainingError
 from post_training.core.hashing import sha256_file
-from post_training.images import builder
 from post_training.images.edf import load_edf
 from post_training.images.passport import make_passport, tree_hash
 from post_training.images.push import (
@@ -72,8 +71,7 @@ def test_passport_of_small_image_in_a_registry_and_of_what_cannot_be_had(record,
     forms, differences = forms_of(store.find("cpu"), store)
     assert differences == []  # The registry is gone, which is no difference.
     assert forms["registry"].notes == ["the registry does not answer"]
-    for tag in list(builder.stored_tags()):
-        builder.remove(tag)
+    forget_images()
     forms, _ = forms_of(store.find("cpu"), store)
     assert forms["OCI"].notes == ["it is not in the builder's storage"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.registry import PASSWORD, USER, serving
-from helpers.small_images import COMMIT, make_image
+from helpers.small_images import COMMIT, forget_images, make_image
 from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.process import run_tool
 from post_training.images import builder
@@ -23,12 +23,6 @@ from post_training.reproduce.verdict import fetch_image
 pytestmark = [pytest.mark.image, pytest.mark.usefixtures("storage")]
 # Of PASSWORD, by bcrypt.
 PASSWORD_HASH = "$2y$05$UfneqUeHNULjkgTEV9ZwqewXXXZWoHIpIZwT7SKLgL6bgSJs2FTTe"
-
-
-def forget_images() -> None:
-    """As on another machine: what the builder has is not fetched again."""
-    for tag in list(builder.stored_tags()):
-        builder.remove(tag)
 
 
 @pytest.fixture

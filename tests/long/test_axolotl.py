@@ -70,8 +70,7 @@ def axolotl_edf(recipe: str, post_training, tmp_path: Path, monkeypatch) -> Path
     store, base = pushed_image(loaded.settings.base)
     lock_own_base(loaded, base["oci_digest"], store)
     monkeypatch.setenv("EDF_PATH", str(tmp_path / "edf"))
-    for words in (["build"], ["push-sqsh", "--site", "laptop"]):
-        verb, *options = words
+    for verb, *options in (["build"], ["push-sqsh", "--site", "laptop"]):
         done = post_training("image", verb, recipe, *options, "--repository", checkout)
         assert done.returncode == 0, done.stderr
     return checkout / f"edf/post-training-{recipe}.toml"

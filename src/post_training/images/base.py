@@ -117,6 +117,8 @@ def ensure_base(recipe: Recipe, store: ImageStore) -> Base:
     if recipe.settings.is_over_ours:
         lock = read_own_base(recipe)
         moved = [] if lock["base"] == "locked" else [f"the base of {lock['name']}"]
+        if moved:
+            _say(f"base: unlocked (that of {lock['name']} {lock['version']} is not as locked)")
         return Base(lock["oci_digest"].removeprefix("sha256:"), None, {}, moved, ours=lock)
     if image := recipe.settings.base:
         reference = read_registry_base(recipe.folder / BASE_LOCK, image, recipe.settings.platform)

@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from post_training.images.base import Base, ensure_wheels
 from post_training.images.build import image_identity, refuse_unlocked, stage_context
 from post_training.images.checkout import describe_checkout
 from post_training.images.identity import LAYER_FOLDERS, image_digest, pair_digest
-from post_training.images.push import COMPRESSION, SITE_PACKAGES, make_squashfs
+from post_training.images.push import COMPRESSION, SITE_PACKAGES, make_squashfs, python_packages
 from post_training.images.recipe import BASE_LOCK, SOURCE_DATE_EPOCH, Recipe
 from post_training.images.site_sif import locked_site_sif
 from post_training.images.store import RECORD_SCHEMA, ImageStore
@@ -79,8 +78,7 @@ def push_layer(recipe: Recipe, store: ImageStore, singularity: Sequence[str]) ->
             squashfs.chmod(new_file_mode(store.folder))
             sync(squashfs)
             layer, size_bytes = sha256_file(squashfs), squashfs.stat().st_size
-            folders = [str(folder) for folder in root.glob(SITE_PACKAGES)]
-            python = {d.name: d.version for d in metadata.distributions(path=folders)}
+            python = python_packages(root.glob(SITE_PACKAGES))
             squashfs.replace(store.image_path(layer))
         _link(store.sif_path(lock["sha256"]), sif)
         return store.add(
@@ -98,7 +96,7 @@ def push_layer(recipe: Recipe, store: ImageStore, singularity: Sequence[str]) ->
                 "compression": " ".join(COMPRESSION),
                 "builder": _versions(singularity[0]),
                 "environment": _ENVIRONMENT,
-                "packages": {"python": dict(sorted(python.items()))},
+                "packages": {"python": python},
             }
         )
 

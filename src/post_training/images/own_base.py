@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import PostTrainingError, UsageError, tell
+from post_training.core.errors import PostTrainingError, UsageError
 from post_training.core.files import read_json, write_json
 from post_training.images import builder
 from post_training.images.identity import image_tag
 from post_training.images.recipe import BASE_LOCK, OWN_BASE_SCHEMA, Recipe
 from post_training.images.reference import known_references
-from post_training.images.skopeo import run_skopeo, tls_options
+from post_training.images.skopeo import pull_to_builder
 from post_training.images.store import ImageStore
 
 # Of the image's record. `base`: whether its own base is as locked.
@@ -31,12 +31,7 @@ def lock_own_base(recipe: Recipe, wanted: str, store: ImageStore) -> None:
     Errors: UsageError for one of another name or platform, and for one over a site's SIF.
     """
     record = store.find(wanted)
-    for key, asked in (("name", recipe.settings.base), ("platform", recipe.settings.platform)):
-        if record[key] != asked:
-            raise UsageError(
-                f"its {key} is {record[key]}, recipe.toml asks for {asked}",
-                where=record["oci_digest"],
-            )
+    _refuse_other(record, recipe, record["oci_digest"])
     if "base_sif" in record:
         raise UsageError(
             "an image over a site's SIF can't be a base: no builder starts from it",
@@ -58,12 +53,19 @@ def read_own_base(recipe: Recipe) -> dict[str, Any]:
         raise UsageError("the base is not locked", where=str(path), hint=hint) from None
     if missing := [key for key in (*_LOCKED, "registries") if key not in lock]:
         raise UsageError(f"lacks {', '.join(missing)}", where=str(path), hint=hint)
-    for key, asked in (("name", recipe.settings.base), ("platform", recipe.settings.platform)):
-        if lock[key] != asked:
-            raise UsageError(
-                f"{key} is {lock[key]}, recipe.toml asks for {asked}", where=str(path), hint=hint
-            )
+    _refuse_other(lock, recipe, str(path), hint)
     return lock
+
+
+def _refuse_other(
+    image: Mapping[str, Any], recipe: Recipe, where: str, hint: str | None = None
+) -> None:
+    """Errors: UsageError for an image of another name or platform than the recipe asks for."""
+    for key, asked in (("name", recipe.settings.base), ("platform", recipe.settings.platform)):
+        if image[key] != asked:
+            raise UsageError(
+                f"its {key} is {image[key]}, recipe.toml asks for {asked}", where=where, hint=hint
+            )
 
 
 def ensure_in_builder(lock: Mapping[str, Any], where: Path) -> str:
@@ -74,18 +76,12 @@ def ensure_in_builder(lock: Mapping[str, Any], where: Path) -> str:
     Errors: UsageError when neither the builder nor a registry has the base.
     """
     tag, wanted = image_tag(lock), lock["oci_digest"]
-    tags = builder.stored_tags()
-    if tags.get(tag) == wanted:
+    if builder.stored_tags().get(tag) == wanted:
         return tag
     problems = []
     for reference in known_references(lock):
-        tell(f"pulling {reference} …")
         try:
-            run_skopeo(
-                ["copy", "--quiet", *tls_options("src-", reference.name), f"docker://{reference}",
-                 f"containers-storage:{tag}"],
-                reference.name,
-            )  # fmt: skip
+            pull_to_builder(reference, tag)
         except PostTrainingError as error:
             problems.append(f"{reference}: {error.problem}")
             continue

@@ -21,7 +21,7 @@ import shutil
 import signal
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -51,9 +51,9 @@ _ENVIRONMENT_FILES = (
 )
 # `singularity inspect` shows it.
 _OCI_DIGEST_LABEL = "org.post-training.oci-digest"
-_ENVIRONMENT = "/opt/post-training/venv"
-SITE_PACKAGES = f"{_ENVIRONMENT[1:]}/lib/python3.*/site-packages"
-_ANY_SITE_PACKAGES = ("opt/*/lib/python3.*/site-packages", SITE_PACKAGES)
+SITE_PACKAGES = "opt/post-training/venv/lib/python3.*/site-packages"
+# Other environments: /opt/axolotl of an image over ours, /opt/venv of a registry's base.
+_OTHER_SITE_PACKAGES = "opt/*/lib/python3.*/site-packages"
 _LAUNCH = b"#!/usr/bin/env run-singularity\n"
 # Launch line, magic, version, architecture, UUID, created, modified; of the descriptors: free, all,
 # offset, bytes; of the data: offset, bytes.
@@ -263,13 +263,10 @@ def image_record(
     root: the image's root file system, from which the lists of packages are read.
     checkout: as of `describe_checkout`. builder: {program: version}.
     """
-    # Our own environment, and those that an image over ours adds: /opt/axolotl.
-    packages = {
-        f"/{folder.relative_to(root).parents[2]}": _versions(folder)
-        for pattern in _ANY_SITE_PACKAGES
-        for folder in sorted(root.glob(pattern))
+    others = {
+        f"/{folder.relative_to(root).parents[2]}": python_packages([folder])
+        for folder in sorted(root.glob(_OTHER_SITE_PACKAGES))
     }
-    ours = packages.pop(_ENVIRONMENT, {})
     return {
         "schema": RECORD_SCHEMA,
         **image.identity,
@@ -284,14 +281,15 @@ def image_record(
         "environment": image.environment,
         "packages": {
             "debian": parse_dpkg_status((root / "var/lib/dpkg/status").read_text()),
-            "python": ours,
-            **packages,
+            "python": python_packages(root.glob(SITE_PACKAGES)),
+            **others,
         },
     }
 
 
-def _versions(site_packages: Path) -> dict[str, str]:
-    found = metadata.distributions(path=[str(site_packages)])
+def python_packages(folders: Iterable[Path]) -> dict[str, str]:
+    """{name: version} of what is installed in these folders of packages, sorted."""
+    found = metadata.distributions(path=[str(folder) for folder in folders])
     return dict(sorted((each.name, each.version) for each in found))
 
 

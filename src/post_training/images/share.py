@@ -25,7 +25,7 @@ from post_training.images.build import BuiltImage
 from post_training.images.identity import read_image, seal
 from post_training.images.push import mounted_image, pack_sqsh
 from post_training.images.reference import DIGEST, Reference, known_references
-from post_training.images.skopeo import run_skopeo, tls_options
+from post_training.images.skopeo import pull_to_builder, run_skopeo, tls_options
 from post_training.images.store import RECORD_SCHEMA, ImageStore
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -93,13 +93,8 @@ def pull_image(
     _remove_leftovers(store)
     with store.work_folder() as work:
         tag = pull_tag(store, work)
-        tell(f"pulling {reference} …")
         try:
-            run_skopeo(
-                ["copy", "--quiet", *tls_options("src-", reference.name), f"docker://{reference}",
-                 f"containers-storage:{tag}"],
-                reference.name,
-            )  # fmt: skip
+            pull_to_builder(reference, tag)
             return _pack(tag, config, told, reference, store)
         finally:
             builder.remove(tag)

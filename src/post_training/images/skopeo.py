@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from post_training.core.errors import PostTrainingError
+from post_training.core.errors import PostTrainingError, tell
 from post_training.core.process import run_tool_bytes
-from post_training.images.reference import is_loopback
+from post_training.images.reference import Reference, is_loopback
 
 _SAID = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
 # What skopeo says: (what we say, what to do about it).
@@ -54,6 +54,16 @@ def run_skopeo(words: Sequence[str | Path], name: str) -> bytes:
                     problem, where=name, hint=hint and hint.format(host=host)
                 ) from None
         raise
+
+
+def pull_to_builder(reference: Reference, tag: str) -> None:
+    """Copy an image of a registry into the builder's storage, with this tag. Errors: as above."""
+    tell(f"pulling {reference} …")
+    run_skopeo(
+        ["copy", "--quiet", *tls_options("src-", reference.name), f"docker://{reference}",
+         f"containers-storage:{tag}"],
+        reference.name,
+    )  # fmt: skip
 
 
 def tls_options(prefix: str, name: str) -> list[str]:
