@@ -177,7 +177,7 @@ def _check_changes_are_elsewhere(record: Mapping[str, Any], sources: Path) -> No
     base = record.get("base_sha256")
     recipe = load_recipe(record["name"], sources)
     is_same = base and recipe.input_hash(base) == record["input_hash"]
-    # Which of our images is the base, is in no hash of files.
+    # No hash of files says which of our images is the base.
     if is_same and recipe.settings.is_over_ours:
         locked = (recipe.folder / BASE_LOCK).exists() and read_own_base(recipe)["oci_digest"]
         is_same = locked == f"sha256:{base}"
