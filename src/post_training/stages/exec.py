@@ -180,7 +180,8 @@ def _run_command(config: ExecConfig, context: StageContext, start: _Start, log: 
         with _copied_output(process, log):
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
-                code = process.wait()
+                # Not process.wait(): an exception there can leave its lock taken, for ever.
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             except Interrupted as stopped:
                 _pass_on(process, stopped, config.grace_s)
                 raise
@@ -188,7 +189,7 @@ def _run_command(config: ExecConfig, context: StageContext, start: _Start, log: 
                 # What it left behind holds the pipe open, and would go on writing.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                code = process.wait()
     if code != 0:
         ended = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise PostTrainingError(
